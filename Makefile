@@ -1,0 +1,38 @@
+# `make repro` and `make test` each set themselves up: everything is installed into .venv, nothing outside it.
+
+# The first interpreter that TensorFlow has wheels for. Another one: make repro PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.10 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+STAMP := .venv/installed
+# DVC runs `python -m pipeline.STAGE`; this is the python it must find.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lint setup ui lock
+.DEFAULT_GOAL := repro
+
+repro: setup ## set up, check params.yaml, run what changed, complete the tracking record
+	python -m pipeline.params
+	dvc repro
+	python -m pipeline.tracking
+
+test: setup ## set up, run the tests
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+ui: setup ## the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
+	python -m pipeline.tracking ui --port $(or $(PORT),5000)
+
+setup: $(STAMP)
+
+# A set-up that was interrupted leaves no stamp and starts again.
+$(STAMP): requirements.lock
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 to 3.13 with venv and pip was found. Install one (Debian, Ubuntu: apt install python3-venv), or name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements.lock
+	@touch $(STAMP)
+
+lock: setup ## resolve pyproject.toml anew; needs uv: pip install uv
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes --upgrade --no-header --quiet --output-file requirements.lock

@@ -1,0 +1,1 @@
+"""Headstart: five stages from labelled images to an evaluated classifier. `dvc.yaml` is the map."""
