@@ -19,28 +19,42 @@ from pipeline.errors import UserError, did_you_mean
 PARAMS_FILE = Path("params.yaml")
 
 
-def _number(value: Any) -> Any:
-    """Lets `1e-4` through, which YAML 1.1 reads as text, and keeps true and false from passing as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed")
-    if isinstance(value, str):
+def _within(kind: type[int] | type[float], interval: str, optional: bool = False) -> BeforeValidator:
+    """A check that a value is a finite number of `kind` in `interval`, e.g. `[0, 1)`; None passes where `optional`.
+
+    `1e-4`, which YAML 1.1 reads as text, passes as the number; true and false do not pass as 1 and 0.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    noun = "an integer in" if kind is int else "in"
+    rule = f"{noun} {interval}" + (" or null" if optional else "")
+
+    def check(value: Any) -> Any:
+        if value is None and optional:
+            return None
         try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+            number = kind(float(value)) if isinstance(value, (int, float, str)) else None
+        except (ValueError, OverflowError):
+            number = None
+        if number is None or isinstance(value, bool) or number != float(value):
+            raise ValueError(rule)
+        above = number > low if interval[0] == "(" else number >= low
+        below = number < high if interval[-1] == ")" else number <= high
+        if not (above and below):
+            raise ValueError(rule)
+        return number
+
+    return BeforeValidator(check)
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Integer = Annotated[int, BeforeValidator(_number)]
-Share = Annotated[Number, Field(gt=0, lt=1)]
-LearningRate = Annotated[Number, Field(gt=0, le=1)]
-Epochs = Annotated[Integer, Field(ge=1, le=10_000)]
-ImageBatch = Annotated[Integer, Field(ge=1, le=4096)]
+Share = Annotated[float, _within(float, "(0, 1)")]
+LearningRate = Annotated[float, _within(float, "(0, 1]")]
+Epochs = Annotated[int, _within(int, "[1, 10000]")]
+ImageBatch = Annotated[int, _within(int, "[1, 4096]")]
+Units = Annotated[int, _within(int, "[1, 65536]")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(_Section):
@@ -50,33 +64,33 @@ class Data(_Section):
 class Prepare(_Section):
     val_fraction: Share
     test_fraction: Share
-    max_bad_fraction: Annotated[Number, Field(ge=0, le=1)]
+    max_bad_fraction: Annotated[float, _within(float, "[0, 1]")]
 
 
 class Extract(_Section):
-    image_size: Annotated[Integer, Field(ge=1, le=4096)] | None
+    image_size: Annotated[int | None, _within(int, "[1, 4096]", optional=True)]
     pooling: Literal["avg", "max", "flatten"]
     batch_size: ImageBatch
 
 
 class TrainHead(_Section):
-    hidden: list[Annotated[Integer, Field(ge=1, le=65_536)]]
-    dropout: Annotated[Number, Field(ge=0, lt=1)]
+    hidden: list[Units]
+    dropout: Annotated[float, _within(float, "[0, 1)")]
     learning_rate: LearningRate
-    batch_size: Annotated[Integer, Field(ge=1, le=65_536)]
+    batch_size: Annotated[int, _within(int, "[1, 65536]")]
     epochs: Epochs
 
 
 class FineTune(_Section):
-    unfreeze: Annotated[Number, Field(ge=0, le=1)]
-    augment: Annotated[Number, Field(ge=0, lt=1)]
+    unfreeze: Annotated[float, _within(float, "[0, 1]")]
+    augment: Annotated[float, _within(float, "[0, 1)")]
     learning_rate: LearningRate
     batch_size: ImageBatch
     epochs: Epochs
 
 
 class Evaluate(_Section):
-    top_k: Annotated[Integer, Field(ge=2, le=1000)]
+    top_k: Annotated[int, _within(int, "[2, 1000]")]
 
 
 class Params(_Section):
@@ -84,7 +98,7 @@ class Params(_Section):
 
     backbone: str
     weights: Annotated[str, Field(min_length=1)]
-    seed: Annotated[Integer, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, _within(int, "[0, 4294967295]")]
     data: Data
     prepare: Prepare
     extract: Extract
@@ -131,14 +145,19 @@ def _check_across(path: Path, params: Params) -> None:
     """Rules that a single key cannot see."""
     if params.backbone not in BACKBONES:
         raise UserError(
-            f"{path}: backbone {params.backbone!r} is unknown{did_you_mean(params.backbone.lower(), BACKBONES)} "
-            "`python -m pipeline.backbones` prints the table."
+            f"{path}: backbone {params.backbone!r} is unknown"
+            f"{did_you_mean(params.backbone.lower(), BACKBONES) or ';'} `python -m pipeline.backbones` prints the table"
         )
     row = BACKBONES[params.backbone]
     if params.extract.image_size is not None and params.extract.image_size < row.min_size:
         raise UserError(
             f"{path}: extract.image_size must be at least {row.min_size} for {params.backbone}, "
             f"got {params.extract.image_size}"
+        )
+    if row.pinned_size and params.weights == "pretrained" and params.extract.image_size not in (None, row.default_size):
+        raise UserError(
+            f"{path}: extract.image_size must be {row.default_size} or null for {params.backbone} with pretrained "
+            f"weights, got {params.extract.image_size}"
         )
     if params.prepare.val_fraction + params.prepare.test_fraction >= 1:
         raise UserError(
@@ -149,54 +168,28 @@ def _check_across(path: Path, params: Params) -> None:
 
 def _explain(path: Path, detail: ErrorDetails) -> str:
     """One line for one of pydantic's findings: file, key, rule, value."""
-    location = [part for part in detail["loc"] if isinstance(part, int) or part.isidentifier()]
+    location = list(detail["loc"])
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
-        section = _field(location[:-1])
-        known = section.model_fields if section else ()
+        known = _section(location[:-1]).model_fields
         return f"{path}: {key} is not a known key{did_you_mean(str(location[-1]), known) or '; remove it'}"
     if detail["type"] == "missing":
         return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
-    got = detail["input"]
-    return f"{path}: {key} must be {_rule(location)}, got {got!r}"
+    rule = {
+        "value_error": lambda: str(detail["ctx"]["error"]),
+        "literal_error": lambda: f"one of {detail['ctx']['expected']}",
+        "list_type": lambda: "a list of integers, e.g. [128]",
+        "model_type": lambda: "a section with keys of its own",
+    }.get(detail["type"], lambda: "a text, not empty")()
+    return f"{path}: {key} must be {rule}, got {detail['input']!r}"
 
 
-def _field(location: list[Any]) -> Any:
-    """The section class at `location`, or None."""
+def _section(location: list[Any]) -> type[BaseModel]:
+    """The section class at `location`."""
     section: Any = Params
     for part in location:
-        field = section.model_fields.get(part)
-        section = field.annotation if field else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return None
+        section = section.model_fields[part].annotation
     return section
-
-
-def _rule(location: list[Any]) -> str:
-    """What the key at `location` takes, in words, e.g. `in [0, 1)`, from the JSON schema of its type."""
-    names = [part for part in location if isinstance(part, str)]
-    schema: dict[str, Any] = _field(names[:-1]).model_json_schema(mode="validation")
-    rule = schema["properties"][names[-1]]
-    if "$ref" in rule:
-        return "a section with keys of its own"
-    if "anyOf" in rule:
-        alternatives = rule["anyOf"]
-        return " or ".join(_rule_of(alternative) for alternative in alternatives)
-    if "items" in rule:
-        inside = any(isinstance(part, int) for part in location)
-        return _rule_of(rule["items"]) if inside else f"a list, each item {_rule_of(rule['items'])}"
-    return _rule_of(rule)
-
-
-def _rule_of(schema: dict[str, Any]) -> str:
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    if schema["type"] in ("integer", "number"):
-        opening, low = ("[", schema["minimum"]) if "minimum" in schema else ("(", schema["exclusiveMinimum"])
-        closing, high = ("]", schema["maximum"]) if "maximum" in schema else (")", schema["exclusiveMaximum"])
-        kind = "an integer " if schema["type"] == "integer" else ""
-        return f"{kind}in {opening}{low:g}, {high:g}{closing}" if high < 10**6 else f"{kind}in {opening}{low}, {high}{closing}"
-    return {"string": "a text", "null": "null"}[schema["type"]]
 
 
 def main() -> int:

@@ -1,0 +1,69 @@
+"""Judge the final model, and the head alone, on the test split, which nothing was trained or chosen on.
+
+Reads:   data/prepared, the images, features/test.npy, models/head.keras, models/model.keras.
+Writes:  metrics/evaluate.json; plots/confusion.csv (actual, predicted: a row a test image);
+         predictions/test.csv (path, image_id, label, predicted, then the probability of each class as p_CLASS).
+Params:  data.source, evaluate.
+Command: python -m pipeline.evaluate
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+from tqdm import tqdm
+
+from pipeline import networks, paths, stage
+from pipeline.dataset import load_classes, load_features, load_split
+from pipeline.images import read_images
+from pipeline.outputs import Outputs
+from pipeline.params import Params
+from pipeline.sources import open_source
+
+
+def score(targets: np.ndarray, probabilities: np.ndarray, top_k: int) -> dict[str, float]:
+    """Metrics of (N, n_classes) probabilities against (N,) int targets; top-k where there are more than k classes."""
+    labels = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(axis=1)
+    metrics = {
+        "accuracy": accuracy_score(targets, predicted),
+        "macro_f1": f1_score(targets, predicted, labels=labels, average="macro", zero_division=0),
+        "log_loss": log_loss(targets, probabilities.astype("float64"), labels=labels),
+    }
+    if len(labels) > top_k:
+        metrics[f"top_{top_k}_accuracy"] = top_k_accuracy_score(targets, probabilities, k=top_k, labels=labels)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def main(params: Params, outputs: Outputs) -> None:
+    """Run the stage."""
+    test = load_split("test")
+    classes = load_classes()
+    head, _ = networks.load(paths.HEAD)
+    model, _ = networks.load(paths.MODEL)
+    head_probabilities = head.predict(load_features("test", len(test)), verbose=0)
+    with open_source(Path(params.data.source)) as source:
+        size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
+        batches = read_images(source, list(test.path), list(test.image_id), size, batch_size)
+        bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)
+        probabilities = np.concatenate([networks.predict(model, batch, batch_size) for batch in bar])
+
+    metrics = score(test.target.to_numpy(), probabilities, params.evaluate.top_k)
+    head_metrics = score(test.target.to_numpy(), head_probabilities, params.evaluate.top_k)
+    outputs.json(paths.metrics("evaluate"), {**metrics, "images": len(test), "head": head_metrics})
+    predicted = np.array(classes)[probabilities.argmax(axis=1)]
+    outputs.csv(paths.CONFUSION, pd.DataFrame({"actual": test.label, "predicted": predicted}))
+    table = test[["path", "image_id", "label"]].assign(predicted=predicted)
+    columns = [f"p_{name}" for name in classes]
+    outputs.csv(paths.PREDICTIONS, pd.concat([table, pd.DataFrame(probabilities, columns=columns)], axis=1))
+    print(
+        f"evaluate: {len(test)} test images: accuracy {metrics['accuracy']:.4f} "
+        f"(the head alone {head_metrics['accuracy']:.4f}), macro F1 {metrics['macro_f1']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    stage.run("evaluate", main)

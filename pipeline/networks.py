@@ -1,0 +1,203 @@
+"""The networks, in Keras: a trunk turns images into features, a head turns features into class probabilities.
+
+Shapes: images are (N, image_size, image_size, 3), RGB in [0, 255]; features are (N, feature_dim), float32;
+probabilities are (N, n_classes), float32, each row summing to 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded; its errors still raise
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.backbones import BACKBONES, cached_backbones
+from pipeline.errors import UserError
+
+BACKBONE_LAYER, RESIZE_LAYER = "backbone", "resize"
+PREDICTION_BATCH = 32  # images at once where no param says so
+
+
+def make_repeatable(seed: int) -> None:
+    """The same seed on the same machine gives the same bits from here on, at some cost in speed."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def device_name() -> str:
+    """What the networks run on, e.g. `NVIDIA H100` or `CPU, 2 cores`."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed: int) -> keras.Model:
+    """A backbone between its own preprocessing and the pooling of its last feature map; its BatchNorm is in inference.
+
+    Args:
+        backbone: a name of BACKBONES.
+        weights: `pretrained`, `none` (drawn from `seed`) or the path of a weights file for the network without top.
+        image_size: pixels.
+        pooling: `avg`, `max` or `flatten`.
+
+    Returns:
+        (N, image_size, image_size, 3) RGB in [0, 255] -> (N, feature_dim).
+
+    Raises:
+        UserError: where the weights cannot be had or do not fit.
+    """
+    row = BACKBONES[backbone]
+    constructor = getattr(keras.applications, row.constructor)
+    shape = (image_size, image_size, 3)
+    keras.utils.set_random_seed(seed)
+    with warnings.catch_warnings():
+        # MobileNets warn that an unusual size takes the weights of the default one, which the table says.
+        warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
+        if weights == "pretrained" and backbone != "tiny":
+            try:
+                base = constructor(include_top=False, weights="imagenet", input_shape=shape)
+            except Exception as error:
+                raise _no_weights(backbone, row.weights_path(image_size), error) from error
+        else:
+            base = constructor(include_top=False, weights=None, input_shape=shape, **dict(row.arguments))
+            if weights != "none":
+                _load(base, backbone, row.weights_path(image_size) if weights == "pretrained" else Path(weights))
+    base.name = BACKBONE_LAYER
+    base.trainable = False
+
+    image = keras.Input(shape, name="image")
+    preprocessed = getattr(keras.applications, row.module).preprocess_input(image)
+    feature_map = base(preprocessed, training=False)
+    pool = {
+        "avg": keras.layers.GlobalAveragePooling2D,
+        "max": keras.layers.GlobalMaxPooling2D,
+        "flatten": keras.layers.Flatten,
+    }[pooling](name="pool")
+    return keras.Model(image, pool(feature_map), name="trunk")
+
+
+def _load(base: keras.Model, backbone: str, file: Path) -> None:
+    """Fill `base` from `file`: everything or nothing."""
+    if not file.is_file():
+        raise UserError(
+            f"params.yaml: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
+        )
+    try:
+        base.load_weights(file)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"{file}: these weights do not fit {backbone} without its top ({reason}); they must be a .weights.h5 or "
+            f".h5 file of keras.applications.{BACKBONES[backbone].constructor}(include_top=False)"
+        ) from error
+
+
+def _no_weights(backbone: str, file: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"the ImageNet weights of {backbone} are not on this machine and could not be downloaded ({reason}).\n"
+        f"  file:   {file.name}\n"
+        f"  folder: {file.parent} (another one: set KERAS_HOME, it holds models/)\n"
+        f"  here:   {', '.join(cached_backbones()) or 'none'}\n"
+        "Put the file there, or pick a backbone whose weights are here."
+    )
+
+
+def build_head(feature_dim: int, n_classes: int, hidden: Sequence[int], dropout: float) -> keras.Model:
+    """Dense ReLU layers of `hidden` units, then softmax over the classes; dropout in front of each layer."""
+    features = keras.Input((feature_dim,), name="features")
+    x = features
+    for number, units in enumerate(hidden, 1):
+        x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x)
+        x = keras.layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    return keras.Model(
+        features, keras.layers.Dense(n_classes, activation="softmax", name="probabilities")(x), name="head"
+    )
+
+
+def join(trunk: keras.Model, head: keras.Model) -> keras.Model:
+    """The classifier that is shipped: RGB images of any size in [0, 255] in, probabilities out."""
+    image = keras.Input((None, None, 3), name="image")
+    resize = keras.layers.Resizing(*trunk.input_shape[1:3], interpolation="bilinear", antialias=True, name=RESIZE_LAYER)
+    return keras.Model(image, head(trunk(resize(image))), name="classifier")
+
+
+def unfreeze(trunk: keras.Model, share: float) -> int:
+    """Make the last `share` of the backbone's weight layers trainable and the others not; returns how many.
+
+    BatchNorm layers stay frozen: their statistics belong to the pretrained weights, and batches of a small data set
+    would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning").
+    """
+    base = trunk.get_layer(BACKBONE_LAYER)
+    candidates = [
+        layer for layer in base.layers if layer.weights and not isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    chosen = candidates[len(candidates) - round(share * len(candidates)) :]
+    trunk.trainable = True
+    for layer in base.layers:
+        layer.trainable = layer in chosen
+    return len(chosen)
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """A fingerprint of all weights, hexadecimal: shapes and float32 bytes in the model's order."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = keras.ops.convert_to_numpy(variable)
+        digest.update(repr(array.shape).encode() + array.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def predict(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """The model's outputs, (b, ...) float32, for one batch of (b, size, size, 3) images, b <= `batch_size`.
+
+    A short batch is padded to `batch_size`, of at least 2: in a batch of one, TensorFlow gives an image other bits.
+    """
+    padded = np.zeros((max(batch_size, 2), *images.shape[1:]), np.float32)
+    padded[: len(images)] = images
+    return np.asarray(model.predict_on_batch(padded), np.float32)[: len(images)]
+
+
+def image_size(model: keras.Model) -> int:
+    """The side in pixels that a classifier made by `join` resizes its images to."""
+    return model.get_layer(RESIZE_LAYER).height
+
+
+def save(model: keras.Model, file: Path, classes: Sequence[str]) -> None:
+    """Write `model` as .keras with its class names inside (`classes.json`); the same model gives the same bytes."""
+    model.save(file)
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    metadata = json.loads(members["metadata.json"])
+    metadata["date_saved"] = "1980-01-01@00:00:00"
+    members["metadata.json"] = json.dumps(metadata).encode()
+    members["classes.json"] = json.dumps(list(classes), ensure_ascii=False).encode()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is 1980-01-01
+
+
+def load(file: Path) -> tuple[keras.Model, list[str]]:
+    """A model written by `save`, and its class names in the order of its outputs.
+
+    Raises:
+        UserError: where there is no such file or it is another kind of file.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` where a remote holds it")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            classes = json.loads(archive.read("classes.json"))
+        return keras.models.load_model(file, compile=False, safe_mode=True), classes
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is not a model of this pipeline: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,71 @@
+"""Files that appear all at once, and only when the stage has succeeded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import UserError
+
+DECIMALS = 6  # of metrics and probabilities in text files: below it is the noise of float32
+
+
+class Outputs:
+    """Collects a stage's outputs under temporary names beside their final ones; `commit` renames them.
+
+    Raises:
+        UserError: where a folder cannot be made or a file cannot be written.
+    """
+
+    def __init__(self) -> None:
+        self._partial: dict[Path, Path] = {}
+
+    def path(self, final: Path) -> Path:
+        """The temporary name to write `final` under, of the same suffix, in a folder that exists."""
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.is_dir():
+                raise IsADirectoryError(21, "a folder lies where the file belongs")
+            partial = final.with_name(f".{final.stem}.partial{final.suffix}")
+            partial.open("wb").close()  # a folder that cannot be written is found before the work, not after it
+        except OSError as error:
+            raise UserError(
+                f"{final}: cannot be written: {error.strerror}; make {final.parent}/ a folder that you may write to"
+            ) from error
+        self._partial[final] = partial
+        return partial
+
+    def json(self, final: Path, value: Any) -> Path:
+        """Write `value` as JSON, its floats rounded; returns the temporary name."""
+        text = json.dumps(_rounded(value), indent=2, ensure_ascii=False, allow_nan=False)
+        partial = self.path(final)
+        partial.write_text(text + "\n", encoding="utf-8")
+        return partial
+
+    def csv(self, final: Path, table: pd.DataFrame) -> None:
+        """Write `table` as CSV, its floats rounded."""
+        table.round(DECIMALS).to_csv(self.path(final), index=False, lineterminator="\n")
+
+    def commit(self) -> None:
+        """Give every output its final name."""
+        for final, partial in self._partial.items():
+            os.replace(partial, final)
+        self._partial.clear()
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for partial in self._partial.values():
+            partial.unlink(missing_ok=True)
+        self._partial.clear()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value

@@ -1,0 +1,87 @@
+"""Train a classifier on the features. No image is touched, so an epoch takes a moment.
+
+Reads:   data/prepared, features/train.npy, val.npy.
+Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes); plots/train_head.csv; metrics/train_head.json.
+Params:  seed, train_head.
+Command: python -m pipeline.train_head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from pipeline import networks, paths, stage
+from pipeline.dataset import load_classes, load_features, load_split
+from pipeline.outputs import Outputs
+from pipeline.params import Params
+from pipeline.training import KeepBest, verbosity
+
+
+def train(
+    train_set: tuple[np.ndarray, np.ndarray],
+    val_set: tuple[np.ndarray, np.ndarray],
+    n_classes: int,
+    hidden: Sequence[int],
+    dropout: float,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+) -> tuple[keras.Model, KeepBest]:
+    """Adam on the cross-entropy; the head is left as it was after its best epoch on val.
+
+    Args:
+        train_set, val_set: features (N, feature_dim) float32 and targets (N,) int in [0, n_classes).
+    """
+    head = networks.build_head(train_set[0].shape[1], n_classes, hidden, dropout)
+    # The wrapper is compiled, not the head: optimizer state has no place in the file that is shipped.
+    trainer = keras.Model(head.inputs, head.outputs)
+    trainer.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    keep = KeepBest()
+    trainer.fit(
+        *train_set,
+        validation_data=val_set,
+        batch_size=batch_size,
+        epochs=epochs,
+        callbacks=[keep],
+        verbose=verbosity(),
+    )
+    return head, keep
+
+
+def main(params: Params, outputs: Outputs) -> None:
+    """Run the stage."""
+    head_file = outputs.path(paths.HEAD)
+    networks.make_repeatable(params.seed)
+    classes = load_classes()
+    train_set, val_set = (
+        (load_features(split, len(images)), images.target.to_numpy())
+        for split, images in ((split, load_split(split)) for split in ("train", "val"))
+    )
+    head, keep = train(
+        train_set,
+        val_set,
+        len(classes),
+        params.train_head.hidden,
+        params.train_head.dropout,
+        params.train_head.learning_rate,
+        params.train_head.batch_size,
+        params.train_head.epochs,
+    )
+    outputs.csv(paths.curves("train_head"), keep.curves())
+    networks.save(head, head_file, classes)
+    outputs.json(
+        paths.metrics("train_head"),
+        {
+            "val_accuracy": keep.best["val_accuracy"],
+            "val_loss": keep.best["val_loss"],
+            "best_epoch": keep.best["epoch"],
+        },
+    )
+    print(f"train_head: val accuracy {keep.best['val_accuracy']:.4f} after epoch {keep.best['epoch']}")
+
+
+if __name__ == "__main__":
+    stage.run("train_head", main)
