@@ -1,0 +1,1 @@
+"""Makes the weights of the backbone `tiny` from images drawn by formula; see README.md."""
