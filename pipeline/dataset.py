@@ -17,7 +17,7 @@ def load_classes() -> list[str]:
 
 
 def load_split(split: str) -> pd.DataFrame:
-    """The manifest's rows of one split, in its order, with `target`: the place of the label among the classes, int32."""
+    """The manifest's rows of one split, in its order, with `target`: the label's place among the classes, int32."""
     manifest = pd.read_parquet(paths.MANIFEST)
     images = manifest[manifest.split == split].reset_index(drop=True)
     target = {label: number for number, label in enumerate(load_classes())}

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from pipeline import paths, stage
 from pipeline.errors import UserError
 from pipeline.images import ImageError, decode, image_id
+from pipeline.layouts import Item, list_items
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.sources import Item, list_items, open_source
+from pipeline.sources import open_source
 
 SPLITS = ("train", "val", "test")
 SHOWN = 5  # of many wrong files, in a message
@@ -38,12 +39,14 @@ def inspect(items: list[Item], read: Callable[[str], bytes]) -> pd.DataFrame:
     """
 
     def look(item: Item) -> tuple[str, str, str | None, str, int, int, str]:
-        data = read(item.path)
+        content, width, height, reason = "", 0, 0, ""
         try:
-            width, height, reason = *decode(data).size, ""
+            data = read(item.path)
+            content = image_id(data)
+            width, height = decode(data).size
         except ImageError as error:
-            width, height, reason = 0, 0, str(error)
-        return item.path, item.label, item.split, image_id(data), width, height, reason
+            reason = str(error)
+        return item.path, item.label, item.split, content, width, height, reason
 
     def progress(rows: Iterator[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
         return iter(tqdm(rows, total=len(items), desc="prepare", unit=" images", disable=None))

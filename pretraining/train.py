@@ -47,7 +47,7 @@ def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray
             yield queue.popleft().result()
 
 
-def build(classes: int, size: int, steps: int, learning_rate: float, seed: int):  # noqa: ANN201  keras is imported late
+def build(classes: int, size: int, steps: int, learning_rate: float, seed: int):
     """The backbone under its preprocessing and a linear layer over the categories, compiled."""
     import keras
 

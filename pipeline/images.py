@@ -1,0 +1,149 @@
+"""The one way from a file's bytes to pixels, for preparing, training, judging and predicting alike. No TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.errors import UserError
+
+# Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+            ".tif", ".tiff", ".webp")  # fmt: skip
+READ_AHEAD = 2  # batches that are decoded while one is used
+
+# About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageError(Exception):
+    """Bytes that are no image, or none that can be decoded; the message is the reason."""
+
+
+class Reader(Protocol):
+    """What gives out the bytes of a file by its name."""
+
+    def read(self, name: str) -> bytes: ...
+
+
+def image_id(data: bytes) -> str:
+    """The name of an image by its content: SHA-256 of the file's bytes, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes) -> Image.Image:
+    """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
+
+    Raises:
+        ImageError: where the bytes are no whole image of a supported kind.
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"a decompression bomb: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("not an image of a supported kind") from error
+    except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
+        raise ImageError(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or float scaled to 8 bits; the last two have no range of their own: 1, 255 or 65535."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    else:
+        top = next(
+            top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if np.nanmax(values) <= top
+        )
+    scaled = np.nan_to_num(np.clip(values / top, 0, 1)) * 255
+    return Image.fromarray(np.uint8(np.round(scaled)))
+
+
+def resize(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: the whole image, its sides stretched, by antialiased bilinear interpolation."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def load(path: Path, size: int) -> np.ndarray:
+    """The image in a file as the stages see it: (size, size, 3) uint8.
+
+    Raises:
+        ImageError: where it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError((error.strerror or str(error)).lower()) from error
+    return resize(decode(data), size)
+
+
+def read_images(
+    source: Reader,
+    paths: Sequence[str],
+    image_ids: Sequence[str],
+    size: int,
+    batch_size: int,
+    workers: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Batches (b, size, size, 3) uint8 of the images in the order of `paths`, b = batch_size except in the last.
+
+    Some batches are read ahead by `workers` threads, by default one a core; memory does not grow with the images.
+
+    Raises:
+        UserError: where a file is not the one of that image_id any more.
+    """
+
+    def one(path: str, expected: str) -> np.ndarray:
+        try:
+            data = source.read(path)
+            if image_id(data) == expected:
+                return resize(decode(data), size)
+            reason = "its content is another"
+        except ImageError as error:
+            reason = str(error)
+        raise UserError(
+            f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
+        )
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        pending: deque[list[Future[np.ndarray]]] = deque()
+        try:
+            for start in range(0, len(paths), batch_size):
+                chosen = slice(start, start + batch_size)
+                pending.append([pool.submit(one, *pair) for pair in zip(paths[chosen], image_ids[chosen], strict=True)])
+                if len(pending) > READ_AHEAD:
+                    yield _gather(pending.popleft())
+            while pending:
+                yield _gather(pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _gather(images: list[Future[np.ndarray]]) -> np.ndarray:
+    return np.stack([image.result() for image in images])
