@@ -19,8 +19,10 @@ from pipeline.errors import UserError
 
 # Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
-            ".tif", ".tiff", ".webp")  # fmt: skip
+SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
 READ_AHEAD = 2  # batches that are decoded while one is used
 
 # About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 MANIFEST = Path("data/prepared/manifest.parquet")
@@ -23,3 +24,13 @@ def metrics(stage: str) -> Path:
 def curves(stage: str) -> Path:
     """The curves of `stage`, CSV with a row an epoch."""
     return Path(f"plots/{stage}.csv")
+
+
+def workspace_root() -> Path:
+    """The root of the repository, also for an experiment that DVC runs in a copy of it (`--temp`, `--queue`)."""
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+def kept(name: str) -> Path:
+    """Where `name` survives what DVC does to the outputs: beside DVC's own temporary files, not tracked."""
+    return workspace_root() / ".dvc" / "tmp" / "headstart" / name

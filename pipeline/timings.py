@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.outputs import Outputs
-from pipeline.paths import FEATURES_META, metrics
+from pipeline.paths import FEATURES_META, kept, metrics
 
 METRICS = metrics("extract")
 
@@ -47,5 +47,4 @@ def _fingerprint(meta: Path) -> str:
 
 
 def _kept(fingerprint: str) -> Path:
-    root = Path(os.environ.get("DVC_ROOT", "."))  # of the workspace, also in experiments that run in a copy of it
-    return root / ".dvc" / "tmp" / "extract-metrics" / f"{fingerprint}.json"
+    return kept(f"extract-metrics/{fingerprint}.json")

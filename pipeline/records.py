@@ -1,0 +1,216 @@
+"""What a stage leaves for the tracker: params, metrics, curves and artifacts, read from the files that dvc.yaml names.
+
+A stage that DVC restores or skips does not run, so it cannot log. Its record is made from its files all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipeline import paths
+
+LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stage of one experiment.
+
+    Attributes:
+        key: names the experiment; equal params, code and data have equal keys.
+        experiment_params: all leaves of params.yaml as text; `params` are those that the stage uses.
+        metrics: nested metrics under joined names, e.g. `head/accuracy`.
+        curves: (metric, epoch, value).
+        artifacts: relative path and SHA-256.
+        restored: True where DVC brought the outputs back and the stage did not run.
+        time: milliseconds since 1970, of the making of the record.
+    """
+
+    key: str
+    stage: str
+    experiment_params: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    curves: list[tuple[str, int, float]]
+    artifacts: dict[str, str]
+    tags: dict[str, str]
+    restored: bool
+    time: int = field(default_factory=lambda: time.time_ns() // 10**6)
+
+    def content(self) -> str:
+        """A fingerprint of what the stage left, whenever and however it came about."""
+        parts = asdict(self)
+        for name in ("tags", "restored", "time"):
+            del parts[name]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def collect(params: dict[str, Any], just_ran: str | None) -> list[Record]:
+    """The records of `just_ran`, and of all other stages whose outputs in the workspace are what dvc.lock says."""
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    if not paths.MANIFEST.is_file():
+        return []
+    key = _experiment_key(stages, params)
+    tags = _tags()
+    records = []
+    for stage in _valid(stages, lock, params, just_ran):
+        metrics, curves = _metrics(stage), _curves(stage)
+        records.append(
+            Record(
+                key,
+                stage,
+                {name: _text(value) for name, value in params.items()},
+                {name: _text(params[name]) for name in stages[stage]["params"]},
+                metrics,
+                curves,
+                {path: _sha256(Path(path)) for path in _artifacts(stages[stage])},
+                tags,
+                restored=stage != just_ran,
+            )
+        )
+    return records
+
+
+def stage_names() -> list[str]:
+    """The stages in the order of dvc.yaml."""
+    return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
+
+
+def state() -> str:
+    """A fingerprint of all that `collect` depends on, cheap to have."""
+    files = (LOCK, Path("params.yaml"), paths.metrics("extract"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() if file.is_file() else b"" for file in files)).hexdigest()
+
+
+def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
+    code = {dep for stage in stages.values() for dep in stage["deps"] if dep.startswith("pipeline/")}
+    hashes = {path: _sha256(Path(path)) for path in sorted([*code, paths.MANIFEST.as_posix()])}
+    return hashlib.sha256(json.dumps([params, hashes], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _valid(stages: dict[str, Any], lock: dict[str, Any], params: dict[str, Any], just_ran: str | None) -> list[str]:
+    """Names of the stages that stand, in order: `just_ran`, and those whose entry in dvc.lock still describes them."""
+    produced: dict[str, str] = {}  # path -> md5 of the outputs of stages that stand
+    valid = []
+    for stage, definition in stages.items():
+        outs = [path for path, _ in _outs(definition)]
+        if stage == just_ran:
+            produced.update({path: _md5(Path(path)) for path in outs})
+        else:
+            entry = lock.get(stage)
+            if not entry or not _matches(entry, definition, params, produced):
+                continue
+            produced.update({out["path"]: out["md5"] for out in entry["outs"]})
+        valid.append(stage)
+    return valid
+
+
+def _matches(
+    entry: dict[str, Any], definition: dict[str, Any], params: dict[str, Any], produced: dict[str, str]
+) -> bool:
+    locked = entry.get("params", {}).get("params.yaml", {})
+    if entry["cmd"] != definition["cmd"] or locked != {name: params[name] for name in definition["params"]}:
+        return False
+    deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
+    for path in definition["deps"]:
+        if path == "${data.source}":
+            continue  # DVC has just compared it, and the manifest tells what was in it
+        now = _md5(Path(path)) if path.startswith("pipeline/") else produced.get(path)
+        if now is None or deps.get(path) != now:
+            return False
+    small = {path for path, options in _outs(definition) if options.get("cache") is False}
+    return all(
+        Path(out["path"]).is_file() and (out["path"] not in small or _md5(Path(out["path"])) == out["md5"])
+        for out in entry["outs"]
+    )
+
+
+def _outs(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Path and options of each output of a stage, metrics and plots among them."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
+    return [(out, {}) if isinstance(out, str) else next(iter(out.items())) for out in listed]
+
+
+def _artifacts(definition: dict[str, Any]) -> list[str]:
+    """Outputs to look at and to ship; feature matrices stay with DVC alone."""
+    return [
+        path
+        for path, _ in _outs(definition)
+        if not path.endswith(".npy") and Path(path).stat().st_size <= MAX_ARTIFACT_BYTES
+    ]
+
+
+def _metrics(stage: str) -> dict[str, float]:
+    file = paths.metrics(stage)
+    return _flat(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def _curves(stage: str) -> list[tuple[str, int, float]]:
+    file = paths.curves(stage)
+    if not file.is_file():
+        return []
+    table = pd.read_csv(file)
+    return [
+        (name, int(row["epoch"]), float(row[name]))
+        for row in table.to_dict("records")
+        for name in table.columns
+        if name != "epoch" and pd.notna(row[name])
+    ]
+
+
+def _tags() -> dict[str, str]:
+    """The git commit, or that which the DVC experiment starts from, and the experiment's name."""
+    commit = os.environ.get("DVC_EXP_BASELINE_REV", "")
+    if not commit:
+        try:
+            found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+            commit = found.stdout.strip() if found.returncode == 0 else ""
+        except OSError:
+            commit = ""
+    tags = {"git_commit": commit, "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
+    return {name: value for name, value in tags.items() if value}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _md5(file: Path) -> str | None:
+    """DVC's own fingerprint of a file."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return _digest(stream, hashlib.md5(usedforsecurity=False))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return _digest(stream, hashlib.sha256())
+
+
+def _digest(stream: Any, digest: Any) -> str:
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,292 @@
+"""The record in MLflow: a row an experiment with a nested run a stage. The only module that knows MLflow.
+
+By default the store is mlflow.db with mlartifacts/ in the root of the repository, shared by the workspace and by DVC's
+temporary and queued experiments. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME name another one. What cannot be sent
+is kept, with copies of its files, and sent the next time: tracking never costs a result.
+
+Command: python -m pipeline.tracking                   # send what was kept; record what DVC restored without a run
+         python -m pipeline.tracking ui [--port 5000]  # the MLflow UI on localhost
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from pipeline import records, timings
+from pipeline.errors import UserError
+from pipeline.params import load_params
+from pipeline.paths import kept, workspace_root
+from pipeline.records import Record
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "headstart"
+KEY, STAGE, CONTENT, RESTORED = "headstart.key", "headstart.stage", "headstart.content", "headstart.restored"
+PARENT = "mlflow.parentRunId"
+METRICS_AT_ONCE = 1000  # the most that one call of MLflow takes
+SERVER_REFUSES = range(400, 500)
+ASKS_TO_TRY_AGAIN = {401, 403, 408, 429}  # answers that another moment or another login may change
+
+
+class Unreachable(Exception):
+    """The store did not take a record, and may take it later."""
+
+
+def record(stage: str, params: dict[str, Any]) -> None:
+    """Record `stage`, which has just run, and the other stages as far as they stand. Never raises.
+
+    Args:
+        params: all leaves of params.yaml.
+    """
+    try:
+        _send_or_keep(records.collect(params, stage))
+    except Exception as error:
+        _warn(f"{stage} could not be recorded: {_line(error)}")
+
+
+def complete() -> None:
+    """Record what DVC restored or skipped, and send what was kept."""
+    timings.follow()
+    seen, state = kept("tracking-state"), f"{_store_uri()} {_experiment_name()} {records.state()}"
+    if not _outbox_entries() and _store_is_there() and seen.is_file() and seen.read_text(encoding="utf-8") == state:
+        return
+    if _send_or_keep(records.collect(load_params().leaves(), None)):
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.write_text(state, encoding="utf-8")
+
+
+def _send_or_keep(found: list[Record]) -> bool:
+    """Send what was kept and what was found, in this order; keep what the store does not take."""
+    try:
+        with _connected() as client:
+            for entry in _outbox_entries():
+                _send_entry(client, entry)
+            for item in found:
+                _send(client, item, Path())
+        return True
+    except Unreachable as error:
+        _warn(f"the record is kept and sent later, since {_store_uri()} cannot be reached: {_line(error)}")
+    fresh = [item for item in found if not item.restored]
+    for item in fresh:
+        _keep(item)
+    return False
+
+
+# --- the store
+
+
+def _embedded() -> bool:
+    return not os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def _store_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace_root() / 'mlflow.db').as_posix()}"
+
+
+def _store_is_there() -> bool:
+    return not _embedded() or (workspace_root() / "mlflow.db").is_file()
+
+
+def _experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+@contextmanager
+def _connected() -> Iterator[MlflowClient]:
+    """A client of the store, alone among the processes of this repository: a fresh store must be opened by one.
+
+    Raises:
+        Unreachable: for whatever goes wrong inside that may go right another time.
+    """
+    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+    for name, value in {**environment, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+        os.environ.setdefault(name, value)
+    lock = kept("tracking.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            import logging
+
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
+            from mlflow import MlflowClient  # takes two seconds
+
+            yield MlflowClient(_store_uri())
+    except Exception as error:
+        raise Unreachable(_line(error)) from error
+
+
+def _experiment_id(client: MlflowClient) -> str:
+    name = _experiment_name()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        artifacts = (workspace_root() / "mlartifacts").as_uri() if _embedded() else None
+        return client.create_experiment(name, artifact_location=artifacts)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+def _send(client: MlflowClient, item: Record, files: Path) -> None:
+    """Put a record into the store; one that is there already changes nothing.
+
+    Args:
+        files: the folder that the artifacts' paths start from.
+    """
+    experiment = _experiment_id(client)
+    parent = _parent(client, experiment, item)
+    content = item.content()
+    siblings = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{item.stage}'")
+    if any(run.data.tags.get(CONTENT) == content for run in siblings):
+        return
+    for run in siblings:  # of another content, or broken off on the way
+        client.delete_run(run.info.run_id)
+    tags = {PARENT: parent, STAGE: item.stage, **({RESTORED: "true"} if item.restored else {})}
+    child = client.create_run(experiment, start_time=item.time, tags=tags, run_name=item.stage).info.run_id
+    _log(client, child, item.params, {name: [(0, value)] for name, value in item.metrics.items()}, item.time)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for name, epoch, value in item.curves:
+        curves.setdefault(f"epoch/{name}", []).append((epoch, value))
+    _log(client, child, {}, curves, item.time)
+    for path in item.artifacts:
+        client.log_artifact(child, str(files / path), os.path.dirname(path))
+    metrics = {f"{item.stage}/{name}": [(0, value)] for name, value in item.metrics.items()}
+    _log(client, parent, {}, metrics, item.time)
+    client.set_terminated(child, end_time=item.time)
+    client.set_terminated(parent, end_time=item.time)
+    client.set_tag(child, CONTENT, content)  # the last thing: without it the run counts as broken off
+
+
+def _parent(client: MlflowClient, experiment: str, item: Record) -> str:
+    """The row of the experiment; made where there is none."""
+    found = client.search_runs([experiment], f"tags.`{KEY}` = '{item.key}'", max_results=1)
+    if found:
+        run = found[0].info.run_id
+        for name, value in item.tags.items():
+            if found[0].data.tags.get(name) != value:
+                client.set_tag(run, name, value)
+    else:
+        tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **item.tags}
+        name = item.tags.get("dvc_experiment") or f"{item.experiment_params['backbone']}-{item.key[:6]}"
+        run = client.create_run(experiment, start_time=item.time, tags=tags, run_name=name).info.run_id
+    # Equal values are taken again without complaint: this also fills a row that was broken off.
+    _log(client, run, item.experiment_params, {}, item.time)
+    return run
+
+
+def _log(
+    client: MlflowClient, run: str, params: dict[str, str], metrics: dict[str, list[tuple[int, float]]], moment: int
+) -> None:
+    """Params, and metrics as (epoch, value), in as few calls as MLflow allows."""
+    from mlflow.entities import Metric, Param
+
+    points = [Metric(name, value, moment, step) for name, series in metrics.items() for step, value in series]
+    client.log_batch(run, params=[Param(name, value) for name, value in params.items()])
+    for start in range(0, len(points), METRICS_AT_ONCE):
+        client.log_batch(run, metrics=points[start : start + METRICS_AT_ONCE])
+
+
+# --- what could not be sent
+
+
+def _outbox() -> Path:
+    return kept("tracking-outbox")
+
+
+def _outbox_entries() -> list[Path]:
+    """The kept records, oldest first."""
+    return sorted(entry for entry in _outbox().glob("*") if entry.name[0].isdigit())
+
+
+def _keep(item: Record) -> None:
+    """Put a record with copies of its files into the outbox; it appears there at once or not at all."""
+    name = f"{time.time_ns()}-{item.stage}"
+    partial = _outbox() / f".{name}.partial"
+    for path in item.artifacts:
+        (partial / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, partial / "files" / path)
+    (partial / "record.json").write_text(json.dumps(asdict(item)), encoding="utf-8")
+    os.replace(partial, _outbox() / name)
+
+
+def _send_entry(client: MlflowClient, entry: Path) -> None:
+    """Send a kept record and forget it; one that can never be sent is put aside."""
+    from mlflow.exceptions import RestException
+
+    try:
+        values = json.loads((entry / "record.json").read_text(encoding="utf-8"))
+        item = Record(**{**values, "curves": [tuple(point) for point in values["curves"]]})
+        missing = [path for path in item.artifacts if not (entry / "files" / path).is_file()]
+        if missing:
+            raise ValueError(f"without its file {missing[0]}")
+        _send(client, item, entry / "files")
+    except RestException as error:
+        status = error.get_http_status_code()
+        if status not in SERVER_REFUSES or status in ASKS_TO_TRY_AGAIN:
+            raise
+        _put_aside(entry, error)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if not isinstance(error, (FileNotFoundError, ValueError, TypeError, KeyError)):
+            raise
+        _put_aside(entry, error)
+    else:
+        shutil.rmtree(entry)
+
+
+def _put_aside(entry: Path, error: Exception) -> None:
+    aside = _outbox() / f"damaged-{entry.name}"
+    os.replace(entry, aside)
+    _warn(f"a kept record cannot be sent and was put aside as {aside}: {_line(error)}")
+
+
+# --- words
+
+
+def _warn(message: str) -> None:
+    print(f"tracking: {message}", file=sys.stderr)
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _ui(port: int) -> int:
+    """The MLflow UI, on localhost alone."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        return subprocess.run([*command, "--backend-store-uri", _store_uri()], env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.tracking", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("ui", help="open the MLflow UI").add_argument("--port", type=int, default=5000)
+    arguments = parser.parse_args(argv)
+    try:
+        complete()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return _ui(arguments.port) if arguments.command == "ui" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
