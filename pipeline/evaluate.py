@@ -27,11 +27,13 @@ from pipeline.sources import open_source
 def score(targets: np.ndarray, probabilities: np.ndarray, top_k: int) -> dict[str, float]:
     """Metrics of (N, n_classes) probabilities against (N,) int targets; top-k where there are more than k classes."""
     labels = np.arange(probabilities.shape[1])
+    probabilities = probabilities.astype("float64")
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # in float32 a row's sum strays from 1 by 1e-7
     predicted = probabilities.argmax(axis=1)
     metrics = {
         "accuracy": accuracy_score(targets, predicted),
         "macro_f1": f1_score(targets, predicted, labels=labels, average="macro", zero_division=0),
-        "log_loss": log_loss(targets, probabilities.astype("float64"), labels=labels),
+        "log_loss": log_loss(targets, probabilities, labels=labels),
     }
     if len(labels) > top_k:
         metrics[f"top_{top_k}_accuracy"] = top_k_accuracy_score(targets, probabilities, k=top_k, labels=labels)

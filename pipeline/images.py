@@ -53,7 +53,8 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        Image.init()  # loads Pillow's plugins, the first time
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:

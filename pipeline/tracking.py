@@ -42,7 +42,7 @@ SERVER_REFUSES = range(400, 500)
 ASKS_TO_TRY_AGAIN = {401, 403, 408, 429}  # answers that another moment or another login may change
 
 
-class Unreachable(Exception):
+class UnreachableError(Exception):
     """The store did not take a record, and may take it later."""
 
 
@@ -78,7 +78,7 @@ def _send_or_keep(found: list[Record]) -> bool:
             for item in found:
                 _send(client, item, Path())
         return True
-    except Unreachable as error:
+    except UnreachableError as error:
         _warn(f"the record is kept and sent later, since {_store_uri()} cannot be reached: {_line(error)}")
     fresh = [item for item in found if not item.restored]
     for item in fresh:
@@ -110,7 +110,7 @@ def _connected() -> Iterator[MlflowClient]:
     """A client of the store, alone among the processes of this repository: a fresh store must be opened by one.
 
     Raises:
-        Unreachable: for whatever goes wrong inside that may go right another time.
+        UnreachableError: for whatever goes wrong inside that may go right another time.
     """
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
     for name, value in {**environment, "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
@@ -127,7 +127,7 @@ def _connected() -> Iterator[MlflowClient]:
 
             yield MlflowClient(_store_uri())
     except Exception as error:
-        raise Unreachable(_line(error)) from error
+        raise UnreachableError(_line(error)) from error
 
 
 def _experiment_id(client: MlflowClient) -> str:
