@@ -127,6 +127,11 @@ class _Archive(Source):
             self._members[plain] = member
             self.files.append(plain)
 
+    def _add_folder(self, name: str) -> None:
+        plain = "/".join(PurePosixPath(name).parts)
+        if plain and not hidden(plain):
+            self.folders.append(plain)
+
 
 class Zip(_Archive):
     """A .zip."""
@@ -139,7 +144,7 @@ class Zip(_Archive):
             raise UserError(f"{file}: not a readable .zip archive ({error}); make it anew") from error
         for info in self._zip.infolist():
             if info.is_dir():
-                self.folders.append("/".join(PurePosixPath(info.filename).parts))
+                self._add_folder(info.filename)
             elif info.flag_bits & 1:
                 raise UserError(f"{file}: {info.filename!r} is encrypted; make the archive anew without a password")
             elif (info.external_attr >> 28) == 0o12:
@@ -180,7 +185,7 @@ class Tar(_Archive):
             raise UserError(f"{file}: not a readable .tar archive ({error}); make it anew") from error
         for member in members:
             if member.isdir():
-                self.folders.append("/".join(PurePosixPath(member.name).parts))
+                self._add_folder(member.name)
             elif not member.isreg():
                 self.refused.append((member.name, "a link" if member.islnk() or member.issym() else "a device"))
             else:

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+COLOURS = {"blue": (40, 40, 200), "green": (40, 180, 40), "red": (200, 40, 40)}
+SMALL = {  # a run of seconds
+    "prepare.val_fraction": 0.25,
+    "prepare.test_fraction": 0.25,
+    "extract.image_size": 32,
+    "extract.batch_size": 16,
+    "train_head.hidden": [8],
+    "train_head.epochs": 3,
+    "train_head.learning_rate": 0.01,
+    "fine_tune.epochs": 1,
+    "evaluate.top_k": 2,
+}
+
+
+def paint(file: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (24, 20)) -> None:
+    """Write an image of one colour under noise; equal arguments give equal files."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).normal(0, 20, (size[1], size[0], 3))
+    Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(file)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a folder of `count` images a class under tmp_path."""
+
+    def make(name: str = "photos", count: int = 16, suffix: str = ".png", first: int = 0) -> Path:
+        for number, (label, colour) in enumerate(COLOURS.items()):
+            for index in range(first, first + count):
+                paint(tmp_path / name / label / f"{index:03}{suffix}", colour, 1000 * number + index)
+        return tmp_path / name
+
+    return make
+
+
+def write_params(file: Path, **changes: object) -> None:
+    """Write the committed params with `changes`, by dotted key."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        target = params
+        for section in sections:
+            target = target[section]
+        target[last] = value
+    file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+class Project:
+    """A clone of this repository with photos of its own."""
+
+    def __init__(self, root: Path, env: dict[str, str] | None = None) -> None:
+        self.root = root
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        self.env = {
+            **inherited,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "KERAS_HOME": str(root / "keras"),
+            **{
+                f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+            },
+            **(env or {}),
+        }
+
+    def run(self, command: str, code: int | None = 0, **env: str) -> str:
+        """What `command` printed; its exit code must be `code`."""
+        done = subprocess.run(
+            command, shell=True, cwd=self.root, env={**self.env, **env}, capture_output=True, text=True, check=False
+        )
+        output = done.stdout + done.stderr
+        assert code is None or done.returncode == code, output
+        return output
+
+    def set(self, **changes: object) -> None:
+        write_params(self.root / "params.yaml", **{"data.source": "photos", **SMALL, **changes})
+
+
+def make_project(root: Path) -> Project:
+    for name in ("pipeline", ".dvcignore", ".gitignore", "dvc.yaml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / name)
+    project = Project(root)
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        for index in range(16):
+            paint(root / "photos" / label / f"{index:03}.png", colour, 1000 * number + index)
+    project.set()
+    project.run("git init -q && dvc init -q && git add -A && git commit -qm start")
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    root = tmp_path / "project"
+    root.mkdir()
+    return make_project(root)

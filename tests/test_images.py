@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import paint
+from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.images import ImageError, decode, image_id, load, read_images, resize
+from pipeline.sources import Folder
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG", "PPM"])
+def test_kinds_are_told_by_content(kind):
+    pixels = np.asarray(decode(encoded(Image.new("RGB", (9, 7), (250, 10, 120)), kind)))
+    assert pixels.shape == (7, 9, 3)
+    assert np.abs(pixels.astype(int) - (250, 10, 120)).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (4, 4), 90), (90, 90, 90)),
+        (Image.new("1", (4, 4), 1), (255, 255, 255)),
+        (Image.new("RGBA", (4, 4), (200, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("LA", (4, 4), (0, 255)), (0, 0, 0)),
+        (Image.fromarray(np.full((4, 4), 32896, np.uint16)), (128, 128, 128)),
+        (Image.fromarray(np.full((4, 4), 257, np.uint16)), (1, 1, 1)),
+    ],
+)
+def test_every_mode_becomes_rgb(image, expected):
+    assert (np.asarray(decode(encoded(image, "PNG"))) == expected).all()
+
+
+def test_transparent_palette_is_laid_on_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    assert (np.asarray(decode(encoded(image, "PNG", transparency=0))) == 255).all()
+
+
+def test_cmyk_jpeg():
+    white = decode(encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))
+    assert (np.asarray(white) > 250).all()
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert decode(encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif)).size == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not an image of a supported kind"),
+        (encoded(Image.effect_noise((64, 64), 90), "JPEG")[:700], "damaged: "),
+        (encoded(Image.effect_noise((64, 64), 90), "PNG")[:700], "damaged: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a supported kind"),
+    ],
+)
+def test_what_is_no_image_is_told_why(data, reason):
+    with pytest.raises(ImageError, match=reason):
+        decode(data)
+
+
+def test_a_decompression_bomb_is_refused():
+    with pytest.raises(ImageError, match="decompression bomb"):
+        decode(encoded(Image.new("1", (20000, 20000)), "PNG"))
+
+
+def test_resize_gives_a_square_of_bytes():
+    pixels = resize(Image.new("RGB", (50, 20), (1, 2, 3)), 8)
+    assert pixels.shape == (8, 8, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == (1, 2, 3)).all()
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> tuple[Folder, list[str], list[str]]:
+    names = [f"{number}.png" for number in range(10)]
+    for number, name in enumerate(names):
+        paint(tmp_path / name, (number * 20, 0, 0), number)
+    return Folder(tmp_path), names, [image_id((tmp_path / name).read_bytes()) for name in names]
+
+
+def test_batches_keep_the_order_and_equal_single_loads(ten, tmp_path):
+    source, names, ids = ten
+    batches = list(read_images(source, names, ids, 16, 4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    singles = np.stack([load(tmp_path / name, 16) for name in names])
+    assert (np.concatenate(batches) == singles).all()
+
+
+def test_a_file_that_changed_since_prepare_is_named(ten, tmp_path):
+    source, names, ids = ten
+    paint(tmp_path / "3.png", (0, 99, 0), 1)
+    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran"):
+        list(read_images(source, names, ids, 16, 4))
+
+
+def test_reading_ahead_is_bounded(ten):
+    source, names, ids = ten
+    seen, lock = [], threading.Lock()
+
+    class Counting:
+        def read(self, name: str) -> bytes:
+            with lock:
+                seen.append(name)
+            return source.read(name)
+
+    batches = read_images(Counting(), names, ids, 8, 1)
+    next(batches)
+    assert len(set(seen)) <= 4
+    batches.close()

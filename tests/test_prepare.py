@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SMALL, paint, write_params
+
+from pipeline import paths, prepare
+from pipeline.errors import UserError
+from pipeline.outputs import Outputs
+from pipeline.params import load_params
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
+    """Runs the stage on a source; returns the manifest."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(source: Path, **changes) -> pd.DataFrame:
+        write_params(Path("params.yaml"), **{**SMALL, "data.source": str(source), **changes})
+        outputs = Outputs()
+        prepare.main(load_params(), outputs)
+        outputs.commit()
+        return pd.read_parquet(paths.MANIFEST)
+
+    return call
+
+
+def test_the_manifest_has_a_row_an_image(run, photos):
+    manifest = run(photos())
+    assert list(manifest.columns) == ["image_id", "path", "label", "split", "width", "height"]
+    assert len(manifest) == 48
+    assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
+    assert manifest.path.is_monotonic_increasing
+    assert paths.CLASSES.read_text() == '[\n  "blue",\n  "green",\n  "red"\n]\n'
+
+
+def test_adding_and_renaming_images_moves_none_between_splits(run, photos):
+    folder = photos()
+    before = run(folder).set_index("image_id").split
+    photos(count=30, first=16)
+    (folder / "red" / "000.png").rename(folder / "red" / "zzz.png")
+    after = run(folder).set_index("image_id").split
+    assert len(after) == len(before) + 90
+    assert (after[before.index] == before).all()
+
+
+def test_the_fractions_hold_within_chance(run, photos):
+    shares = run(photos(count=200)).split.value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(0.25, abs=0.06)
+    assert shares["val"] == pytest.approx(0.25, abs=0.06)
+
+
+def test_another_seed_gives_other_splits(run, photos):
+    folder = photos()
+    assert (run(folder).split != run(folder, seed=7).split).any()
+
+
+def test_given_splits_are_kept_and_a_missing_val_is_cut_from_train(run, photos, tmp_path):
+    folder = photos()
+    rows = [
+        (f"{label}/{index:03}.png", label, "test" if index < 4 else "train")
+        for label in ("blue", "green", "red")
+        for index in range(16)
+    ]
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(folder / "list.csv", index=False)
+    manifest = run(folder / "list.csv")
+    assert (manifest[manifest.split == "test"].path.str[-7:-4].astype(int) < 4).all()
+    assert (manifest.split == "test").sum() == 12
+    assert (manifest.split == "val").any()
+
+
+def test_equal_files_stand_in_one_split_and_contradictions_in_none(run, photos):
+    folder = photos()
+    paint(folder / "red" / "copy.png", (200, 40, 40), 2000)  # equals red/000.png
+    paint(folder / "blue" / "wrong.png", (200, 40, 40), 2001)  # equals red/001.png
+    manifest = run(folder)
+    quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").reason
+    assert manifest.image_id.is_unique
+    assert quarantine["red/copy.png"] == "duplicate of red/000.png"
+    assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same image under the labels blue, red"
+    assert len(quarantine) == 3
+
+
+def test_of_equal_files_that_of_the_test_split_is_kept(run, photos):
+    folder = photos()
+    train, test = folder.parent / "set" / "train", folder.parent / "set" / "test"
+    train.parent.mkdir()
+    folder.rename(train)
+    for number, (label, colour) in enumerate(
+        (("blue", (40, 40, 200)), ("green", (40, 180, 40)), ("red", (200, 40, 40)))
+    ):
+        paint(test / label / "0.png", colour, 1000 * number)  # equals train/.../000.png
+    manifest = run(train.parent)
+    assert sorted(manifest[manifest.split == "test"].path) == [f"test/{c}/0.png" for c in ("blue", "green", "red")]
+    assert not manifest.path.str.endswith("000.png").any()
+
+
+def test_bad_files_stop_the_stage_with_their_reasons(run, photos):
+    folder = photos()
+    (folder / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    with pytest.raises(UserError, match=r"1 of 49 files cannot be read as images:\n  red/cut\.jpg: "):
+        run(folder)
+    manifest = run(folder, **{"prepare.max_bad_fraction": 0.1})
+    assert len(manifest) == 48
+    assert pd.read_csv(paths.QUARANTINE).path.tolist() == ["red/cut.jpg"]
+
+
+def test_a_row_without_its_file_is_a_bad_file(run, photos):
+    folder = photos(count=2)
+    (folder / "list.csv").write_text("path,label\nred/000.png,red\nred/lost.png,blue\n")
+    with pytest.raises(UserError, match=r"red/lost\.png: no such file"):
+        run(folder / "list.csv")
+
+
+def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
+    folder = photos()
+    for index in range(2):
+        paint(folder / "rare" / f"{index}.png", (9, 9, 9), index)
+    with pytest.raises(UserError, match=r"1 of 4 classes are too small .*\n  rare: .*\nAdd images to them"):
+        run(folder)
+
+
+def test_names_in_any_script(run, photos):
+    folder = photos()
+    paint(folder / "red" / "赤い 🌹\n1.png", (200, 40, 40), 77)
+    assert "red/赤い 🌹\n1.png" in set(run(folder).path)
