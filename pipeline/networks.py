@@ -92,7 +92,10 @@ def _load(base: keras.Model, backbone: str, file: Path) -> None:
             f"params.yaml: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
         )
     try:
-        base.load_weights(file)
+        with warnings.catch_warnings():
+            # Keras only warns where a file lacks a layer, and leaves that layer random.
+            warnings.filterwarnings("error", message="Skipping nested container")
+            base.load_weights(file)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(

@@ -28,10 +28,15 @@ SMALL = {  # a run of seconds
 
 
 def paint(file: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (24, 20)) -> None:
-    """Write an image of one colour under noise; equal arguments give equal files."""
+    """Write an image, under noise: plain red, green with vertical stripes, or blue with horizontal ones.
+
+    Equal arguments give equal files.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).normal(0, 20, (size[1], size[0], 3))
-    Image.fromarray(np.uint8(np.clip(noise + colour, 0, 255))).save(file)
+    y, x = np.mgrid[: size[1], : size[0]][..., None]
+    stripes = [np.ones_like(x), x // 4 % 2, y // 4 % 2][int(np.argmax(colour))]
+    Image.fromarray(np.uint8(np.clip(noise + stripes * colour, 0, 255))).save(file)
 
 
 @pytest.fixture

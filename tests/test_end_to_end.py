@@ -1,0 +1,180 @@
+"""What people type, in a clone of the repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Project, make_project, paint
+from mlflow import MlflowClient
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Project:
+    """A project after its first `dvc repro`, committed; the tests below go on from each other's state."""
+    project = make_project(tmp_path_factory.mktemp("end_to_end"))
+    assert project.run("dvc repro").count("Running stage") == 5
+    project.run("git add -A && git commit -qm run")
+    return project
+
+
+def lock(project: Project) -> str:
+    return (project.root / "dvc.lock").read_text()
+
+
+def experiments(project: Project) -> dict[str, dict[str, str | None]]:
+    """Row names, each with its stages and whether they were restored."""
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])
+    return {
+        parent.info.run_name: {
+            run.info.run_name: run.data.tags.get("headstart.restored")
+            for run in runs
+            if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        }
+        for parent in runs
+        if "headstart.key" in parent.data.tags
+    }
+
+
+def test_a_run_leaves_its_row_and_nothing_for_git(done):
+    ((_, stages),) = experiments(done).items()
+    assert stages == dict.fromkeys(["prepare", "extract", "train_head", "fine_tune", "evaluate"])
+    assert done.run("git status --porcelain") == ""
+    for table in (done.run("dvc metrics show"), done.run("dvc metrics diff --all")):
+        assert "metrics/evaluate.json" in table
+    assert "index.html" in done.run("dvc plots show")
+
+
+def test_a_second_run_runs_nothing(done):
+    before = lock(done)
+    assert "Running stage" not in done.run("dvc repro")
+    done.run("python -m pipeline.tracking")
+    assert lock(done) == before
+    assert len(experiments(done)) == 1
+
+
+def test_only_what_depends_on_a_change_runs_and_the_way_back_is_free(done):
+    before = lock(done)
+    output = done.run("dvc exp run -n four -S 'train_head.hidden=[4]'")
+    assert [stage for stage in ("prepare", "extract") if f"Running stage '{stage}'" in output] == []
+    assert output.count("Running stage") == 3
+    assert experiments(done)["four"] == {
+        **dict.fromkeys(["prepare", "extract"], "true"),
+        **dict.fromkeys(["train_head", "fine_tune", "evaluate"]),
+    }
+    assert "train_head.hidden" in done.run("dvc params diff")
+    assert "metrics/train_head.json" in done.run("dvc metrics diff")
+    done.run("git checkout -q params.yaml")
+    assert "Running stage" not in done.run("dvc repro")
+    assert lock(done) == before
+
+
+def test_temporary_and_queued_experiments_land_in_the_same_store(done):
+    done.run("dvc exp run --temp -n temporary -S evaluate.top_k=3")
+    done.run("dvc exp run --queue -n queued -S train_head.epochs=2")
+    done.run("dvc queue start")
+    for _ in range(120):
+        if "Success" in done.run("dvc queue status") or "Failed" in done.run("dvc queue status"):
+            break
+        done.run("sleep 1")
+    assert "Success" in done.run("dvc queue status")
+    found = experiments(done)
+    assert set(found) >= {"temporary", "queued", "four"}
+    assert len(found) == 4
+    assert all(len(stages) == 5 for stages in found.values())
+    done.run("dvc queue stop", code=None)
+
+
+def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
+    figures = (done.root / "metrics/extract.json").read_text()
+    done.run("dvc exp run -S weights=none extract")
+    assert (done.root / "metrics/extract.json").read_text() != figures
+    done.run("git checkout -q params.yaml")
+    output = done.run("dvc repro")
+    assert "Running stage" not in output.replace("Running stage 'prepare'", "")
+    done.run("python -m pipeline.tracking")
+    assert (done.root / "metrics/extract.json").read_text() == figures
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("photos/red/cut.jpg", "prepare: photos: 1 of 49 files cannot be read as images:\n  photos/red"),
+        ("photos/empty/", "prepare: photos: no image in the class folder 'empty'; put images there or remove it"),
+        ("photos/rare/", "classes are too small to be in train, val and test:\n  rare: "),
+    ],
+)
+def test_spoiled_data_leaves_earlier_results(done, spoil, message):
+    before = {path: path.read_bytes() for path in [*done.root.glob("data/prepared/*"), *done.root.glob("m*s/*.*")]}
+    path = done.root / spoil
+    if spoil.endswith("jpg"):
+        path.write_bytes((done.root / "photos/red/000.png").read_bytes()[:300])
+    else:
+        path.mkdir()
+        for index in range(2 if "rare" in spoil else 0):
+            paint(path / f"{index}.png", (9, 9, 9), index)
+    try:
+        assert message.replace("photos/red", "red") in done.run("python -m pipeline.prepare", code=1)
+        output = done.run("dvc repro", code=None)
+        assert "exited with 1" in output
+        assert "Traceback" not in output
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "mobilnetv2"}, "params.yaml: backbone 'mobilnetv2' is unknown; did you mean 'mobilenetv2'"),
+        ({"train_head.droput": 0.5}, "params.yaml: train_head.droput is not a known key; did you mean 'dropout'?"),
+        ({"data.source": "nowhere"}, "params.yaml: data.source 'nowhere' does not exist"),
+        ({"weights": "nowhere.h5"}, "weights file 'nowhere.h5' does not exist"),
+    ],
+)
+def test_wrong_params_leave_earlier_results(done, changes, message):
+    model = (done.root / "models/model.keras").read_bytes()
+    features = (done.root / "features/train.npy").read_bytes()
+    done.set(**changes)
+    try:
+        command = "extract" if "weights" in changes else "prepare"
+        assert message in done.run(f"python -m pipeline.{command}", code=1)
+        output = done.run("dvc repro", code=None)
+        assert "failed" in output.lower() or "missing" in output.lower()
+        assert "Traceback" not in output
+        assert (done.root / "models/model.keras").read_bytes() == model
+        assert (done.root / "features/train.npy").read_bytes() == features
+    finally:
+        done.set()
+
+
+def test_an_output_that_cannot_be_written(done):
+    shutil.move(done.root / "features", done.root / "aside")
+    (done.root / "features").write_text("a file in the place of the folder")
+    try:
+        output = done.run("python -m pipeline.extract", code=1)
+        assert "features/train.npy: cannot be written" in output
+        assert "Traceback" not in output
+    finally:
+        (done.root / "features").unlink()
+        shutil.move(done.root / "aside", done.root / "features")
+
+
+def test_the_same_bits_again_without_any_cache(done):
+    done.run("git checkout -q . && dvc repro")
+    before = lock(done)
+    for name in (".dvc/cache", ".dvc/tmp", "data/prepared", "features", "models", "predictions", "metrics", "plots"):
+        shutil.rmtree(done.root / name)
+    assert done.run("dvc repro --force").count("Running stage") == 5
+    assert lock(done) == before
+    assert yaml.safe_load(before)["stages"].keys() == {"prepare", "extract", "train_head", "fine_tune", "evaluate"}
+
+
+def test_a_fresh_clone_checks_its_params_at_the_door(project: Project):
+    project.set(**{"train_head.dropout": 1.5})
+    output = project.run("python -m pipeline.params", code=1)
+    assert output == "params.yaml: train_head.dropout must be in [0, 1), got 1.5\n"
+    assert not Path(project.root / "data").exists()

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from pipeline import networks
+from pipeline.backbones import BACKBONES
+from pipeline.errors import UserError
+
+# One backbone a way of preprocessing; `inside` twice, since EfficientNet and ConvNeXt do it by other layers.
+FAMILIES = {
+    "tiny": 32,
+    "vgg16": 32,
+    "densenet121": 32,
+    "efficientnetb0": 32,
+    "convnexttiny": 32,
+    "mobilenetv3small": 32,
+}
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+def trunk_of(backbone: str = "tiny", weights: str = "none", pooling: str = "avg", seed: int = 0) -> keras.Model:
+    return networks.build_trunk(backbone, weights, 32, pooling, seed)
+
+
+def test_the_families_are_all_there():
+    assert {BACKBONES[name].preprocessing for name in FAMILIES} == {row.preprocessing for row in BACKBONES.values()}
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_cached_features_through_the_head_equal_the_saved_model(backbone, images, tmp_path):
+    trunk = trunk_of(backbone)
+    head = networks.build_head(trunk.output_shape[1], 3, [8], 0.5)
+    features = networks.predict(trunk, images, 8)
+    networks.save(networks.join(trunk, head), tmp_path / "model.keras", ["a", "b", "c"])
+    model, classes = networks.load(tmp_path / "model.keras")
+    assert classes == ["a", "b", "c"]
+    assert networks.image_size(model) == 32
+    np.testing.assert_allclose(networks.predict(model, images, 8), head.predict(features, verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_the_preprocessing_is_that_of_the_family(backbone, images):
+    row = BACKBONES[backbone]
+    trunk = trunk_of(backbone)
+    by_hand = getattr(keras.applications, row.module).preprocess_input(images.astype("float32"))
+    expected = trunk.get_layer("backbone")(by_hand, training=False).numpy().mean(axis=(1, 2))
+    np.testing.assert_allclose(networks.predict(trunk, images, 5), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("avg", 1280), ("max", 1280), ("flatten", 1280)])
+def test_poolings(pooling, width, images):
+    features = networks.predict(trunk_of(pooling=pooling), images, 8)
+    assert features.shape == (5, width)  # 32 px leave one position of the feature map
+    assert networks.build_trunk("tiny", "none", 64, "flatten", 0).output_shape == (None, 4 * 1280)
+
+
+def test_an_image_has_the_same_features_in_any_batch(images):
+    trunk = trunk_of(weights="pretrained")
+    whole = networks.predict(trunk, images, 5)
+    assert (np.concatenate([networks.predict(trunk, images[[n]], 1) for n in range(5)]) == whole).all()
+    assert (networks.predict(trunk, images, 64) == whole).all()
+
+
+def test_weights_without_training_are_drawn_from_the_seed():
+    fingerprints = [networks.weights_sha256(trunk_of(seed=seed)) for seed in (1, 1, 2)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
+def test_a_weights_file_is_loaded(backbone, tmp_path):
+    base = getattr(keras.applications, BACKBONES[backbone].constructor)(include_top=False, weights=None)
+    base.save_weights(tmp_path / "own.weights.h5")
+    assert networks.weights_sha256(trunk_of(backbone, str(tmp_path / "own.weights.h5"))) == networks.weights_sha256(
+        base
+    )
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    trunk_of("vgg16").get_layer("backbone").save_weights(tmp_path / "vgg.weights.h5")
+    with pytest.raises(UserError, match=r"vgg\.weights\.h5: these weights do not fit tiny"):
+        trunk_of("tiny", str(tmp_path / "vgg.weights.h5"))
+    with pytest.raises(UserError, match=r"weights file '.*none\.h5' does not exist"):
+        trunk_of("tiny", str(tmp_path / "none.h5"))
+
+
+def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(keras.applications, "VGG16", offline)
+    with pytest.raises(UserError) as error:
+        trunk_of("vgg16", "pretrained")
+    for part in ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", str(tmp_path / "models"), "here:   tiny"):
+        assert part in str(error.value)
+
+
+def test_batch_norm_stays_as_it_was_in_fine_tuning(images):
+    trunk = trunk_of(weights="pretrained")
+    base = trunk.get_layer("backbone")
+    head = networks.build_head(1280, 2, [], 0.0)
+    trained = networks.unfreeze(trunk, 0.3)
+    frozen = {layer.name: layer.get_weights() for layer in base.layers if layer.weights and not layer.trainable}
+    tuned = {layer.name: layer.get_weights() for layer in base.layers if layer.weights and layer.trainable}
+    assert len(tuned) == trained == 16
+    assert any(isinstance(base.get_layer(name), keras.layers.BatchNormalization) for name in frozen)
+    image = keras.Input((32, 32, 3))
+    trainer = keras.Model(image, head(trunk(image)))
+    trainer.compile("adam", "sparse_categorical_crossentropy")
+    trainer.fit(images, np.array([0, 1, 0, 1, 0]), verbose=0)
+    for name, before in frozen.items():
+        assert all((old == new).all() for old, new in zip(before, base.get_layer(name).get_weights(), strict=True)), (
+            name
+        )
+    assert all((before[0] != base.get_layer(name).get_weights()[0]).any() for name, before in tuned.items())
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    head = networks.build_head(4, 2, [3], 0.1)
+    for name in ("a.keras", "b.keras"):
+        networks.save(head, tmp_path / name, ["x", "y"])
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
+        networks.load(tmp_path / "none.keras")
+    (tmp_path / "bad.keras").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="is not a model of this pipeline"):
+        networks.load(tmp_path / "bad.keras")
+
+
+def test_a_model_that_carries_code_is_refused(tmp_path):
+    image = keras.Input((2,))
+    keras.Model(image, keras.layers.Lambda(lambda x: x + 1)(image)).save(tmp_path / "plain.keras")
+    with zipfile.ZipFile(tmp_path / "plain.keras") as plain, zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil:
+        for name in plain.namelist():
+            evil.writestr(name, plain.read(name))
+        evil.writestr("classes.json", json.dumps(["a", "b"]))
+    with pytest.raises(UserError, match="is not a model of this pipeline"):
+        networks.load(tmp_path / "evil.keras")

@@ -1,0 +1,167 @@
+"""The stages one after the other in one process, on a few photos."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL, write_params
+
+from pipeline import networks, paths, predict
+from pipeline.errors import UserError
+from pipeline.images import load
+from pipeline.outputs import Outputs
+from pipeline.params import load_params
+
+STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
+
+
+def run(*stages: str) -> None:
+    for stage in stages:
+        outputs = Outputs()
+        importlib.import_module(f"pipeline.{stage}").main(load_params(), outputs)
+        outputs.commit()
+
+
+@pytest.fixture
+def here(tmp_path: Path, photos, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    photos()
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos"})
+    return tmp_path
+
+
+def test_files_shapes_and_metrics(here):
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.epochs": 30})
+    run(*STAGES)
+    manifest = pd.read_parquet(paths.MANIFEST)
+    for split, file in paths.FEATURES.items():
+        features = np.load(file)
+        assert features.shape == ((manifest.split == split).sum(), 1280)
+        assert features.dtype == np.float32
+
+    # Row n of the features is image n of the manifest.
+    meta = json.loads(paths.FEATURES_META.read_text())
+    trunk = networks.build_trunk("tiny", "pretrained", meta["image_size"], meta["pooling"], 0)
+    assert networks.weights_sha256(trunk) == meta["weights_sha256"]
+    last = manifest[manifest.split == "test"].iloc[-1]
+    pixels = load(here / "photos" / last.path, meta["image_size"])
+    assert (networks.predict(trunk, pixels[None], 16)[0] == np.load(paths.FEATURES["test"])[-1]).all()
+
+    metrics = json.loads(paths.metrics("evaluate").read_text())
+    predictions = pd.read_csv(paths.PREDICTIONS)
+    assert metrics["accuracy"] == pytest.approx((predictions.label == predictions.predicted).mean(), abs=1e-6)
+    assert metrics["accuracy"] > 0.9  # plain, upright and level stripes
+    assert set(metrics["head"]) == {"accuracy", "macro_f1", "log_loss", "top_2_accuracy"}
+    probabilities = predictions[["p_blue", "p_green", "p_red"]]
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert (probabilities.idxmax(axis=1) == "p_" + predictions.predicted).all()
+    assert len(pd.read_csv(paths.CONFUSION)) == metrics["images"] == (manifest.split == "test").sum()
+
+
+def test_head_training_leaves_the_images_alone(here):
+    run("prepare", "extract")
+    (here / "photos").rename(here / "elsewhere")
+    run("train_head")
+
+
+def test_the_best_epoch_is_kept(here):
+    run("prepare", "extract", "train_head")
+    curves = pd.read_csv(paths.curves("train_head"))
+    metrics = json.loads(paths.metrics("train_head").read_text())
+    assert metrics["best_epoch"] == curves.epoch[curves.val_loss.idxmin()]
+    head, _ = networks.load(paths.HEAD)
+    head.compile(loss="sparse_categorical_crossentropy")
+    manifest = pd.read_parquet(paths.MANIFEST)
+    targets = manifest[manifest.split == "val"].label.map({"blue": 0, "green": 1, "red": 2}).to_numpy()
+    loss = head.evaluate(np.load(paths.FEATURES["val"]), targets, verbose=0)
+    assert loss == pytest.approx(curves.val_loss.min(), abs=1e-5)
+
+
+def test_without_unfreezing_the_head_is_shipped(here):
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "fine_tune.unfreeze": 0})
+    run(*STAGES)
+    metrics = json.loads(paths.metrics("evaluate").read_text())
+    assert {name: metrics[name] for name in metrics["head"]} == pytest.approx(metrics["head"], abs=1e-5)
+    assert json.loads(paths.metrics("fine_tune").read_text())["best_epoch"] == 0
+
+
+def test_fine_tuning_that_does_harm_is_not_kept(here):
+    changes = {"fine_tune.unfreeze": 1, "fine_tune.learning_rate": 1, "train_head.epochs": 30}
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
+    run(*STAGES)
+    assert json.loads(paths.metrics("fine_tune").read_text())["best_epoch"] == 0
+    assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.9
+
+
+def test_training_that_diverges_is_told(here):
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.hidden": []})
+    run("prepare", "extract")
+    features = np.load(paths.FEATURES["train"])
+    np.save(paths.FEATURES["train"], np.full_like(features, np.nan))
+    with pytest.raises(UserError, match="training diverged; lower the learning_rate"):
+        run("train_head")
+
+
+def test_features_of_other_images_are_refused(here):
+    run("prepare", "extract")
+    np.save(paths.FEATURES["val"], np.load(paths.FEATURES["val"])[1:])
+    with pytest.raises(UserError, match=r"val\.npy holds \d+ rows where the manifest has \d+"):
+        run("train_head")
+
+
+def test_weights_that_changed_under_the_features_are_refused(here):
+    run("prepare", "extract", "train_head")
+    meta = json.loads(paths.FEATURES_META.read_text())
+    paths.FEATURES_META.write_text(json.dumps({**meta, "weights_sha256": "0"}))
+    with pytest.raises(UserError, match="weights of tiny are not those that the features were made by"):
+        run("fine_tune")
+
+
+@pytest.mark.parametrize(("backbone", "weights"), [("vgg16", "none"), ("resnet50", "none"), ("vgg16", "file")])
+def test_the_classic_recipe(here, backbone, weights):
+    if weights == "file":
+        base = keras.applications.VGG16(include_top=False, weights=None)
+        base.save_weights("own.weights.h5")
+        weights = "own.weights.h5"
+    recipe = {"extract.pooling": "flatten", "train_head.hidden": [128], "train_head.dropout": 0}
+    source = {"data.source": "photos", "backbone": backbone, "weights": weights}
+    write_params(Path("params.yaml"), **{**SMALL, **source, **recipe})
+    run(*STAGES)
+    meta = json.loads(paths.FEATURES_META.read_text())
+    assert meta["preprocessing"] == "BGR minus ImageNet's mean"
+    if weights != "none":
+        assert meta["weights_sha256"] == networks.weights_sha256(base)
+    head, _ = networks.load(paths.HEAD)
+    assert [layer.units for layer in head.layers if isinstance(layer, keras.layers.Dense)] == [128, 3]
+    assert 0 <= json.loads(paths.metrics("evaluate").read_text())["accuracy"] <= 1
+
+
+def test_predict_names_single_images_and_folders(here, capsys):
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.epochs": 30})
+    run(*STAGES)
+    capsys.readouterr()
+    assert predict.main(["photos/red/000.png", "photos/blue", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["label"] for row in rows] == ["red"] + ["blue"] * 16
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+    # The same image gets the same probabilities from predict as from evaluate.
+    judged = pd.read_csv(paths.PREDICTIONS).iloc[0]
+    assert predict.main([f"photos/{judged.path}", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)[0]["probabilities"]
+    assert alone == pytest.approx({name: judged[f"p_{name}"] for name in alone}, abs=1e-6)
+
+    Path("photos/red/cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    assert predict.main(["photos/red/000.png", "photos/red/cut.jpg"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("red  ")
+    assert printed.out.endswith("photos/red/000.png\n")
+    assert "photos/red/cut.jpg: not an image" in printed.err
+    assert predict.main(["nowhere.jpg"]) == 1
+    assert "nowhere.jpg does not exist" in capsys.readouterr().err

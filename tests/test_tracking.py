@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from mlflow import MlflowClient
+
+from pipeline import tracking
+from pipeline.records import Record
+
+PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch) -> Path:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as DVC sets it in a temporary experiment
+    return tmp_path
+
+
+def make_record(stage: str = "train_head", key: str = "k1", **changes) -> Record:
+    file = Path("models/head.keras")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"model")
+    values = {
+        "experiment_params": PARAMS,
+        "params": {"seed": "42"},
+        "metrics": {"val_accuracy": 0.5, "head/loss": 1.5},
+        "curves": [("loss", 1, 0.9), ("loss", 2, 0.4)],
+        "artifacts": {"models/head.keras": "aa"},
+        "tags": {"git_commit": "c0ffee", "dvc_experiment": "nice-name"},
+        "restored": False,
+        "time": 1_700_000_000_000,
+    }
+    return Record(key, stage, **{**values, **changes})
+
+
+def rows(root: Path, uri: str | None = None) -> tuple[MlflowClient, list, list]:
+    """A client, the parent runs and the nested runs."""
+    client = MlflowClient(uri or f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("headstart")
+    runs = client.search_runs([experiment.experiment_id])
+    return (
+        client,
+        [run for run in runs if "headstart.key" in run.data.tags],
+        [run for run in runs if "headstart.stage" in run.data.tags],
+    )
+
+
+def test_an_experiment_is_one_row_with_a_run_a_stage(workspace):
+    tracking._send_or_keep([make_record("prepare", restored=True), make_record("train_head")])
+    client, parents, children = rows(workspace)
+    (parent,) = parents
+    assert parent.info.run_name == "nice-name"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == PARAMS
+    assert parent.data.metrics["train_head/val_accuracy"] == 0.5
+    assert parent.data.metrics["prepare/head/loss"] == 1.5
+    assert parent.data.tags["git_commit"] == "c0ffee"
+    assert parent.data.tags["dvc_experiment"] == "nice-name"
+    assert {run.info.run_name: run.data.tags.get("headstart.restored") for run in children} == {
+        "prepare": "true", "train_head": None,
+    }  # fmt: skip
+    child = next(run for run in children if run.info.run_name == "train_head")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params == {"seed": "42"}
+    curve = client.get_metric_history(child.info.run_id, "epoch/loss")
+    assert sorted((point.step, point.value) for point in curve) == [(1, 0.9), (2, 0.4)]
+    assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
+    assert (workspace / "mlartifacts").is_dir()  # in the workspace, not in the copy of it
+    assert not (workspace / "copy" / "mlflow.db").exists()
+
+
+def test_the_same_again_makes_no_second_run(workspace):
+    tracking._send_or_keep([make_record()])
+    first = [run.info.run_id for run in rows(workspace)[2]]
+    tracking._send_or_keep([make_record(time=1_800_000_000_000, restored=True)])
+    _, parents, children = rows(workspace)
+    assert len(parents) == 1
+    assert [run.info.run_id for run in children] == first
+
+
+def test_another_result_of_the_same_stage_replaces_the_first(workspace):
+    tracking._send_or_keep([make_record()])
+    tracking._send_or_keep([make_record(metrics={"val_accuracy": 0.7})])
+    _, (parent,), (child,) = rows(workspace)
+    assert child.data.metrics["val_accuracy"] == 0.7
+    assert parent.data.metrics["train_head/val_accuracy"] == 0.7
+
+
+def test_a_run_that_was_broken_off_is_made_anew(workspace, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        tracking._send_or_keep([make_record()])
+    tracking._send_or_keep([])
+    _, (_,), (child,) = rows(workspace)
+    assert child.data.tags["headstart.content"] == make_record().content()
+
+
+def test_other_params_make_another_row(workspace):
+    tracking._send_or_keep([make_record(), make_record(key="k2", experiment_params={**PARAMS, "seed": "43"})])
+    assert len(rows(workspace)[1]) == 2
+
+
+def test_what_cannot_be_sent_is_kept_with_its_files_and_sent_later(workspace, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    item = make_record()
+    assert not tracking._send_or_keep([item, make_record("prepare", restored=True)])
+    assert "kept and sent later, since http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    Path("models/head.keras").unlink()  # a temporary experiment's folder goes away
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking._send_or_keep([])
+    client, (_,), (child,) = rows(workspace)
+    assert child.info.start_time == item.time
+    assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
+    assert tracking._outbox_entries() == []
+
+
+def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracking._send_or_keep([make_record("prepare")])
+    tracking._send_or_keep([make_record("train_head")])
+    first, _ = tracking._outbox_entries()
+    (first / "record.json").write_text("{half")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking._send_or_keep([])
+    assert "put aside" in capsys.readouterr().err
+    assert [run.info.run_name for run in rows(workspace)[2]] == ["train_head"]
+    assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
+
+
+def test_tracking_never_costs_a_result(workspace, capsys):
+    tracking.record("train_head", {"seed": 1})  # there is no dvc.yaml here
+    assert "tracking: train_head could not be recorded" in capsys.readouterr().err
+
+
+def test_long_curves_are_sent_whole(workspace):
+    curves = [("loss", epoch, 1.0) for epoch in range(1, 2502)]
+    tracking._send_or_keep([make_record(curves=curves)])
+    client, _, (child,) = rows(workspace)
+    assert len(client.get_metric_history(child.info.run_id, "epoch/loss")) == 2501
+
+
+def test_several_processes_may_open_a_fresh_store_at_once(workspace):
+    values = json.dumps(dataclasses.asdict(make_record()))
+    code = (
+        "import json, sys; from pipeline import tracking; from pipeline.records import Record;"
+        "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
+        "sys.exit(not tracking._send_or_keep([Record(**values)]))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, values, key], env={**__import__("os").environ, "PYTHONPATH": str(ROOT)}
+        )
+        for key in ("a", "b", "a")
+    ]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert len(rows(workspace)[1]) == 2
+
+
+def test_a_server_takes_the_records(workspace, monkeypatch):
+    import socket
+    import time
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{workspace}/server.db"),
+            *("--artifacts-destination", str(workspace / "artifacts")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=workspace,
+    )
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert tracking._send_or_keep([make_record()])
+        client, (_,), (child,) = rows(workspace, uri)
+        assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
+    finally:
+        server.terminate()
+        server.wait(30)
