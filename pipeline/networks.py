@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded; its errors still raise
 
@@ -184,10 +185,23 @@ def save(model: keras.Model, file: Path, classes: Sequence[str]) -> None:
     metadata = json.loads(members["metadata.json"])
     metadata["date_saved"] = "1980-01-01@00:00:00"
     members["metadata.json"] = json.dumps(metadata).encode()
+    members["config.json"] = json.dumps(_numbered(json.loads(members["config.json"]), {})).encode()
     members["classes.json"] = json.dumps(list(classes), ensure_ascii=False).encode()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is 1980-01-01
+
+
+def _numbered(config: Any, numbers: dict[int, int]) -> Any:
+    """`config` with its `shared_object_id`s, which are addresses in memory, counted in order of appearance."""
+    if isinstance(config, list):
+        return [_numbered(item, numbers) for item in config]
+    if isinstance(config, dict):
+        return {
+            key: numbers.setdefault(item, len(numbers)) if key == "shared_object_id" else _numbered(item, numbers)
+            for key, item in config.items()
+        }
+    return config
 
 
 def load(file: Path) -> tuple[keras.Model, list[str]]:
