@@ -34,5 +34,5 @@ $(STAMP): requirements.lock
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements.lock
 	@touch $(STAMP)
 
-lock: setup ## resolve pyproject.toml anew; needs uv: pip install uv
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes --upgrade --no-header --quiet --output-file requirements.lock
+lock: ## follow pyproject.toml, other versions stay (all to their newest: make lock UPGRADE=--upgrade); needs uv: pip install uv
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements.lock

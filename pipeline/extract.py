@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import networks, paths, stage, timings
+from pipeline import engine, networks, paths, stage, timings
 from pipeline.backbones import BACKBONES, PREPROCESSING
 from pipeline.images import read_images
 from pipeline.outputs import Outputs
@@ -30,7 +30,7 @@ def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     row = BACKBONES[params.backbone]
     image_size = params.extract.image_size or row.default_size
-    networks.make_repeatable(params.seed)
+    engine.make_repeatable(params.seed)
     trunk = networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
     manifest = pd.read_parquet(paths.MANIFEST)
     batch_size = params.extract.batch_size
@@ -63,6 +63,7 @@ def main(params: Params, outputs: Outputs) -> None:
         "pooling": params.extract.pooling,
         "feature_dim": trunk.output_shape[1],
         "precision": "float32",
+        "keras_backend": engine.keras.backend.backend(),
         "manifest_sha256": hashlib.sha256(paths.MANIFEST.read_bytes()).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in ("keras", "numpy", "pillow", "tensorflow")},
     }
@@ -72,12 +73,12 @@ def main(params: Params, outputs: Outputs) -> None:
         "seconds": seconds,
         "images_per_second": len(manifest) / seconds,
         "feature_dim": trunk.output_shape[1],
-        "device": networks.device_name(),
+        "device": engine.device_name(),
     }
     timings.write(outputs, values, meta_file)
     print(
         f"extract: {len(manifest)} images through {params.backbone} at {image_size} px in {seconds:.1f} s, "
-        f"{len(manifest) / seconds:.0f} images/s, {trunk.output_shape[1]} features each"
+        f"{len(manifest) / seconds:.0f} images/s on {engine.device_name()}, {trunk.output_shape[1]} features each"
     )
 
 

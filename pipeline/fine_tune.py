@@ -16,12 +16,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 
 from pipeline import networks, paths, stage
 from pipeline.dataset import load_split
+from pipeline.engine import keras, make_repeatable
 from pipeline.errors import UserError
 from pipeline.images import read_images
 from pipeline.outputs import Outputs
@@ -109,7 +109,7 @@ def _augmentation(strength: float) -> keras.Layer:
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     model_file = outputs.path(paths.MODEL)
-    networks.make_repeatable(params.seed)
+    make_repeatable(params.seed)
     meta: dict[str, Any] = json.loads(paths.FEATURES_META.read_text(encoding="utf-8"))
     trunk = networks.build_trunk(params.backbone, params.weights, meta["image_size"], meta["pooling"], params.seed)
     if networks.weights_sha256(trunk) != meta["weights_sha256"]:

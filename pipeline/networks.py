@@ -8,37 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is loaded; its errors still raise
-
-import keras
 import numpy as np
-import tensorflow as tf
 
 from pipeline.backbones import BACKBONES, cached_backbones
+from pipeline.engine import keras
 from pipeline.errors import UserError
 
 BACKBONE_LAYER, RESIZE_LAYER = "backbone", "resize"
 PREDICTION_BATCH = 32  # images at once where no param says so
-
-
-def make_repeatable(seed: int) -> None:
-    """The same seed on the same machine gives the same bits from here on, at some cost in speed."""
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-
-
-def device_name() -> str:
-    """What the networks run on, e.g. `NVIDIA H100` or `CPU, 2 cores`."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
 
 
 def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed: int) -> keras.Model:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 
 from pipeline import networks, paths, stage
 from pipeline.dataset import load_classes, load_features, load_split
+from pipeline.engine import keras, make_repeatable
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.training import KeepBest, verbosity
@@ -54,7 +54,7 @@ def train(
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     head_file = outputs.path(paths.HEAD)
-    networks.make_repeatable(params.seed)
+    make_repeatable(params.seed)
     classes = load_classes()
     train_set, val_set = (
         (load_features(split, len(images)), images.target.to_numpy())

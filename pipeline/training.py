@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import keras
 import pandas as pd
 
+from pipeline.engine import keras
 from pipeline.errors import UserError
 
 

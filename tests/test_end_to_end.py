@@ -15,7 +15,9 @@ from mlflow import MlflowClient
 def done(tmp_path_factory) -> Project:
     """A project after its first `dvc repro`, committed; the tests below go on from each other's state."""
     project = make_project(tmp_path_factory.mktemp("end_to_end"))
-    assert project.run("dvc repro").count("Running stage") == 5
+    output = project.run("dvc repro")
+    assert output.count("Running stage") == 5
+    assert "oneDNN" not in output  # TensorFlow's chatter
     project.run("git add -A && git commit -qm run")
     return project
 
@@ -103,19 +105,22 @@ def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
     ("spoil", "message"),
     [
         ("photos/red/cut.jpg", "prepare: photos: 1 of 49 files cannot be read as images:\n  photos/red"),
-        ("photos/empty/", "prepare: photos: no image in the class folder 'empty'; put images there or remove it"),
+        ("photos/blue/", "prepare: photos: no image in the class folder 'blue'; put images there or remove it"),
         ("photos/rare/", "classes are too small to be in train, val and test:\n  rare: "),
     ],
 )
 def test_spoiled_data_leaves_earlier_results(done, spoil, message):
     before = {path: path.read_bytes() for path in [*done.root.glob("data/prepared/*"), *done.root.glob("m*s/*.*")]}
+    shutil.copytree(done.root / "photos", done.root / "aside")
     path = done.root / spoil
     if spoil.endswith("jpg"):
         path.write_bytes((done.root / "photos/red/000.png").read_bytes()[:300])
-    else:
-        path.mkdir()
-        for index in range(2 if "rare" in spoil else 0):
+    elif "rare" in spoil:
+        for index in range(2):
             paint(path / f"{index}.png", (9, 9, 9), index)
+    else:
+        for file in path.iterdir():
+            file.unlink()
     try:
         assert message.replace("photos/red", "red") in done.run("python -m pipeline.prepare", code=1)
         output = done.run("dvc repro", code=None)
@@ -123,14 +128,15 @@ def test_spoiled_data_leaves_earlier_results(done, spoil, message):
         assert "Traceback" not in output
         assert {path: path.read_bytes() for path in before} == before
     finally:
-        path.unlink() if path.is_file() else shutil.rmtree(path)
+        shutil.rmtree(done.root / "photos")
+        (done.root / "aside").rename(done.root / "photos")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"backbone": "mobilnetv2"}, "params.yaml: backbone 'mobilnetv2' is unknown; did you mean 'mobilenetv2'"),
-        ({"train_head.droput": 0.5}, "params.yaml: train_head.droput is not a known key; did you mean 'dropout'?"),
+        ({"train_head": {"droput": 0.5}}, "params.yaml: train_head.droput is not a known key; did you mean 'dropout'?"),
         ({"data.source": "nowhere"}, "params.yaml: data.source 'nowhere' does not exist"),
         ({"weights": "nowhere.h5"}, "weights file 'nowhere.h5' does not exist"),
     ],

@@ -1,0 +1,49 @@
+"""Keras on TensorFlow, loaded without the lines that TensorFlow writes while it loads; what both are told once.
+
+TF_CPP_MIN_LOG_LEVEL, TensorFlow's own switch, does not reach those lines (https://github.com/tensorflow/tensorflow/issues/100442).
+Where it is set already (0: everything), nothing is held back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what is written to file descriptor 2, below Python's own stderr, to nowhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    import keras
+    import tensorflow as tf
+else:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # from here on; an error still raises
+    with _quiet():
+        import keras
+        import tensorflow as tf
+
+__all__ = ["device_name", "keras", "make_repeatable", "tf"]
+
+
+def make_repeatable(seed: int) -> None:
+    """The same seed on the same machine gives the same bits from here on, at some cost in speed."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def device_name() -> str:
+    """What the networks run on, e.g. `NVIDIA H100` or `CPU, 2 cores`."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
