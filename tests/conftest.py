@@ -69,7 +69,9 @@ class Project:
 
     def __init__(self, root: Path, env: dict[str, str] | None = None) -> None:
         self.root = root
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "TF_"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "TF_"))
+        }
         self.env = {
             **inherited,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

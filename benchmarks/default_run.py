@@ -1,0 +1,88 @@
+"""Where the time of the default run goes: each stage in a fresh clone, split into loading, work and recording.
+
+Prints a table. Command: python benchmarks/default_run.py [--runs 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parent.parent
+# Runs one stage as `python -m pipeline.STAGE` does and writes the seconds of its parts to the file named last.
+STAGE = """
+import importlib, json, sys, time
+begun = time.perf_counter()
+module = importlib.import_module(f"pipeline.{sys.argv[1]}")
+loaded = time.perf_counter()
+from pipeline import stage, tracking
+record, recorded = tracking.record, []
+def timed(*arguments):
+    start = time.perf_counter()
+    record(*arguments)
+    recorded.append(time.perf_counter() - start)
+tracking.record = timed
+stage.run(sys.argv[1], module.main)
+parts = {"loading": loaded - begun, "recording": sum(recorded)}
+json.dump(parts, open(sys.argv[2], "w"))
+"""
+
+
+def timed(command: list[str], folder: Path) -> float:
+    """Seconds of wall time that `command` takes in `folder`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return time.perf_counter() - start
+
+
+def one_run() -> dict[str, dict[str, float]]:
+    """Seconds of each stage and its parts, and of `dvc repro` with all to do and with nothing to do."""
+    rows: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        clone, parts_file = Path(scratch) / "clone", Path(scratch) / "parts.json"
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+        stages = yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+        for stage in stages:
+            total = timed([sys.executable, "-c", STAGE, stage, str(parts_file)], clone)
+            parts = json.loads(parts_file.read_text(encoding="utf-8"))
+            rows[stage] = {**parts, "work": total - sum(parts.values()), "seconds": total}
+        sums = pd.DataFrame(rows).T.sum().to_dict()
+        rows["all five"] = sums
+        rows["dvc repro, all to do"] = {"seconds": timed(["dvc", "repro", "--force"], clone)}
+        rows["dvc repro, nothing to do"] = {"seconds": timed(["dvc", "repro"], clone)}
+    return rows
+
+
+def main() -> None:
+    """Print the medians as a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=3)
+    runs = [one_run() for _ in range(parser.parse_args().runs)]
+    table = pd.DataFrame(
+        {row: {part: median(run[row].get(part, float("nan")) for run in runs) for part in runs[0]["all five"]}
+         for row in runs[0]}
+    ).T  # fmt: skip
+    table = table[["loading", "work", "recording", "seconds"]]
+    table.insert(4, "share", table.seconds / table.seconds["all five"])
+    print("| | loading | work | recording | seconds | share |\n|---|---:|---:|---:|---:|---:|")
+    for name, row in table.iterrows():
+        cells = [f"{row[part]:.1f}" if pd.notna(row[part]) else "" for part in table.columns[:4]]
+        print(f"| {name} | {' | '.join(cells)} | {row.share:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
