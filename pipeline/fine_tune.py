@@ -2,7 +2,7 @@
 
 Reads:   data/prepared, the images, features/meta.json, models/head.keras.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside;
-         plots/fine_tune.csv (epoch 0 is the head before fine-tuning); metrics/fine_tune.json.
+         plots/fine_tune.csv; metrics/fine_tune.json (head_val_accuracy, head_val_loss: before fine-tuning).
 Params:  backbone, weights, seed, data.source, fine_tune.
 Command: python -m pipeline.fine_tune
 
@@ -69,13 +69,13 @@ def fine_tune(
     augment: float,
     learning_rate: float,
     epochs: int,
-) -> tuple[KeepBest, int]:
+) -> tuple[KeepBest, dict[str, float], int]:
     """Adam on the cross-entropy, warmed up, then decayed to zero by a cosine; `trunk` and `head` change in place.
 
     They are left as they were after their best epoch on val, where the head before fine-tuning counts as epoch 0.
 
     Returns:
-        The curves, and how many layers of the backbone were trained.
+        The curves; loss and accuracy on val before fine-tuning; how many layers of the backbone were trained.
     """
     layers = networks.unfreeze(trunk, unfreeze)
     image = keras.Input(trunk.input_shape[1:], name="image")
@@ -91,7 +91,7 @@ def fine_tune(
     keep.note(0, {f"val_{name}": value for name, value in before.items()})
     if layers:
         trainer.fit(train_set, validation_data=val_set, epochs=epochs, callbacks=[keep], verbose=verbosity())
-    return keep, layers
+    return keep, before, layers
 
 
 def _augmentation(strength: float) -> keras.Layer:
@@ -121,7 +121,7 @@ def main(params: Params, outputs: Outputs) -> None:
     train_images, val_images = load_split("train"), load_split("val")
     batch_size = params.fine_tune.batch_size
     with open_source(Path(params.data.source)) as source:
-        keep, layers = fine_tune(
+        keep, before, layers = fine_tune(
             trunk,
             head,
             ImageBatches(source, train_images, meta["image_size"], batch_size, params.seed),
@@ -138,6 +138,8 @@ def main(params: Params, outputs: Outputs) -> None:
         {
             "val_accuracy": keep.best["val_accuracy"],
             "val_loss": keep.best["val_loss"],
+            "head_val_accuracy": before["accuracy"],
+            "head_val_loss": before["loss"],
             "best_epoch": keep.best["epoch"],
             "layers_trained": layers,
         },

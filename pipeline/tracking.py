@@ -135,7 +135,9 @@ def _experiment_id(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         artifacts = (workspace_root() / "mlartifacts").as_uri() if _embedded() else None
-        return client.create_experiment(name, artifact_location=artifacts)
+        # The kind opens the UI on its pages for trained models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return client.create_experiment(name, artifact_location=artifacts, tags=tags)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
@@ -174,13 +176,14 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
 def _parent(client: MlflowClient, experiment: str, item: Record) -> str:
     """The row of the experiment; made where there is none."""
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{item.key}'", max_results=1)
+    tags = {**item.tags, "mlflow.source.git.commit": item.tags.get("git_commit", "")}  # the UI's column Version
     if found:
         run = found[0].info.run_id
-        for name, value in item.tags.items():
+        for name, value in tags.items():
             if found[0].data.tags.get(name) != value:
                 client.set_tag(run, name, value)
     else:
-        tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **item.tags}
+        tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **tags}
         name = item.tags.get("dvc_experiment") or f"{item.experiment_params['backbone']}-{item.key[:6]}"
         run = client.create_run(experiment, start_time=item.time, tags=tags, run_name=name).info.run_id
     # Equal values are taken again without complaint: this also fills a row that was broken off.

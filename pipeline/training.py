@@ -45,7 +45,7 @@ class KeepBest(keras.callbacks.Callback):
             weight.assign(value)
 
     def curves(self) -> pd.DataFrame:
-        """A row an epoch.
+        """A row an epoch, counted from 1: nothing is known of the training images before the first.
 
         Raises:
             UserError: where the loss was never a number.
@@ -53,4 +53,4 @@ class KeepBest(keras.callbacks.Callback):
         if not self.best:
             raise UserError("the loss is not a number after any epoch: training diverged; lower the learning_rate")
         columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
-        return pd.DataFrame(self._rows).reindex(columns=columns)
+        return pd.DataFrame([row for row in self._rows if row["epoch"] > 0], columns=columns)

@@ -88,7 +88,10 @@ def test_without_unfreezing_the_head_is_shipped(here):
     run(*STAGES)
     metrics = json.loads(paths.metrics("evaluate").read_text())
     assert {name: metrics[name] for name in metrics["head"]} == pytest.approx(metrics["head"], abs=1e-5)
-    assert json.loads(paths.metrics("fine_tune").read_text())["best_epoch"] == 0
+    tuned = json.loads(paths.metrics("fine_tune").read_text())
+    assert tuned["best_epoch"] == tuned["layers_trained"] == 0
+    assert tuned["val_loss"] == tuned["head_val_loss"]
+    assert pd.read_csv(paths.curves("fine_tune")).empty
 
 
 def test_fine_tuning_that_does_harm_is_not_kept(here):
