@@ -90,6 +90,11 @@ def _load(base: keras.Model, backbone: str, file: Path) -> None:
 
 def _no_weights(backbone: str, file: Path, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:300]
+    if file.is_file():
+        return UserError(
+            f"{file}: these weights of {backbone} cannot be loaded ({reason}); remove the file, so that it is "
+            "downloaded again, or put a whole one in its place"
+        )
     return UserError(
         f"the ImageNet weights of {backbone} are not on this machine and could not be downloaded ({reason}).\n"
         f"  file:   {file.name}\n"

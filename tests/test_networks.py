@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.legacy.saving import legacy_h5_format
 
 from pipeline import networks
 from pipeline.backbones import BACKBONES
@@ -90,6 +92,23 @@ def test_weights_of_another_network_are_refused(tmp_path):
         trunk_of("tiny", str(tmp_path / "vgg.weights.h5"))
     with pytest.raises(UserError, match=r"weights file '.*none\.h5' does not exist"):
         trunk_of("tiny", str(tmp_path / "none.h5"))
+
+
+def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
+    """Random weights take the place of ImageNet's, under the name and in the format that Keras publishes them."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # read from KERAS_HOME at import
+    file = BACKBONES["mobilenetv2"].weights_path(96)
+    file.parent.mkdir(parents=True)
+    base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
+    with h5py.File(file, "w") as h5:
+        legacy_h5_format.save_weights_to_hdf5_group(h5, base)
+    trunk = networks.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
+    assert networks.weights_sha256(trunk) == networks.weights_sha256(base)
+
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"_96_no_top\.h5: these weights of mobilenetv2 cannot be loaded .* remove the"):
+        networks.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
 
 
 def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_path):
