@@ -33,7 +33,7 @@ def main(params: Params, outputs: Outputs) -> None:
     engine.make_repeatable(params.seed)
     trunk = networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
     manifest = pd.read_parquet(paths.MANIFEST)
-    batch_size = params.extract.batch_size
+    batch_size = min(params.extract.batch_size, len(manifest))
 
     started = time.perf_counter()
     with (
@@ -43,15 +43,13 @@ def main(params: Params, outputs: Outputs) -> None:
         for split, file in paths.FEATURES.items():
             images = manifest[manifest.split == split]
             # Written as it comes: the features of millions of images need not fit into memory.
-            features = np.lib.format.open_memmap(
-                outputs.path(file), "w+", np.float32, (len(images), trunk.output_shape[1])
-            )
-            start = 0
-            for batch in read_images(source, list(images.path), list(images.image_id), image_size, batch_size):
-                features[start : start + len(batch)] = networks.predict(trunk, batch, batch_size)
-                start += len(batch)
-                bar.update(len(batch))
-            features.flush()
+            with outputs.path(file).open("wb") as stream:
+                shape = (len(images), trunk.output_shape[1])
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(stream, header)
+                for batch in read_images(source, list(images.path), list(images.image_id), image_size, batch_size):
+                    stream.write(networks.predict(trunk, batch, batch_size).astype("<f4").tobytes())
+                    bar.update(len(batch))
     seconds = time.perf_counter() - started
 
     meta = {

@@ -79,7 +79,7 @@ def fine_tune(
     """
     layers = networks.unfreeze(trunk, unfreeze)
     image = keras.Input(trunk.input_shape[1:], name="image")
-    trainer = keras.Model(image, head(trunk(_augmentation(augment)(image))))
+    trainer = keras.Model(image, head(trunk(_augmentation(augment)(image) if augment else image)))
     steps = epochs * len(train_set)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=learning_rate, warmup_steps=max(1, round(WARM_UP * steps))
@@ -96,13 +96,11 @@ def fine_tune(
 
 def _augmentation(strength: float) -> keras.Layer:
     """Random shift, zoom and contrast by up to `strength`, on images in [0, 255]; the identity outside training."""
-    layers: list[keras.Layer] = []
-    if strength:
-        layers = [
-            keras.layers.RandomTranslation(strength, strength, fill_mode="nearest"),
-            keras.layers.RandomZoom((-strength, strength), fill_mode="nearest"),
-            keras.layers.RandomContrast(strength, value_range=(0, 255)),
-        ]
+    layers = [
+        keras.layers.RandomTranslation(strength, strength, fill_mode="nearest"),
+        keras.layers.RandomZoom((-strength, strength), fill_mode="nearest"),
+        keras.layers.RandomContrast(strength, value_range=(0, 255)),
+    ]
     return keras.Sequential(layers, name="augmentation")
 
 

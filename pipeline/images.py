@@ -77,15 +77,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, 32 bits or float scaled to 8 bits; the last two have no range of their own: 1, 255 or 65535."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
     if image.mode.startswith("I;16"):
         top = 65535.0
     else:
-        top = next(
-            top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if np.nanmax(values) <= top
-        )
-    scaled = np.nan_to_num(np.clip(values / top, 0, 1)) * 255
-    return Image.fromarray(np.uint8(np.round(scaled)))
+        top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if values.max() <= top)
+    return Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

@@ -128,7 +128,7 @@ def _by_manifest(file: Path) -> Listing:
     """The rows of a table with the columns path, label and perhaps split; paths are relative to its folder."""
     try:
         table = (
-            pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
             if file.suffix.lower() == ".csv"
             else pd.read_parquet(file)
         )
@@ -138,7 +138,7 @@ def _by_manifest(file: Path) -> Listing:
         if column not in table:
             raise UserError(
                 f"{file}: the column {column!r} is missing{did_you_mean(column, map(str, table.columns)) or ';'} "
-                "a manifest has the columns path, label and, where wished, split"
+                "a manifest has the columns path, label and, where wished, split, in UTF-8, separated by commas"
             )
     table = table[[name for name in ("path", "label", "split") if name in table]]
     table = table.astype(object).where(table.notna(), "").astype(str)
@@ -147,7 +147,9 @@ def _by_manifest(file: Path) -> Listing:
         where = f"{file}: row {number}"
         if not row.path or not row.label:
             raise UserError(f"{where}: {'label' if row.path else 'path'} is empty; fill it in or remove the row")
-        path = row.path.replace("\\", "/") if os.name == "nt" else row.path
+        if "\0" in row.path:
+            raise UserError(f"{where}: path {row.path!r} holds a zero byte; write the file's name there")
+        path = row.path if "/" in row.path else row.path.replace("\\", "/")  # as written on Windows
         parts = PurePosixPath(path).parts
         real = Path(os.path.realpath(root / path))
         if PurePosixPath(path).is_absolute() or ".." in parts or not real.is_relative_to(root):

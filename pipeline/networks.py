@@ -161,7 +161,15 @@ def predict(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarr
 
 
 def image_size(model: keras.Model) -> int:
-    """The side in pixels that a classifier made by `join` resizes its images to."""
+    """The side in pixels that a classifier made by `join` resizes its images to.
+
+    Raises:
+        UserError: where the model was not made by `join`.
+    """
+    if not any(layer.name == RESIZE_LAYER for layer in model.layers):
+        raise UserError(
+            f"the model {model.name!r} takes no images; give the one that fine_tune wrote, models/model.keras"
+        )
     return model.get_layer(RESIZE_LAYER).height
 
 
@@ -198,11 +206,14 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     Raises:
         UserError: where there is no such file or it is another kind of file.
     """
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` where a remote holds it")
     try:
         with zipfile.ZipFile(file) as archive:
             classes = json.loads(archive.read("classes.json"))
-        return keras.models.load_model(file, compile=False, safe_mode=True), classes
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is not a model of this pipeline: {str(error).splitlines()[0]}") from error
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
+        if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
+            raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is not a model of this pipeline: {(str(error) or 'empty').splitlines()[0]}") from error
+    return model, classes

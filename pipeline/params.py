@@ -5,6 +5,7 @@ Command: python -m pipeline.params    # checks params.yaml and the data source, 
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,14 +16,17 @@ from pydantic_core import ErrorDetails
 
 from pipeline.backbones import BACKBONES
 from pipeline.errors import UserError, did_you_mean
+from pipeline.paths import PREPARED
 
 PARAMS_FILE = Path("params.yaml")
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def _within(kind: type[int] | type[float], interval: str, optional: bool = False) -> BeforeValidator:
     """A check that a value is a finite number of `kind` in `interval`, e.g. `[0, 1)`; None passes where `optional`.
 
-    `1e-4`, which YAML 1.1 reads as text, passes as the number; true and false do not pass as 1 and 0.
+    `1e-4`, which YAML 1.1 reads as text and DVC as a number, passes as the number; other texts do not, nor do true and
+    false as 1 and 0.
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     noun = "an integer in" if kind is int else "in"
@@ -32,7 +36,8 @@ def _within(kind: type[int] | type[float], interval: str, optional: bool = False
         if value is None and optional:
             return None
         try:
-            number = kind(float(value)) if isinstance(value, (int, float, str)) else None
+            readable = isinstance(value, (int, float)) or (isinstance(value, str) and _EXPONENT.fullmatch(value))
+            number = kind(float(value)) if readable else None
         except (ValueError, OverflowError):
             number = None
         if number is None or isinstance(value, bool) or number != float(value):
@@ -125,14 +130,14 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run from the folder that holds {path.name}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")
-    if raw.get("weights", "") is None:  # `weights: null` is how YAML spells none
-        raw["weights"] = "none"
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
@@ -175,6 +180,8 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
         return f"{path}: {key} is not a known key{did_you_mean(str(location[-1]), known) or '; remove it'}"
     if detail["type"] == "missing":
         return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
+    if key == "weights":
+        return f"{path}: weights must be pretrained, none or the path of a weights file, got {detail['input']!r}"
     rule = {
         "value_error": lambda: str(detail["ctx"]["error"]),
         "literal_error": lambda: f"one of {detail['ctx']['expected']}",
@@ -192,14 +199,28 @@ def _section(location: list[Any]) -> type[BaseModel]:
     return section
 
 
+def _check_files(params: Params) -> None:
+    """What is checked where a run starts, and again by the stage that reads the file."""
+    source, weights = params.data.source, params.weights
+    if not Path(source).exists():
+        raise UserError(
+            f"{PARAMS_FILE}: data.source {source!r} does not exist; give the path of a folder, an archive or a manifest"
+        )
+    if PREPARED.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(
+            f"{PARAMS_FILE}: data.source {source!r} holds {PREPARED}/, where prepare writes; put the images into a "
+            "folder of their own, e.g. data/photos"
+        )
+    if weights not in ("pretrained", "none") and not Path(weights).is_file():
+        raise UserError(
+            f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
+        )
+
+
 def main() -> int:
     try:
         params = load_params()
-        if not Path(params.data.source).exists():
-            raise UserError(
-                f"{PARAMS_FILE}: data.source {params.data.source!r} does not exist; "
-                "give the path of a folder, an archive or a manifest"
-            )
+        _check_files(params)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

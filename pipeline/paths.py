@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-MANIFEST = Path("data/prepared/manifest.parquet")
-CLASSES = Path("data/prepared/classes.json")
-QUARANTINE = Path("data/prepared/quarantine.csv")
+PREPARED = Path("data/prepared")
+MANIFEST = PREPARED / "manifest.parquet"
+CLASSES = PREPARED / "classes.json"
+QUARANTINE = PREPARED / "quarantine.csv"
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}
 FEATURES_META = Path("features/meta.json")
 HEAD = Path("models/head.keras")

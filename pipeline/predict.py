@@ -6,6 +6,7 @@ Command: python -m pipeline.predict IMAGE_OR_FOLDER... [--json] [--model models/
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON with the probability of every class")
     parser.add_argument("--model", type=Path, default=paths.MODEL, help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     try:
         classes, results, unreadable = predict(find_images(arguments.paths), arguments.model)
     except UserError as error:

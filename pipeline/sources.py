@@ -6,9 +6,11 @@ Names are relative to the source, with `/` between their parts.
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -25,6 +27,7 @@ MANIFESTS = (".csv", ".parquet")
 MAX_BYTES = 2**30  # of one image file: anything larger is no photograph
 SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or a .parquet manifest"
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
+_DRIVE = re.compile(r"[A-Za-z]:$")
 _COMPRESSION = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
@@ -110,9 +113,8 @@ class _Archive(Source):
         self._reading = threading.Lock()
 
     def _add(self, name: str, member: Any, size: int) -> None:
-        plain = name.replace("\\", "/") if os.name == "nt" else name
-        parts = PurePosixPath(plain).parts
-        if plain.startswith("/") or ".." in parts or (parts and ":" in parts[0]):
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or (parts and _DRIVE.match(parts[0])):
             raise UserError(
                 f"{self._file}: the member {name!r} leads out of the archive; make the archive anew without it"
             )
@@ -143,14 +145,15 @@ class Zip(_Archive):
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable .zip archive ({error}); make it anew") from error
         for info in self._zip.infolist():
-            if info.is_dir():
-                self._add_folder(info.filename)
+            name = info.filename.replace("\\", "/")  # as some programs on Windows write it, against the standard
+            if name.endswith("/"):
+                self._add_folder(name)
             elif info.flag_bits & 1:
                 raise UserError(f"{file}: {info.filename!r} is encrypted; make the archive anew without a password")
             elif (info.external_attr >> 28) == 0o12:
-                self.refused.append((info.filename, "a link"))
+                self.refused.append((name, "a link"))
             else:
-                self._add(info.filename, info, info.file_size)
+                self._add(name, info, info.file_size)
 
     def read(self, name: str) -> bytes:
         try:
@@ -181,13 +184,22 @@ class Tar(_Archive):
             self._plain = _uncompressed(file)
             self._tar = tarfile.open(fileobj=self._plain, mode="r:")  # noqa: SIM115  close() closes it
             members = self._tar.getmembers()
+            self._plain.seek(self._tar.offset)
+            end = self._plain.read(tarfile.BLOCKSIZE)
         except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, gzip.zlib.error) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise UserError(
+                    f"{file}: no space to unpack it in {tempfile.gettempdir()}; free some, or name another folder "
+                    "in the environment variable TMPDIR"
+                ) from error
             raise UserError(f"{file}: not a readable .tar archive ({error}); make it anew") from error
+        if not end or end.strip(b"\0"):  # tarfile takes a header that it cannot read for the end
+            raise UserError(f"{file}: cut off or damaged after its {len(members)} first members; make it anew")
         for member in members:
             if member.isdir():
                 self._add_folder(member.name)
-            elif not member.isreg():
-                self.refused.append((member.name, "a link" if member.islnk() or member.issym() else "a device"))
+            elif not member.isreg() and not member.islnk():  # a hard link is another name of a member
+                self.refused.append((member.name, "a link" if member.issym() else "a device"))
             else:
                 self._add(member.name, member, member.size)
 

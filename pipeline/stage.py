@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,7 @@ from pipeline import timings, tracking
 from pipeline.errors import UserError
 from pipeline.outputs import Outputs
 from pipeline.params import Params, load_params
-
-LOCK = Path("dvc.lock")
+from pipeline.records import LOCK, PIPELINE
 
 
 def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
@@ -24,22 +25,57 @@ def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
     A mistake in the input ends in its message and exit code 1. Whatever fails, the outputs of the last good run are
     back in their places: DVC removes them before it starts a stage.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     outputs = Outputs()
     try:
         params = load_params()
+        check_inputs(stage)
         main(params, outputs)
         outputs.commit()
     except BaseException as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not keep the earlier outputs from their places
         outputs.discard()
-        put_back(stage)
+        try:
+            put_back(stage)
+        except OSError as problem:
+            print(f"{stage}: earlier outputs are not back ({problem}); run `dvc checkout` for them", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if not isinstance(error, UserError):
+            sys.exit(128 + signal.SIGINT)
+        message = explain(stage, error)
+        if message is None:
             raise
-        print(f"{stage}: {error}", file=sys.stderr)
+        print(f"{stage}: {message}", file=sys.stderr)
         sys.exit(1)
     timings.follow()
     tracking.record(stage, params.leaves())
+
+
+def check_inputs(stage: str) -> None:
+    """Look for the files of earlier stages.
+
+    Raises:
+        UserError: naming the first one that is not there.
+    """
+    deps = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    for dep in deps:
+        if not dep.startswith("${") and not Path(dep).exists():
+            raise UserError(f"{dep} does not exist; run `dvc repro`, which runs the stages before this one")
+
+
+def explain(stage: str, error: BaseException) -> str | None:
+    """What to tell of `error`, or None where only its traceback can help."""
+    line = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or os.strerror(errno.ENOSPC) in line
+    ):
+        return f"the disk is full ({line}); free some space, then run again"
+    # The second is TensorFlow's, which is not imported for its name's sake.
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return f"the memory does not suffice ({line}); lower {stage}.batch_size or extract.image_size in params.yaml"
+    return None
 
 
 def put_back(stage: str) -> None:
@@ -58,5 +94,8 @@ def put_back(stage: str) -> None:
         if cached.is_file() and (final.parent.is_dir() or not final.parent.exists()):
             final.parent.mkdir(parents=True, exist_ok=True)
             partial = final.with_name(f".{final.stem}.partial{final.suffix}")
-            shutil.copyfile(cached, partial)
-            os.replace(partial, final)
+            try:
+                shutil.copyfile(cached, partial)
+                os.replace(partial, final)
+            finally:
+                partial.unlink(missing_ok=True)

@@ -79,7 +79,8 @@ def _send_or_keep(found: list[Record]) -> bool:
                 _send(client, item, Path())
         return True
     except UnreachableError as error:
-        _warn(f"the record is kept and sent later, since {_store_uri()} cannot be reached: {_line(error)}")
+        advice = "; if it stays so, move mlflow.db away and run `python -m pipeline.tracking`" if _embedded() else ""
+        _warn(f"the record is kept and sent later, since {_store_uri()} cannot be reached: {_line(error)}{advice}")
     fresh = [item for item in found if not item.restored]
     for item in fresh:
         _keep(item)
@@ -176,11 +177,14 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
 def _parent(client: MlflowClient, experiment: str, item: Record) -> str:
     """The row of the experiment; made where there is none."""
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{item.key}'", max_results=1)
-    tags = {**item.tags, "mlflow.source.git.commit": item.tags.get("git_commit", "")}  # the UI's column Version
+    tags = dict(item.tags)
+    if "git_commit" in tags:
+        tags["mlflow.source.git.commit"] = tags["git_commit"]  # the UI's column Version
     if found:
         run = found[0].info.run_id
         for name, value in tags.items():
-            if found[0].data.tags.get(name) != value:
+            known = found[0].data.tags.get(name)
+            if known != value and not (known and item.restored):  # what ran at another commit stays its own
                 client.set_tag(run, name, value)
     else:
         tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **tags}

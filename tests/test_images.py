@@ -74,6 +74,16 @@ def test_what_is_no_image_is_told_why(data, reason):
         decode(data)
 
 
+@pytest.mark.parametrize("hole", [np.nan, np.inf])
+def test_holes_in_float_images_are_black(hole):
+    values = np.full((4, 4), 1.0, np.float32)
+    values[0] = hole
+    pixels = np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))
+    assert (pixels[0] == 0).all()
+    assert (pixels[1:] == 255).all()
+    assert (np.asarray(decode(encoded(Image.fromarray(values * np.nan), "TIFF"))) == 0).all()
+
+
 def test_a_decompression_bomb_is_refused():
     with pytest.raises(ImageError, match="decompression bomb"):
         decode(encoded(Image.new("1", (20000, 20000)), "PNG"))

@@ -157,6 +157,9 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "bad.keras").write_bytes(b"no zip")
     with pytest.raises(UserError, match="is not a model of this pipeline"):
         networks.load(tmp_path / "bad.keras")
+    networks.save(networks.build_head(4, 2, [], 0), tmp_path / "three.keras", ["a", "b", "c"])
+    with pytest.raises(UserError, match=r"2 outputs and the class names \['a', 'b', 'c'\]"):
+        networks.load(tmp_path / "three.keras")
 
 
 def test_a_model_that_carries_code_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, write_params
 
 from pipeline.errors import UserError
-from pipeline.params import load_params
+from pipeline.params import load_params, main
 
 
 def test_the_committed_params_are_good():
@@ -33,6 +33,8 @@ def test_the_committed_params_are_good():
         ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
         ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),
+        ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1), got '0.2'"),
+        ("weights", None, "weights must be pretrained, none or the path of a weights file, got None"),
         ("data.source", "", "params.yaml: data.source must be a text, not empty, got ''"),
     ],
 )
@@ -52,12 +54,35 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "not valid YAML"), ("- 1", "must hold keys and values, got list"), ("seed: 1", "backbone is missing")],
+    [
+        ("seed: 1 # \udce9", "not UTF-8"),
+        ("a: [", "not valid YAML"),
+        ("- 1", "must hold keys and values, got list"),
+        ("seed: 1", "backbone is missing"),
+    ],
 )
 def test_a_file_that_is_no_params_file(tmp_path: Path, text, message):
-    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "params.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=message):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.source": "nowhere"}, "data.source 'nowhere' does not exist"),
+        ({"data.source": "data"}, "data.source 'data' holds data/prepared/, where prepare writes"),
+        ({"data.source": "photos", "weights": "imagenet"}, "weights file 'imagenet' does not exist"),
+        ({"data.source": "photos"}, ""),
+    ],
+)
+def test_the_command_checks_files_too(photos, monkeypatch, tmp_path, capsys, changes, message):
+    monkeypatch.chdir(tmp_path)
+    photos()
+    Path("data").mkdir()
+    write_params(Path("params.yaml"), **changes)
+    assert main() == (1 if message else 0)
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_file(tmp_path: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -110,6 +111,8 @@ def test_manifests(photos, suffix):
         ("path,label\n../a.png,x\n", "row 2: path '../a.png' leads out"),
         ("path,label\nx/b.png,y\n/etc/a.png,x\n", "row 3: path '/etc/a.png' leads out"),
         ("path,label\nlink/a.png,x\n", "row 2: path 'link/a.png' leads out"),
+        ("path;label\na.png;x\n", "the column 'path' is missing.* in UTF-8, separated by commas"),
+        ("path,label\na\0.png,x\n", "row 2: path .* holds a zero byte"),
         ("path,label\na.png,\n", "row 2: label is empty"),
         ("path,label,split\na.png,x,hold\n", "row 2: split must be train, val or test, got 'hold'"),
         ("path,label\na.png,x\na.png,y\n", "'a.png' stands in more than one row"),
@@ -146,6 +149,38 @@ def test_links_in_archives_are_not_followed(photos):
     listing = list_items(pack("tar", folder))
     assert listing.ignored == [("./red/link.png", "a link")]
     assert not any("link" in item.path for item in listing.items)
+
+
+def test_a_hard_link_in_a_tar_is_read_as_the_file_that_it_is(photos):
+    folder = photos(count=1)
+    os.link(folder / "blue" / "000.png", folder / "blue" / "twin.png")
+    with open_source(pack("tar", folder)) as source:
+        assert source.read("blue/twin.png") == source.read("blue/000.png") == (folder / "blue/000.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_a_tar_that_lost_its_end_is_refused(photos, kind):
+    file = pack("tar", photos(count=3))
+    with tarfile.open(file) as archive:
+        ends = [member.offset for member in archive.getmembers()][3:]
+    whole = file.read_bytes()
+    for end in ends:
+        for rest in (b"", b"\xff" * 512 + whole[end + 512 :]):
+            data = whole[:end] + rest
+            file.with_suffix(f".{kind}").write_bytes(gzip.compress(data) if kind == "tar.gz" else data)
+            with pytest.raises(UserError, match=r"cut off or damaged|not a readable \.tar"):
+                list_items(file.with_suffix(f".{kind}"))
+
+
+def test_names_as_windows_writes_them(photos):
+    folder = photos(count=1)
+    with zipfile.ZipFile(folder / "back.zip", "w") as archive:
+        for label in ("blue", "12:30"):
+            archive.writestr(label, (folder / "blue" / "000.png").read_bytes())
+            archive.filelist[-1].filename = f"set\\{label}\\1.png"
+    assert [item.path for item in list_items(folder / "back.zip").items] == ["set/12:30/1.png", "set/blue/1.png"]
+    (folder / "list.csv").write_text("path,label\nred\\000.png,1\nblue\\000.png,2\n")
+    assert [item.path for item in list_items(folder / "list.csv").items] == ["blue/000.png", "red/000.png"]
 
 
 def test_a_member_twice_is_refused(tmp_path):

@@ -95,7 +95,7 @@ def test_without_unfreezing_the_head_is_shipped(here):
 
 
 def test_fine_tuning_that_does_harm_is_not_kept(here):
-    changes = {"fine_tune.unfreeze": 1, "fine_tune.learning_rate": 1, "train_head.epochs": 30}
+    changes = {"fine_tune.unfreeze": 1, "fine_tune.learning_rate": 1, "fine_tune.augment": 0, "train_head.epochs": 30}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
     run(*STAGES)
     assert json.loads(paths.metrics("fine_tune").read_text())["best_epoch"] == 0
@@ -166,5 +166,10 @@ def test_predict_names_single_images_and_folders(here, capsys):
     assert printed.out.startswith("red  ")
     assert printed.out.endswith("photos/red/000.png\n")
     assert "photos/red/cut.jpg: not an image" in printed.err
-    assert predict.main(["nowhere.jpg"]) == 1
-    assert "nowhere.jpg does not exist" in capsys.readouterr().err
+    for wrong, message in [
+        (["nowhere.jpg"], "nowhere.jpg does not exist"),
+        (["photos/red/000.png", "--model", str(paths.HEAD)], "the model 'head' takes no images; give"),
+        (["photos/red/000.png", "--model", "models"], "models is not a model of this pipeline"),
+    ]:
+        assert predict.main(wrong) == 1
+        assert message in capsys.readouterr().err

@@ -105,6 +105,14 @@ def test_a_run_that_was_broken_off_is_made_anew(workspace, monkeypatch):
     assert child.data.tags["headstart.content"] == make_record().content()
 
 
+def test_a_row_keeps_the_commit_that_its_stages_ran_at(workspace):
+    tracking._send_or_keep([make_record()])
+    tracking._send_or_keep([make_record("prepare", restored=True, tags={"git_commit": "beef"})])
+    assert rows(workspace)[1][0].data.tags["git_commit"] == "c0ffee"
+    tracking._send_or_keep([make_record("extract", tags={"git_commit": "beef"})])
+    assert rows(workspace)[1][0].data.tags["mlflow.source.git.commit"] == "beef"
+
+
 def test_other_params_make_another_row(workspace):
     tracking._send_or_keep([make_record(), make_record(key="k2", experiment_params={**PARAMS, "seed": "43"})])
     assert len(rows(workspace)[1]) == 2
