@@ -138,8 +138,8 @@ def _matches(
 
 
 def _outs(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Path and options of each output of a stage, metrics among them."""
-    listed = [*definition.get("outs", []), *definition.get("metrics", [])]
+    """Path and options of each output of a stage, metrics and plots among them."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
     return [(out, {}) if isinstance(out, str) else next(iter(out.items())) for out in listed]
 
 

@@ -122,10 +122,10 @@ def _connected() -> Iterator[MlflowClient]:
         with FileLock(lock):
             import logging
 
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            from mlflow import MlflowClient  # takes two seconds
+            from mlflow import MlflowClient  # takes two seconds, and sets its own logger
 
+            for name in ("alembic", "mlflow"):
+                logging.getLogger(name).setLevel(logging.WARNING)
             yield MlflowClient(_store_uri())
     except Exception as error:
         raise UnreachableError(_line(error)) from error
