@@ -136,9 +136,7 @@ def _experiment_id(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         artifacts = (workspace_root() / "mlartifacts").as_uri() if _embedded() else None
-        # The kind opens the UI on its pages for trained models.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return client.create_experiment(name, artifact_location=artifacts, tags=tags)
+        return client.create_experiment(name, artifact_location=artifacts)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
@@ -272,7 +270,14 @@ def _line(error: BaseException) -> str:
 
 
 def _ui(port: int) -> int:
-    """The MLflow UI, on localhost alone."""
+    """The MLflow UI, on localhost alone; a tracking server has its own."""
+    if _store_uri().startswith("http"):
+        print(f"The tracking server is {_store_uri()}: open it in a browser.")
+        return 0
+    with _connected() as client:
+        experiment = _experiment_id(client)
+    # Without the last part the UI opens on its pages for language models.
+    print(f"Open http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:

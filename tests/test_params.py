@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, write_params
+from dvc.utils.hydra import apply_overrides
 
 from pipeline.errors import UserError
 from pipeline.params import load_params, main
@@ -65,6 +68,19 @@ def test_a_file_that_is_no_params_file(tmp_path: Path, text, message):
     (tmp_path / "params.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(UserError, match=message):
         load_params(tmp_path / "params.yaml")
+
+
+def test_dvc_can_override_one_key_after_another(tmp_path: Path):
+    """DVC writes the file anew each time; comments in some places it does not survive."""
+    file = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", file)
+    before = load_params(file).leaves()
+    for key, value in before.items():
+        others = {list: ["[]", "[256]", "[64,32]", "[]"], type(None): ["64", "null"]}.get(type(value), [])
+        for override in (*others, json.dumps(value)):
+            apply_overrides(str(file), [f"{key}={override}"])
+            assert load_params(file).leaves().keys() == before.keys()
+    assert load_params(file).leaves() == before
 
 
 @pytest.mark.parametrize(

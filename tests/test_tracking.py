@@ -148,6 +148,24 @@ def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatc
     assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
 
 
+def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, capsys):
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(tracking.subprocess, "run", lambda command, **_: commands.append(command) or Done)
+    assert tracking._ui(5001) == 0
+    assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
+    ((*_, host, _, port, _, uri),) = commands
+    assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{workspace}/mlflow.db")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
+    assert tracking._ui(5001) == 0
+    assert "http://tracking.example.org: open it" in capsys.readouterr().out
+    assert len(commands) == 1
+
+
 def test_tracking_never_costs_a_result(workspace, capsys):
     tracking.record("train_head", {"seed": 1})  # there is no dvc.yaml here
     assert "tracking: train_head could not be recorded" in capsys.readouterr().err
