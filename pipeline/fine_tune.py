@@ -1,4 +1,4 @@
-"""Train the last layers of the backbone with the head, on augmented images; keep it only where it beats the head.
+"""Train the last layers of the backbone with the head, on augmented images; keep it only where val_loss falls.
 
 Reads:   data/prepared, the images, features/meta.json, models/head.keras.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside;
@@ -142,8 +142,8 @@ def main(params: Params, outputs: Outputs) -> None:
             "layers_trained": layers,
         },
     )
-    kept = f"after epoch {keep.best['epoch']}" if keep.best["epoch"] else "the head alone, no epoch improved on it"
-    print(f"fine_tune: val accuracy {keep.best['val_accuracy']:.4f}, {kept}")
+    reason = "no epoch had a lower loss" if layers else "fine_tune.unfreeze leaves no layer to train"
+    print(f"fine_tune: {keep.summary()}" + ("" if keep.best["epoch"] else f": the head as it was, {reason}"))
 
 
 if __name__ == "__main__":

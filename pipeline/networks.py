@@ -48,7 +48,7 @@ def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed
         warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
         if weights == "pretrained" and backbone != "tiny":
             try:
-                base = constructor(include_top=False, weights="imagenet", input_shape=shape)
+                base = constructor(include_top=False, weights="imagenet", input_shape=shape, **dict(row.arguments))
             except Exception as error:
                 raise _no_weights(backbone, row.weights_path(image_size), error) from error
         else:

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Record:
         curves: (metric, epoch, value).
         artifacts: relative path and SHA-256.
         restored: True where DVC brought the outputs back and the stage did not run.
+        started: milliseconds since 1970; that of the record where the stage did not run.
         time: milliseconds since 1970, of the making of the record.
     """
 
@@ -46,18 +47,24 @@ class Record:
     artifacts: dict[str, str]
     tags: dict[str, str]
     restored: bool
-    time: int = field(default_factory=lambda: time.time_ns() // 10**6)
+    started: int
+    time: int
 
     def content(self) -> str:
         """A fingerprint of what the stage left, whenever and however it came about."""
         parts = asdict(self)
-        for name in ("tags", "restored", "time"):
+        for name in ("tags", "restored", "started", "time"):
             del parts[name]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def collect(params: dict[str, Any], just_ran: str | None) -> list[Record]:
-    """The records of `just_ran`, and of all other stages whose outputs in the workspace are what dvc.lock says."""
+def collect(params: dict[str, Any], just_ran: str | None, started: float | None = None) -> list[Record]:
+    """The records of `just_ran`, and of all other stages whose outputs in the workspace are what dvc.lock says.
+
+    Args:
+        started: when `just_ran` began, in seconds since 1970.
+    """
+    now = time.time()
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
     lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
     if not paths.MANIFEST.is_file():
@@ -78,6 +85,8 @@ def collect(params: dict[str, Any], just_ran: str | None) -> list[Record]:
                 {path: _sha256(Path(path)) for path in _artifacts(stages[stage])},
                 tags,
                 restored=stage != just_ran,
+                started=round(1000 * (started if started and stage == just_ran else now)),
+                time=round(1000 * now),
             )
         )
     return records

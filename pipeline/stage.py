@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
     back in their places: DVC removes them before it starts a stage.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    outputs = Outputs()
+    started, outputs = time.time(), Outputs()
     try:
         params = load_params()
         check_inputs(stage)
@@ -48,7 +49,7 @@ def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
         print(f"{stage}: {message}", file=sys.stderr)
         sys.exit(1)
     timings.follow()
-    tracking.record(stage, params.leaves())
+    tracking.record(stage, params.leaves(), started)
 
 
 def check_inputs(stage: str) -> None:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -46,14 +47,15 @@ class UnreachableError(Exception):
     """The store did not take a record, and may take it later."""
 
 
-def record(stage: str, params: dict[str, Any]) -> None:
+def record(stage: str, params: dict[str, Any], started: float) -> None:
     """Record `stage`, which has just run, and the other stages as far as they stand. Never raises.
 
     Args:
         params: all leaves of params.yaml.
+        started: seconds since 1970.
     """
     try:
-        _send_or_keep(records.collect(params, stage))
+        _send_or_keep(records.collect(params, stage, started))
     except Exception as error:
         _warn(f"{stage} could not be recorded: {_line(error)}")
 
@@ -152,12 +154,12 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
     parent = _parent(client, experiment, item)
     content = item.content()
     siblings = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{item.stage}'")
-    if any(run.data.tags.get(CONTENT) == content for run in siblings):
-        return
+    if any(run.data.tags.get(CONTENT) == content or (item.restored and CONTENT in run.data.tags) for run in siblings):
+        return  # what DVC restored does not take the place of the run that made it
     for run in siblings:  # of another content, or broken off on the way
         client.delete_run(run.info.run_id)
     tags = {PARENT: parent, STAGE: item.stage, **({RESTORED: "true"} if item.restored else {})}
-    child = client.create_run(experiment, start_time=item.time, tags=tags, run_name=item.stage).info.run_id
+    child = client.create_run(experiment, start_time=item.started, tags=tags, run_name=item.stage).info.run_id
     _log(client, child, item.params, {name: [(0, value)] for name, value in item.metrics.items()}, item.time)
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, epoch, value in item.curves:
@@ -187,7 +189,7 @@ def _parent(client: MlflowClient, experiment: str, item: Record) -> str:
     else:
         tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **tags}
         name = item.tags.get("dvc_experiment") or f"{item.experiment_params['backbone']}-{item.key[:6]}"
-        run = client.create_run(experiment, start_time=item.time, tags=tags, run_name=name).info.run_id
+        run = client.create_run(experiment, start_time=item.started, tags=tags, run_name=name).info.run_id
     # Equal values are taken again without complaint: this also fills a row that was broken off.
     _log(client, run, item.experiment_params, {}, item.time)
     return run
@@ -274,6 +276,9 @@ def _ui(port: int) -> int:
     if _store_uri().startswith("http"):
         print(f"The tracking server is {_store_uri()}: open it in a browser.")
         return 0
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is taken; name another: make ui PORT={port + 1}")
     with _connected() as client:
         experiment = _experiment_id(client)
     # Without the last part the UI opens on its pages for language models.
@@ -294,10 +299,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         complete()
-    except UserError as error:
+        return _ui(arguments.port) if arguments.command == "ui" else 0
+    except (UserError, UnreachableError) as error:
         print(error, file=sys.stderr)
         return 1
-    return _ui(arguments.port) if arguments.command == "ui" else 0
 
 
 if __name__ == "__main__":

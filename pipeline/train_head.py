@@ -80,7 +80,7 @@ def main(params: Params, outputs: Outputs) -> None:
             "best_epoch": keep.best["epoch"],
         },
     )
-    print(f"train_head: val accuracy {keep.best['val_accuracy']:.4f} after epoch {keep.best['epoch']}")
+    print(f"train_head: {keep.summary()}")
 
 
 if __name__ == "__main__":

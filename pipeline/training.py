@@ -44,6 +44,13 @@ class KeepBest(keras.callbacks.Callback):
         for weight, value in zip(self.model.trainable_weights, self._weights, strict=False):
             weight.assign(value)
 
+    def summary(self) -> str:
+        """The epoch that was kept, in words."""
+        return (
+            f"val loss {self.best['val_loss']:.4f}, the lowest, after epoch {self.best['epoch']} "
+            f"(accuracy {self.best['val_accuracy']:.4f})"
+        )
+
     def curves(self) -> pd.DataFrame:
         """A row an epoch, counted from 1: nothing is known of the training images before the first.
 

@@ -47,6 +47,10 @@ def test_the_weights_are_looked_for_where_keras_looks(monkeypatch, tmp_path):
     assert backbones.cached_backbones() == ["tiny"]
 
 
+def test_no_row_takes_the_name_of_another():
+    assert len(BACKBONES) == 1 + len(backbones._ROWS)
+
+
 def test_tiny_brings_its_weights():
     tiny: Backbone = BACKBONES["tiny"]
     assert tiny.weights_path(96) == TINY_WEIGHTS

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import ROOT
 from mlflow import MlflowClient
 
 from pipeline import tracking
+from pipeline.errors import UserError
 from pipeline.records import Record
 
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
@@ -38,6 +40,7 @@ def make_record(stage: str = "train_head", key: str = "k1", **changes) -> Record
         "artifacts": {"models/head.keras": "aa"},
         "tags": {"git_commit": "c0ffee", "dvc_experiment": "nice-name"},
         "restored": False,
+        "started": 1_699_999_995_000,
         "time": 1_700_000_000_000,
     }
     return Record(key, stage, **{**values, **changes})
@@ -83,6 +86,9 @@ def test_the_same_again_makes_no_second_run(workspace):
     tracking._send_or_keep([make_record()])
     first = [run.info.run_id for run in rows(workspace)[2]]
     tracking._send_or_keep([make_record(time=1_800_000_000_000, restored=True)])
+    tracking._send_or_keep(
+        [make_record(metrics={"val_accuracy": 0.500001}, restored=True)]
+    )  # as another machine rounds
     _, parents, children = rows(workspace)
     assert len(parents) == 1
     assert [run.info.run_id for run in children] == first
@@ -129,7 +135,7 @@ def test_what_cannot_be_sent_is_kept_with_its_files_and_sent_later(workspace, mo
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking._send_or_keep([])
     client, (_,), (child,) = rows(workspace)
-    assert child.info.start_time == item.time
+    assert (child.info.start_time, child.info.end_time) == (item.started, item.time)
     assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
     assert tracking._outbox_entries() == []
 
@@ -160,6 +166,12 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
     ((*_, host, _, port, _, uri),) = commands
     assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{workspace}/mlflow.db")
 
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="is taken; name another: make ui PORT="):
+            tracking._ui(taken.getsockname()[1])
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
     assert tracking._ui(5001) == 0
     assert "http://tracking.example.org: open it" in capsys.readouterr().out
@@ -167,7 +179,7 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
 
 
 def test_tracking_never_costs_a_result(workspace, capsys):
-    tracking.record("train_head", {"seed": 1})  # there is no dvc.yaml here
+    tracking.record("train_head", {"seed": 1}, 0.0)  # there is no dvc.yaml here
     assert "tracking: train_head could not be recorded" in capsys.readouterr().err
 
 
@@ -196,7 +208,6 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
 
 
 def test_a_server_takes_the_records(workspace, monkeypatch):
-    import socket
     import time
     import urllib.request
 
