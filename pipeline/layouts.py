@@ -154,8 +154,8 @@ def _by_manifest(file: Path) -> Listing:
         real = Path(os.path.realpath(root / path))
         if PurePosixPath(path).is_absolute() or ".." in parts or not real.is_relative_to(root):
             raise UserError(
-                f"{where}: path {row.path!r} leads out of the folder of the table; give paths relative to it, the images "
-                "lie beside or below it"
+                f"{where}: path {row.path!r} leads out of the table's folder; "
+                "give paths relative to it, to images beside or below the table"
             )
         split = None
         if "split" in table:

@@ -177,7 +177,8 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
         known = _section(location[:-1]).model_fields
-        return f"{path}: {key} is not a known key{did_you_mean(str(location[-1]), known) or '; remove it, or declare it in pipeline/params.py'}"
+        advice = did_you_mean(str(location[-1]), known) or "; remove it, or declare it in pipeline/params.py"
+        return f"{path}: {key} is not a known key{advice}"
     if detail["type"] == "missing":
         return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
     if key == "weights":
