@@ -78,7 +78,7 @@ def main() -> None:
     ).T  # fmt: skip
     table = table[["loading", "work", "recording", "seconds"]]
     table.insert(4, "share", table.seconds / table.seconds["all five"])
-    print("| | loading | work | recording | seconds | share |\n|---|---:|---:|---:|---:|---:|")
+    print("| stage | loading | work | recording | seconds | share |\n|---|---:|---:|---:|---:|---:|")
     for name, row in table.iterrows():
         cells = [f"{row[part]:.1f}" if pd.notna(row[part]) else "" for part in table.columns[:4]]
         print(f"| {name} | {' | '.join(cells)} | {row.share:.0%} |")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 
 import h5py
@@ -149,6 +150,11 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in ("a.keras", "b.keras"):
         networks.save(head, tmp_path / name, ["x", "y"])
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+    # Keras writes where in memory a shared part lies, which only another process would show to be no constant.
+    with zipfile.ZipFile(tmp_path / "a.keras") as archive:
+        numbers = {int(number) for number in re.findall(rb'"shared_object_id": (\d+)', archive.read("config.json"))}
+    assert numbers == set(range(len(numbers)))
+    assert numbers
 
 
 def test_what_is_no_model_is_refused(tmp_path):
