@@ -3,13 +3,11 @@
 Reads:   data/prepared, the images, features/test.npy, models/head.keras, models/model.keras.
 Writes:  metrics/evaluate.json; plots/confusion.csv (actual, predicted: a row a test image);
          predictions/test.csv (path, image_id, label, predicted, then the probability of each class as p_CLASS).
-Params:  data.source, evaluate.
+Params:  data, evaluate.
 Command: python -m pipeline.evaluate
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,7 +45,7 @@ def main(params: Params, outputs: Outputs) -> None:
     head, _ = networks.load(paths.HEAD)
     model, _ = networks.load(paths.MODEL)
     head_probabilities = head.predict(load_features("test", len(test)), verbose=0)
-    with open_source(Path(params.data.source)) as source:
+    with open_source(params.data.source, params.data.root) as source:
         size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
         batches = read_images(source, list(test.path), list(test.image_id), size, batch_size)
         bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)

@@ -3,7 +3,7 @@
 Reads:   data/prepared/manifest.parquet, the images.
 Writes:  features/train.npy, val.npy, test.npy: (N, feature_dim) float32, rows in manifest order;
          features/meta.json: what they were made by; metrics/extract.json.
-Params:  backbone, weights, seed, data.source, extract.
+Params:  backbone, weights, seed, data, extract.
 Command: python -m pipeline.extract
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,7 +36,7 @@ def main(params: Params, outputs: Outputs) -> None:
 
     started = time.perf_counter()
     with (
-        open_source(Path(params.data.source)) as source,
+        open_source(params.data.source, params.data.root) as source,
         tqdm(total=len(manifest), desc="extract", unit=" images", disable=None) as bar,
     ):
         for split, file in paths.FEATURES.items():

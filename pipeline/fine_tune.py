@@ -3,7 +3,7 @@
 Reads:   data/prepared, the images, features/meta.json, models/head.keras.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside;
          plots/fine_tune.csv; metrics/fine_tune.json (head_val_accuracy, head_val_loss: before fine-tuning).
-Params:  backbone, weights, seed, data.source, fine_tune.
+Params:  backbone, weights, seed, data, fine_tune.
 Command: python -m pipeline.fine_tune
 
 Training the head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054).
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from pipeline import networks, paths, stage
 from pipeline.dataset import load_split
 from pipeline.engine import keras, make_repeatable
 from pipeline.errors import UserError
+from pipeline.files import Source
 from pipeline.images import read_images
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.sources import Source, open_source
+from pipeline.sources import open_source
 from pipeline.training import KeepBest, verbosity
 
 WARM_UP = 0.1  # share of the steps in which the learning rate rises from zero
@@ -118,7 +118,7 @@ def main(params: Params, outputs: Outputs) -> None:
     head, classes = networks.load(paths.HEAD)
     train_images, val_images = load_split("train"), load_split("val")
     batch_size = params.fine_tune.batch_size
-    with open_source(Path(params.data.source)) as source:
+    with open_source(params.data.source, params.data.root) as source:
         keep, before, layers = fine_tune(
             trunk,
             head,

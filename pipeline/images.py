@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from blake3 import blake3
 from PIL import Image, ImageOps
 
 from pipeline.errors import UserError
@@ -30,7 +30,15 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(Exception):
-    """Bytes that are no image, or none that can be decoded; the message is the reason."""
+    """Bytes that are no image, or none that can be decoded; the message is the detail.
+
+    Attributes:
+        reason: one word to count by, e.g. `truncated`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class Reader(Protocol):
@@ -39,30 +47,45 @@ class Reader(Protocol):
     def read(self, name: str) -> bytes: ...
 
 
-def image_id(data: bytes) -> str:
-    """The name of an image by its content: SHA-256 of the file's bytes, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins with `head`, 32 bytes or more, says that it is of a supported kind."""
+    Image.init()  # loads Pillow's plugins, the first time
+    return any(Image.OPEN[name][1](head) is True for name in FORMATS if name in Image.OPEN)
 
 
 def decode(data: bytes) -> Image.Image:
     """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
 
     Raises:
-        ImageError: where the bytes are no whole image of a supported kind.
+        ImageError: empty, not_an_image, truncated, damaged or bomb, where the bytes are no whole image.
     """
     if not data:
-        raise ImageError("the file is empty")
+        raise ImageError("empty", "the file is empty")
     try:
-        Image.init()  # loads Pillow's plugins, the first time
+        Image.init()
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"a decompression bomb: {error}") from error
+        raise ImageError("bomb", f"a decompression bomb: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise ImageError("not an image of a supported kind") from error
+        if looks_like_image(data[:32]):
+            raise ImageError("damaged", "damaged: its header cannot be read") from error
+        raise ImageError("not_an_image", "not an image of a supported kind") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
-        raise ImageError(f"damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ImageError("truncated" if "truncated" in detail.lower() else "damaged", f"damaged: {detail}") from error
+
+
+def image_id(image: Image.Image) -> str:
+    """The name of a decoded image by its size and pixels: BLAKE3, 32 hexadecimal digits.
+
+    Files with the same pixels share it, whatever their format, name and metadata.
+    """
+    digest = blake3(b"%dx%d\n" % image.size)
+    digest.update(image.tobytes())
+    return digest.hexdigest(length=16)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -72,7 +95,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -99,7 +122,7 @@ def load(path: Path, size: int) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError((error.strerror or str(error)).lower()) from error
+        raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
     return resize(decode(data), size)
 
 
@@ -121,10 +144,10 @@ def read_images(
 
     def one(path: str, expected: str) -> np.ndarray:
         try:
-            data = source.read(path)
-            if image_id(data) == expected:
-                return resize(decode(data), size)
-            reason = "its content is another"
+            image = decode(source.read(path))
+            if image_id(image) == expected:
+                return resize(image, size)
+            reason = "its pixels are others"
         except ImageError as error:
             reason = str(error)
         raise UserError(

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.backbones import BACKBONES
 from pipeline.errors import UserError, did_you_mean
-from pipeline.paths import PREPARED
+from pipeline.paths import PREPARED, is_address
 
 PARAMS_FILE = Path("params.yaml")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
@@ -64,12 +64,19 @@ class _Section(BaseModel):
 
 class Data(_Section):
     source: Annotated[str, Field(min_length=1)]
+    root: Annotated[str, Field(min_length=1)] | None
 
 
 class Prepare(_Section):
+    split: Literal["hash", "exact"]
     val_fraction: Share
     test_fraction: Share
+    group_by: Annotated[str, Field(min_length=1)] | None
+    near_distance: Annotated[float, _within(float, "[0, 1]")]
+    min_size: Annotated[int, _within(int, "[1, 100000]")]
+    on_bad: Literal["quarantine", "fail"]
     max_bad_fraction: Annotated[float, _within(float, "[0, 1]")]
+    on_conflict: Literal["quarantine", "fail", "keep"]
 
 
 class Extract(_Section):
@@ -203,11 +210,13 @@ def _section(location: list[Any]) -> type[BaseModel]:
 def _check_files(params: Params) -> None:
     """What is checked where a run starts, and again by the stage that reads the file."""
     source, weights = params.data.source, params.weights
-    if not Path(source).exists():
-        raise UserError(
-            f"{PARAMS_FILE}: data.source {source!r} does not exist; give the path of a folder, an archive or a manifest"
-        )
-    if PREPARED.resolve().is_relative_to(Path(source).resolve()):
+    for key, place in (("source", source), ("root", params.data.root)):
+        if place and not is_address(place) and not Path(place).exists():
+            raise UserError(
+                f"{PARAMS_FILE}: data.{key} {place!r} does not exist; give the path of a folder"
+                + (", an archive or a manifest" if key == "source" else "")
+            )
+    if not is_address(source) and PREPARED.resolve().is_relative_to(Path(source).resolve()):
         raise UserError(
             f"{PARAMS_FILE}: data.source {source!r} holds {PREPARED}/, where prepare writes; put the images into a "
             "folder of their own, e.g. data/photos"

@@ -9,6 +9,8 @@ PREPARED = Path("data/prepared")
 MANIFEST = PREPARED / "manifest.parquet"
 CLASSES = PREPARED / "classes.json"
 QUARANTINE = PREPARED / "quarantine.csv"
+IGNORED = PREPARED / "ignored.csv"
+REPORT = Path("reports/data.html")
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}
 FEATURES_META = Path("features/meta.json")
 HEAD = Path("models/head.keras")
@@ -25,6 +27,11 @@ def metrics(stage: str) -> Path:
 def curves(stage: str) -> Path:
     """The curves of `stage`, CSV with a row an epoch."""
     return Path(f"plots/{stage}.csv")
+
+
+def is_address(source: str) -> bool:
+    """Whether `source` is an address and no path."""
+    return "://" in source
 
 
 def workspace_root() -> Path:

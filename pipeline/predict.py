@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.files import Folder
 from pipeline.images import SUFFIXES, ImageError, load
-from pipeline.sources import Folder
 
 
 def find_images(given: list[Path]) -> list[Path]:

@@ -1,177 +1,167 @@
 """Decide what is learned from: which files are images, and which split each is in, once and for all.
 
 Reads:   the data source.
-Writes:  data/prepared/manifest.parquet, a row an image: image_id (sha256 of the file's bytes), path (inside the
-         source), label, split (train, val, test), width, height (pixels, int32), sorted by path;
-         classes.json, the labels in the order of the model's outputs; quarantine.csv (path, label, reason), what was
-         left out; metrics/prepare.json.
-Params:  seed, data.source, prepare.
+Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
+         the source), label, split (train, val, test), width, height (pixels, int32), sorted by path; classes.json, the
+         labels in the order of the model's outputs; quarantine.csv (path, label, reason, detail), the images that are
+         left out; ignored.csv (path, reason), the files that are not meant as images; reports/data.html, a page that
+         shows all this; metrics/prepare.json.
+Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import paths, stage
+from pipeline import decisions, paths, report, splits, stage
 from pipeline.errors import UserError
-from pipeline.images import ImageError, decode, image_id
-from pipeline.layouts import Item, list_items
+from pipeline.files import Source
+from pipeline.inspection import DESCRIPTOR_DIM, inspect
+from pipeline.layouts import Item, Listing, list_items, twins
+from pipeline.memory import Facts, Memory
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
-
-SPLITS = ("train", "val", "test")
-SHOWN = 5  # of many wrong files, in a message
+from pipeline.splits import SPLITS
 
 
-def inspect(items: list[Item], read: Callable[[str], bytes]) -> pd.DataFrame:
-    """Read and decode every image: columns path, label, split, image_id, width, height, reason.
+def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: str) -> tuple[pd.DataFrame, np.ndarray]:
+    """The facts about the items as the table of `pipeline.decisions`, in their order.
 
-    `reason` is why a file cannot be used, or an empty text; width and height are 0 then.
-    """
-
-    def look(item: Item) -> tuple[str, str, str | None, str, int, int, str]:
-        content, width, height, reason = "", 0, 0, ""
-        try:
-            data = read(item.path)
-            content = image_id(data)
-            width, height = decode(data).size
-        except ImageError as error:
-            reason = str(error)
-        return item.path, item.label, item.split, content, width, height, reason
-
-    def progress(rows: Iterator[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
-        return iter(tqdm(rows, total=len(items), desc="prepare", unit=" images", disable=None))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = list(progress(pool.map(look, items)))
-    return pd.DataFrame(rows, columns=["path", "label", "split", "image_id", "width", "height", "reason"])
-
-
-def quarantine_duplicates(images: pd.DataFrame) -> pd.DataFrame:
-    """The same table with a reason at every copy of an image that is kept elsewhere.
-
-    Of equal files one is kept: that of the test split, else of val, else the first path. Equal files under different
-    labels are all left out, since one of the labels is wrong and none is known to be right.
-    """
-    good = images[images.reason == ""]
-    groups = good.groupby("image_id")
-    contradictory = groups.label.transform("nunique") > 1
-    rank = good.split.map({"test": 0, "val": 1}).fillna(2)
-    ordered = good.assign(rank=rank).sort_values(["rank", "path"])
-    kept = ordered.groupby("image_id").path.transform("first").reindex(good.index)
-    labels = groups.label.transform(lambda column: ", ".join(sorted(set(column))))
-    images = images.copy()
-    copies = good.index[(kept != good.path) & ~contradictory]
-    images.loc[copies, "reason"] = "duplicate of " + kept[copies]
-    images.loc[good.index[contradictory], "reason"] = "the same image under the labels " + labels[contradictory]
-    return images
-
-
-def split_of(image: str, seed: int, val_fraction: float, test_fraction: float) -> str:
-    """The split of the image with this id, by a seeded hash: it depends on no other image, so it never changes.
-
-    The rule of TensorFlow Hub's retrain.py, on the content instead of the file's name.
-    """
-    position = int.from_bytes(hashlib.sha256(f"{seed}:{image}".encode()).digest()[:8], "big") / 2**64
-    if position < test_fraction:
-        return "test"
-    return "val" if position < test_fraction + val_fraction else "train"
-
-
-def assign_splits(images: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
-    """The split of every image: the source's own where it has any; a val or test that it lacks is cut from train."""
-    given = set(images.split.dropna())
-    val_fraction = 0.0 if "val" in given else val_fraction
-    test_fraction = 0.0 if "test" in given else test_fraction
-    drawn = images.image_id.map(lambda image: split_of(image, seed, val_fraction, test_fraction))
-    return images.split.where(images.split.isin(["val", "test"]), drawn)
-
-
-def check_classes(images: pd.DataFrame, classes: list[str]) -> None:
-    """Every class must have an image in every split.
+    Returns:
+        The table, and the (n, DESCRIPTOR_DIM) float16 descriptors.
 
     Raises:
-        UserError: naming the classes that have not, with what to do.
+        UserError: at the first file that cannot be used, where `on_bad` is fail.
     """
-    counts = pd.crosstab(images.label, images.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
-    small = counts[(counts == 0).any(axis=1)]
-    if small.empty:
-        return
-    lines = [
-        f"  {name}: {', '.join(f'{row[split]} {split}' for split in SPLITS)}"
-        for name, row in small.head(SHOWN).iterrows()
-    ]
-    more = f"\n  and {len(small) - SHOWN} more" if len(small) > SHOWN else ""
-    raise UserError(
-        f"{len(small)} of {len(classes)} classes are too small to be in train, val and test:\n"
-        + "\n".join(lines)
-        + more
-        + "\nAdd images to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
-        "manifest with a split column). Larger prepare.val_fraction and prepare.test_fraction help small classes."
+    n = len(items)
+    descriptors = np.zeros((n, DESCRIPTOR_DIM), np.float16)
+    image_ids, numbers = np.zeros(n, "S32"), np.zeros((n, 4), np.float32)
+    reasons, details = [""] * n, [""] * n
+    progress = tqdm(facts, total=n, desc="prepare", unit=" images", disable=None)
+    for row, found in enumerate(progress):
+        reasons[row], details[row] = found.reason, found.detail
+        image_ids[row] = found.image_id.encode()
+        numbers[row] = found.width, found.height, found.brightness, found.sharpness
+        if not found.reason and min(found.width, found.height) < min_size:
+            reasons[row] = "too_small"
+            details[row] = f"{found.width} x {found.height} pixels, prepare.min_size is {min_size}"
+        if found.descriptor:
+            descriptors[row] = np.frombuffer(found.descriptor, np.float16)
+        if reasons[row] and on_bad == "fail":
+            progress.close()
+            raise UserError(
+                f"{items[row].path}: {details[row]}; mend or remove it, or let prepare leave such files out with "
+                "prepare.on_bad=quarantine"
+            )
+    table = pd.DataFrame(
+        {
+            "path": [item.path for item in items],
+            "label": [item.label for item in items],
+            "split": pd.Series([item.split for item in items], dtype=object),
+            "group": pd.Series([item.group for item in items], dtype=object),
+            "reason": reasons,
+            "detail": details,
+            "image_id": image_ids.astype("U32"),
+            "width": numbers[:, 0].astype(np.int32),
+            "height": numbers[:, 1].astype(np.int32),
+            "brightness": numbers[:, 2],
+            "sharpness": numbers[:, 3],
+        }
     )
+    return table, descriptors
 
 
-def check_readable(images: pd.DataFrame, source: str, max_bad_fraction: float) -> None:
-    """Stop where more files than allowed cannot be read as images.
-
-    Raises:
-        UserError: naming the first of them, with what to do.
-    """
-    bad = images[images.reason != ""]
-    if len(bad) <= max_bad_fraction * len(images):
-        return
-    lines = [f"  {row.path}: {row.reason}" for row in bad.head(SHOWN).itertuples()]
-    more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-    raise UserError(
-        f"{source}: {len(bad)} of {len(images)} files cannot be read as images:\n"
-        + "\n".join(lines)
-        + more
-        + f"\nMend or remove them, or let prepare leave them out: prepare.max_bad_fraction is {max_bad_fraction}, "
-        f"{len(bad) / len(images):.4f} is needed."
-    )
+def read(listing: Listing, source: Source, params: Params) -> tuple[pd.DataFrame, np.ndarray]:
+    """What is known about all items, see `tabulate`; refused files are rows too."""
+    origin = f"{os.path.abspath(params.data.source)} {params.data.root or ''}"
+    with Memory(paths.kept("images.sqlite"), origin) as memory:
+        facts = inspect([item.path for item in listing.items], source, memory)
+        table, descriptors = tabulate(listing.items, facts, params.prepare.min_size, params.prepare.on_bad)
+    if not listing.refused:
+        return table, descriptors
+    refused = pd.DataFrame(listing.refused, columns=["path", "label", "reason", "detail"])
+    numbers = dict.fromkeys(("width", "height", "brightness", "sharpness"), 0)
+    table = pd.concat([table, refused.assign(**numbers, image_id="")], ignore_index=True)
+    return table, np.pad(descriptors, ((0, len(refused)), (0, 0)))
 
 
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     manifest_file = outputs.path(paths.MANIFEST)
-    listing = list_items(Path(params.data.source))
-    with open_source(Path(params.data.source)) as source:
-        images = inspect(listing.items, source.read)
-    check_readable(images, params.data.source, params.prepare.max_bad_fraction)
-    images = quarantine_duplicates(images)
-    good = images[images.reason == ""].drop(columns="reason")
-    good["split"] = assign_splits(good, params.seed, params.prepare.val_fraction, params.prepare.test_fraction)
-    check_classes(good, listing.classes)
+    with open_source(params.data.source, params.data.root) as source:
+        listing = list_items(source, params.data.source, params.data.root, params.prepare.group_by)
+        table, descriptors = read(listing, source, params)
+        decisions.check_bad(table, params.data.source, params.prepare.max_bad_fraction)
+        decisions.mark_conflicts(table, params.prepare.on_conflict)
+        copies = decisions.find_copies(table, descriptors, params.prepare.near_distance)
+        fractions = params.prepare.val_fraction, params.prepare.test_fraction
+        table["given"] = table.split
+        table["split"] = decisions.assign_splits(table, copies, params.prepare.split, params.seed, *fractions)
+        decisions.mark_copies(table, copies)
+        good = table[table.reason == ""]
+        splits.check_classes(good, listing.classes, params.prepare.split == "exact")
 
-    columns = ["image_id", "path", "label", "split", "width", "height"]
-    good[columns].astype({"width": "int32", "height": "int32"}).to_parquet(manifest_file, index=False)
-    outputs.json(paths.CLASSES, listing.classes)
-    ignored = pd.DataFrame(listing.ignored, columns=["path", "reason"])
-    left_out = pd.concat([images[images.reason != ""], ignored]).reindex(columns=["path", "label", "reason"])
-    outputs.csv(paths.QUARANTINE, left_out.sort_values("path"))
-    counts = good.split.value_counts()
-    outputs.json(
-        paths.metrics("prepare"),
-        {
-            "images": {split: int(counts[split]) for split in SPLITS},
-            "classes": len(listing.classes),
+        columns = ["image_id", "path", "label", "split", "width", "height"]
+        good[columns].sort_values("path").to_parquet(manifest_file, index=False)
+        outputs.json(paths.CLASSES, listing.classes)
+        left_out = table[table.reason != ""][["path", "label", "reason", "detail"]].sort_values("path")
+        outputs.csv(paths.QUARANTINE, left_out)
+        outputs.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]))
+        unlike = decisions.outliers(good)
+        values = summarize(table, copies, unlike, listing)
+        outputs.json(paths.metrics("prepare"), values)
+        page = report.page(table, copies, unlike, listing, values, source)
+        outputs.path(paths.REPORT).write_text(page, encoding="utf-8")
+    tell(values, good, listing.classes)
+
+
+def summarize(table: pd.DataFrame, copies: pd.Series, unlike: dict[str, pd.Index], listing: Listing) -> dict:
+    """What metrics/prepare.json holds."""
+    good = table[table.reason == ""]
+    left_out = table.reason[table.reason != ""]
+    per_class = good.label.value_counts()
+    together = copies[good.index]
+    return {
+        "images": {split: int((good.split == split).sum()) for split in SPLITS},
+        "classes": len(listing.classes),
+        "imbalance": float(per_class.max() / per_class.min()),
+        "files": {
+            "seen": len(table) + len(listing.ignored),
+            "accepted": len(good),
             "quarantined": len(left_out),
+            "ignored": len(listing.ignored),
         },
-    )
+        "quarantined": {str(reason): int(count) for reason, count in left_out.value_counts().sort_index().items()},
+        "near_copies_kept_together": int(together.duplicated(keep=False).sum()),
+        "outliers": {name: len(index) for name, index in unlike.items()},
+    }
+
+
+def tell(values: dict, good: pd.DataFrame, classes: list[str]) -> None:
+    """Say on the screen what was decided."""
+    for names in twins(classes):
+        print(f"prepare: the classes {', '.join(map(repr, names))} differ only in case or spaces; is one meant?")
+    files = values["files"]
     print(
-        f"prepare: {len(good)} images of {len(listing.classes)} classes: "
-        + ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        + (f"; {len(left_out)} files left out, see {paths.QUARANTINE}" if len(left_out) else "")
+        f"prepare: {files['accepted']} images of {values['classes']} classes: "
+        + ", ".join(f"{values['images'][split]} {split}" for split in SPLITS)
     )
+    if files["quarantined"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in values["quarantined"].items())
+        print(f"prepare: {files['quarantined']} left out ({reasons}), see {paths.QUARANTINE}")
+    if files["ignored"]:
+        print(f"prepare: {files['ignored']} files are no images, see {paths.IGNORED}")
+    alone = int(good.group.isna().sum())
+    if 0 < alone < len(good):
+        print(f"prepare: {alone} images are in no group of prepare.group_by; each is split for itself")
+    print(f"prepare: look at the data in {paths.REPORT}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,9 @@ def test_every_module_is_a_dep_and_every_dep_is_needed(stage):
     needed = {path.relative_to(ROOT).as_posix() for path in imported(ROOT / "pipeline" / f"{stage}.py")}
     listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
     assert listed == needed
-    loads_networks = {"pipeline/weights/tiny.weights.h5"} if "weights" in STAGES[stage]["params"] else set()
-    assert {dep for dep in STAGES[stage]["deps"] if dep.endswith(".h5")} == loads_networks
+    data = {"pipeline/weights/tiny.weights.h5"} if "weights" in STAGES[stage]["params"] else set()
+    data |= {"pipeline/report.html"} if "pipeline/report.py" in needed else set()
+    assert {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")} - listed == data
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -77,7 +78,14 @@ def test_the_files_have_the_names_that_the_code_gives_them():
         for out in stage.get(kind, [])
     }
     single = (paths.MANIFEST, paths.CLASSES, paths.QUARANTINE, paths.FEATURES_META, paths.HEAD, paths.MODEL)
-    single += (paths.CONFUSION, paths.PREDICTIONS, paths.curves("train_head"), paths.curves("fine_tune"))
+    single += (
+        paths.IGNORED,
+        paths.REPORT,
+        paths.CONFUSION,
+        paths.PREDICTIONS,
+        paths.curves("train_head"),
+        paths.curves("fine_tune"),
+    )
     metrics = tuple(paths.metrics(stage) for stage in STAGES if stage != "extract")
     assert outs == {path.as_posix() for path in (*single, *paths.FEATURES.values(), *metrics)}
 

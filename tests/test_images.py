@@ -60,18 +60,33 @@ def test_exif_rotation_is_applied():
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "reason", "detail"),
     [
-        (b"", "the file is empty"),
-        (b"hello", "not an image of a supported kind"),
-        (encoded(Image.effect_noise((64, 64), 90), "JPEG")[:700], "damaged: "),
-        (encoded(Image.effect_noise((64, 64), 90), "PNG")[:700], "damaged: "),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a supported kind"),
+        (b"", "empty", "the file is empty"),
+        (b"hello", "not_an_image", "not an image of a supported kind"),
+        (encoded(Image.effect_noise((64, 64), 90), "JPEG")[:700], "truncated", "damaged: "),
+        (encoded(Image.effect_noise((64, 64), 90), "PNG")[:700], "truncated", "damaged: "),
+        (b"\xff\xd8\xff\xe0 no more", "damaged", "damaged: its header cannot be read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image", "not an image of a supported kind"),
     ],
 )
-def test_what_is_no_image_is_told_why(data, reason):
-    with pytest.raises(ImageError, match=reason):
+def test_what_is_no_image_is_told_why(data, reason, detail):
+    with pytest.raises(ImageError, match=detail) as raised:
         decode(data)
+    assert raised.value.reason == reason
+
+
+def test_an_image_is_named_by_its_pixels_whatever_the_file():
+    image = Image.effect_noise((20, 10), 90).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    same = [encoded(image, "PNG"), encoded(image, "BMP"), encoded(image, "WEBP", lossless=True)]
+    same.append(encoded(image.rotate(180), "PNG", exif=exif))
+    assert len({image_id(decode(data)) for data in same}) == 1
+    other = image.copy()
+    other.putpixel((3, 3), (1, 2, 3))
+    assert image_id(other) != image_id(image)
+    assert image_id(Image.new("RGB", (4, 6))) != image_id(Image.new("RGB", (6, 4)))
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf])
@@ -101,7 +116,7 @@ def ten(tmp_path: Path) -> tuple[Folder, list[str], list[str]]:
     names = [f"{number}.png" for number in range(10)]
     for number, name in enumerate(names):
         paint(tmp_path / name, (number * 20, 0, 0), number)
-    return Folder(tmp_path), names, [image_id((tmp_path / name).read_bytes()) for name in names]
+    return Folder(tmp_path), names, [image_id(decode((tmp_path / name).read_bytes())) for name in names]
 
 
 def test_batches_keep_the_order_and_equal_single_loads(ten, tmp_path):

@@ -77,9 +77,9 @@ def test_equal_files_stand_in_one_split_and_contradictions_in_none(run, photos):
     paint(folder / "red" / "copy.png", (200, 40, 40), 2000)  # equals red/000.png
     paint(folder / "blue" / "wrong.png", (200, 40, 40), 2001)  # equals red/001.png
     manifest = run(folder)
-    quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").reason
+    quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").detail
     assert manifest.image_id.is_unique
-    assert quarantine["red/copy.png"] == "duplicate of red/000.png"
+    assert quarantine["red/copy.png"] == "the same image as red/000.png"
     assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same image under the labels blue, red"
     assert len(quarantine) == 3
 
@@ -101,8 +101,8 @@ def test_of_equal_files_that_of_the_test_split_is_kept(run, photos):
 def test_bad_files_stop_the_stage_with_their_reasons(run, photos):
     folder = photos()
     (folder / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
-    with pytest.raises(UserError, match=r"1 of 49 files cannot be read as images:\n  red/cut\.jpg: "):
-        run(folder)
+    with pytest.raises(UserError, match=r"1 of 49 files cannot be used as images:\n  red/cut\.jpg: "):
+        run(folder, **{"prepare.max_bad_fraction": 0.0})
     manifest = run(folder, **{"prepare.max_bad_fraction": 0.1})
     assert len(manifest) == 48
     assert pd.read_csv(paths.QUARANTINE).path.tolist() == ["red/cut.jpg"]

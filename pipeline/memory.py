@@ -1,0 +1,142 @@
+"""What was found out about files, kept from run to run: by path, size and time, and by content.
+
+An SQLite database beside DVC's own temporary files. It may be deleted at any time: all of it is found out anew.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import PIL
+from blake3 import blake3
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about one file.
+
+    Attributes:
+        reason: why it cannot be used, in one word, or an empty text; all but `detail` is empty or 0 then.
+        detail: the reason in words.
+        image_id: see `images.image_id`.
+        width, height: pixels, turned upright.
+        brightness: mean luma in [0, 1].
+        sharpness: variance of the Laplacian of the luma, in grey levels squared, at 64 x 64 pixels (Pech-Pacheco et
+            al., ICPR 2000); low where blurred.
+        descriptor: DESCRIPTOR_DIM float16, see `describe`; empty where the image is flat.
+    """
+
+    reason: str = ""
+    detail: str = ""
+    image_id: str = ""
+    width: int = 0
+    height: int = 0
+    brightness: float = 0.0
+    sharpness: float = 0.0
+    descriptor: bytes = b""
+
+
+DAYS_KEPT = 365  # what was found out longer ago is forgotten, so that the file does not grow for ever
+SECONDS_BETWEEN_COMMITS = 2.0
+_FORMAT = 1
+# Facts are those that these modules find out: after a change of them all is found out anew.
+_MODULES = ("images.py", "inspection.py")
+_COLUMNS = "reason, detail, image_id, width, height, brightness, sharpness, descriptor"
+
+
+class Memory:
+    """The facts about the files of one source. One thread's; other processes may use the same file.
+
+    Args:
+        file: the database; one that is damaged, or of other code, is made anew.
+        source: what the paths are relative to.
+    """
+
+    def __init__(self, file: Path, source: str) -> None:
+        self._source = source
+        self._today = int(time.time() // 86400)
+        self._committed = time.monotonic()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = self._open(file)
+        except sqlite3.DatabaseError:
+            for suffix in ("", "-wal", "-shm"):
+                file.with_name(file.name + suffix).unlink(missing_ok=True)
+            self._db = self._open(file)
+
+    def _open(self, file: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(file, timeout=60)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
+        version = _code_version()
+        if db.execute("SELECT version FROM code").fetchall() != [(version,)]:
+            db.executescript(
+                f"""
+                BEGIN IMMEDIATE;
+                DELETE FROM code;
+                DROP TABLE IF EXISTS contents;
+                DROP TABLE IF EXISTS versions;
+                CREATE TABLE contents (digest PRIMARY KEY, found, {_COLUMNS}) WITHOUT ROWID;
+                CREATE TABLE versions (source, name, version, digest, PRIMARY KEY (source, name)) WITHOUT ROWID;
+                COMMIT;
+                """
+            )
+            db.execute("INSERT INTO code VALUES (?)", (version,))
+            db.commit()
+        return db
+
+    def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
+        """The facts about those files, given as name and version, that have not changed."""
+        found = self._db.execute(
+            f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (digest) "
+            f"WHERE source = ? AND name IN ({_marks(versions)})",
+            (self._source, *versions),
+        )
+        return {name: Facts(*facts) for name, version, *facts in found if version == versions[name]}
+
+    def recall_contents(self, digests: list[bytes]) -> dict[bytes, Facts]:
+        """The facts about those contents, given by digest, that are known."""
+        found = self._db.execute(
+            f"SELECT digest, {_COLUMNS} FROM contents WHERE digest IN ({_marks(digests)})", digests
+        )
+        return {digest: Facts(*facts) for digest, *facts in found}
+
+    def remember(self, rows: list[tuple[str, str | None, bytes, Facts]]) -> None:
+        """Keep name, version, digest and facts; without a version the content alone is kept."""
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO contents (digest, found, {_COLUMNS}) VALUES ({_marks(range(10))})",
+            [(digest, self._today, *astuple(facts)) for _, _, digest, facts in rows],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)",
+            [(self._source, name, version, digest) for name, version, digest, _ in rows if version],
+        )
+        if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
+            self._db.commit()
+            self._committed = time.monotonic()
+
+    def close(self) -> None:
+        """Keep all but what is old."""
+        self._db.execute("DELETE FROM contents WHERE found < ?", (self._today - DAYS_KEPT,))
+        self._db.commit()
+        self._db.close()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _marks(values: Iterable[object]) -> str:
+    return ", ".join("?" for _ in values)
+
+
+def _code_version() -> str:
+    code = b"".join((Path(__file__).parent / name).read_bytes() for name in _MODULES)
+    return f"{_FORMAT} {PIL.__version__} {blake3(code).hexdigest(length=16)}"
