@@ -11,8 +11,8 @@ from pipeline.inspection import CHROMA_WAVES, WAVES
 
 NEIGHBOURS = 8  # of each image are compared with it: more copies are reached through these
 SURE = 0.4  # share of the largest distance within which images are copies in any company
-# A copy stands out: images are taken for copies where twice their distance reaches not many more images than the
-# distance itself. In a plane twice the radius holds four times as many; in a population of alike images, such as
+# A copy stands out: images are taken for copies where their distance reaches few images, and twice their distance not
+# many more. In a plane twice the radius holds four times as many; in a population of alike images, such as
 # handwritten digits or X-rays, which vary in many ways, it holds far more.
 CROWD, CROWD_NEIGHBOURS = 4, 64
 _BATCH = 2**16  # images that are looked up at once: bounds the memory
@@ -101,7 +101,7 @@ def _stand_out(
         neighbours[start + row, column] = _distances(vectors, block[row], found[row, column])
     close = (neighbours[place] <= distances[:, None] + 1e-6).sum(axis=1)
     around = (neighbours[place] <= 2 * distances[:, None]).sum(axis=1)
-    return around <= CROWD * close
+    return (close <= NEIGHBOURS) & (around <= CROWD * close)
 
 
 def _agreed(found: np.ndarray, rows: np.ndarray) -> np.ndarray:

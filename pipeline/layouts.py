@@ -270,4 +270,4 @@ def _grouped(listing: Listing, pattern: str) -> Listing:
 
 def printable(name: str) -> str:
     """`name` with bytes that are not UTF-8 spelled out."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

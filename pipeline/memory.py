@@ -41,7 +41,7 @@ class Facts:
 
 
 DAYS_KEPT = 365  # what was found out longer ago is forgotten, so that the file does not grow for ever
-SECONDS_BETWEEN_COMMITS = 2.0
+SECONDS_BETWEEN_COMMITS = 1.0
 _FORMAT = 1
 # Facts are those that these modules find out: after a change of them all is found out anew.
 _MODULES = ("images.py", "inspection.py")
@@ -59,7 +59,7 @@ class Memory:
     def __init__(self, file: Path, source: str) -> None:
         self._source = source
         self._today = int(time.time() // 86400)
-        self._committed = time.monotonic()
+        self._committed = 0.0
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = self._open(file)

@@ -17,6 +17,7 @@ COLOURS = {"blue": (40, 40, 200), "green": (40, 180, 40), "red": (200, 40, 40)}
 SMALL = {  # a run of seconds
     "prepare.val_fraction": 0.25,
     "prepare.test_fraction": 0.25,
+    "prepare.max_bad_fraction": 0.0,
     "prepare.near_distance": 0.0,  # the photos of a class differ in noise alone
     "extract.image_size": 32,
     "extract.batch_size": 16,

@@ -104,7 +104,7 @@ def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("photos/red/cut.jpg", "prepare: photos: 1 of 49 files cannot be read as images:\n  photos/red"),
+        ("photos/red/cut.jpg", "prepare: photos: 1 of 49 files cannot be used as images:\n  photos/red"),
         ("photos/blue/", "prepare: photos: no image in the class folder 'blue'; put images there or remove it"),
         ("photos/rare/", "classes are too small to be in train, val and test:\n  rare: "),
     ],

@@ -66,7 +66,7 @@ def test_exif_rotation_is_applied():
         (b"hello", "not_an_image", "not an image of a supported kind"),
         (encoded(Image.effect_noise((64, 64), 90), "JPEG")[:700], "truncated", "damaged: "),
         (encoded(Image.effect_noise((64, 64), 90), "PNG")[:700], "truncated", "damaged: "),
-        (b"\xff\xd8\xff\xe0 no more", "damaged", "damaged: its header cannot be read"),
+        (b"GIF89a", "damaged", "damaged: its header cannot be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image", "not an image of a supported kind"),
     ],
 )

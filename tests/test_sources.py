@@ -18,7 +18,7 @@ from pipeline.layouts import Listing
 from pipeline.sources import open_source
 
 
-def list_items(path: Path, root: str | None = None, group_by: str | None = None) -> Listing:
+def list_items(path: Path | str, root: str | None = None, group_by: str | None = None) -> Listing:
     with open_source(str(path), root) as source:
         return layouts.list_items(source, str(path), root, group_by)
 

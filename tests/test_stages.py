@@ -165,7 +165,7 @@ def test_predict_names_single_images_and_folders(here, capsys):
     printed = capsys.readouterr()
     assert printed.out.startswith("red  ")
     assert printed.out.endswith("photos/red/000.png\n")
-    assert "photos/red/cut.jpg: not an image" in printed.err
+    assert "photos/red/cut.jpg: damaged: its header" in printed.err
     for wrong, message in [
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
         (["photos/red/000.png", "--model", str(paths.HEAD)], "the model 'head' takes no images; give"),

@@ -1,0 +1,154 @@
+"""How fast prepare looks at images, beside what decoding alone costs; how its memory and its index grow.
+
+Command: python benchmarks/prepare.py speed PHOTOS     # a folder of JPEG files
+         python benchmarks/prepare.py rows [1000000]   # makes that many small images in a temporary folder
+         python benchmarks/prepare.py index [100000]   # near copies among that many descriptors
+
+Ratios within one run carry over to other machines, absolute figures do not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import yaml
+from PIL import Image, features
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.duplicates import near_pairs  # noqa: E402
+from pipeline.files import Folder  # noqa: E402
+from pipeline.inspection import DESCRIPTOR_DIM, inspect  # noqa: E402
+from pipeline.memory import Memory  # noqa: E402
+
+ROUNDS = 5
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def speed(photos: Path) -> None:
+    """Rates of libjpeg-turbo alone and of prepare's whole pass, in turns; then a pass after 1 % of files were added."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "photos"
+        shutil.copytree(photos, copy)
+        source = Folder(copy).scan()
+        names = [name for name in source.files if name.lower().endswith((".jpg", ".jpeg"))]
+        for name in source.files:
+            os.utime(copy / name, (1e9, 1e9))
+        size = sum(source.size(name) for name in names) / len(names)
+        print(f"{machine()}; {len(names)} JPEG files of {size / 1024:.0f} KiB on average")
+
+        def decode() -> None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for _ in pool.map(lambda name: simplejpeg.decode_jpeg(source.read(name)).shape, names, chunksize=1):
+                    pass
+
+        def look(file: Path) -> None:
+            with Memory(file, "photos") as memory:
+                for _ in inspect(names, source, memory):
+                    pass
+
+        alone, whole, again = [], [], []
+        extra = names[:: max(1, len(names) // max(1, len(names) // 100))][: max(1, len(names) // 100)]
+        for turn in range(ROUNDS):
+            memory = Path(folder) / f"{turn}.sqlite"
+            alone.append(seconds(decode))
+            whole.append(seconds(lambda file=memory: look(file)))
+            for name in extra:  # other bytes, other content: not known
+                (copy / name).write_bytes((copy / name).read_bytes() + bytes([turn]))
+            again.append(seconds(lambda file=memory: look(file)))
+        rates = [len(names) / statistics.median(times) for times in (alone, whole)]
+        ratio = statistics.median(a / b for a, b in zip(alone, whole, strict=True))
+        print(f"libjpeg-turbo, reading and decoding alone   {rates[0]:7.0f} images/s")
+        print(f"prepare, all that it finds out              {rates[1]:7.0f} images/s, {ratio:.0%} of it")
+        share = statistics.median(a / b for a, b in zip(again, whole, strict=True))
+        print(f"prepare again, {len(extra) / len(names):.1%} of the files changed     {share:.1%} of the first time")
+
+
+def rows(count: int) -> None:
+    """Time and memory of the whole stage over `count` images of 16 x 16 pixels behind a manifest."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        images = root / "images"
+        images.mkdir()
+        generator = np.random.default_rng(0)
+        header = None
+        with (images / "list.csv").open("w") as table:
+            table.write("path,label\n")
+            for start in range(0, count, 1000):
+                cells = generator.integers(0, 256, (1000, 4, 4, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+                (images / f"{start // 1000:04}").mkdir()
+                for number, pixels in enumerate(cells[: count - start], start):
+                    name = f"{start // 1000:04}/{number:07}.ppm"
+                    header = header or b"P6 16 16 255\n"
+                    (images / name).write_bytes(header + pixels.tobytes())
+                    table.write(f"{name},class {number % 100}\n")
+        for name in ("dvc.yaml", "pipeline"):
+            os.symlink(ROOT / name, root / name)
+        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params["data"] = {"source": str(images / "list.csv"), "root": None}
+        (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+        print(f"{machine()}; {count:,} images of 16 x 16 pixels")
+        for turn in ("first", "again"):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "pipeline.prepare"], cwd=root, check=True)
+            taken = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            print(f"{turn}: {taken:.0f} s, {count / taken:.0f} images/s, {peak:.2f} GiB at most")
+
+
+def index(count: int) -> None:
+    """Time of the search for near copies among `count` descriptors, a hundredth of them copies."""
+    generator = np.random.default_rng(0)
+    decay = 1 / (1 + np.arange(DESCRIPTOR_DIM)) ** 0.5  # low frequencies hold most of an image
+    scenes = generator.normal(size=(count, DESCRIPTOR_DIM)) * decay
+    scenes[-count // 100 :] = (
+        scenes[: count // 100] + 0.05 * generator.normal(size=(count // 100, DESCRIPTOR_DIM)) * decay
+    )
+    scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
+    found = []
+    taken = seconds(lambda: found.append(near_pairs(scenes.astype(np.float16), 0.25)))
+    planted = {(number, count - count // 100 + number) for number in range(count // 100)}
+    hits = len(planted & set(map(tuple, found[0].tolist())))
+    print(f"{machine()}; {count:,} descriptors: {taken:.1f} s, {hits} of {len(planted)} copies found")
+
+
+def machine() -> str:
+    try:
+        name = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    turbo = features.version("libjpeg_turbo")
+    return (
+        f"{os.cpu_count()} cores of {name.split(':')[-1].strip()}, Pillow {Image.__version__} (libjpeg-turbo {turbo})"
+    )
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["speed", photos]:
+            speed(Path(photos))
+        case ["rows", *count]:
+            rows(int(count[0]) if count else 1_000_000)
+        case ["index", *count]:
+            index(int(count[0]) if count else 100_000)
+        case _:
+            sys.exit(__doc__)

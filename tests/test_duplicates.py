@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from pipeline.duplicates import groups, near_pairs
+from pipeline.inspection import DESCRIPTOR_DIM, look
+
+DISTANCE = 0.25
+
+
+def scenes(count: int) -> list[Image.Image]:
+    """Images of soft blobs, each unlike the others."""
+    made = []
+    for number in range(count):
+        cells = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+        made.append(Image.fromarray(cells).resize((96, 80), Image.Resampling.BICUBIC))
+    return made
+
+
+def describe(images: list[Image.Image]) -> np.ndarray:
+    files = []
+    for image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    rows = [np.frombuffer(facts.descriptor or bytes(2 * DESCRIPTOR_DIM), np.float16) for facts in look(files)]
+    return np.stack(rows)
+
+
+def recompressed(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=40)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((48, 40), Image.Resampling.BICUBIC),
+        lambda image: image.resize((300, 150)),  # another shape too: models see squares
+        recompressed,
+        lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.6),
+        lambda image: ImageEnhance.Contrast(image).enhance(1.2),
+        lambda image: image.crop((2, 1, 95, 79)),
+    ],
+    ids=["half the size", "stretched", "recompressed", "brighter", "darker", "more contrast", "cropped"],
+)
+def test_copies_are_found_and_nothing_else(change):
+    originals = scenes(60)
+    pairs = near_pairs(describe([*originals, *map(change, originals)]), DISTANCE)
+    expected = {(number, number + 60) for number in range(60)}
+    found = set(map(tuple, pairs.tolist()))
+    assert len(found & expected) >= 58
+    assert found <= expected
+
+
+def test_other_colours_make_another_image():
+    (image,) = scenes(1)
+    red, green, blue = image.split()
+    assert len(near_pairs(describe([image, Image.merge("RGB", (blue, red, green))]), DISTANCE)) == 0
+
+
+def test_flat_images_have_no_copies_and_none_is_looked_for_at_a_distance_of_0():
+    flat = [Image.new("RGB", (50, 50), (grey, grey, grey)) for grey in (0, 1, 128, 255)]
+    assert not describe(flat).any()
+    assert len(near_pairs(describe(flat), 1.0)) == 0
+    same = describe(scenes(1) * 2)
+    assert near_pairs(same, DISTANCE).tolist() == [[0, 1]]
+    assert len(near_pairs(same, 0.0)) == 0
+
+
+def test_a_population_of_alike_images_is_not_taken_for_copies():
+    """A thousand variations of one scene, as close to each other as copies are: alike, yet none a copy."""
+    generator = np.random.default_rng(0)
+    centre = generator.normal(size=DESCRIPTOR_DIM)
+    population = centre + generator.normal(size=(1000, DESCRIPTOR_DIM)) * 0.14
+    population /= np.linalg.norm(population, axis=1, keepdims=True)
+    distances = np.linalg.norm(population[0] - population[1:], axis=1)
+    assert (distances < DISTANCE).mean() > 0.9
+    copy = population[:1] + 0.004 * generator.normal(size=DESCRIPTOR_DIM)
+    pairs = near_pairs(np.concatenate([population, copy]).astype(np.float16), DISTANCE)
+    assert [0, 1000] in pairs.tolist()
+    assert len(pairs) < 20
+
+
+def test_the_order_of_images_changes_no_pair():
+    descriptors = describe([*scenes(30), *map(recompressed, scenes(30))])
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = {frozenset(order[pair]) for pair in near_pairs(descriptors[order], DISTANCE)}
+    assert shuffled == set(map(frozenset, near_pairs(descriptors, DISTANCE).tolist()))
+
+
+def test_groups_are_what_pairs_connect():
+    numbers = groups(6, np.array([[0, 3], [3, 5], [1, 2]]))
+    assert numbers[0] == numbers[3] == numbers[5]
+    assert numbers[1] == numbers[2]
+    assert len(set(numbers)) == 3

@@ -1,0 +1,153 @@
+"""Data at addresses: listed, fetched once, and again once they have changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+from test_sources import list_items, pack
+
+from pipeline.errors import UserError
+from pipeline.images import ImageError
+from pipeline.sources import open_source
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def bucket(photos) -> Iterator[str]:
+    """The address of a storage that holds two photos a class."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(photos(count=2)), "/bucket/photos", recursive=True)
+    yield "memory://bucket/photos"
+    memory.rm("/bucket", recursive=True)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves files with an ETag, as storages do, and notes what was asked for."""
+
+    asked: list[str]
+
+    def end_headers(self) -> None:
+        file = Path(self.translate_path(self.path))
+        if file.is_file():
+            self.send_header("ETag", f'"{hashlib.md5(file.read_bytes()).hexdigest()}"')
+        super().end_headers()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of `folder` over HTTP, and the files that were asked for."""
+    handler = type("Noting", (Handler,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket, workspace):
+    listing = list_items(bucket)
+    local = list_items("photos")
+    assert (listing.items, listing.classes) == (local.items, local.classes)
+    with open_source(bucket) as source:
+        source.scan()
+        for item in listing.items:
+            assert source.read(item.path) == (workspace / "photos" / item.path).read_bytes()
+            assert source.size(item.path) == (workspace / "photos" / item.path).stat().st_size
+        with pytest.raises(ImageError, match="no such file") as raised:
+            source.read("red/lost.png")
+        assert raised.value.reason == "missing"
+
+
+def test_what_was_fetched_is_read_without_the_storage(bucket):
+    with open_source(bucket) as source:
+        data = source.scan().read("red/000.png")
+        fsspec.filesystem("memory").store["/bucket/photos/red/000.png"].seek(0)
+        fsspec.filesystem("memory").store["/bucket/photos/red/000.png"].write(b"XXXX")
+        assert source.read("red/000.png") == data
+
+
+def test_a_table_here_names_images_there(bucket, workspace):
+    (workspace / "list.csv").write_text("path,label\nred/000.png,red\nblue/000.png,blue\n../x.png,red\n")
+    listing = list_items("list.csv", root=bucket)
+    assert [item.path for item in listing.items] == ["blue/000.png", "red/000.png"]
+    assert [row[2] for row in listing.refused] == ["outside"]
+    with open_source("list.csv", bucket) as source:
+        assert source.read("red/000.png") == (workspace / "photos" / "red" / "000.png").read_bytes()
+
+
+def test_archives_and_tables_over_http(photos, workspace):
+    folder = photos(count=2)
+    archive = pack("tar.gz", folder)
+    (folder / "list.csv").write_text("path,label\nred/000.png,red\nblue/000.png,blue\n")
+    with serve(workspace) as (address, asked):
+        assert list_items(f"{address}/photos.tar.gz").items == list_items(archive).items
+        with open_source(f"{address}/photos.tar.gz") as source:
+            assert source.read("red/000.png") == (folder / "red" / "000.png").read_bytes()
+        assert asked.count("/photos.tar.gz") == 1  # fetched once, for all stages
+        shutil.rmtree(folder / "red")
+        pack("tar.gz", folder)
+        assert list_items(f"{address}/photos.tar.gz").classes == ["blue", "green"]
+        with open_source(f"{address}/photos/list.csv") as source:
+            assert len(list_items(f"{address}/photos/list.csv").items) == 2
+            assert source.read("blue/000.png") == (folder / "blue" / "000.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("memory://nowhere/photos", r"memory://nowhere/photos: no file is listed there"),
+        ("memory://nowhere/photos.zip", r"memory://nowhere/photos\.zip: there is no such file"),
+        ("http://127.0.0.1:9/photos.zip", r"http://127\.0\.0\.1:9/photos\.zip: (there is no such|cannot be fetched)"),
+        ("s4://bucket/photos", r"s4://bucket/photos: Protocol not known: s4; give a path, or an s3://"),
+        ("zip://a::http://127.0.0.1:9/photos.zip", r"chained addresses are not taken"),
+    ],
+)
+def test_wrong_addresses_are_told(address, message):
+    with pytest.raises(UserError, match=message):
+        list_items(address)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(
+        fsspec.registry.known_implementations, "gs", {"class": "no.such.Driver", "err": "Install gcsfs"}
+    )
+    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    with pytest.raises(UserError, match=r"gs:// is not installed \(Install gcsfs\); run python .* 'dvc\[gs\]'"):
+        list_items("gs://bucket/photos")
+
+
+def test_a_broken_transfer_leaves_nothing_half_written(bucket, workspace, monkeypatch):
+    def broken(self, path, local, **_):
+        Path(local).write_bytes(b"half")
+        raise TimeoutError("timed out")
+
+    with open_source(bucket) as source:
+        source.scan()
+        monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", broken)
+        with pytest.raises(ImageError, match="cannot be fetched: timed out") as raised:
+            source.read("red/000.png")
+        assert raised.value.reason == "unreadable"
+        assert not [file for file in (workspace / ".dvc").rglob("*") if file.is_file()]

@@ -1,0 +1,141 @@
+"""What holds for any data: no image in two splits, and none that moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import decisions, splits
+from pipeline.errors import UserError
+from pipeline.inspection import DESCRIPTOR_DIM
+
+LABELS = st.sampled_from(["a", "b", "ß"])
+IMAGES = st.integers(0, 40)  # few, so that many files show the same image
+GROUPS = st.sampled_from([None, "p", "q", "r"])
+ROWS = st.lists(st.tuples(IMAGES, LABELS, GROUPS), min_size=1, max_size=60)
+GIVEN = st.lists(st.tuples(IMAGES, LABELS, st.sampled_from(["train", "val", "test"])), min_size=1, max_size=60)
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def decide(
+    images: list[int], labels: list[str], groups: list[str | None], given: list[str | None] | None = None,
+    split: str = "hash", names: list[str] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """What prepare makes of files that show those images. Images of 4k to 4k + 3 are near copies of each other."""
+    n = len(images)
+    table = pd.DataFrame(
+        {
+            "path": names or [f"{row:04}" for row in range(n)],
+            "label": labels,
+            "split": pd.Series(given or [None] * n, dtype=object),
+            "group": pd.Series(groups, dtype=object),
+            "reason": "",
+            "detail": "",
+            "image_id": [f"{image:032x}" for image in images],
+        }
+    ).sort_values("path", ignore_index=True)
+    descriptors = np.zeros((n, DESCRIPTOR_DIM), np.float16)
+    for row, image in enumerate(table.image_id.map(lambda text: int(text, 16))):
+        scene = np.random.default_rng(image // 4).normal(size=DESCRIPTOR_DIM)
+        scene += 0.02 * np.random.default_rng(1000 + image).normal(size=DESCRIPTOR_DIM)
+        descriptors[row] = scene / np.linalg.norm(scene)
+    decisions.mark_conflicts(table, "quarantine")
+    copies = decisions.find_copies(table, descriptors, 0.25)
+    table["given"] = table.split
+    table["split"] = decisions.assign_splits(table, copies, split, 42, 0.25, 0.25)
+    decisions.mark_copies(table, copies)
+    return table
+
+
+def accepted(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.reason == ""]
+
+
+def check_no_leak(table: pd.DataFrame) -> None:
+    good = accepted(table)
+    assert good.image_id.is_unique
+    scenes = good.image_id.map(lambda text: int(text, 16) // 4)
+    assert (good.split.groupby(scenes).nunique() == 1).all()
+    assert set(good.split) <= {"train", "val", "test"}
+
+
+@many
+@given(ROWS, st.sampled_from(["hash", "exact"]))
+def test_no_image_no_near_copy_and_no_group_stands_in_two_splits(rows, split):
+    table = decide(*map(list, zip(*rows, strict=True)), split=split)
+    check_no_leak(table)
+    good = accepted(table)
+    assert (good.split.groupby(good.group).nunique() == 1).all()
+    if split == "exact":  # copies are kept together, not left out
+        assert set(table.reason) <= {"", "conflict", "duplicate"}
+
+
+@many
+@given(ROWS, ROWS, st.randoms())
+def test_adding_renaming_and_listing_in_another_order_move_no_image(rows, more, random):
+    before = accepted(decide(*map(list, zip(*rows, strict=True)))).set_index("image_id").split
+    both = [*rows, *more]
+    names = [f"{random.random()}" for _ in both]
+    random.shuffle(both)
+    after = accepted(decide(*map(list, zip(*both, strict=True)), names=names)).set_index("image_id").split
+    common = before.index.intersection(after.index)
+    assert (after[common] == before[common]).all()
+
+
+@many
+@given(ROWS, ROWS)
+def test_what_a_smaller_version_was_trained_on_is_never_tested_on(rows, more):
+    before = accepted(decide(*map(list, zip(*rows, strict=True))))
+    after = accepted(decide(*map(list, zip(*[*rows, *more], strict=True))))
+    trained = {int(text, 16) // 4 for text in before[before.split == "train"].image_id}
+    tested = {int(text, 16) // 4 for text in after[after.split != "train"].image_id}
+    contradicted = {image // 4 for image, _, _ in more}  # a new label or group can take an image out of train
+    assert not trained & tested - contradicted
+
+
+@many
+@given(GIVEN)
+def test_the_splits_of_the_source_stay_and_copies_leave_the_weaker_one(rows):
+    images, labels, given_splits = map(list, zip(*rows, strict=True))
+    table = decide(images, labels, [None] * len(rows), given_splits)
+    check_no_leak(table)
+    held = accepted(table)[accepted(table).given.isin(["val", "test"])]
+    assert (held.split == held.given).all()
+    tests = table[(table.given == "test") & (table.reason == "near_duplicate")]
+    assert tests.empty  # a test split that the source brings stays whole
+
+
+@many
+@given(st.lists(st.integers(3, 60), min_size=1, max_size=6), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
+def test_exact_fractions_hold_within_one_image_a_class(sizes, val_fraction, test_fraction):
+    labels = pd.Series([f"class {number}" for number, size in enumerate(sizes) for _ in range(size)])
+    keys = pd.Series([f"{row}" for row in range(len(labels))])
+    found = splits.exactly(labels, pd.Series(range(len(labels))), keys, 1, val_fraction, test_fraction)
+    for number, size in enumerate(sizes):
+        counts = found[labels == f"class {number}"].value_counts()
+        assert abs(counts["val"] - max(1, val_fraction * size)) <= 1
+        assert abs(counts["test"] - max(1, test_fraction * size)) <= 1
+
+
+def test_exact_fractions_with_groups_come_near():
+    generator = np.random.default_rng(0)
+    labels = pd.Series(np.repeat(["a", "b"], 600))
+    units = pd.Series(generator.integers(0, 150, 1200))
+    found = splits.exactly(labels, units, units.astype(str), 1, 0.15, 0.15)
+    assert (found.groupby(units).nunique() == 1).all()
+    shares = pd.crosstab(labels, found, normalize="index")
+    assert (abs(shares[["val", "test"]] - 0.15) < 0.02).all(axis=None)
+
+
+def test_the_hash_is_that_of_every_machine():
+    """Fixed values: another rule would move every image of everyone's data."""
+    keys = pd.Series(["a", "b", "c", "ß", "00ff"])
+    assert splits.by_hash(keys, 42, 0.3, 0.3).tolist() == ["val", "train", "val", "train", "val"]
+
+
+def test_a_group_that_the_source_has_torn_is_named():
+    with pytest.raises(UserError, match="the group 'p' is in several of the splits"):
+        decide([1, 9, 17], ["a", "a", "b"], ["p", "p", "q"], ["train", "test", "train"])
