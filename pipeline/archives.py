@@ -6,12 +6,15 @@ import bz2
 import errno
 import gzip
 import lzma
+import os
 import re
 import tarfile
 import tempfile
 import threading
 import zipfile
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -36,6 +39,7 @@ class _Archive(Source):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file = file
+        self._plain_file = file  # where it can be read without unpacking it first
         self._members: dict[str, Any] = {}
         self._twice: set[str] = set()
         self._reading = threading.Lock()
@@ -70,6 +74,10 @@ class _Archive(Source):
         plain = "/".join(PurePosixPath(name).parts)
         if plain and not hidden(plain) and not leads_out(name):
             self.folders.append(plain)
+
+    def opener(self) -> Callable[[], Source] | None:
+        unpacked = self._plain_file != self._file
+        return None if unpacked and os.name == "nt" else partial(type(self), self._plain_file)
 
     def read(self, name: str) -> bytes:
         return self._read(name, -1)
@@ -114,12 +122,9 @@ class Zip(_Archive):
     def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
         return self._zip.open(member)
 
-    def size(self, name: str) -> int:
-        return self._members[name].file_size if name in self._members else 0
-
-    def version(self, name: str) -> str | None:
+    def state(self, name: str) -> tuple[int, str | None]:
         member = self._members.get(name)
-        return member and f"{member.file_size} {member.CRC} {member.date_time}"
+        return (member.file_size, f"{member.file_size} {member.CRC} {member.date_time}") if member else (0, None)
 
     def close(self) -> None:
         self._zip.close()
@@ -132,6 +137,7 @@ class Tar(_Archive):
         super().__init__(file)
         try:
             self._plain = _uncompressed(file)
+            self._plain_file = Path(self._plain.name)
             self._tar = tarfile.open(fileobj=self._plain, mode="r:")  # noqa: SIM115  close() closes it
             members = self._tar.getmembers()
             self._plain.seek(self._tar.offset)
@@ -163,8 +169,8 @@ class Tar(_Archive):
             raise tarfile.ReadError("a link to what is no file")
         return content
 
-    def size(self, name: str) -> int:
-        return self._members[name].size if name in self._members else 0
+    def state(self, name: str) -> tuple[int, str | None]:
+        return (self._members[name].size if name in self._members else 0), None
 
     def close(self) -> None:
         self._tar.close()
@@ -183,7 +189,7 @@ def _uncompressed(file: Path) -> IO[bytes]:
     stream.seek(0)
     for magic, opener in _COMPRESSION.items():
         if start.startswith(magic):
-            unpacked = tempfile.TemporaryFile()  # noqa: SIM115  close() closes it
+            unpacked = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115  close() closes it
             limit = max(BOMB_ARCHIVE_BYTES, BOMB_RATIO * file.stat().st_size)
             with stream, opener(stream) as content:
                 while block := content.read(1 << 20):

@@ -6,8 +6,11 @@ Names are relative to the source, with `/` between their parts.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline.images import ImageError
@@ -60,11 +63,16 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def size(self, name: str) -> int:
-        """How many bytes `read` will give, 0 where that is not known; cheap."""
+    def state(self, name: str) -> tuple[int, str | None]:
+        """What is known of a file without reading it; cheap.
 
-    def version(self, name: str) -> str | None:
-        """What is another text once the file has changed, without reading it; None where nothing cheap tells that."""
+        Returns:
+            How many bytes `read` will give, 0 where that is not known; and its version, another text once it has
+            changed, or None where nothing cheap tells that.
+        """
+
+    def opener(self) -> Callable[[], Source] | None:
+        """What opens the same files again in another process, or None where that would cost too much."""
         return None
 
     def close(self) -> None:  # noqa: B027  a folder holds nothing open
@@ -109,6 +117,9 @@ class Folder(Source):
                     self.files.append(prefix + name)
         return self
 
+    def opener(self) -> Callable[[], Source] | None:
+        return partial(Folder, self._root)
+
     def read(self, name: str) -> bytes:
         return self._read(name, -1)
 
@@ -116,33 +127,26 @@ class Folder(Source):
         return self._read(name, HEAD)
 
     def _read(self, name: str, count: int) -> bytes:
-        path = self._root / name
         try:
-            if count < 0 and path.stat().st_size > MAX_BYTES:
-                raise too_large()
-            if not path.is_file() and path.exists():
+            state = os.stat(f"{self._root}/{name}")
+            if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
                 raise ImageError("unreadable", "not a file")
-            with path.open("rb", buffering=0 if count > 0 else -1) as stream:
+            if count < 0 and state.st_size > MAX_BYTES:
+                raise too_large()
+            with open(f"{self._root}/{name}", "rb", buffering=0) as stream:
                 return stream.read(count)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ImageError("missing", "no such file") from error
         except OSError as error:
             raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
 
-    def size(self, name: str) -> int:
+    def state(self, name: str) -> tuple[int, str | None]:
         try:
-            return os.stat(self._root / name).st_size
+            state = os.stat(f"{self._root}/{name}")
         except OSError:
-            return 0
-
-    def version(self, name: str) -> str | None:
-        try:
-            state = os.stat(self._root / name)
-        except OSError:
-            return None
-        if time.time() - state.st_mtime < SETTLED:
-            return None
-        return f"{state.st_size} {state.st_mtime_ns} {state.st_ino}"
+            return 0, None
+        settled = time.time() - state.st_mtime >= SETTLED
+        return state.st_size, f"{state.st_size} {state.st_mtime_ns} {state.st_ino}" if settled else None
 
 
 def too_large() -> ImageError:

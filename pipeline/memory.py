@@ -6,17 +6,18 @@ An SQLite database beside DVC's own temporary files. It may be deleted at any ti
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import PIL
 from blake3 import blake3
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What is known about one file.
 
     Attributes:
@@ -25,8 +26,7 @@ class Facts:
         image_id: see `images.image_id`.
         width, height: pixels, turned upright.
         brightness: mean luma in [0, 1].
-        sharpness: variance of the Laplacian of the luma, in grey levels squared, at 64 x 64 pixels (Pech-Pacheco et
-            al., ICPR 2000); low where blurred.
+        sharpness: standard deviation, in grey levels, of what is finer than an eighth of the image; low where blurred.
         descriptor: DESCRIPTOR_DIM float16, see `describe`; empty where the image is flat.
     """
 
@@ -49,7 +49,7 @@ _COLUMNS = "reason, detail, image_id, width, height, brightness, sharpness, desc
 
 
 class Memory:
-    """The facts about the files of one source. One thread's; other processes may use the same file.
+    """The facts about the files of one source. Threads may share it, and processes the file.
 
     Args:
         file: the database; one that is damaged, or of other code, is made anew.
@@ -57,7 +57,8 @@ class Memory:
     """
 
     def __init__(self, file: Path, source: str) -> None:
-        self._source = source
+        self._file, self._source = file, source
+        self._using = threading.Lock()
         self._today = int(time.time() // 86400)
         self._committed = 0.0
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,10 @@ class Memory:
             self._db = self._open(file)
 
     def _open(self, file: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(file, timeout=60)
+        db = sqlite3.connect(file, timeout=60, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA cache_size = -65536")  # KiB: digests come in no order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
         version = _code_version()
         if db.execute("SELECT version FROM code").fetchall() != [(version,)]:
@@ -90,9 +92,13 @@ class Memory:
             db.commit()
         return db
 
+    def opener(self) -> Callable[[], Memory]:
+        """What opens the same memory in another process."""
+        return partial(Memory, self._file, self._source)
+
     def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
         """The facts about those files, given as name and version, that have not changed."""
-        found = self._db.execute(
+        found = self._select(
             f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (digest) "
             f"WHERE source = ? AND name IN ({_marks(versions)})",
             (self._source, *versions),
@@ -101,24 +107,29 @@ class Memory:
 
     def recall_contents(self, digests: list[bytes]) -> dict[bytes, Facts]:
         """The facts about those contents, given by digest, that are known."""
-        found = self._db.execute(
-            f"SELECT digest, {_COLUMNS} FROM contents WHERE digest IN ({_marks(digests)})", digests
-        )
+        found = self._select(f"SELECT digest, {_COLUMNS} FROM contents WHERE digest IN ({_marks(digests)})", digests)
         return {digest: Facts(*facts) for digest, *facts in found}
 
     def remember(self, rows: list[tuple[str, str | None, bytes, Facts]]) -> None:
         """Keep name, version, digest and facts; without a version the content alone is kept."""
-        self._db.executemany(
-            f"INSERT OR REPLACE INTO contents (digest, found, {_COLUMNS}) VALUES ({_marks(range(10))})",
-            [(digest, self._today, *astuple(facts)) for _, _, digest, facts in rows],
-        )
-        self._db.executemany(
-            "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)",
-            [(self._source, name, version, digest) for name, version, digest, _ in rows if version],
-        )
-        if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
-            self._db.commit()
-            self._committed = time.monotonic()
+        contents = [(digest, self._today, *facts) for *_, digest, facts in rows]
+        versions = [(self._source, name, version, digest) for name, version, digest, _ in rows if version]
+        with self._using:
+            self._insert(f"contents (digest, found, {_COLUMNS})", contents)
+            self._insert("versions", versions)
+            if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
+                self._db.commit()
+                self._committed = time.monotonic()
+
+    def _select(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+        with self._using:
+            return self._db.execute(query, values).fetchall()
+
+    def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
+        """One statement for all rows: between statements other threads would take Python's lock."""
+        if rows:
+            marks = ", ".join([f"({_marks(rows[0])})"] * len(rows))
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES {marks}", [value for row in rows for value in row])
 
     def close(self) -> None:
         """Keep all but what is old."""

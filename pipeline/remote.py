@@ -86,12 +86,11 @@ class Remote(Source):
         with self.copy(name).open("rb") as stream:
             return stream.read(HEAD)
 
-    def size(self, name: str) -> int:
-        return self._listed.get(name, {}).get("size") or 0
-
-    def version(self, name: str) -> str | None:
-        found = [self._listed.get(name, {}).get(key) for key in _VERSIONS]
-        return next((f"{self.size(name)} {value}" for value in found if value), None)
+    def state(self, name: str) -> tuple[int, str | None]:
+        info = self._listed.get(name, {})
+        size = info.get("size") or 0
+        found = (info.get(key) for key in _VERSIONS)
+        return size, next((f"{size} {value}" for value in found if value), None)
 
     def copy(self, name: str) -> Path:
         """The file's copy on this disk, fetched where there is none of this version.
@@ -99,9 +98,10 @@ class Remote(Source):
         Raises:
             ImageError: where it cannot be fetched.
         """
-        if self.size(name) > MAX_BYTES:
+        size, version = self.state(name)
+        if size > MAX_BYTES:
             raise too_large()
-        return _fetch(self._fs, f"{self._root}/{name}" if name else self._root, self.version(name))
+        return _fetch(self._fs, f"{self._root}/{name}", version)
 
 
 def fetch(address: str) -> Path:

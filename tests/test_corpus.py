@@ -240,7 +240,9 @@ def test_stages_and_predictions_see_the_pixels_that_prepare_saw(run, files, tmp_
         upright = Image.open(root / row.path)
         turned = upright.getexif().get(0x0112) == 6
         assert (row.width, row.height) == (upright.size[::-1] if turned else upright.size)
-    assert image_id(picture(0)) not in set(manifest.image_id)  # a JPEG's pixels are not those that it was made of
+    assert image_id(np.asarray(picture(0))) not in set(
+        manifest.image_id
+    )  # a JPEG's pixels are not those that it was made of
     assert resize(picture(0), 24).shape == seen[0].shape
 
 

@@ -75,7 +75,7 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket, workspace):
         source.scan()
         for item in listing.items:
             assert source.read(item.path) == (workspace / "photos" / item.path).read_bytes()
-            assert source.size(item.path) == (workspace / "photos" / item.path).stat().st_size
+            assert source.state(item.path)[0] == (workspace / "photos" / item.path).stat().st_size
         with pytest.raises(ImageError, match="no such file") as raised:
             source.read("red/lost.png")
         assert raised.value.reason == "missing"
@@ -131,10 +131,10 @@ def test_wrong_addresses_are_told(address, message):
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(
-        fsspec.registry.known_implementations, "gs", {"class": "no.such.Driver", "err": "Install gcsfs"}
-    )
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    def missing(*_):
+        raise ImportError("Install gcsfs")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(UserError, match=r"gs:// is not installed \(Install gcsfs\); run python .* 'dvc\[gs\]'"):
         list_items("gs://bucket/photos")
 
