@@ -45,7 +45,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def speed(photos: Path) -> None:
-    """Rates of libjpeg-turbo alone and of prepare's whole pass, in turns; then a pass after 1 % of files were changed."""
+    """Rates of libjpeg-turbo alone and of prepare's whole pass, in turns; then a pass after 1 % of files changed."""
     with tempfile.TemporaryDirectory() as folder:
         given = [file for file in sorted(photos.rglob("*")) if file.suffix.lower() in (".jpg", ".jpeg")]
         copies = Path(folder) / "photos"

@@ -109,11 +109,11 @@ def inspect(names: Sequence[str], source: Source, memory: Memory, processes: boo
     """The facts about the files of `source`, in the order of `names`; what `memory` knows is not read or decoded again.
 
     Args:
-        processes: decode in processes instead of threads; by default where files are many and `source` allows it.
+        processes: decode in processes instead of threads; by default where new files are many and `source` allows it.
     """
     opener = source.opener()
     if processes is None:
-        processes = opener is not None and len(names) >= MIN_IMAGES_FOR_PROCESSES
+        processes = opener is not None and len(names) - memory.files() >= MIN_IMAGES_FOR_PROCESSES
     workers = os.cpu_count() or 1
     chunks = _chunks(names, source)
     waiting: deque[_Chunk] = deque()

@@ -96,6 +96,10 @@ class Memory:
         """What opens the same memory in another process."""
         return partial(Memory, self._file, self._source)
 
+    def files(self) -> int:
+        """How many files of the source are known, changed ones among them."""
+        return self._select("SELECT count(*) FROM versions WHERE source = ?", (self._source,))[0][0]
+
     def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
         """The facts about those files, given as name and version, that have not changed."""
         found = self._select(
