@@ -157,7 +157,7 @@ def tell(values: dict, good: pd.DataFrame, classes: list[str]) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in values["quarantined"].items())
         print(f"prepare: {files['quarantined']} left out ({reasons}), see {paths.QUARANTINE}")
     if files["ignored"]:
-        print(f"prepare: {files['ignored']} files are no images, see {paths.IGNORED}")
+        print(f"prepare: {files['ignored']} files are passed over, see {paths.IGNORED}")
     alone = int(good.group.isna().sum())
     if 0 < alone < len(good):
         print(f"prepare: {alone} images are in no group of prepare.group_by; each is split for itself")
