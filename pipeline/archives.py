@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.errors import UserError
-from pipeline.files import HEAD, MAX_BYTES, Source, hidden, too_large
+from pipeline.files import MAX_BYTES, Source, hidden, too_large
 from pipeline.images import ImageError
 
 # Photographs do not compress: what does, this well and to this size, is there to fill a memory or a disk.
@@ -78,12 +78,6 @@ class _Archive(Source):
     def opener(self) -> Callable[[], Source] | None:
         unpacked = self._plain_file != self._file
         return None if unpacked and os.name == "nt" else partial(type(self), self._plain_file)
-
-    def read(self, name: str) -> bytes:
-        return self._read(name, -1)
-
-    def head(self, name: str) -> bytes:
-        return self._read(name, HEAD)
 
     def _read(self, name: str, count: int) -> bytes:
         try:

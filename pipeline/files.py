@@ -46,21 +46,25 @@ class Source(ABC):
         """Fill the attributes, where opening has not done so; reading by name needs none of them."""
         return self
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
         """The bytes of a file; safe to call from several threads.
 
         Raises:
             ImageError: where it cannot be read: missing, unreadable, too_large.
         """
+        return self._read(name, -1)
 
-    @abstractmethod
     def head(self, name: str) -> bytes:
         """The first HEAD bytes of a file, fewer of a shorter one.
 
         Raises:
             ImageError: as `read`.
         """
+        return self._read(name, HEAD)
+
+    @abstractmethod
+    def _read(self, name: str, count: int) -> bytes:
+        """The first `count` bytes, all where it is negative."""
 
     @abstractmethod
     def state(self, name: str) -> tuple[int, str | None]:
@@ -119,12 +123,6 @@ class Folder(Source):
 
     def opener(self) -> Callable[[], Source] | None:
         return partial(Folder, self._root)
-
-    def read(self, name: str) -> bytes:
-        return self._read(name, -1)
-
-    def head(self, name: str) -> bytes:
-        return self._read(name, HEAD)
 
     def _read(self, name: str, count: int) -> bytes:
         try:

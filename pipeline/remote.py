@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from pipeline import paths
 from pipeline.errors import UserError
-from pipeline.files import HEAD, MAX_BYTES, Source, hidden, too_large
+from pipeline.files import MAX_BYTES, Source, hidden, too_large
 from pipeline.images import ImageError
 
 # What storages call the fingerprint or the time of a file, in the order of trust.
@@ -79,12 +79,9 @@ class Remote(Source):
         self.folders = sorted({str(folder) for name in self.files for folder in PurePosixPath(name).parents[:-1]})
         return self
 
-    def read(self, name: str) -> bytes:
-        return self.copy(name).read_bytes()
-
-    def head(self, name: str) -> bytes:
+    def _read(self, name: str, count: int) -> bytes:
         with self.copy(name).open("rb") as stream:
-            return stream.read(HEAD)
+            return stream.read(count)
 
     def state(self, name: str) -> tuple[int, str | None]:
         info = self._listed.get(name, {})
@@ -124,9 +121,11 @@ def fetch(address: str) -> Path:
 
 
 def _fetch(fs: Any, path: str, version: str | None) -> Path:
-    key = blake3(f"{fs.protocol}\0{path}\0{version}".encode("utf-8", "surrogateescape")).hexdigest(length=16)
+    """The copy of a file, fetched where there is none, or not of this version; without a version any will do."""
+    key = blake3(f"{fs.protocol}\0{path}".encode("utf-8", "surrogateescape")).hexdigest(length=16)
     copy = paths.kept("fetched") / key[:2] / (key + "".join(PurePosixPath(path.split("?")[0]).suffixes[-2:])[-20:])
-    if copy.is_file():
+    note = copy.with_name(f"{key}.version")
+    if copy.is_file() and (version is None or (note.is_file() and note.read_text(encoding="utf-8") == version)):
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=copy.parent, prefix=".")
@@ -134,6 +133,7 @@ def _fetch(fs: Any, path: str, version: str | None) -> Path:
     try:
         fs.get_file(path, partial)
         os.replace(partial, copy)
+        note.write_text(version or "", encoding="utf-8")
     except FileNotFoundError as error:
         raise ImageError("missing", "no such file") from error
     except OSError as error:

@@ -81,12 +81,22 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket, workspace):
         assert raised.value.reason == "missing"
 
 
-def test_what_was_fetched_is_read_without_the_storage(bucket):
+def test_later_stages_read_what_prepare_has_fetched(bucket, monkeypatch):
     with open_source(bucket) as source:
         data = source.scan().read("red/000.png")
-        fsspec.filesystem("memory").store["/bucket/photos/red/000.png"].seek(0)
-        fsspec.filesystem("memory").store["/bucket/photos/red/000.png"].write(b"XXXX")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", None)  # no more of the storage
+    with open_source(bucket) as source:  # as they do, without listing it
         assert source.read("red/000.png") == data
+
+
+def test_what_changed_in_a_bucket_is_fetched_again(bucket):
+    with open_source(bucket) as source:
+        source.scan().read("red/000.png")
+    fsspec.filesystem("memory").pipe("/bucket/photos/red/000.png", b"another")
+    with open_source(bucket) as source:
+        assert source.scan().read("red/000.png") == b"another"
+    with open_source(bucket) as source:
+        assert source.read("red/000.png") == b"another"
 
 
 def test_a_table_here_names_images_there(bucket, workspace):
