@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import SMALL, paint, write_params
+from test_corpus import picture
 
 from pipeline import paths, prepare
 from pipeline.errors import UserError
@@ -127,3 +128,46 @@ def test_names_in_any_script(run, photos):
     folder = photos()
     paint(folder / "red" / "赤い 🌹\n1.png", (200, 40, 40), 77)
     assert "red/赤い 🌹\n1.png" in set(run(folder).path)
+
+
+def with_copies(root: Path) -> Path:
+    """Forty photos of two classes, and of each a copy half the size."""
+    for number in range(40):
+        image = picture(number, (80, 60))
+        for name, size in ((f"{number:02}.png", (80, 60)), (f"{number:02}-small.jpg", (40, 30))):
+            (root / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
+            image.resize(size).save(root / f"class {number % 2}" / name)
+    return root
+
+
+def test_near_copies_are_left_out_or_kept_together(run, tmp_path, capsys):
+    folder = with_copies(tmp_path / "set")
+    changes = {"prepare.near_distance": 0.25}
+    for split, left_out in (("hash", True), ("exact", False)):
+        manifest = run(folder, **{**changes, "prepare.split": split})
+        scene = manifest.path.str.extract(r"/(\d+)")[0]
+        assert (manifest.split.groupby(scene).nunique() == 1).all()
+        quarantine = pd.read_csv(paths.QUARANTINE)
+        assert (len(quarantine) > 0) == left_out
+        assert set(quarantine.reason) <= {"near_duplicate"}
+        assert quarantine.detail.str.fullmatch(
+            r"a near copy of class \d/\d+(-small)?\.\w+, which is in (train|val)"
+        ).all()
+        assert set(manifest.path) | set(quarantine.path) == {f"{p.parent.name}/{p.name}" for p in folder.glob("*/*")}
+    assert "left out (" in capsys.readouterr().out
+    leaking = run(folder, **{"prepare.near_distance": 0.0})
+    scene = leaking.path.str.extract(r"/(\d+)")[0]
+    assert (leaking.split.groupby(scene).nunique() > 1).any()
+
+
+def test_groups_stay_in_one_split(run, photos):
+    folder = photos(count=24)
+    manifest = run(folder, **{"prepare.group_by": r"(\d)\.png"})
+    assert (manifest.split.groupby(manifest.path.str[-5]).nunique() == 1).all()
+
+
+def test_images_without_a_group_are_counted(run, photos, capsys):
+    run(photos(), **{"prepare.group_by": r"0\d\d"})
+    assert "in no group" not in capsys.readouterr().out
+    run(photos(), **{"prepare.group_by": r"(00\d)\.png"})
+    assert "18 images are in no group of prepare.group_by" in capsys.readouterr().out
