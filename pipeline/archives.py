@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.errors import UserError
-from pipeline.files import MAX_BYTES, Source, hidden, too_large
+from pipeline.files import MAX_BYTES, Folder, Source, hidden, too_large
 from pipeline.images import ImageError
 
 # Photographs do not compress: what does, this well and to this size, is there to fill a memory or a disk.
@@ -29,7 +29,7 @@ _DRIVE = re.compile(r"[A-Za-z]:$")
 _COMPRESSION = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _DAMAGES = (
     *(zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, NotImplementedError),
-    *(zipfile.zlib.error, lzma.LZMAError),
+    *(zipfile.zlib.error, lzma.LZMAError, ValueError, OverflowError, RuntimeError),
 )
 
 
@@ -96,7 +96,8 @@ class Zip(_Archive):
         super().__init__(file)
         try:
             self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            self._state = Folder(file.parent).state(file.name)[1]
+        except _DAMAGES as error:
             raise UserError(f"{file}: not a readable .zip archive ({error}); make it anew") from error
         for info in self._zip.infolist():
             name = info.filename.replace("\\", "/")  # as some programs on Windows write it, against the standard
@@ -118,7 +119,8 @@ class Zip(_Archive):
 
     def state(self, name: str) -> tuple[int, str | None]:
         member = self._members.get(name)
-        return (member.file_size, f"{member.file_size} {member.CRC} {member.date_time}") if member else (0, None)
+        # What the archive says of a member is not trusted for its content: the archive itself must be the same.
+        return (member.file_size, f"{self._state} {member.CRC}") if member else (0, None)
 
     def close(self) -> None:
         self._zip.close()
@@ -149,6 +151,8 @@ class Tar(_Archive):
             refusal = None
             if member.issym():
                 refusal = ("link", "a link in the archive")
+            elif member.issparse():  # a few bytes can claim to be gigabytes of zeros
+                refusal = ("bomb", "a sparse file in the archive")
             elif not member.isreg() and not member.islnk():  # a hard link is another name of a member
                 refusal = ("unreadable", "a device in the archive")
             if member.isdir():

@@ -92,7 +92,10 @@ def assign_splits(
     if split == "hash":
         drawn = splits.by_hash(keys, seed, val_fraction, test_fraction)
     else:
-        drawn = splits.exactly(free.label, _units(free, copies), keys, seed, val_fraction, test_fraction)
+        dealt = free[~free.duplicated(["image_id", "label"])]  # of the same image one counts
+        units = _units(free, copies)[dealt.index]
+        drawn = splits.exactly(dealt.label, units, keys[dealt.index], seed, val_fraction, test_fraction)
+        drawn = free.image_id.map(drawn.groupby(dealt.image_id).first())
     return good.split.where(good.split.isin(["val", "test"]), drawn)
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
-from pipeline.inspection import CHROMA_WAVES, WAVES
-
-NEIGHBOURS = 8  # of each image are compared with it: more copies are reached through these
+# The index: an image's hash are the sides of random planes on which its descriptor lies (Charikar, STOC 2002). Images
+# that agree on all planes of a band are compared. There are so many bands that a pair at the largest distance agrees in
+# one of them with this probability; closer ones nearly always do.
+RECALL, MAX_BANDS = 0.99, 256
+WINDOW = 8  # images that are compared with the next ones of their bucket
+NEIGHBOURS = 8  # copies of an image that are kept where there are more: others are reached through these
 SURE = 0.4  # share of the largest distance within which images are copies in any company
 # A copy stands out: images are taken for copies where their distance reaches few images, and twice their distance not
 # many more. In a plane twice the radius holds four times as many; in a population of alike images, such as
-# handwritten digits or X-rays, which vary in many ways, it holds far more.
-CROWD, CROWD_NEIGHBOURS = 4, 64
-_BATCH = 2**16  # images that are looked up at once: bounds the memory
+# handwritten digits or X-rays, which vary in many ways, it holds far more. Looked at in a sample of the images.
+# Nor can images be told apart by a distance that reaches a quarter of all.
+CROWD, SHARE, SAMPLE = 4, 0.25, 2**14
+_BATCH = 2**16  # rows that are computed with at once: bounds the memory
 
 
 def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
-    """Pairs of images that are copies of each other.
-
-    A k-d tree over the 16 lowest frequencies finds the candidates, whose true distances cannot be smaller there; no
-    image is compared with all others.
+    """Pairs of images that are copies of each other; no image is compared with all others.
 
     Args:
         descriptors: (n, DESCRIPTOR_DIM) float16 of `inspection.describe`; rows of zeros have no copies.
-        max_distance: in [0, 2]; 0: no pairs.
+        max_distance: in [0, 1]; 0: no pairs.
 
     Returns:
         (m, 2) int64 row numbers, the smaller first, each pair once, sorted.
@@ -35,22 +37,15 @@ def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
     if max_distance == 0 or len(rows) < 2:
         return np.empty((0, 2), np.int64)
     vectors = descriptors[rows]
-    points = vectors[:, _LOWEST].astype(np.float64)
-    tree = cKDTree(points)
-    pairs = []
-    for start in range(0, len(rows), _BATCH):
-        block = np.arange(start, min(start + _BATCH, len(rows)))
-        _, found = tree.query(points[block], NEIGHBOURS + 1, distance_upper_bound=max_distance, workers=-1)
-        firsts, seconds = _listed(block, found, len(rows))
-        distances = _distances(vectors, firsts, seconds)
-        near = distances <= max_distance
-        firsts, seconds, distances = firsts[near], seconds[near], distances[near]
-        stands_out = distances <= SURE * max_distance
-        unsure = np.flatnonzero(~stands_out)
-        if len(unsure):
-            stands_out[unsure] = _stand_out(tree, points, vectors, firsts[unsure], distances[unsure])
-        pairs.append(np.stack([firsts, seconds, stands_out], axis=1))
-    return _agreed(np.concatenate(pairs), rows)
+    pairs, distances = _close_pairs(vectors, max_distance)
+    copies = distances <= SURE * max_distance
+    unsure = np.flatnonzero(~copies)
+    if len(unsure):
+        sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:SAMPLE]]
+        copies[unsure] = True
+        for side in (0, 1):
+            copies[unsure] &= _stand_out(vectors, pairs[unsure, side], distances[unsure], sample)
+    return rows[pairs[copies]]
 
 
 def groups(n: int, pairs: np.ndarray) -> np.ndarray:
@@ -59,26 +54,59 @@ def groups(n: int, pairs: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def _lowest() -> np.ndarray:
-    """The places in a descriptor of the 14 lowest frequencies of the luma and the mean of each chroma."""
-    waves = [(row + column, row, place) for place, (row, column) in enumerate(np.ndindex(WAVES, WAVES))][1:]
-    luma = [place - 1 for _, _, place in sorted(waves)[:14]]
-    chroma = WAVES**2 - 1
-    return np.array([*luma, chroma, chroma + CHROMA_WAVES**2])
+def _close_pairs(vectors: np.ndarray, max_distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (m, 2) within `max_distance` that the index finds, sorted, and their distances (m,)."""
+    n = len(vectors)
+    bits = min(math.ceil(math.log2(n)) + 1, 30)
+    turned = 2 * math.asin(max_distance / 2) / math.pi  # the share of planes that part two images
+    bands = min(math.ceil(math.log(1 - RECALL) / math.log(1 - (1 - turned) ** bits)), MAX_BANDS)
+    codes, distances = np.empty(0, np.int64), np.empty(0, np.float32)
+    for band in range(bands):
+        firsts, seconds = _same_bucket(_hashes(vectors, bits, band))
+        apart = _distances(vectors, firsts, seconds)
+        near = apart <= max_distance
+        low, high = np.minimum(firsts, seconds)[near], np.maximum(firsts, seconds)[near]
+        codes, place = np.unique(np.concatenate([codes, low * n + high]), return_index=True)
+        distances = np.concatenate([distances, apart[near]])[place]
+        if len(codes) > 2 * NEIGHBOURS * n:
+            kept = _nearest(codes // n, codes % n, distances)
+            codes, distances = codes[kept], distances[kept]
+    return np.stack([codes // n, codes % n], axis=1), distances
 
 
-_LOWEST = _lowest()
+def _hashes(vectors: np.ndarray, bits: int, band: int) -> np.ndarray:
+    """(n,) int64: the side of each of `bits` planes, above 32 bits of where a vector lies along one more.
+
+    All is computed in integers that float32 holds exactly, so that every machine finds the same.
+    """
+    planes = np.round(16 * np.random.default_rng([0, band]).normal(size=(vectors.shape[1], bits + 1))).astype(
+        np.float32
+    )
+    result = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), _BATCH):
+        part = slice(start, start + _BATCH)
+        products = np.round(vectors[part].astype(np.float32) * 1024) @ planes
+        sides = (products[:, :bits] > 0) @ (1 << np.arange(bits, dtype=np.int64))
+        result[part] = (sides << 32) + products[:, bits].astype(np.int64) + 2**31
+    return result
 
 
-def _listed(block: np.ndarray, found: np.ndarray, missing: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a query for `block` has found as firsts and seconds, without the images themselves."""
-    firsts, seconds = np.repeat(block, found.shape[1]), found.ravel()
-    other = (seconds != missing) & (firsts != seconds)
-    return firsts[other], seconds[other]
+def _same_bucket(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one bucket, each with the next ones in it along the last plane's normal."""
+    order = np.argsort(hashes, kind="stable")
+    buckets = hashes[order] >> 32
+    firsts, seconds = [order[:0]], [order[:0]]
+    for step in range(1, WINDOW + 1):
+        same = np.flatnonzero(buckets[step:] == buckets[:-step])
+        if not len(same):
+            break
+        firsts.append(order[same])
+        seconds.append(order[same + step])
+    return np.concatenate(firsts), np.concatenate(seconds)
 
 
 def _distances(vectors: np.ndarray, firsts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    result = np.empty(len(firsts))
+    result = np.empty(len(firsts), np.float32)
     for start in range(0, len(firsts), _BATCH):
         part = slice(start, start + _BATCH)
         difference = vectors[firsts[part]].astype(np.float32) - vectors[seconds[part]].astype(np.float32)
@@ -86,29 +114,29 @@ def _distances(vectors: np.ndarray, firsts: np.ndarray, seconds: np.ndarray) -> 
     return result
 
 
-def _stand_out(
-    tree: cKDTree, points: np.ndarray, vectors: np.ndarray, firsts: np.ndarray, distances: np.ndarray
-) -> np.ndarray:
-    """Whether each pair is closer than the company of its first image explains."""
-    centres, place = np.unique(firsts, return_inverse=True)
-    widest = 2 * distances.max()
-    neighbours = np.full((len(centres), CROWD_NEIGHBOURS + 1), np.inf)
-    for start in range(0, len(centres), _BATCH):
-        block = centres[start : start + _BATCH]
-        _, found = tree.query(points[block], CROWD_NEIGHBOURS + 1, distance_upper_bound=widest, workers=-1)
-        known = (found != len(points)) & (found != block[:, None])
-        row, column = np.nonzero(known)
-        neighbours[start + row, column] = _distances(vectors, block[row], found[row, column])
-    close = (neighbours[place] <= distances[:, None] + 1e-6).sum(axis=1)
-    around = (neighbours[place] <= 2 * distances[:, None]).sum(axis=1)
-    return (close <= NEIGHBOURS) & (around <= CROWD * close)
+def _nearest(firsts: np.ndarray, seconds: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Whether each pair is among the NEIGHBOURS closest of one of its images."""
+    images = np.concatenate([firsts, seconds])
+    order = np.lexsort((np.concatenate([distances, distances]), images))
+    ordered = images[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    ranks = np.empty(len(images), np.int64)
+    ranks[order] = np.arange(len(images)) - np.repeat(starts, np.diff(np.append(starts, len(images))))
+    return (ranks[: len(firsts)] < NEIGHBOURS) | (ranks[len(firsts) :] < NEIGHBOURS)
 
 
-def _agreed(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Each pair once, where it stands out for every one of its images that has found the other."""
-    firsts, seconds, stands_out = found.T
-    pairs = np.stack([np.minimum(firsts, seconds), np.maximum(firsts, seconds)], axis=1)
-    unique, place = np.unique(pairs, axis=0, return_inverse=True)
-    agreed = np.ones(len(unique), bool)
-    np.logical_and.at(agreed, place.ravel(), stands_out.astype(bool))
-    return rows[unique[agreed]]
+def _stand_out(vectors: np.ndarray, images: np.ndarray, distances: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """Whether each distance to an image is smaller than the company of that image explains."""
+    scale = len(vectors) / len(sample)
+    others = sample.astype(np.float32)
+    close, around = np.empty(len(images)), np.empty(len(images))
+    for start in range(0, len(images), 2**10):
+        part = slice(start, start + 2**10)
+        products = vectors[images[part]].astype(np.float32) @ others.T
+        apart = np.sqrt(np.maximum(2 - 2 * products, 0))  # of vectors of length 1
+        reach = distances[part, None] * 1.001 + 1e-3  # float16 has no more digits
+        close[part], around[part] = (apart <= reach).sum(axis=1), (apart <= 2 * reach).sum(axis=1)
+    # The image itself is not counted where the sample holds it; the other of the pair is, in any case.
+    close = np.maximum((close - 1) * scale, 1)
+    around = (around - 1) * scale
+    return (close <= max(NEIGHBOURS, SHARE * len(vectors))) & (around <= np.maximum(CROWD * close, 2 * scale))

@@ -75,6 +75,9 @@ class Source(ABC):
             changed, or None where nothing cheap tells that.
         """
 
+    def watch(self) -> None:  # noqa: B027  files on this disk are looked at anyway
+        """From now on see what has changed at the place where the files come from, not only what is here already."""
+
     def opener(self) -> Callable[[], Source] | None:
         """What opens the same files again in another process, or None where that would cost too much."""
         return None
@@ -97,17 +100,18 @@ class Folder(Source):
         self._root = root
 
     def scan(self) -> Folder:
-        seen = {os.path.realpath(self._root)}
+        top = os.path.realpath(self._root)
+        seen = {top}
         for folder, subfolders, names in os.walk(self._root, followlinks=True):
             below = Path(folder).relative_to(self._root).as_posix()
             prefix = "" if below == "." else f"{below}/"
-            visible = []
+            visible = []  # of links to folders those that lead out of the root, once each
             for name in sorted(subfolders):
                 path = os.path.join(folder, name)
                 real = os.path.realpath(path)
                 if hidden(name):
                     self.ignored.append((f"{prefix}{name}/", "hidden"))
-                elif os.path.islink(path) and real in seen:
+                elif os.path.islink(path) and (real in seen or Path(real).is_relative_to(top)):
                     self.ignored.append((f"{prefix}{name}/", "a link to a folder that is seen elsewhere"))
                 else:
                     visible.append(name)
@@ -144,7 +148,10 @@ class Folder(Source):
         except OSError:
             return 0, None
         settled = time.time() - state.st_mtime >= SETTLED
-        return state.st_size, f"{state.st_size} {state.st_mtime_ns} {state.st_ino}" if settled else None
+        return (
+            state.st_size,
+            f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}" if settled else None,
+        )
 
 
 def too_large() -> ImageError:

@@ -47,7 +47,9 @@ def describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     chroma = [_transform(thumbs[..., channel].astype(np.float32) - 128, CHROMA_WAVES) for channel in (1, 2)]
     vectors = np.concatenate([low[:, 1:], *chroma], axis=1)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    flat = length < FLAT * THUMB  # the transform is orthonormal: over THUMB^2 pixels, THUMB times the deviation
+    structure = np.concatenate([low[:, 1:], *(channel[:, 1:] for channel in chroma)], axis=1)  # without the means
+    # The transform is orthonormal: over THUMB^2 pixels, THUMB times the deviation.
+    flat = np.linalg.norm(structure, axis=1, keepdims=True) < FLAT * THUMB
     vectors = np.where(flat, 0, vectors / np.where(flat, 1, length))
     brightness = (low[:, 0] / THUMB + 128) / 255
     fine = np.einsum("nij,nij->n", luma, luma) - np.einsum("ni,ni->n", low, low)

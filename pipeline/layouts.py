@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.files import Source
 from pipeline.images import SUFFIXES, ImageError, looks_like_image
 from pipeline.paths import is_address
-from pipeline.sources import is_manifest, local_file, manifest_folder
+from pipeline.sources import is_csv, is_manifest, local_file, manifest_folder
 
 SPLIT_NAMES = {
     **dict.fromkeys(["train", "training"], "train"),
@@ -66,6 +67,7 @@ def list_items(opened: Source, source: str, root: str | None = None, group_by: s
         UserError: where it cannot be read, has less than two classes, or an empty one.
     """
     if is_manifest(source):
+        opened.watch()
         listing, grouped = _by_manifest(source, root, group_by)
     else:
         listing, grouped = _by_folders(source, opened), False
@@ -172,7 +174,7 @@ def _by_manifest(source: str, root: str | None, group_by: str | None) -> tuple[L
     grouped = group_by is not None and group_by in table
     columns = ["path", "label", *(["split"] if "split" in table else []), *([group_by] if grouped else [])]
     rows = [table[column].astype(object).where(table[column].notna(), "").astype(str).tolist() for column in columns]
-    first = 2 if source.lower().endswith(".csv") else 1
+    first = 2 if is_csv(source) else 1
     inside = _Inside(root or manifest_folder(source))
     items, refused = [], []
     for number, values in enumerate(zip(*rows, strict=True), first):
@@ -206,7 +208,7 @@ def _read_table(source: str) -> pd.DataFrame:
     try:
         table = (
             pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-            if source.lower().endswith(".csv")
+            if is_csv(source)
             else pd.read_parquet(file)
         )
     except (ValueError, OSError) as error:
@@ -246,8 +248,10 @@ class _Inside:
 def _grouped(listing: Listing, pattern: str) -> Listing:
     """The same listing, its items in the groups that `pattern` finds in their paths."""
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+            compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
             f"params.yaml: prepare.group_by must be a column of the manifest or a regular expression, got {pattern!r} "
             f"({error})"

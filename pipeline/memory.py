@@ -5,7 +5,9 @@ An SQLite database beside DVC's own temporary files. It may be deleted at any ti
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +43,7 @@ class Facts(NamedTuple):
 
 
 DAYS_KEPT = 365  # what was found out longer ago is forgotten, so that the file does not grow for ever
-SECONDS_BETWEEN_COMMITS = 1.0
+SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
 _FORMAT = 1
 # Facts are those that these modules find out: after a change of them all is found out anew.
 _MODULES = ("images.py", "inspection.py")
@@ -52,7 +54,8 @@ class Memory:
     """The facts about the files of one source. Threads may share it, and processes the file.
 
     Args:
-        file: the database; one that is damaged, or of other code, is made anew.
+        file: the database; one that is damaged, or of other code, is made anew. Where it cannot be used, nothing is
+            remembered, and a line on stderr says so.
         source: what the paths are relative to.
     """
 
@@ -61,16 +64,21 @@ class Memory:
         self._using = threading.Lock()
         self._today = int(time.time() // 86400)
         self._committed = 0.0
-        file.parent.mkdir(parents=True, exist_ok=True)
+        self._db: sqlite3.Connection | None = None
         try:
-            self._db = self._open(file)
-        except sqlite3.DatabaseError:
-            for suffix in ("", "-wal", "-shm"):
-                file.with_name(file.name + suffix).unlink(missing_ok=True)
-            self._db = self._open(file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._db = self._open(file)
+            except sqlite3.DatabaseError as error:
+                if _passing(error):
+                    raise
+                self._remove()
+                self._db = self._open(file)
+        except (sqlite3.Error, OSError) as error:
+            self._do_without(error)
 
     def _open(self, file: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(file, timeout=60, check_same_thread=False)
+        db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, check_same_thread=False)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA cache_size = -65536")  # KiB: digests come in no order
@@ -90,6 +98,7 @@ class Memory:
             )
             db.execute("INSERT INTO code VALUES (?)", (version,))
             db.commit()
+        db.execute(f"SELECT source, name, version, {_COLUMNS} FROM versions JOIN contents USING (digest) LIMIT 1")
         return db
 
     def opener(self) -> Callable[[], Memory]:
@@ -98,7 +107,8 @@ class Memory:
 
     def files(self) -> int:
         """How many files of the source are known, changed ones among them."""
-        return self._select("SELECT count(*) FROM versions WHERE source = ?", (self._source,))[0][0]
+        found = self._select("SELECT count(*) FROM versions WHERE source = ?", (self._source,))
+        return found[0][0] if found else 0
 
     def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
         """The facts about those files, given as name and version, that have not changed."""
@@ -119,33 +129,63 @@ class Memory:
         contents = [(digest, self._today, *facts) for *_, digest, facts in rows]
         versions = [(self._source, name, version, digest) for name, version, digest, _ in rows if version]
         with self._using:
-            self._insert(f"contents (digest, found, {_COLUMNS})", contents)
-            self._insert("versions", versions)
-            if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
-                self._db.commit()
-                self._committed = time.monotonic()
+            try:
+                self._insert(f"contents (digest, found, {_COLUMNS})", contents)
+                self._insert("versions", versions)
+                if self._db and time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
+                    self._db.commit()
+                    self._committed = time.monotonic()
+            except sqlite3.Error as error:
+                self._do_without(error)
 
     def _select(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with self._using:
-            return self._db.execute(query, values).fetchall()
+            try:
+                return self._db.execute(query, values).fetchall() if self._db else []
+            except sqlite3.Error as error:
+                self._do_without(error)
+                return []
 
     def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
         """One statement for all rows: between statements other threads would take Python's lock."""
-        if rows:
+        if rows and self._db:
             marks = ", ".join([f"({_marks(rows[0])})"] * len(rows))
             self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES {marks}", [value for row in rows for value in row])
 
+    def _do_without(self, error: Exception) -> None:
+        """Go on without remembering; what is damaged is removed, so that the next run has a memory again."""
+        print(f"{self._file}: cannot be used ({error}); all is found out anew", file=sys.stderr)
+        if self._db:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+        if isinstance(error, sqlite3.Error) and not _passing(error):
+            self._remove()
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Keep all but what is old."""
-        self._db.execute("DELETE FROM contents WHERE found < ?", (self._today - DAYS_KEPT,))
-        self._db.commit()
-        self._db.close()
+        if self._db:
+            try:
+                self._db.execute("DELETE FROM contents WHERE found < ?", (self._today - DAYS_KEPT,))
+                self._db.commit()
+                self._db.close()
+            except sqlite3.Error as error:
+                self._do_without(error)
 
     def __enter__(self) -> Memory:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _passing(error: sqlite3.Error) -> bool:
+    """Whether nothing is wrong with the database itself: it is locked, not to be written, or the disk is full."""
+    return any(word in str(error) for word in ("locked", "readonly", "full", "unable to open", "disk I/O"))
 
 
 def _marks(values: Iterable[object]) -> str:

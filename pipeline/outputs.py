@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 
 from pipeline.errors import UserError
 
+LEFT_SECONDS = 86400
 DECIMALS = 6  # of metrics and probabilities in text files: below it is the noise of float32
 
 
@@ -30,7 +33,11 @@ class Outputs:
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.is_dir():
                 raise IsADirectoryError(21, "a folder lies where the file belongs")
-            partial = final.with_name(f".{final.stem}.partial{final.suffix}")
+            # Of this process alone: two runs at once do not write into one file.
+            partial = final.with_name(f".{final.stem}.partial.{os.getpid()}{final.suffix}")
+            for left in final.parent.glob(f".{final.stem}.partial.*{final.suffix}"):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:  # by a run that was killed
+                    left.unlink(missing_ok=True)
             partial.open("wb").close()  # a folder that cannot be written is found before the work, not after it
         except OSError as error:
             raise UserError(
@@ -48,7 +55,12 @@ class Outputs:
 
     def csv(self, final: Path, table: pd.DataFrame) -> None:
         """Write `table` as CSV, its floats rounded."""
-        table.round(DECIMALS).to_csv(self.path(final), index=False, lineterminator="\n")
+        # A carriage return ends a row for many readers; Python before 3.13 does not quote it by itself.
+        returns = any(
+            table[name].astype(str).str.contains("\r").any() for name in table if table[name].dtype.kind == "O"
+        )
+        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        table.round(DECIMALS).to_csv(self.path(final), index=False, lineterminator="\n", quoting=quoting)
 
     def commit(self) -> None:
         """Give every output its final name."""

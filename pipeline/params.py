@@ -207,11 +207,18 @@ def _section(location: list[Any]) -> type[BaseModel]:
     return section
 
 
+def _exists(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _check_files(params: Params) -> None:
     """What is checked where a run starts, and again by the stage that reads the file."""
     source, weights = params.data.source, params.weights
     for key, place in (("source", source), ("root", params.data.root)):
-        if place and not is_address(place) and not Path(place).exists():
+        if place and not is_address(place) and not _exists(place):
             raise UserError(
                 f"{PARAMS_FILE}: data.{key} {place!r} does not exist; give the path of a folder"
                 + (", an archive or a manifest" if key == "source" else "")

@@ -106,7 +106,7 @@ def main(params: Params, outputs: Outputs) -> None:
         table["split"] = decisions.assign_splits(table, copies, params.prepare.split, params.seed, *fractions)
         decisions.mark_copies(table, copies)
         good = table[table.reason == ""]
-        splits.check_classes(good, listing.classes, params.prepare.split == "exact")
+        splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
         columns = ["image_id", "path", "label", "split", "width", "height"]
         good[columns].sort_values("path").to_parquet(manifest_file, index=False)

@@ -5,8 +5,11 @@ The copies lie beside DVC's own temporary files; they may be deleted at any time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import secrets
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +33,7 @@ def filesystem(address: str) -> tuple[Any, str]:
         UserError: where the kind of address is unknown, or its driver not installed.
     """
     protocol = address.split("://")[0]
-    if "::" in address:
+    if re.search(r"::\w+://", address):
         raise UserError(f"{address}: chained addresses are not taken; give the address of the files themselves")
     try:
         return fsspec.core.url_to_fs(address)
@@ -39,8 +42,10 @@ def filesystem(address: str) -> tuple[Any, str]:
             f"{address}: the driver of {protocol}:// is not installed ({error}); run "
             f"python -m pip install 'dvc[{protocol}]'"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{address}: {error}; give a path, or an s3://, gs:// or https:// address") from error
+    except Exception as error:  # drivers have errors of their own, and some connect at once
+        raise UserError(
+            f"{address}: {_first_line(error)}; give a path, or an s3://, gs:// or https:// address"
+        ) from error
 
 
 class Remote(Source):
@@ -52,6 +57,7 @@ class Remote(Source):
         self._fs, self._root = filesystem(self._address)
         self._root = self._root.rstrip("/")
         self._listed: dict[str, dict[str, Any]] = {}
+        self._asks = False  # for the version of each file that is not listed
 
     def scan(self) -> Remote:
         """Fill the attributes from the storage's listing.
@@ -79,6 +85,11 @@ class Remote(Source):
         self.folders = sorted({str(folder) for name in self.files for folder in PurePosixPath(name).parents[:-1]})
         return self
 
+    def watch(self) -> None:
+        with contextlib.suppress(UserError):
+            self.scan()
+        self._asks = True
+
     def _read(self, name: str, count: int) -> bytes:
         with self.copy(name).open("rb") as stream:
             return stream.read(count)
@@ -95,6 +106,9 @@ class Remote(Source):
         Raises:
             ImageError: where it cannot be fetched.
         """
+        if self._asks and self.state(name)[1] is None:
+            with contextlib.suppress(Exception):  # fetching it tells what is wrong
+                self._listed[name] = self._fs.info(f"{self._root}/{name}")
         size, version = self.state(name)
         if size > MAX_BYTES:
             raise too_large()
@@ -110,10 +124,13 @@ def fetch(address: str) -> Path:
     fs, path = filesystem(address)
     try:
         info = fs.info(path)
-        version = json.dumps([info.get(key) for key in ("size", *_VERSIONS)], default=str)
+        known = any(info.get(key) for key in _VERSIONS)  # else it must be fetched to be compared
+        version = (
+            json.dumps([info.get(key) for key in ("size", *_VERSIONS)], default=str) if known else secrets.token_hex()
+        )
         return _fetch(fs, path, version)
     except FileNotFoundError as error:
-        raise UserError(f"{address}: there is no such file") from error
+        raise UserError(f"{address}: there is no such file, or no answer ({_first_line(error)})") from error
     except ImageError as error:
         raise UserError(f"{address}: {error}") from error
     except Exception as error:  # each driver has errors of its own

@@ -21,10 +21,17 @@ def open_source(source: str, root: str | None = None) -> Source:
         UserError: where there is none, or it is of no supported kind, or damaged.
     """
     if is_manifest(source):
+        if root and not is_address(root) and not Path(root).is_dir():
+            raise UserError(
+                f"params.yaml: data.root {root!r} is no folder; give the one that the manifest's paths start from"
+            )
         return _folder(root or manifest_folder(source))
     if is_archive(source):
         file = local_file(source)
-        return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
+        try:
+            return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), source)) from error
     if is_address(source) or Path(source).is_dir():
         return _folder(source)
     local_file(source)
@@ -36,6 +43,11 @@ def is_manifest(source: str) -> bool:
     return _name(source).endswith(MANIFESTS) and not Path(source).is_dir()
 
 
+def is_csv(source: str) -> bool:
+    """Whether the table `source` is a CSV file by its name."""
+    return _name(source).endswith(".csv")
+
+
 def is_archive(source: str) -> bool:
     """Whether `source` is an archive by its name."""
     name = _name(source)
@@ -45,7 +57,7 @@ def is_archive(source: str) -> bool:
 
 def manifest_folder(source: str) -> str:
     """The folder, or the address of the folder, that a manifest lies in."""
-    return source.rpartition("/")[0] if is_address(source) else str(Path(source).parent)
+    return source.split("?")[0].rpartition("/")[0] if is_address(source) else str(Path(source).parent)
 
 
 def local_file(source: str) -> Path:

@@ -90,22 +90,34 @@ def keep_strongest(splits: pd.Series, groups: pd.Series, order: Sequence[str]) -
     return ranks == ranks.groupby(groups).transform("min")
 
 
-def check_classes(images: pd.DataFrame, classes: Sequence[str], exact: bool) -> None:
+def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> None:
     """Every class must have an image in every split.
 
+    Args:
+        table: with the columns label, split and reason, the last empty for images that are used.
+
     Raises:
-        UserError: naming the classes that have not, with what to do.
+        UserError: naming the classes that have not, with what was left out of them and what to do.
     """
-    counts = pd.crosstab(images.label, images.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
+    good, left_out = table[table.reason == ""], table[table.reason != ""]
+    counts = pd.crosstab(good.label, good.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
     small = counts[(counts == 0).any(axis=1)]
     if small.empty:
         return
-    lines = [
-        f"  {name}: {', '.join(f'{row[split]} {split}' for split in SPLITS)}"
-        for name, row in small.head(SHOWN).iterrows()
-    ]
+    lines = []
+    for name, row in small.head(SHOWN).iterrows():
+        reasons = left_out.reason[left_out.label == name].value_counts()
+        told = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        lines.append(
+            f"  {name}: {', '.join(f'{row[split]} {split}' for split in SPLITS)}{told if len(reasons) else ''}"
+        )
     more = f"\n  and {len(small) - SHOWN} more" if len(small) > SHOWN else ""
     advice = "" if exact else " prepare.split=exact puts a class of three images into all splits."
+    if (left_out.reason == "near_duplicate").any():
+        advice += (
+            " Near copies were left out because their splits differ: prepare.split=exact or prepare.group_by keeps "
+            "them together, a smaller prepare.near_distance takes fewer images for copies."
+        )
     raise UserError(
         f"{len(small)} of {len(classes)} classes are too small to be in train, val and test:\n"
         + "\n".join(lines)

@@ -97,8 +97,9 @@ def test_a_stage_that_is_stopped_cleans_up(here, number, code):
         "stage.run('train_head', main)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    partial = Path("models/.head.partial.keras")
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+    while process.poll() is None and not any(
+        file.stat().st_size for file in Path("models").glob(".head.partial.*.keras")
+    ):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(60) == code
