@@ -120,7 +120,9 @@ class Zip(_Archive):
     def state(self, name: str) -> tuple[int, str | None]:
         member = self._members.get(name)
         # What the archive says of a member is not trusted for its content: the archive itself must be the same.
-        return (member.file_size, f"{self._state} {member.CRC}") if member else (0, None)
+        if member is None:
+            return 0, None
+        return member.file_size, self._state and f"{self._state} {member.CRC}"
 
     def close(self) -> None:
         self._zip.close()

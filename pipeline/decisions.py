@@ -25,6 +25,8 @@ def check_bad(table: pd.DataFrame, source: str, max_bad_fraction: float) -> None
         return
     lines = [f"  {row.path}: {row.detail}" for row in bad.head(SHOWN).itertuples()]
     more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    if (bad.reason == "missing").mean() > 0.5:
+        more += "\nPaths start from the folder of the manifest, or from data.root where that is set."
     raise UserError(
         f"{source}: {len(bad)} of {len(table)} files cannot be used as images:\n"
         + "\n".join(lines)
@@ -75,7 +77,7 @@ def assign_splits(
         UserError: where the source puts a group into two splits.
     """
     good = table.loc[copies.index]
-    given = set(good.split.dropna())
+    given = set(table.split.dropna())  # also where nothing of it can be used: it is not made up from train then
     if given:
         spread = good[good.group.notna() & (good.groupby("group").split.transform("nunique") > 1)]
         if len(spread):
@@ -120,12 +122,17 @@ def mark_copies(table: pd.DataFrame, copies: pd.Series) -> None:
         detail = "the same image in the groups " + torn.image_id.map(names) + ", which are in different splits"
         mark(table, torn.index, "conflict", detail)
     else:
-        mark(table, torn.index[~stays[torn.index]], "duplicate", "the same image is in a split that the source brings")
+        weaker = torn[~stays[torn.index]]
+        kept = torn[stays[torn.index]].groupby("image_id")[["path", "split"]].first().loc[weaker.image_id]
+        detail = [f"the same image as {row.path}, which is in {row.split}" for row in kept.itertuples()]
+        mark(table, weaker.index, "duplicate", detail)
 
     good = good[table.reason[good.index] == ""]
     kept = good.groupby("image_id").path.transform("first")
     again = good.duplicated(["image_id", "label"])
+    twice = again & (kept == good.path)
     mark(table, good.index[again], "duplicate", "the same image as " + kept[again])
+    mark(table, good.index[twice], "duplicate", "the manifest names it more than once")
 
     good = good[~again]
     stays = splits.keep_strongest(good.split, copies[good.index], order)
@@ -148,16 +155,16 @@ def outliers(images: pd.DataFrame) -> dict[str, pd.Index]:
     Returns:
         The rows under the names small, large, narrow, wide, dark, bright, blurred.
     """
-    measures = {
-        ("small", "large"): np.log2(images.width.astype(float) * images.height),
-        ("narrow", "wide"): np.log2(images.width / images.height),
-        ("dark", "bright"): images.brightness,
-        ("blurred", None): np.log2(images.sharpness + 1),
+    measures = {  # and the least range that is taken for one: where all images are alike, few are unlike
+        ("small", "large"): (np.log2(images.width.astype(float) * images.height), 0.5),
+        ("narrow", "wide"): (np.log2(images.width / images.height), 0.5),
+        ("dark", "bright"): (images.brightness, 0.05),
+        ("blurred", None): (np.log2(images.sharpness + 1), 0.25),
     }
     found = {}
-    for (low, high), values in measures.items():
+    for (low, high), (values, least) in measures.items():
         first, third = values.quantile([0.25, 0.75])
-        reach = 3 * max(third - first, 1e-9)
+        reach = 3 * max(third - first, least)
         found[low] = values[values < first - reach].sort_values(kind="stable").index
         if high:
             found[high] = values[values > third + reach].sort_values(ascending=False, kind="stable").index

@@ -44,7 +44,7 @@ def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
         sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:SAMPLE]]
         copies[unsure] = True
         for side in (0, 1):
-            copies[unsure] &= _stand_out(vectors, pairs[unsure, side], distances[unsure], sample)
+            copies[unsure] &= _stand_out(vectors, pairs[unsure, side], distances[unsure], max_distance, sample)
     return rows[pairs[copies]]
 
 
@@ -125,18 +125,26 @@ def _nearest(firsts: np.ndarray, seconds: np.ndarray, distances: np.ndarray) -> 
     return (ranks[: len(firsts)] < NEIGHBOURS) | (ranks[len(firsts) :] < NEIGHBOURS)
 
 
-def _stand_out(vectors: np.ndarray, images: np.ndarray, distances: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """Whether each distance to an image is smaller than the company of that image explains."""
+def _stand_out(
+    vectors: np.ndarray, images: np.ndarray, distances: np.ndarray, max_distance: float, sample: np.ndarray
+) -> np.ndarray:
+    """Whether each image and what is within that distance of it stand out from all others.
+
+    Either the pair does, at its own distance, or the family of the image, at `max_distance`.
+    """
     scale = len(vectors) / len(sample)
     others = sample.astype(np.float32)
-    close, around = np.empty(len(images)), np.empty(len(images))
+    result = np.empty(len(images), bool)
     for start in range(0, len(images), 2**10):
         part = slice(start, start + 2**10)
         products = vectors[images[part]].astype(np.float32) @ others.T
         apart = np.sqrt(np.maximum(2 - 2 * products, 0))  # of vectors of length 1
-        reach = distances[part, None] * 1.001 + 1e-3  # float16 has no more digits
-        close[part], around[part] = (apart <= reach).sum(axis=1), (apart <= 2 * reach).sum(axis=1)
-    # The image itself is not counted where the sample holds it; the other of the pair is, in any case.
-    close = np.maximum((close - 1) * scale, 1)
-    around = (around - 1) * scale
-    return (close <= max(NEIGHBOURS, SHARE * len(vectors))) & (around <= np.maximum(CROWD * close, 2 * scale))
+        result[part] = False
+        for reach in (distances[part, None], np.full((len(products), 1), max_distance)):
+            reach = reach * 1.001 + 1e-3  # float16 has no more digits
+            # The image itself does not count; the other of the pair does, sampled or not.
+            close = np.maximum(((apart <= reach).sum(axis=1) - 1) * scale, 1)
+            around = ((apart <= 2 * reach).sum(axis=1) - 1) * scale
+            few = close <= max(NEIGHBOURS, SHARE * len(vectors))
+            result[part] |= few & (around <= np.maximum(CROWD * close, 2 * scale))
+    return result

@@ -23,6 +23,12 @@ SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
+# Meant as images, yet not read: to be told, not passed over.
+UNSUPPORTED = (
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".raf", ".orf", ".rw2"),
+)
+_HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 READ_AHEAD = 2  # batches that are decoded while one is used
 
 # About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
@@ -47,17 +53,17 @@ class Reader(Protocol):
     def read(self, name: str) -> bytes: ...
 
 
-def looks_like_image(head: bytes) -> bool:
-    """Whether a file that begins with `head`, 32 bytes or more, says that it is of a supported kind."""
+def looks_like_image(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
+    """Whether a file that begins with `head`, 32 bytes or more, says that it is of one of these kinds."""
     Image.init()  # loads Pillow's plugins, the first time
-    return any(Image.OPEN[name][1](head) is True for name in FORMATS if name in Image.OPEN)
+    return any(Image.OPEN[name][1](head) is True for name in formats if name in Image.OPEN)
 
 
 def decode(data: bytes) -> Image.Image:
     """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
 
     Raises:
-        ImageError: empty, not_an_image, truncated, damaged or bomb, where the bytes are no whole image.
+        ImageError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
     """
     if not data:
         raise ImageError("empty", "the file is empty")
@@ -72,7 +78,10 @@ def decode(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         if looks_like_image(data[:32]):
             raise ImageError("damaged", "damaged: its header cannot be read") from error
-        raise ImageError("not_an_image", "not an image of a supported kind") from error
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
+            raise ImageError("unsupported", "HEIC is not supported; convert it, e.g. to JPEG") from error
+        text = ", but HTML or XML" if data[:64].lstrip().startswith(b"<") else ""
+        raise ImageError("not_an_image", f"not an image of a supported kind{text}") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImageError("truncated" if "truncated" in detail.lower() else "damaged", f"damaged: {detail}") from error

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +17,7 @@ import pandas as pd
 from pipeline.archives import leads_out
 from pipeline.errors import UserError, did_you_mean
 from pipeline.files import Source
-from pipeline.images import SUFFIXES, ImageError, looks_like_image
+from pipeline.images import FORMATS, SUFFIXES, UNSUPPORTED, ImageError, looks_like_image
 from pipeline.paths import is_address
 from pipeline.sources import is_csv, is_manifest, local_file, manifest_folder
 
@@ -98,7 +98,10 @@ def _by_folders(source: str, opened: Source) -> Listing:
     names = []
     for name in opened.files:
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix and suffix not in SUFFIXES and not _is_image(opened, name):
+        if suffix in UNSUPPORTED and not _is_image(opened, name, ("JPEG", "PNG")):
+            advice = f"{suffix} files are not supported; convert them, e.g. to JPEG or PNG"
+            refused.append((printable(name), "", "unsupported", advice))
+        elif suffix and suffix not in SUFFIXES and not _is_image(opened, name):
             ignored.append((printable(name), f"no image by its name ({printable(suffix)}) and content"))
         elif printable(name) != name:
             refused.append((printable(name), "", "bad_name", "its name is not UTF-8"))
@@ -132,9 +135,9 @@ def _label(folder: str) -> str:
     return sys.intern(unicodedata.normalize("NFC", folder))
 
 
-def _is_image(opened: Source, name: str) -> bool:
+def _is_image(opened: Source, name: str, formats: Sequence[str] = FORMATS) -> bool:
     try:
-        return looks_like_image(opened.head(name))
+        return looks_like_image(opened.head(name), formats)
     except ImageError:
         return False
 

@@ -2,10 +2,10 @@
 
 Reads:   the data source.
 Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
-         the source), label, split (train, val, test), width, height (pixels, int32), sorted by path; classes.json, the
-         labels in the order of the model's outputs; quarantine.csv (path, label, reason, detail), the images that are
-         left out; ignored.csv (path, reason), the files that are not meant as images; reports/data.html, a page that
-         shows all this; metrics/prepare.json.
+         the source), label, split (train, val, test), group (of prepare.group_by, else missing), width, height (pixels,
+         int32), sorted by path; classes.json, the labels in the order of the model's outputs; quarantine.csv (path,
+         label, reason, detail), the images that are left out; ignored.csv (path, reason), the files that are not meant
+         as images; reports/data.html, a page that shows all this; metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
@@ -13,6 +13,7 @@ Command: python -m pipeline.prepare
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,7 +29,7 @@ from pipeline.memory import Facts, Memory
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
-from pipeline.splits import SPLITS
+from pipeline.splits import SHOWN, SPLITS
 
 
 def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -108,8 +109,9 @@ def main(params: Params, outputs: Outputs) -> None:
         good = table[table.reason == ""]
         splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
-        columns = ["image_id", "path", "label", "split", "width", "height"]
-        good[columns].sort_values("path").to_parquet(manifest_file, index=False)
+        columns = ["image_id", "path", "label", "split", "group", "width", "height"]
+        manifest = good[columns].astype({"group": "string"}).sort_values("path")
+        manifest.to_parquet(manifest_file, index=False)
         outputs.json(paths.CLASSES, listing.classes)
         left_out = table[table.reason != ""][["path", "label", "reason", "detail"]].sort_values("path")
         outputs.csv(paths.QUARANTINE, left_out)
@@ -117,9 +119,10 @@ def main(params: Params, outputs: Outputs) -> None:
         unlike = decisions.outliers(good)
         values = summarize(table, copies, unlike, listing)
         outputs.json(paths.metrics("prepare"), values)
-        page = report.page(table, copies, unlike, listing, values, source)
+        chosen = {"data": params.data.source, "seed": params.seed, **params.prepare.model_dump()}
+        page = report.page(table, copies, unlike, listing, values, chosen, source)
         outputs.path(paths.REPORT).write_text(page, encoding="utf-8")
-    tell(values, good, listing.classes)
+    tell(values, good, listing)
 
 
 def summarize(table: pd.DataFrame, copies: pd.Series, unlike: dict[str, pd.Index], listing: Listing) -> dict:
@@ -139,14 +142,17 @@ def summarize(table: pd.DataFrame, copies: pd.Series, unlike: dict[str, pd.Index
             "ignored": len(listing.ignored),
         },
         "quarantined": {str(reason): int(count) for reason, count in left_out.value_counts().sort_index().items()},
-        "near_copies_kept_together": int(together.duplicated(keep=False).sum()),
+        "near_copies": {
+            "kept_together": int(together.duplicated(keep=False).sum()),
+            "under_several_labels": int((good.label.groupby(together).transform("nunique") > 1).sum()),
+        },
         "outliers": {name: len(index) for name, index in unlike.items()},
     }
 
 
-def tell(values: dict, good: pd.DataFrame, classes: list[str]) -> None:
+def tell(values: dict, good: pd.DataFrame, listing: Listing) -> None:
     """Say on the screen what was decided."""
-    for names in twins(classes):
+    for names in twins(listing.classes):
         print(f"prepare: the classes {', '.join(map(repr, names))} differ only in case or spaces; is one meant?")
     files = values["files"]
     print(
@@ -156,8 +162,12 @@ def tell(values: dict, good: pd.DataFrame, classes: list[str]) -> None:
     if files["quarantined"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in values["quarantined"].items())
         print(f"prepare: {files['quarantined']} left out ({reasons}), see {paths.QUARANTINE}")
+    if several := values["near_copies"]["under_several_labels"]:
+        print(f"prepare: {several} near copies are under several labels; is one label wrong? The page shows them first")
     if files["ignored"]:
-        print(f"prepare: {files['ignored']} files are passed over, see {paths.IGNORED}")
+        counts = Counter(reason for _, reason in listing.ignored).most_common(SHOWN)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+        print(f"prepare: {files['ignored']} files are passed over ({reasons}), see {paths.IGNORED}")
     alone = int(good.group.isna().sum())
     if 0 < alone < len(good):
         print(f"prepare: {alone} images are in no group of prepare.group_by; each is split for itself")

@@ -23,9 +23,9 @@ ROWS, GROUPS, GROUP_IMAGES, OUTLIERS, BINS = 200, 60, 8, 12, 24
 REASONS = {
     "bad_name": "a name that is not UTF-8",
     "bomb": "a decompression bomb",
-    "conflict": "the same image under two labels, or in groups of two splits",
+    "conflict": "the same image under several labels, or in groups that are in different splits",
     "damaged": "damaged",
-    "duplicate": "the same pixels as another image, which is kept",
+    "duplicate": "the same pixels as another image: they count once",
     "empty": "empty",
     "encrypted": "encrypted",
     "link": "a link in an archive",
@@ -38,6 +38,7 @@ REASONS = {
     "too_small": "smaller than prepare.min_size",
     "truncated": "cut off",
     "unreadable": "not readable",
+    "unsupported": "images of a kind that is not supported",
 }
 
 
@@ -68,6 +69,7 @@ def page(
     unlike: dict[str, pd.Index],
     listing: Listing,
     values: dict[str, Any],
+    chosen: dict[str, Any],
     source: Source,
 ) -> str:
     """The page as HTML.
@@ -77,6 +79,7 @@ def page(
         copies: a number for each image that was compared, shared by copies.
         unlike: the rows of outliers by kind.
         values: metrics/prepare.json.
+        chosen: the params, by name.
         source: gives the images to show.
     """
     good = table[table.reason == ""]
@@ -87,6 +90,7 @@ def page(
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment.get_template("report.html").render(
         values=values,
+        chosen=chosen,
         splits=SPLITS,
         reasons=REASONS,
         thumb=_Thumbnails(source),

@@ -43,7 +43,9 @@ def exactly(
     """
     counts = labels.value_counts()
     targets = pd.DataFrame({"val": (counts * val_fraction).round(), "test": (counts * test_fraction).round()})
-    targets[counts >= len(SPLITS)] = targets[counts >= len(SPLITS)].clip(lower=1)
+    for split, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if fraction:  # else the source brings that split
+            targets.loc[counts >= len(SPLITS), split] = targets[split].clip(lower=1)
     targets["train"] = counts - targets.val - targets.test
     lacking = {label: dict(row) for label, row in targets.to_dict("index").items()}
     order = keys.map({key: position(key, seed) for key in keys.unique()}).sort_values(kind="stable").index
@@ -94,7 +96,7 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
     """Every class must have an image in every split.
 
     Args:
-        table: with the columns label, split and reason, the last empty for images that are used.
+        table: with the columns label, split, group and reason, the last empty for images that are used.
 
     Raises:
         UserError: naming the classes that have not, with what was left out of them and what to do.
@@ -118,8 +120,10 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
             " Near copies were left out because their splits differ: prepare.split=exact or prepare.group_by keeps "
             "them together, a smaller prepare.near_distance takes fewer images for copies."
         )
+    if table.group.notna().any():
+        advice += " The images of a group of prepare.group_by are in one split: a class needs several groups."
     raise UserError(
-        f"{len(small)} of {len(classes)} classes are too small to be in train, val and test:\n"
+        f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + "\n".join(lines)
         + more
         + "\nAdd images to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "

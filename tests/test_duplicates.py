@@ -59,6 +59,24 @@ def test_copies_are_found_and_nothing_else(change):
     assert found <= expected
 
 
+def test_a_large_family_of_copies_is_found_to_its_edges():
+    """Forty copies of each of three scenes among others; some are far from all but a few of their kin."""
+    generator = np.random.default_rng(0)
+    images, families = scenes(90), []
+    for image in images[:3]:
+        for number in range(40):
+            copy = ImageEnhance.Brightness(image.resize((60 + number, 50 + number))).enhance(
+                generator.uniform(0.6, 1.4)
+            )
+            buffer = io.BytesIO()
+            copy.save(buffer, "JPEG", quality=int(generator.integers(8, 90)))
+            families.append(Image.open(io.BytesIO(buffer.getvalue())))
+    numbers = groups(210, near_pairs(describe([*images, *families]), DISTANCE))
+    for family in range(3):
+        assert len(set(numbers[90 + 40 * family : 130 + 40 * family]) | {numbers[family]}) == 1
+    assert len(set(numbers)) == 90
+
+
 def test_other_colours_make_another_image():
     (image,) = scenes(1)
     red, green, blue = image.split()
@@ -66,7 +84,7 @@ def test_other_colours_make_another_image():
 
 
 def test_flat_images_have_no_copies_and_none_is_looked_for_at_a_distance_of_0():
-    flat = [Image.new("RGB", (50, 50), (grey, grey, grey)) for grey in (0, 1, 128, 255)]
+    flat = [Image.new("RGB", (50, 50), colour) for colour in ("black", "white", "grey", "red", "pink")]
     assert not describe(flat).any()
     assert len(near_pairs(describe(flat), 1.0)) == 0
     same = describe(scenes(1) * 2)

@@ -110,6 +110,45 @@ def test_a_memory_that_is_of_no_use_is_made_anew(folder, tmp_path, monkeypatch, 
     assert seen(folder, file) == (first, 200)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    ["DROP TABLE contents", "DROP TABLE versions; CREATE TABLE versions (x)", "pages", "a folder", "locked", "full"],
+)
+def test_a_memory_that_cannot_be_used_costs_time_alone(folder, tmp_path, monkeypatch, capsys, spoil):
+    file = tmp_path / "m.sqlite"
+    first, _ = seen(folder, file)
+    other = None
+    if spoil == "pages":
+        data = bytearray(file.read_bytes())
+        data[4096:] = b"\xab" * (len(data) - 4096)
+        file.write_bytes(data)
+    elif spoil == "a folder":
+        file.unlink()
+        file.mkdir()
+    elif spoil == "locked":
+        monkeypatch.setattr(memory_module, "SECONDS_TO_WAIT", 0.1)
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+    elif spoil == "full":
+        monkeypatch.setattr(Memory, "_insert", raises(sqlite3.OperationalError("database or disk is full")))
+        file.unlink()
+    else:
+        with sqlite3.connect(file) as db:
+            db.executescript(spoil)
+    assert seen(folder, file)[0] == first
+    if spoil in ("a folder", "full"):
+        assert f"{file}: cannot be used (" in capsys.readouterr().err
+    if other:
+        other.close()
+
+
+def raises(error: Exception):
+    def method(*_):
+        raise error
+
+    return method
+
+
 def test_what_was_found_out_long_ago_is_forgotten(folder, tmp_path):
     file = tmp_path / "m.sqlite"
     seen(folder, file)

@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 
 def test_the_manifest_has_a_row_an_image(run, photos):
     manifest = run(photos())
-    assert list(manifest.columns) == ["image_id", "path", "label", "split", "width", "height"]
+    assert list(manifest.columns) == ["image_id", "path", "label", "split", "group", "width", "height"]
     assert len(manifest) == 48
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
     assert manifest.path.is_monotonic_increasing
@@ -120,7 +120,7 @@ def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
     folder = photos()
     for index in range(2):
         paint(folder / "rare" / f"{index}.png", (9, 9, 9), index)
-    with pytest.raises(UserError, match=r"1 of 4 classes are too small .*\n  rare: .*\nAdd images to them"):
+    with pytest.raises(UserError, match=r"1 of 4 classes are not in each .*\n  rare: .*\nAdd images to them"):
         run(folder)
 
 

@@ -97,11 +97,13 @@ def test_what_a_smaller_version_was_trained_on_is_never_tested_on(rows, more):
 
 
 @many
-@given(GIVEN)
-def test_the_splits_of_the_source_stay_and_copies_leave_the_weaker_one(rows):
+@given(GIVEN, st.sampled_from(["hash", "exact"]))
+def test_the_splits_of_the_source_stay_and_copies_leave_the_weaker_one(rows, split):
     images, labels, given_splits = map(list, zip(*rows, strict=True))
-    table = decide(images, labels, [None] * len(rows), given_splits)
+    table = decide(images, labels, [None] * len(rows), given_splits, split)
     check_no_leak(table)
+    for name in {"val", "test"} & set(table.given):
+        assert set(accepted(table)[accepted(table).split == name].given) <= {name}  # none is added
     held = accepted(table)[accepted(table).given.isin(["val", "test"])]
     assert (held.split == held.given).all()
     tests = table[(table.given == "test") & (table.reason == "near_duplicate")]
@@ -118,6 +120,12 @@ def test_exact_fractions_hold_within_one_image_a_class(sizes, val_fraction, test
         counts = found[labels == f"class {number}"].value_counts()
         assert abs(counts["val"] - max(1, val_fraction * size)) <= 1
         assert abs(counts["test"] - max(1, test_fraction * size)) <= 1
+
+
+def test_exact_fractions_count_an_image_once():
+    images = [4 * row for row in range(20)] + [0] * 60  # the first one sixty times more
+    table = accepted(decide(images, ["a"] * 80, [None] * 80, split="exact"))
+    assert table.split.value_counts().to_dict() == {"train": 10, "val": 5, "test": 5}
 
 
 def test_exact_fractions_with_groups_come_near():
