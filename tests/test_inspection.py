@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image, ImageFilter
+from test_sources import pack
 
 from pipeline import memory as memory_module
 from pipeline.files import SETTLED, Folder
 from pipeline.inspection import inspect, look
 from pipeline.memory import Memory
+from pipeline.sources import open_source
 
 
 class Counted(Folder):
@@ -89,12 +91,16 @@ def test_the_time_of_a_file_just_written_is_not_trusted(tmp_path):
     assert seen(tmp_path / "set", tmp_path / "m.sqlite")[1] == 1
 
 
-def test_processes_find_what_threads_find(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_processes_find_what_threads_find(folder, tmp_path, kind):
     (folder / "bad.png").write_bytes(b"no image")
-    threads, _ = seen(folder, tmp_path / "threads.sqlite", processes=False)
-    processes, _ = seen(folder, tmp_path / "processes.sqlite", processes=True)
-    assert processes == threads
-    assert [facts.reason for facts in threads[199:]] == ["", "not_an_image"]
+    place = folder if kind == "folder" else pack(kind, folder)
+    found = []
+    for processes in (False, True):
+        with open_source(str(place)) as source, Memory(tmp_path / f"{processes}.sqlite", "x") as memory:
+            found.append(list(inspect(sorted(source.scan().files), source, memory, processes)))
+    assert found[0] == found[1]
+    assert [facts.reason for facts in found[0][199:]] == ["", "not_an_image"]
 
 
 @pytest.mark.parametrize("spoil", ["garbage", "empty", "other code"])
