@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 from pipeline.archives import Tar, Zip
@@ -21,7 +22,7 @@ def open_source(source: str, root: str | None = None) -> Source:
         UserError: where there is none, or it is of no supported kind, or damaged.
     """
     if is_manifest(source):
-        if root and not is_address(root) and not Path(root).is_dir():
+        if root and not is_address(root) and not os.path.isdir(root):
             raise UserError(
                 f"params.yaml: data.root {root!r} is no folder; give the one that the manifest's paths start from"
             )
@@ -32,7 +33,7 @@ def open_source(source: str, root: str | None = None) -> Source:
             return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), source)) from error
-    if is_address(source) or Path(source).is_dir():
+    if is_address(source) or os.path.isdir(source):
         return _folder(source)
     local_file(source)
     raise UserError(f"params.yaml: data.source {source!r} is of no supported kind; give {SUPPORTED}")
@@ -40,7 +41,7 @@ def open_source(source: str, root: str | None = None) -> Source:
 
 def is_manifest(source: str) -> bool:
     """Whether `source` is a table of images by its name."""
-    return _name(source).endswith(MANIFESTS) and not Path(source).is_dir()
+    return _name(source).endswith(MANIFESTS) and not os.path.isdir(source)
 
 
 def is_csv(source: str) -> bool:
@@ -52,7 +53,7 @@ def is_archive(source: str) -> bool:
     """Whether `source` is an archive by its name."""
     name = _name(source)
     known = name.endswith((".zip", ".tgz")) or ".tar" in PurePosixPath(name).suffixes
-    return known and not Path(source).is_dir()
+    return known and not os.path.isdir(source)
 
 
 def manifest_folder(source: str) -> str:
@@ -68,7 +69,7 @@ def local_file(source: str) -> Path:
     """
     if is_address(source):
         return fetch(source)
-    if not Path(source).is_file():
+    if not os.path.isfile(source):
         raise UserError(f"params.yaml: data.source {source!r} does not exist; give the path of {SUPPORTED}")
     return Path(source)
 

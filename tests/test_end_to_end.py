@@ -106,7 +106,7 @@ def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
     [
         ("photos/red/cut.jpg", "prepare: photos: 1 of 49 files cannot be used as images:\n  photos/red"),
         ("photos/blue/", "prepare: photos: no image in the class folder 'blue'; put images there or remove it"),
-        ("photos/rare/", "classes are too small to be in train, val and test:\n  rare: "),
+        ("photos/rare/", "classes are not in each of train, val and test:\n  rare: "),
     ],
 )
 def test_spoiled_data_leaves_earlier_results(done, spoil, message):
