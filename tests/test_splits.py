@@ -86,14 +86,22 @@ def test_adding_renaming_and_listing_in_another_order_move_no_image(rows, more, 
 
 
 @many
-@given(ROWS, ROWS)
-def test_what_a_smaller_version_was_trained_on_is_never_tested_on(rows, more):
-    before = accepted(decide(*map(list, zip(*rows, strict=True))))
-    after = accepted(decide(*map(list, zip(*[*rows, *more], strict=True))))
-    trained = {int(text, 16) // 4 for text in before[before.split == "train"].image_id}
-    tested = {int(text, 16) // 4 for text in after[after.split != "train"].image_id}
-    contradicted = {image // 4 for image, _, _ in more}  # a new label or group can take an image out of train
-    assert not trained & tested - contradicted
+@given(st.lists(IMAGES, min_size=1, max_size=40), st.lists(IMAGES, min_size=1, max_size=40))
+def test_what_a_smaller_version_was_trained_on_is_never_tested_on(images, more):
+    def scenes(shown: list[int], tested: bool) -> set[int]:
+        table = accepted(decide(shown, ["a"] * len(shown), [None] * len(shown)))
+        return {int(text, 16) // 4 for text in table[(table.split != "train") == tested].image_id}
+
+    assert not scenes(images, tested=False) & scenes([*images, *more], tested=True)
+
+
+@pytest.mark.parametrize("brought", ["val", "test"])
+@pytest.mark.parametrize("split", ["hash", "exact"])
+def test_nothing_is_added_to_a_split_that_the_source_brings(brought, split):
+    table = decide([4 * row for row in range(20)], ["a"] * 20, [None] * 20, [brought] * 4 + ["train"] * 16, split)
+    assert set(table.reason) == {""}
+    assert (table.split == brought).sum() == 4
+    assert set(table.split) == {"train", "val", "test"}
 
 
 @many
