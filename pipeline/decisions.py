@@ -1,7 +1,7 @@
 """What prepare decides about images: which are left out, and why; which split each is in; which are unlike the rest.
 
 All work on one table with a row a file: path, label, split, group, reason, detail, image_id, width, height, brightness,
-sharpness. `reason` is why an image is left out, in one word, or an empty text; `detail` says it in words.
+sharpness, file_hash. `reason` is why an image is left out, in one word, or an empty text; `detail` says it in words.
 """
 
 from __future__ import annotations

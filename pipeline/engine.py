@@ -33,7 +33,10 @@ else:
         import keras
         import tensorflow as tf
 
-__all__ = ["device_name", "keras", "make_repeatable", "tf"]
+for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
+    tf.config.experimental.set_memory_growth(_gpu, True)
+
+__all__ = ["cores", "device_name", "keras", "make_repeatable", "tf"]
 
 
 def make_repeatable(seed: int) -> None:
@@ -46,4 +49,9 @@ def device_name() -> str:
     """What the networks run on, e.g. `NVIDIA H100` or `CPU, 2 cores`."""
     for gpu in tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"CPU, {cores()} cores"
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

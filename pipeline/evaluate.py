@@ -15,11 +15,13 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_s
 from tqdm import tqdm
 
 from pipeline import networks, paths, stage
-from pipeline.dataset import load_classes, load_features, load_split
-from pipeline.images import read_images
+from pipeline.dataset import FeatureBatches, load_classes, load_features, load_split
 from pipeline.outputs import Outputs
 from pipeline.params import Params
+from pipeline.pixels import read_images
 from pipeline.sources import open_source
+
+HEAD_BATCH = 256
 
 
 def score(targets: np.ndarray, probabilities: np.ndarray, top_k: int) -> dict[str, float]:
@@ -44,10 +46,11 @@ def main(params: Params, outputs: Outputs) -> None:
     classes = load_classes()
     head, _ = networks.load(paths.HEAD)
     model, _ = networks.load(paths.MODEL)
-    head_probabilities = head.predict(load_features("test", len(test)), verbose=0)
+    features = FeatureBatches(load_features("test", len(test)), test.target.to_numpy(), HEAD_BATCH)
+    head_probabilities = head.predict(features, verbose=0)
     with open_source(params.data.source, params.data.root) as source:
         size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-        batches = read_images(source, list(test.path), list(test.image_id), size, batch_size)
+        batches = read_images(source, list(test.path), list(test.file_hash), size, batch_size)
         bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)
         probabilities = np.concatenate([networks.predict(model, batch, batch_size) for batch in bar])
 

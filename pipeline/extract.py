@@ -1,8 +1,9 @@
-"""Run the frozen backbone over every image, once.
+"""Run the frozen backbone over every image, once: what the feature store has is not computed again.
 
 Reads:   data/prepared/manifest.parquet, the images.
-Writes:  features/train.npy, val.npy, test.npy: (N, feature_dim) float32, rows in manifest order;
-         features/meta.json: what they were made by; metrics/extract.json.
+Writes:  features/train.npy, val.npy, test.npy: (N, feature_dim) of extract.storage, rows in manifest order;
+         features/train_views.npy: (N, extract.views, feature_dim), augmented views of the training images;
+         features/meta.json: what they were made by; metrics/extract.json: what it cost, and what the store saved.
 Params:  backbone, weights, seed, data, extract.
 Command: python -m pipeline.extract
 """
@@ -11,72 +12,138 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from pipeline import engine, networks, paths, stage, timings
+from pipeline import engine, feature_store, inference, networks, paths, probes, stage, timings
+from pipeline.augmentation import Augmentation
 from pipeline.backbones import BACKBONES, PREPROCESSING
-from pipeline.images import read_images
+from pipeline.errors import UserError
+from pipeline.extraction import Extraction, Jobs
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
 
+ROWS_AT_ONCE = 1024  # read from the store and written
+LIBRARIES = ("keras", "numpy", "opencv-python-headless", "openvino", "pillow", "simplejpeg", "tensorflow")
 
-def main(params: Params, outputs: Outputs) -> None:
-    """Run the stage."""
+
+def write(file: Path, extraction: Extraction, jobs: np.ndarray, shape: tuple[int, ...], storage: str) -> None:
+    """Write the features of `jobs` as an .npy file of that shape, as they come: millions need not fit into memory."""
+    with file.open("wb") as stream:
+        header = {"descr": np.dtype(storage).newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(jobs), ROWS_AT_ONCE):
+            stream.write(extraction.features(jobs[start : start + ROWS_AT_ONCE]).tobytes())
+
+
+def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
+    """Compute what is missing and write the stage's outputs.
+
+    Raises:
+        OutOfMemoryError: where a batch does not fit; what was computed until then is in the store.
+    """
     row = BACKBONES[params.backbone]
     image_size = params.extract.image_size or row.default_size
-    engine.make_repeatable(params.seed)
-    trunk = networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
+    storage = params.extract.storage
+    augmentation = Augmentation(params.extract.crop, params.extract.flip, params.extract.jitter)
     manifest = pd.read_parquet(paths.MANIFEST)
-    batch_size = min(params.extract.batch_size, len(manifest))
+    fingerprints = []
 
-    started = time.perf_counter()
-    with (
-        open_source(params.data.source, params.data.root) as source,
-        tqdm(total=len(manifest), desc="extract", unit=" images", disable=None) as bar,
-    ):
-        for split, file in paths.FEATURES.items():
-            images = manifest[manifest.split == split]
-            # Written as it comes: the features of millions of images need not fit into memory.
-            with outputs.path(file).open("wb") as stream:
-                shape = (len(images), trunk.output_shape[1])
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(stream, header)
-                for batch in read_images(source, list(images.path), list(images.image_id), image_size, batch_size):
-                    stream.write(networks.predict(trunk, batch, batch_size).astype("<f4").tobytes())
-                    bar.update(len(batch))
-    seconds = time.perf_counter() - started
+    def build() -> engine.keras.Model:
+        trunk = networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
+        fingerprints.append(networks.weights_sha256(trunk))
+        return trunk
 
-    meta = {
+    run = inference.open_engine(params.extract.engine, build, params.extract.precision, batch_size)
+    ingredients = {
         "backbone": params.backbone,
-        "weights": params.weights,
-        "weights_sha256": networks.weights_sha256(trunk),
+        "weights_sha256": fingerprints[0],
         "preprocessing": PREPROCESSING[row.preprocessing],
         "image_size": image_size,
         "pooling": params.extract.pooling,
-        "feature_dim": trunk.output_shape[1],
-        "precision": "float32",
+        "engine": run.name,
+        "precision": params.extract.precision,
+        "storage": storage,
+        "libraries": {**run.versions, "pillow": importlib.metadata.version("pillow")},
+        "decoding": probes.decoding(image_size),
+        "computing": run.device or probes.network(run, image_size, run.batch_size),
+    }
+    jobs = Jobs(manifest, params.extract.views, augmentation, image_size)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        store = stack.enter_context(feature_store.open_store(ingredients, run.feature_dim, storage))
+        extraction = Extraction(jobs, source, run, store, image_size, augmentation)
+        missing = store.missing(jobs.keys)
+        extraction.compute(missing, len(jobs.keys) - len(missing))
+        for split, file in paths.FEATURES.items():
+            plain = jobs.of(manifest.split == split, augmented=False)
+            write(outputs.path(file), extraction, plain, (len(plain), run.feature_dim), storage)
+        views = jobs.of(manifest.split == "train", augmented=True)
+        shape = ((manifest.split == "train").sum(), params.extract.views, run.feature_dim)
+        write(outputs.path(paths.TRAIN_VIEWS), extraction, views, tuple(map(int, shape)), storage)
+        saved = (len(jobs.keys) - extraction.computed) * store.seconds_per_row()
+
+    meta = {
+        **{name: value for name, value in ingredients.items() if name not in ("libraries", "decoding", "computing")},
+        "feature_dim": run.feature_dim,
+        "views": {"count": params.extract.views, **augmentation.__dict__} if params.extract.views else None,
+        "weights": params.weights,
         "keras_backend": engine.keras.backend.backend(),
         "manifest_sha256": hashlib.sha256(paths.MANIFEST.read_bytes()).hexdigest(),
-        "versions": {name: importlib.metadata.version(name) for name in ("keras", "numpy", "pillow", "tensorflow")},
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    meta_file = outputs.json(paths.FEATURES_META, meta)
-    values = {
+    rate = extraction.computed / extraction.seconds if extraction.computed else None
+    values: dict[str, Any] = {
         "images": len(manifest),
-        "seconds": seconds,
-        "images_per_second": len(manifest) / seconds,
-        "feature_dim": trunk.output_shape[1],
-        "device": engine.device_name(),
+        "views": len(jobs.keys) - len(manifest),
+        "computed": extraction.computed,
+        "from_store": len(jobs.keys) - extraction.computed,
+        "seconds": extraction.seconds,
+        "images_per_second": rate,
+        "seconds_saved": saved,
+        "feature_dim": run.feature_dim,
+        "device": f"{engine.device_name()}",
     }
-    timings.write(outputs, values, meta_file)
+    timings.write(outputs, values, outputs.json(paths.FEATURES_META, meta))
+    tell(params, values, run, image_size)
+
+
+def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_size: int) -> None:
+    """Say on the screen what it cost."""
+    views = f" and {values['views']} augmented views" if values["views"] else ""
     print(
-        f"extract: {len(manifest)} images through {params.backbone} at {image_size} px in {seconds:.1f} s, "
-        f"{len(manifest) / seconds:.0f} images/s on {engine.device_name()}, {trunk.output_shape[1]} features each"
+        f"extract: {values['images']} images{views} through {params.backbone} at {image_size} px, "
+        f"{values['feature_dim']} features each"
     )
+    line = f"extract: {values['computed']} computed"
+    if values["computed"]:
+        line += (
+            f" in {values['seconds']:.1f} s, {values['images_per_second']:.0f} images/s by {run.name} in "
+            f"{params.extract.precision} on {values['device']}"
+        )
+    if values["from_store"]:
+        line += f"; {values['from_store']} from the feature store, {values['seconds_saved']:.1f} s saved"
+    print(line)
+
+
+def main(params: Params, outputs: Outputs) -> None:
+    """Run the stage."""
+    engine.make_repeatable(params.seed)
+    batch_size = params.extract.batch_size
+    while True:
+        try:
+            extract(params, outputs, batch_size)
+            return
+        except inference.OutOfMemoryError as error:
+            if error.batch_size <= 2:
+                raise UserError(f"extract: two images do not fit into the memory of the device ({error})") from error
+            batch_size = error.batch_size // 2
+            print(f"extract: a batch of {error.batch_size} does not fit into the memory; on with {batch_size}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ from pipeline.dataset import load_split
 from pipeline.engine import keras, make_repeatable
 from pipeline.errors import UserError
 from pipeline.files import Source
-from pipeline.images import read_images
 from pipeline.outputs import Outputs
 from pipeline.params import Params
+from pipeline.pixels import read_images
 from pipeline.sources import open_source
 from pipeline.training import KeepBest, verbosity
 
@@ -52,7 +52,7 @@ class ImageBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._images.iloc[self._order[index * self._batch_size : (index + 1) * self._batch_size]]
-        batch = next(read_images(self._source, list(rows.path), list(rows.image_id), self._size, len(rows), workers=1))
+        batch = next(read_images(self._source, list(rows.path), list(rows.file_hash), self._size, len(rows), workers=1))
         return batch, rows.target.to_numpy()
 
     def on_epoch_end(self) -> None:

@@ -1,21 +1,14 @@
-"""The one way from a file's bytes to pixels, for preparing, training, judging and predicting alike. No TensorFlow."""
+"""Which bytes are an image, and its pixels in full. No TensorFlow."""
 
 from __future__ import annotations
 
 import io
-import os
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
 from blake3 import blake3
 from PIL import Image, ImageOps
-
-from pipeline.errors import UserError
 
 # Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -29,7 +22,6 @@ UNSUPPORTED = (
     *(".raf", ".orf", ".rw2"),
 )
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
-READ_AHEAD = 2  # batches that are decoded while one is used
 
 # About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -47,20 +39,17 @@ class ImageError(Exception):
         self.reason = reason
 
 
-class Reader(Protocol):
-    """What gives out the bytes of a file by its name."""
-
-    def read(self, name: str) -> bytes: ...
-
-
 def looks_like_image(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
     """Whether a file that begins with `head`, 32 bytes or more, says that it is of one of these kinds."""
     Image.init()  # loads Pillow's plugins, the first time
     return any(Image.OPEN[name][1](head) is True for name in formats if name in Image.OPEN)
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, at_least: int | None = None) -> Image.Image:
     """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
+
+    Args:
+        at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where no side falls below them.
 
     Raises:
         ImageError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
@@ -70,6 +59,8 @@ def decode(data: bytes) -> Image.Image:
     try:
         Image.init()
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        if at_least:
+            image.draft(None, (at_least, at_least))  # of JPEG alone
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image)
@@ -97,6 +88,11 @@ def image_id(pixels: np.ndarray) -> str:
     return digest.hexdigest(length=16)
 
 
+def file_hash(data: bytes) -> str:
+    """The name of a file by its bytes: BLAKE3, 32 hexadecimal digits."""
+    return blake3(data).hexdigest(length=16)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         image = _eight_bits(image)
@@ -115,67 +111,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if values.max() <= top)
     return Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
-
-
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: the whole image, its sides stretched, by antialiased bilinear interpolation."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def load(path: Path, size: int) -> np.ndarray:
-    """The image in a file as the stages see it: (size, size, 3) uint8.
-
-    Raises:
-        ImageError: where it cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
-    return resize(decode(data), size)
-
-
-def read_images(
-    source: Reader,
-    paths: Sequence[str],
-    image_ids: Sequence[str],
-    size: int,
-    batch_size: int,
-    workers: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Batches (b, size, size, 3) uint8 of the images in the order of `paths`, b = batch_size except in the last.
-
-    Some batches are read ahead by `workers` threads, by default one a core; memory does not grow with the images.
-
-    Raises:
-        UserError: where a file is not the one of that image_id any more.
-    """
-
-    def one(path: str, expected: str) -> np.ndarray:
-        try:
-            image = decode(source.read(path))
-            if image_id(np.asarray(image)) == expected:
-                return resize(image, size)
-            reason = "its pixels are others"
-        except ImageError as error:
-            reason = str(error)
-        raise UserError(
-            f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
-        )
-
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        pending: deque[list[Future[np.ndarray]]] = deque()
-        try:
-            for start in range(0, len(paths), batch_size):
-                chosen = slice(start, start + batch_size)
-                pending.append([pool.submit(one, *pair) for pair in zip(paths[chosen], image_ids[chosen], strict=True)])
-                if len(pending) > READ_AHEAD:
-                    yield _gather(pending.popleft())
-            while pending:
-                yield _gather(pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _gather(images: list[Future[np.ndarray]]) -> np.ndarray:
-    return np.stack([image.result() for image in images])

@@ -12,11 +12,10 @@ from functools import partial
 from multiprocessing import get_all_start_methods, get_context
 
 import numpy as np
-from blake3 import blake3
 from PIL import Image
 
 from pipeline.files import Source
-from pipeline.images import ImageError, decode, image_id
+from pipeline.images import ImageError, decode, file_hash, image_id
 from pipeline.memory import Facts, Memory
 
 THUMB = 64  # pixels, square: what brightness, sharpness and the descriptor are computed on
@@ -141,23 +140,21 @@ class _Chunk:
     Attributes:
         versions: what `Source.state` says of each, by name.
         known: the facts that are remembered, by name.
-        found: digests and facts of the others, in their order; None where there are none.
+        found: the facts about the others, in their order; None where there are none.
     """
 
     def __init__(self, versions: dict[str, str | None]) -> None:
         self.versions = versions
         self.known: dict[str, Facts] = {}
-        self.found: Future[list[tuple[bytes | None, Facts]]] | None = None
+        self.found: Future[list[Facts]] | None = None
 
     def finish(self, memory: Memory) -> list[Facts]:
         """All facts, in the order of the names."""
         if self.found:
             unknown = [name for name in self.versions if name not in self.known]
-            rows = [
-                (name, self.versions[name], *found) for name, found in zip(unknown, self.found.result(), strict=True)
-            ]
-            memory.remember([row for row in rows if row[2]])
-            self.known |= {name: facts for name, _, _, facts in rows}
+            found = dict(zip(unknown, self.found.result(), strict=True))
+            memory.remember([(name, self.versions[name], facts) for name, facts in found.items() if facts.file_hash])
+            self.known |= found
         return [self.known[name] for name in self.versions]
 
 
@@ -174,22 +171,23 @@ def _chunks(names: Sequence[str], source: Source) -> Iterator[_Chunk]:
         yield _Chunk(chosen)
 
 
-def _examine(source: Source, memory: Memory, names: list[str]) -> list[tuple[bytes | None, Facts]]:
-    """Digest and facts of each file; no digest of one that cannot be read."""
-    digests: dict[str, bytes] = {}
+def _examine(source: Source, memory: Memory, names: list[str]) -> list[Facts]:
+    """The facts about each file."""
+    hashes: dict[str, str] = {}
     contents: dict[str, bytes] = {}
     facts: dict[str, Facts] = {}
     for name in names:
         try:
             contents[name] = source.read(name)
-            digests[name] = blake3(contents[name]).digest()
+            hashes[name] = file_hash(contents[name])
         except ImageError as error:
             facts[name] = Facts(error.reason, str(error))
-    known = memory.recall_contents(list(digests.values()))
-    facts |= {name: known[digest] for name, digest in digests.items() if digest in known}
+    known = memory.recall_contents(list(hashes.values()))
+    facts |= {name: known[found] for name, found in hashes.items() if found in known}
     unknown = [name for name in names if name not in facts]
-    facts |= zip(unknown, look([contents[name] for name in unknown]), strict=True)
-    return [(digests.get(name), facts[name]) for name in names]
+    looked = look([contents[name] for name in unknown])
+    facts |= {name: new._replace(file_hash=hashes[name]) for name, new in zip(unknown, looked, strict=True)}
+    return [facts[name] for name in names]
 
 
 _here: tuple[Source, Memory]  # what a worker process has opened for itself
@@ -201,7 +199,7 @@ def _open_apart(opener: Callable[[], Source], open_memory: Callable[[], Memory])
     _here = opener(), open_memory()
 
 
-def _examine_apart(names: list[str]) -> list[tuple[bytes | None, Facts]]:
+def _examine_apart(names: list[str]) -> list[Facts]:
     return _examine(*_here, names)
 
 

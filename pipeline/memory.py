@@ -30,6 +30,7 @@ class Facts(NamedTuple):
         brightness: mean luma in [0, 1].
         sharpness: standard deviation, in grey levels, of what is finer than an eighth of the image; low where blurred.
         descriptor: DESCRIPTOR_DIM float16, see `describe`; empty where the image is flat.
+        file_hash: of the file's bytes, BLAKE3, 32 hexadecimal digits; empty where they cannot be read.
     """
 
     reason: str = ""
@@ -40,14 +41,15 @@ class Facts(NamedTuple):
     brightness: float = 0.0
     sharpness: float = 0.0
     descriptor: bytes = b""
+    file_hash: str = ""
 
 
 DAYS_KEPT = 365  # what was found out longer ago is forgotten, so that the file does not grow for ever
 SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
-_FORMAT = 1
+_FORMAT = 2
 # Facts are those that these modules find out: after a change of them all is found out anew.
 _MODULES = ("images.py", "inspection.py")
-_COLUMNS = "reason, detail, image_id, width, height, brightness, sharpness, descriptor"
+_COLUMNS = ", ".join(Facts._fields)
 
 
 class Memory:
@@ -91,14 +93,14 @@ class Memory:
                 DELETE FROM code;
                 DROP TABLE IF EXISTS contents;
                 DROP TABLE IF EXISTS versions;
-                CREATE TABLE contents (digest PRIMARY KEY, found, {_COLUMNS}) WITHOUT ROWID;
-                CREATE TABLE versions (source, name, version, digest, PRIMARY KEY (source, name)) WITHOUT ROWID;
+                CREATE TABLE contents (found, {_COLUMNS}, PRIMARY KEY (file_hash)) WITHOUT ROWID;
+                CREATE TABLE versions (source, name, version, file_hash, PRIMARY KEY (source, name)) WITHOUT ROWID;
                 COMMIT;
                 """
             )
             db.execute("INSERT INTO code VALUES (?)", (version,))
             db.commit()
-        db.execute(f"SELECT source, name, version, {_COLUMNS} FROM versions JOIN contents USING (digest) LIMIT 1")
+        db.execute(f"SELECT source, name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) LIMIT 1")
         return db
 
     def opener(self) -> Callable[[], Memory]:
@@ -113,24 +115,24 @@ class Memory:
     def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
         """The facts about those files, given as name and version, that have not changed."""
         found = self._select(
-            f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (digest) "
+            f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) "
             f"WHERE source = ? AND name IN ({_marks(versions)})",
             (self._source, *versions),
         )
         return {name: Facts(*facts) for name, version, *facts in found if version == versions[name]}
 
-    def recall_contents(self, digests: list[bytes]) -> dict[bytes, Facts]:
-        """The facts about those contents, given by digest, that are known."""
-        found = self._select(f"SELECT digest, {_COLUMNS} FROM contents WHERE digest IN ({_marks(digests)})", digests)
-        return {digest: Facts(*facts) for digest, *facts in found}
+    def recall_contents(self, file_hashes: list[str]) -> dict[str, Facts]:
+        """The facts about those contents that are known, by hash."""
+        found = self._select(f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({_marks(file_hashes)})", file_hashes)
+        return {facts.file_hash: facts for facts in (Facts(*row) for row in found)}
 
-    def remember(self, rows: list[tuple[str, str | None, bytes, Facts]]) -> None:
-        """Keep name, version, digest and facts; without a version the content alone is kept."""
-        contents = [(digest, self._today, *facts) for *_, digest, facts in rows]
-        versions = [(self._source, name, version, digest) for name, version, digest, _ in rows if version]
+    def remember(self, rows: list[tuple[str, str | None, Facts]]) -> None:
+        """Keep name, version and facts of files that could be read; without a version the content alone is kept."""
+        contents = [(self._today, *facts) for *_, facts in rows]
+        versions = [(self._source, name, version, facts.file_hash) for name, version, facts in rows if version]
         with self._using:
             try:
-                self._insert(f"contents (digest, found, {_COLUMNS})", contents)
+                self._insert(f"contents (found, {_COLUMNS})", contents)
                 self._insert("versions", versions)
                 if self._db and time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
                     self._db.commit()

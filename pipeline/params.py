@@ -82,7 +82,14 @@ class Prepare(_Section):
 class Extract(_Section):
     image_size: Annotated[int | None, _within(int, "[1, 4096]", optional=True)]
     pooling: Literal["avg", "max", "flatten"]
-    batch_size: ImageBatch
+    engine: Literal["auto", "openvino", "tensorflow"]
+    precision: Literal["float32", "bfloat16", "float16"]
+    batch_size: Annotated[int | None, _within(int, "[1, 4096]", optional=True)]
+    storage: Literal["float32", "float16"]
+    views: Annotated[int, _within(int, "[0, 1000]")]
+    crop: Annotated[float, _within(float, "(0, 1]")]
+    flip: bool
+    jitter: Annotated[float, _within(float, "[0, 1)")]
 
 
 class TrainHead(_Section):

@@ -12,6 +12,7 @@ QUARANTINE = PREPARED / "quarantine.csv"
 IGNORED = PREPARED / "ignored.csv"
 REPORT = Path("reports/data.html")
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}
+TRAIN_VIEWS = Path("features/train_views.npy")
 FEATURES_META = Path("features/meta.json")
 HEAD = Path("models/head.keras")
 MODEL = Path("models/model.keras")

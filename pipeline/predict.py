@@ -17,7 +17,8 @@ from tqdm import tqdm
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.files import Folder
-from pipeline.images import SUFFIXES, ImageError, load
+from pipeline.images import SUFFIXES, ImageError
+from pipeline.pixels import load
 
 
 def find_images(given: list[Path]) -> list[Path]:

@@ -3,9 +3,10 @@
 Reads:   the data source.
 Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
          the source), label, split (train, val, test), group (of prepare.group_by, else missing), width, height (pixels,
-         int32), sorted by path; classes.json, the labels in the order of the model's outputs; quarantine.csv (path,
-         label, reason, detail), the images that are left out; ignored.csv (path, reason), the files that are not meant
-         as images; reports/data.html, a page that shows all this; metrics/prepare.json.
+         int32), file_hash (of its bytes, see `images.file_hash`), sorted by path; classes.json, the labels in the order
+         of the model's outputs; quarantine.csv (path, label, reason, detail), the images that are left out; ignored.csv
+         (path, reason), the files that are not meant as images; reports/data.html, a page that shows all this;
+         metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
@@ -43,12 +44,12 @@ def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: s
     """
     n = len(items)
     descriptors = np.zeros((n, DESCRIPTOR_DIM), np.float16)
-    image_ids, numbers = np.zeros(n, "S32"), np.zeros((n, 4), np.float32)
+    image_ids, file_hashes, numbers = np.zeros(n, "S32"), np.zeros(n, "S32"), np.zeros((n, 4), np.float32)
     reasons, details = [""] * n, [""] * n
     progress = tqdm(facts, total=n, desc="prepare", unit=" images", disable=None)
     for row, found in enumerate(progress):
         reasons[row], details[row] = found.reason, found.detail
-        image_ids[row] = found.image_id.encode()
+        image_ids[row], file_hashes[row] = found.image_id.encode(), found.file_hash.encode()
         numbers[row] = found.width, found.height, found.brightness, found.sharpness
         if not found.reason and min(found.width, found.height) < min_size:
             reasons[row] = "too_small"
@@ -74,6 +75,7 @@ def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: s
             "height": numbers[:, 1].astype(np.int32),
             "brightness": numbers[:, 2],
             "sharpness": numbers[:, 3],
+            "file_hash": file_hashes.astype("U32"),
         }
     )
     return table, descriptors
@@ -89,7 +91,7 @@ def read(listing: Listing, source: Source, params: Params) -> tuple[pd.DataFrame
         return table, descriptors
     refused = pd.DataFrame(listing.refused, columns=["path", "label", "reason", "detail"])
     numbers = dict.fromkeys(("width", "height", "brightness", "sharpness"), 0)
-    table = pd.concat([table, refused.assign(**numbers, image_id="")], ignore_index=True)
+    table = pd.concat([table, refused.assign(**numbers, image_id="", file_hash="")], ignore_index=True)
     return table, np.pad(descriptors, ((0, len(refused)), (0, 0)))
 
 
@@ -109,7 +111,7 @@ def main(params: Params, outputs: Outputs) -> None:
         good = table[table.reason == ""]
         splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
-        columns = ["image_id", "path", "label", "split", "group", "width", "height"]
+        columns = ["image_id", "path", "label", "split", "group", "width", "height", "file_hash"]
         manifest = good[columns].astype({"group": "string"}).sort_values("path")
         manifest.to_parquet(manifest_file, index=False)
         outputs.json(paths.CLASSES, listing.classes)

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -73,6 +74,10 @@ def explain(stage: str, error: BaseException) -> str | None:
         error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) or os.strerror(errno.ENOSPC) in line
     ):
         return f"the disk is full ({line}); free some space, then run again"
+    if isinstance(error, sqlite3.OperationalError) and "full" in line:
+        return f"the disk is full ({line}); free some space, then run again: what was computed is kept"
+    if isinstance(error, sqlite3.OperationalError) and "locked" in line:
+        return f"another process holds the database for too long ({line}); run again when it has ended"
     # The second is TensorFlow's, which is not imported for its name's sake.
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"the memory does not suffice ({line}); lower {stage}.batch_size or extract.image_size in params.yaml"

@@ -1,6 +1,6 @@
 """Train a classifier on the features. No image is touched, so an epoch takes a moment.
 
-Reads:   data/prepared, features/train.npy, val.npy.
+Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
 Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes); plots/train_head.csv; metrics/train_head.json.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline import networks, paths, stage
-from pipeline.dataset import load_classes, load_features, load_split
+from pipeline.dataset import FeatureBatches, load_classes, load_features, load_split, load_views
 from pipeline.engine import keras, make_repeatable
 from pipeline.outputs import Outputs
 from pipeline.params import Params
@@ -21,33 +19,22 @@ from pipeline.training import KeepBest, verbosity
 
 
 def train(
-    train_set: tuple[np.ndarray, np.ndarray],
-    val_set: tuple[np.ndarray, np.ndarray],
+    train_set: FeatureBatches,
+    val_set: FeatureBatches,
+    feature_dim: int,
     n_classes: int,
     hidden: Sequence[int],
     dropout: float,
     learning_rate: float,
-    batch_size: int,
     epochs: int,
 ) -> tuple[keras.Model, KeepBest]:
-    """Adam on the cross-entropy; the head is left as it was after its best epoch on val.
-
-    Args:
-        train_set, val_set: features (N, feature_dim) float32 and targets (N,) int in [0, n_classes).
-    """
-    head = networks.build_head(train_set[0].shape[1], n_classes, hidden, dropout)
+    """Adam on the cross-entropy; the head is left as it was after its best epoch on val."""
+    head = networks.build_head(feature_dim, n_classes, hidden, dropout)
     # The wrapper is compiled, not the head: optimizer state has no place in the file that is shipped.
     trainer = keras.Model(head.inputs, head.outputs)
     trainer.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
     keep = KeepBest()
-    trainer.fit(
-        *train_set,
-        validation_data=val_set,
-        batch_size=batch_size,
-        epochs=epochs,
-        callbacks=[keep],
-        verbose=verbosity(),
-    )
+    trainer.fit(train_set, validation_data=val_set, epochs=epochs, callbacks=[keep], verbose=verbosity())
     return head, keep
 
 
@@ -56,18 +43,19 @@ def main(params: Params, outputs: Outputs) -> None:
     head_file = outputs.path(paths.HEAD)
     make_repeatable(params.seed)
     classes = load_classes()
-    train_set, val_set = (
-        (load_features(split, len(images)), images.target.to_numpy())
-        for split, images in ((split, load_split(split)) for split in ("train", "val"))
-    )
+    train_images, val_images = load_split("train"), load_split("val")
+    features = load_features("train", len(train_images))
+    batch_size = params.train_head.batch_size
     head, keep = train(
-        train_set,
-        val_set,
+        FeatureBatches(
+            features, train_images.target.to_numpy(), batch_size, load_views(len(train_images)), params.seed
+        ),
+        FeatureBatches(load_features("val", len(val_images)), val_images.target.to_numpy(), max(batch_size, 256)),
+        features.shape[1],
         len(classes),
         params.train_head.hidden,
         params.train_head.dropout,
         params.train_head.learning_rate,
-        params.train_head.batch_size,
         params.train_head.epochs,
     )
     outputs.csv(paths.curves("train_head"), keep.curves())

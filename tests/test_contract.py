@@ -79,6 +79,7 @@ def test_the_files_have_the_names_that_the_code_gives_them():
     }
     single = (paths.MANIFEST, paths.CLASSES, paths.QUARANTINE, paths.FEATURES_META, paths.HEAD, paths.MODEL)
     single += (
+        paths.TRAIN_VIEWS,
         paths.IGNORED,
         paths.REPORT,
         paths.CONFUSION,

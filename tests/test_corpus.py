@@ -19,9 +19,10 @@ from PIL import Image, PngImagePlugin
 
 from pipeline import paths, prepare
 from pipeline.files import Folder
-from pipeline.images import image_id, load, read_images, resize
+from pipeline.images import image_id
 from pipeline.outputs import Outputs
 from pipeline.params import load_params
+from pipeline.pixels import load, read_images, resize
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -236,7 +237,7 @@ def test_stages_and_predictions_see_the_pixels_that_prepare_saw(run, files, tmp_
     root = write(tmp_path / "set", files)
     run(root)
     manifest = pd.read_parquet(paths.MANIFEST)
-    (seen,) = read_images(Folder(root), list(manifest.path), list(manifest.image_id), 24, len(manifest))
+    (seen,) = read_images(Folder(root), list(manifest.path), list(manifest.file_hash), 24, len(manifest))
     for pixels, row in zip(seen, manifest.itertuples(), strict=True):
         assert (pixels == load(root / row.path, 24)).all()
         upright = Image.open(root / row.path)
@@ -245,7 +246,7 @@ def test_stages_and_predictions_see_the_pixels_that_prepare_saw(run, files, tmp_
     assert image_id(np.asarray(picture(0))) not in set(
         manifest.image_id
     )  # a JPEG's pixels are not those that it was made of
-    assert resize(picture(0), 24).shape == seen[0].shape
+    assert resize(np.asarray(picture(0)), 24).shape == seen[0].shape
 
 
 def test_the_first_bad_file_stops_where_that_is_wished(run, files, tmp_path):

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
 import io
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.images import ImageError, decode, image_id, load, read_images, resize
-from pipeline.sources import Folder
+from pipeline.images import ImageError, decode, image_id
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -102,49 +97,3 @@ def test_holes_in_float_images_are_black(hole):
 def test_a_decompression_bomb_is_refused():
     with pytest.raises(ImageError, match="decompression bomb"):
         decode(encoded(Image.new("1", (20000, 20000)), "PNG"))
-
-
-def test_resize_gives_a_square_of_bytes():
-    pixels = resize(Image.new("RGB", (50, 20), (1, 2, 3)), 8)
-    assert pixels.shape == (8, 8, 3)
-    assert pixels.dtype == np.uint8
-    assert (pixels == (1, 2, 3)).all()
-
-
-@pytest.fixture
-def ten(tmp_path: Path) -> tuple[Folder, list[str], list[str]]:
-    names = [f"{number}.png" for number in range(10)]
-    for number, name in enumerate(names):
-        paint(tmp_path / name, (number * 20, 0, 0), number)
-    return Folder(tmp_path), names, [image_id(np.asarray(decode((tmp_path / name).read_bytes()))) for name in names]
-
-
-def test_batches_keep_the_order_and_equal_single_loads(ten, tmp_path):
-    source, names, ids = ten
-    batches = list(read_images(source, names, ids, 16, 4))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    singles = np.stack([load(tmp_path / name, 16) for name in names])
-    assert (np.concatenate(batches) == singles).all()
-
-
-def test_a_file_that_changed_since_prepare_is_named(ten, tmp_path):
-    source, names, ids = ten
-    paint(tmp_path / "3.png", (0, 99, 0), 1)
-    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran"):
-        list(read_images(source, names, ids, 16, 4))
-
-
-def test_reading_ahead_is_bounded(ten):
-    source, names, ids = ten
-    seen, lock = [], threading.Lock()
-
-    class Counting:
-        def read(self, name: str) -> bytes:
-            with lock:
-                seen.append(name)
-            return source.read(name)
-
-    batches = read_images(Counting(), names, ids, 8, 1)
-    next(batches)
-    assert len(set(seen)) <= 4
-    batches.close()

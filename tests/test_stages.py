@@ -14,9 +14,9 @@ from conftest import SMALL, write_params
 
 from pipeline import networks, paths, predict
 from pipeline.errors import UserError
-from pipeline.images import load
 from pipeline.outputs import Outputs
 from pipeline.params import load_params
+from pipeline.pixels import load
 
 STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
 

@@ -1,0 +1,239 @@
+"""How fast features come out: by extract, by what a Keras user writes, and by the limit of the machine, in turns.
+
+Command: python benchmarks/extract.py speed PHOTOS [BACKBONE:PRECISION...]   # class folders of photographs
+         python benchmarks/extract.py memory PHOTOS       # peak of the stage over the photographs, and 8 times them
+         python benchmarks/extract.py features PHOTOS     # what decoding at a reduced size and bfloat16 do to features
+
+(a) is the stage without its start: reading, decoding, the network, the store, the files. (b) is
+image_dataset_from_directory, preprocess_input and model.predict, without its start too. (c) is
+1 / (1 / rate of reading and decoding alone + 1 / rate of the network alone), on the engine that extract chose.
+Weights are ImageNet's where Keras' cache has them, else random: both take the same time. Ratios within one run carry
+over to other machines, absolute figures do not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import yaml  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from pipeline import inference, networks  # noqa: E402
+from pipeline.augmentation import Augmentation  # noqa: E402
+from pipeline.backbones import BACKBONES  # noqa: E402
+from pipeline.engine import device_name, keras, tf  # noqa: E402
+from pipeline.extraction import Extraction, Jobs  # noqa: E402
+from pipeline.feature_store import FeatureStore  # noqa: E402
+from pipeline.files import Folder  # noqa: E402
+from pipeline.images import decode, file_hash  # noqa: E402
+from pipeline.pixels import pixels, read_images, resize  # noqa: E402
+
+ROUNDS = 3
+DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def trunk_of(backbone: str) -> keras.Model:
+    row = BACKBONES[backbone]
+    weights = "pretrained" if row.weights_path(row.default_size).is_file() else "none"
+    return networks.build_trunk(backbone, weights, row.default_size, "avg", 0)
+
+
+def photographs(photos: Path) -> list[str]:
+    return [name for name in Folder(photos).scan().files if name.lower().endswith((".jpg", ".jpeg", ".png"))]
+
+
+def plain_keras(trunk: keras.Model, backbone: str) -> Callable[[Path], np.ndarray]:
+    """What the guides of Keras show."""
+    row = BACKBONES[backbone]
+    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()])
+    preprocess = getattr(keras.applications, row.module).preprocess_input
+
+    def run(photos: Path) -> np.ndarray:
+        dataset = keras.utils.image_dataset_from_directory(
+            photos, labels=None, shuffle=False, image_size=(row.default_size,) * 2, batch_size=32, verbose=False
+        )
+        return model.predict(dataset.map(preprocess).prefetch(tf.data.AUTOTUNE), verbose=0)
+
+    return run
+
+
+def speed(photos: Path, choices: list[str]) -> None:
+    names = photographs(photos)
+    source = Folder(photos)
+    hashes = [file_hash(source.read(name)) for name in names]
+    manifest = pd.DataFrame({"path": names, "file_hash": hashes, "split": "test"})
+    size = statistics.mean(len(source.read(name)) for name in names)
+    print(f"{machine()}; {len(names):,} photographs of {size / 1024:.0f} KiB on average")
+    print(f"{'':<24} {'engine':<11} {'a':>6} {'b':>6} {'c':>6} {'decode':>7} {'forward':>8} {'a/b':>6} {'a/c':>6}")
+    for choice in choices or DEFAULT:
+        backbone, precision = choice.split(":")
+        side = BACKBONES[backbone].default_size
+        trunk = trunk_of(backbone)
+        run = inference.open_engine("auto", lambda trunk=trunk: trunk, precision, None)
+        keras_way = partial(plain_keras(trunk, backbone), photos)
+        keras_way()  # its start
+        batch = next(read_images(source, names, hashes, side, run.batch_size))
+        run(batch)
+        repeats = -(-len(names) // len(batch))
+
+        def whole(run: inference.Engine = run, side: int = side) -> None:
+            augmentation = Augmentation(1.0, False, 0.0)
+            jobs = Jobs(manifest, 0, augmentation, side)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                FeatureStore(Path(folder) / "s.sqlite", {}, run.feature_dim, "float32") as store,
+            ):
+                extraction = Extraction(jobs, source, run, store, side, augmentation)
+                extraction.compute(store.missing(jobs.keys), 0)
+                np.save(Path(folder) / "test.npy", extraction.features(range(len(names))))
+
+        def decoding(run: inference.Engine = run, side: int = side) -> None:
+            for _ in read_images(source, names, hashes, side, run.batch_size):
+                pass
+
+        def forward(run: inference.Engine = run, batch: np.ndarray = batch, repeats: int = repeats) -> None:
+            for _ in run.map(batch for _ in range(repeats)):
+                pass
+
+        times = {"a": [], "b": [], "decode": [], "forward": []}
+        for _ in range(ROUNDS):
+            times["a"].append(seconds(whole))
+            times["decode"].append(seconds(decoding))
+            times["forward"].append(seconds(forward) * len(names) / (repeats * len(batch)))
+            times["b"].append(seconds(keras_way))
+        times["c"] = [d + f for d, f in zip(times["decode"], times["forward"], strict=True)]
+        rate = {name: len(names) / statistics.median(values) for name, values in times.items()}
+        ratio = {
+            name: statistics.median(other / a for other, a in zip(times[name], times["a"], strict=True))
+            for name in ("b", "c")
+        }
+        print(
+            f"{backbone + ', ' + precision:<24} {run.name:<11} {rate['a']:>6.0f} {rate['b']:>6.0f} {rate['c']:>6.0f} "
+            f"{rate['decode']:>7.0f} {rate['forward']:>8.0f} {ratio['b']:>6.2f} {ratio['c']:>6.2f}",
+            flush=True,
+        )
+
+
+def memory(photos: Path) -> None:
+    """Peak memory of the stage, a process of its own, over the photographs and over 8 times as many."""
+    names = photographs(photos)
+    for turns in (1, 8):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for turn in range(turns):
+                for number, name in enumerate(names):  # a byte more makes another file of it
+                    label = root / "photos" / Path(name).parent.name
+                    label.mkdir(parents=True, exist_ok=True)
+                    data = (photos / name).read_bytes() + turn.to_bytes(4, "big")
+                    (label / f"{turn}-{number}{Path(name).suffix}").write_bytes(data)
+            for name in ("dvc.yaml", "pipeline"):
+                os.symlink(ROOT / name, root / name)
+            params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+            params |= {"backbone": "mobilenetv2", "data": {"source": "photos", "root": None}}
+            params["prepare"] |= {"near_distance": 0.0}
+            (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+            manifest = pd.DataFrame(
+                {"path": sorted(str(file.relative_to(root / "photos")) for file in (root / "photos").rglob("*.*"))}
+            )
+            manifest["file_hash"] = [file_hash((root / "photos" / path).read_bytes()) for path in manifest.path]
+            manifest["split"] = np.resize(["train", "val", "test"], len(manifest))
+            (root / "data" / "prepared").mkdir(parents=True)
+            manifest.to_parquet(root / "data" / "prepared" / "manifest.parquet")
+            code = "import resource, sys; from pipeline import extract, stage; stage.run('extract', extract.main); "
+            code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
+            done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+            print(
+                f"{len(manifest):,} photographs through mobilenetv2: {float(done.stdout.split()[-1]):,.0f} MiB at most"
+            )
+
+
+def features(photos: Path) -> None:
+    """How far features move, on average over the photographs, as a share of their length, and their neighbours."""
+    backbone = "mobilenetv2"
+    size = BACKBONES[backbone].default_size
+    names = photographs(photos)
+    # As a camera writes them, so that decoding at a part of the size has something to do.
+    files = [enlarged((photos / name).read_bytes()) for name in names]
+    trunk = trunk_of(backbone)
+    ways = {
+        "decoded in full, antialiased resize (Pillow)": lambda data: np.asarray(
+            decode(data).resize((size, size), Image.Resampling.BILINEAR)
+        ),
+        "decoded in full, resized as extract does": lambda data: resize(np.asarray(decode(data)), size),
+        "as extract does": lambda data: resize(pixels(data, size), size),
+        "decoded in full, resize of tf.image and Keras": lambda data: tf.image.resize(
+            np.asarray(decode(data)), (size, size)
+        ).numpy(),
+    }
+    reference = None
+    for name, way in ways.items():
+        images = np.stack([way(data) for data in files])
+        found = trunk.predict(images, batch_size=32, verbose=0)
+        reference = found if reference is None else reference
+        print(f"{name:<50} {moved(found, reference)}")
+    images = np.stack([ways["as extract does"](data) for data in files])
+    reference = trunk.predict(images, batch_size=32, verbose=0)
+    for precision in ("float32", "bfloat16"):
+        run = inference.OpenVINOEngine(lambda: trunk, precision, None)
+        found = np.concatenate(
+            list(run.map(images[start : start + run.batch_size] for start in range(0, len(images), run.batch_size)))
+        )
+        print(f"{'the same pixels, OpenVINO in ' + precision:<50} {moved(found, reference)}")
+    print(f"{'kept as float16':<50} {moved(reference.astype(np.float16).astype(np.float32), reference)}")
+
+
+def enlarged(data: bytes) -> bytes:
+    image, buffer = decode(data), io.BytesIO()
+    scale = 1600 / max(image.size)
+    image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=90
+    )
+    return buffer.getvalue()
+
+
+def moved(found: np.ndarray, reference: np.ndarray) -> str:
+    distance = np.linalg.norm(found - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    others = np.linalg.norm(reference - np.roll(reference, 1, axis=0), axis=1) / np.linalg.norm(reference, axis=1)
+    return f"{distance.mean():.2e} of their length (two photographs: {others.mean():.2f})"
+
+
+def machine() -> str:
+    try:
+        name = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{os.cpu_count()} cores of {name.split(':')[-1].strip()}, {device_name()}, TensorFlow {tf.__version__}"
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["speed", photos, *choices]:
+            speed(Path(photos), choices)
+        case ["memory", photos]:
+            memory(Path(photos))
+        case ["features", photos]:
+            features(Path(photos))
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,133 @@
+"""Features of images by way of the feature store: what it has is read, what it lacks is computed and put there."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from blake3 import blake3
+from tqdm import tqdm
+
+from pipeline import probes
+from pipeline.augmentation import Augmentation, view
+from pipeline.errors import UserError
+from pipeline.feature_store import KEY_BYTES, FeatureStore
+from pipeline.files import Source
+from pipeline.inference import Engine
+from pipeline.pixels import batches, read_pixels
+
+SECONDS_BETWEEN_PUTS = 0.1  # what a kill can lose, beside the batches under way
+
+
+class Jobs:
+    """What is to be computed: the plain view of every image, and augmented views of those in train.
+
+    Attributes:
+        rows, numbers: the manifest's row and the view's number of each job, those of an image side by side.
+        keys: its name in the feature store: what the view is made from.
+    """
+
+    def __init__(self, manifest: pd.DataFrame, views: int, augmentation: Augmentation, image_size: int) -> None:
+        self.paths, self.hashes = list(manifest.path), list(manifest.file_hash)
+        per_image = np.where(manifest.split == "train", 1 + views, 1)
+        self.rows = np.repeat(np.arange(len(manifest)), per_image)
+        self.numbers = np.arange(len(self.rows)) - np.repeat(np.cumsum(per_image) - per_image, per_image)
+        recipe = f"{augmentation.text()} {probes.augmenting(image_size, augmentation)}" if views else ""
+        self.keys = [
+            self._key(recipe, self.hashes[row], number) for row, number in zip(self.rows, self.numbers, strict=True)
+        ]
+
+    def of(self, images: pd.Series, augmented: bool) -> np.ndarray:
+        """The jobs of those images, by a mask over the manifest, in its order."""
+        return np.flatnonzero(images.to_numpy()[self.rows] & ((self.numbers > 0) == augmented))
+
+    @staticmethod
+    def _key(recipe: str, file_hash: str, number: int) -> bytes:
+        if number == 0:
+            return bytes.fromhex(file_hash)
+        return blake3(f"{recipe} {file_hash} {number}".encode()).digest(length=KEY_BYTES)
+
+
+class Extraction:
+    """Fills the store with the features of jobs, and reads them from it.
+
+    Attributes:
+        computed: how many jobs went through the network.
+        seconds: how long they took.
+    """
+
+    def __init__(
+        self, jobs: Jobs, source: Source, run: Engine, store: FeatureStore, size: int, augmentation: Augmentation
+    ) -> None:
+        self._jobs, self._source, self._run, self._store = jobs, source, run, store
+        self._size, self._augmentation = size, augmentation
+        self.computed, self.seconds = 0, 0.0
+        self._since = 0.0
+
+    def _images(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
+        """The views of `chosen` jobs, (size, size, 3) uint8 each; an image is read once for its views side by side."""
+        jobs, size = self._jobs, self._size
+        for (row, augmented), group in itertools.groupby(chosen, lambda job: (jobs.rows[job], jobs.numbers[job] > 0)):
+            # A crop of a quarter of the area still has all the pixels that it needs.
+            least = 2 * size if augmented else size
+            image = read_pixels(self._source, jobs.paths[row], jobs.hashes[row], least)
+            for job in group:
+                yield view(image, size, self._augmentation, jobs.hashes[row], int(jobs.numbers[job]))
+
+    def compute(self, chosen: Sequence[int], known: int) -> None:
+        """Put the features of `chosen` jobs into the store, a batch at a time; `known` others are there already.
+
+        Raises:
+            UserError: where an image has changed, or its features are not finite.
+        """
+        made = batches(
+            lambda rows: self._images(chosen[rows.start : rows.stop]), len(chosen), self._size, self._run.batch_size
+        )
+        self._since = time.perf_counter()
+        places, waiting = iter(chosen), []
+        total = known + len(chosen)
+        with tqdm(total=total, initial=known, desc="extract", unit=" images", disable=None) as bar:
+            for features in self._run.map(made):
+                some = list(itertools.islice(places, len(features)))
+                self._check(features, some)
+                waiting.append((some, features))
+                bar.update(len(some))
+                if time.perf_counter() - self._since > SECONDS_BETWEEN_PUTS:
+                    self._put(waiting)
+            self._put(waiting)
+        self.computed += len(chosen)
+
+    def _put(self, waiting: list[tuple[list[int], np.ndarray]]) -> None:
+        """Store what is waiting, jobs and features, with the time since the last put."""
+        now = time.perf_counter()
+        keys = [self._jobs.keys[job] for some, _ in waiting for job in some]
+        if keys:
+            self._store.put(keys, np.concatenate([features for _, features in waiting]), now - self._since)
+        self.seconds += now - self._since
+        self._since = now
+        waiting.clear()
+
+    def _check(self, features: np.ndarray, some: Sequence[int]) -> None:
+        with np.errstate(over="ignore"):
+            good = np.isfinite(features.astype(self._store.dtype)).all(axis=1)
+        if not good.all():
+            raise UserError(
+                f"{self._jobs.paths[self._jobs.rows[some[int(np.argmin(good))]]]}: its features are no finite numbers; "
+                "use float32 for extract.precision and extract.storage, or other weights"
+            )
+
+    def features(self, chosen: Sequence[int]) -> np.ndarray:
+        """(n, feature_dim) of the store's dtype; what is damaged there is computed anew."""
+        keys = [self._jobs.keys[job] for job in chosen]
+        features, bad = self._store.get(keys)
+        if bad:
+            print(f"extract: {len(bad)} features in {self._store.file} are damaged: computed anew", file=sys.stderr)
+            self.compute([chosen[place] for place in bad], 0)
+            features, bad = self._store.get(keys)
+            if bad:
+                raise UserError(f"{self._store.file}: does not hold what was written; is the disk sound?")
+        return features
