@@ -71,7 +71,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         "storage": storage,
         "libraries": {**run.versions, "pillow": importlib.metadata.version("pillow")},
         "decoding": probes.decoding(image_size),
-        "computing": run.device or probes.network(run, image_size, run.batch_size),
+        "computing": run.device or probes.network(run, image_size),
     }
     jobs = Jobs(manifest, params.extract.views, augmentation, image_size)
     with ExitStack() as stack:

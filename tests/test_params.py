@@ -78,7 +78,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     for key, value in before.items():
         others = {
             list: ["[]", "[256]", "[64,32]", "[]"],
-            type(None): ["64" if key == "extract.image_size" else "word", "null"],
+            type(None): ["64" if key in ("extract.image_size", "extract.batch_size") else "word", "null"],
         }
         others = others.get(type(value), [])
         for override in (*others, json.dumps(value)):

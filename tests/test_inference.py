@@ -1,0 +1,166 @@
+"""What runs the trunk: equal to plain Keras, the same bits in any batch, on every device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from test_networks import FAMILIES
+
+from pipeline import inference, networks
+from pipeline.backbones import BACKBONES
+from pipeline.errors import UserError
+from pipeline.inference import OpenVINOEngine, TensorFlowEngine, open_engine
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
+
+
+def build(backbone: str = "tiny", weights: str = "pretrained") -> keras.Model:
+    return networks.build_trunk(backbone, weights, 32, "avg", 0)
+
+
+def all_of(engine: inference.Engine, images: np.ndarray) -> np.ndarray:
+    size = engine.batch_size
+    return np.concatenate(list(engine.map(images[start : start + size] for start in range(0, len(images), size))))
+
+
+@pytest.mark.parametrize("engine", [OpenVINOEngine, TensorFlowEngine])
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_features_are_those_of_plain_keras(engine, backbone, images):
+    """To a relative error of 1e-4, by the preprocessing of each family."""
+    row = BACKBONES[backbone]
+    trunk = build(backbone, "pretrained" if backbone == "tiny" else "none")
+    by_hand = getattr(keras.applications, row.module).preprocess_input(images.astype("float32"))
+    expected = trunk.get_layer("backbone")(by_hand, training=False).numpy().mean(axis=(1, 2))
+    found = all_of(engine(lambda: trunk, "float32", 4), images)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("engine", [OpenVINOEngine, TensorFlowEngine])
+def test_an_image_has_the_same_features_in_any_batch(engine, precision, images):
+    try:
+        ways = [engine(build, precision, size) for size in (1, 3, 8)]
+    except UserError as error:
+        pytest.skip(str(error))
+    first, *others = [all_of(way, images) for way in ways]
+    assert np.abs(first).max() > 0.1
+    for other in others:
+        assert (other == first).all()
+    assert (all_of(ways[1], images[::-1])[::-1] == first).all()
+    assert (ways[2](images[4:5])[0] == first[4]).all()
+
+
+def test_precision_is_that_which_is_asked_for(images):
+    exact = all_of(TensorFlowEngine(build, "float32", 4), images)
+    for engine in (OpenVINOEngine, TensorFlowEngine):
+        try:
+            low = all_of(engine(build, "bfloat16", 4), images)
+        except UserError:
+            continue  # a processor without it
+        error = np.abs(low - exact).max() / np.abs(exact).max()
+        assert 1e-4 < error < 0.1
+
+
+def test_a_precision_that_the_processor_lacks_is_told(monkeypatch):
+    import openvino
+
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(UserError, match=r"extract\.precision: this processor does not compute in bfloat16"):
+        open_engine("auto", build, "bfloat16", 4)
+
+
+def test_calls_may_come_from_many_threads(images):
+    engine = OpenVINOEngine(build, "float32", 4)
+    expected = engine(images[:4])
+    results, threads = [], []
+    for _ in range(16):
+        threads.append(threading.Thread(target=lambda: results.append((engine(images[:4]) == expected).all())))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 16
+
+
+def test_auto_is_openvino_on_cpus_and_tensorflow_where_that_cannot(monkeypatch, capsys):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("a GPU is here")
+    assert open_engine("auto", build, "float32", None).name == "openvino"
+    assert open_engine("tensorflow", build, "float32", None).name == "tensorflow"
+
+    def no_wheel() -> None:
+        raise ImportError("no wheel for this machine")
+
+    monkeypatch.setattr(inference, "_import_openvino", no_wheel)
+    assert open_engine("auto", build, "float32", None).name == "tensorflow"
+    assert "TensorFlow takes the place of OpenVINO" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"extract\.engine: openvino cannot run this backbone here \(no wheel"):
+        open_engine("openvino", build, "float32", None)
+
+
+def test_a_batch_beyond_the_memory_is_told_with_its_size(images):
+    engine = TensorFlowEngine(build, "float32", 4)
+
+    def exhausted(_):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nmore")
+
+    engine._graphs.get()
+    engine._graphs.put(exhausted)
+    with pytest.raises(inference.OutOfMemoryError, match="OOM when allocating tensor") as raised:
+        engine(images[:4])
+    assert raised.value.batch_size == 4
+
+
+def test_every_device_takes_batches():
+    """Two devices made of one CPU stand for two GPUs."""
+    program = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from pipeline import inference, networks
+made = []
+def build():
+    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    made.append({variable.value.device[-5:] for variable in trunk.weights})
+    return trunk
+engine = inference.TensorFlowEngine(build, "float32", 4, ["/CPU:0", "/CPU:1"])
+graphs = [engine._graphs.get() for _ in range(2)]
+images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+print(made, [graph(images[:4]).device[-5:] for graph in graphs], engine.parallel)
+for graph in graphs:
+    engine._graphs.put(graph)
+both = np.concatenate(list(engine.map(images[start:start + 4] for start in range(0, 24, 4))))
+one = inference.TensorFlowEngine(build, "float32", 4)
+print((both == np.concatenate(list(one.map(images[start:start + 4] for start in range(0, 24, 4))))).all())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["[{'CPU:0'}, {'CPU:1'}] ['CPU:0', 'CPU:1'] 2", "True"], done.stderr
+
+
+def test_nobody_is_told_what_is_converted(tmp_path):
+    """OpenVINO's converter sends reports, unless it is kept from that."""
+    program = """
+import socket, sys
+def refuse(*_, **__): raise AssertionError("a connection")
+socket.socket.connect = socket.getaddrinfo = refuse
+from pipeline import inference, networks
+inference.OpenVINOEngine(lambda: networks.build_trunk("tiny", "pretrained", 32, "avg", 0), "float32", 4)
+print(sys.modules["openvino_telemetry"])
+"""
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "None\n", done.stderr
+    assert not (tmp_path / "intel").exists()
