@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +27,20 @@ from pipeline.errors import UserError
 from pipeline.outputs import Outputs
 from pipeline.params import load_params
 from pipeline.pixels import load, pixels
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _networks_are_built_once():
+    real = networks.build_trunk
+
+    @functools.cache
+    def build(_: str, *arguments: object) -> keras.Model:
+        return real(*arguments)
+
+    networks.build_trunk = lambda *arguments: build(keras.config.dtype_policy().name, *arguments)
+    yield
+    networks.build_trunk = real
+
 
 FILES = (*paths.FEATURES.values(), paths.TRAIN_VIEWS, paths.FEATURES_META)
 
@@ -124,7 +140,7 @@ CHANGES = [
 
 def test_each_ingredient_changes_the_fingerprint_and_nothing_else_does(here, monkeypatch):
     run()
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 1)  # for this test alone: it is changed
     variables = trunk.get_layer("backbone").weights
     variables[0].assign(variables[0].numpy() * 1.001)
     trunk.get_layer("backbone").save_weights("own.weights.h5")

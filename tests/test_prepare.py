@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 
 def test_the_manifest_has_a_row_an_image(run, photos):
     manifest = run(photos())
-    assert list(manifest.columns) == ["image_id", "path", "label", "split", "group", "width", "height"]
+    assert list(manifest.columns) == ["image_id", "path", "label", "split", "group", "width", "height", "file_hash"]
     assert len(manifest) == 48
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
     assert manifest.path.is_monotonic_increasing
