@@ -2,6 +2,7 @@
 
 Command: python benchmarks/extract.py speed PHOTOS [BACKBONE:PRECISION...]   # class folders of photographs
          python benchmarks/extract.py memory PHOTOS       # peak of the stage over the photographs, and 8 times them
+         python benchmarks/extract.py store [200000]      # rows of made-up features into the store, and out again
          python benchmarks/extract.py features PHOTOS     # what decoding at a reduced size and bfloat16 do to features
 
 (a) is the stage without its start: reading, decoding, the network, the store, the files. (b) is
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import yaml  # noqa: E402
+from blake3 import blake3  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from pipeline import inference, networks  # noqa: E402
@@ -169,6 +171,28 @@ def memory(photos: Path) -> None:
             )
 
 
+def store(rows: int) -> None:
+    """Rates of the feature store alone, rows of 1,280 float32."""
+    made = np.random.default_rng(0).normal(size=(64, 1280)).astype(np.float32)
+    keys = [blake3(str(row).encode()).digest(length=16) for row in range(rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "s.sqlite"
+        with FeatureStore(file, {}, 1280, "float32") as kept:
+
+            def put() -> None:
+                for start in range(0, rows, len(made)):
+                    some = keys[start : start + len(made)]
+                    kept.put(some, made[: len(some)], 0.0)
+
+            def get() -> None:
+                for start in range(0, rows, 1024):
+                    kept.get(keys[start : start + 1024])
+
+            for name, work in (("put", put), ("missing", lambda: kept.missing(keys)), ("get", get)):
+                print(f"{name:<8} {rows / seconds(work):>9,.0f} rows/s")
+        print(f"{file.stat().st_size / rows:,.0f} bytes a row, of which 5,120 are the feature")
+
+
 def features(photos: Path) -> None:
     """How far features move, on average over the photographs, as a share of their length, and their neighbours."""
     backbone = "mobilenetv2"
@@ -233,6 +257,8 @@ if __name__ == "__main__":
             speed(Path(photos), choices)
         case ["memory", photos]:
             memory(Path(photos))
+        case ["store", *rows]:
+            store(int(rows[0]) if rows else 200_000)
         case ["features", photos]:
             features(Path(photos))
         case _:

@@ -12,8 +12,6 @@ from pipeline import paths
 from pipeline.engine import keras
 from pipeline.errors import UserError
 
-_HEADER = 128  # bytes of an .npy file without a value
-
 
 def load_classes() -> list[str]:
     """The labels in the order of the model's outputs."""
@@ -47,8 +45,7 @@ def load_views(images: int) -> np.ndarray:
 
 
 def _load(file: Path, images: int) -> np.ndarray:
-    # A file without a row, or a view, cannot be mapped.
-    features = np.load(file, mmap_mode="r" if file.stat().st_size > _HEADER else None, allow_pickle=False)
+    features = np.load(file, mmap_mode="r", allow_pickle=False)
     if len(features) != images:
         raise UserError(f"{file} holds {len(features)} rows where the manifest has {images}; run `dvc repro`")
     return features

@@ -46,10 +46,12 @@ def make_repeatable(seed: int) -> None:
 
 
 def device_name() -> str:
-    """What the networks run on, e.g. `NVIDIA H100` or `CPU, 2 cores`."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-    return f"CPU, {cores()} cores"
+    """What the networks run on, e.g. `NVIDIA H100`, `2 x NVIDIA H100` or `CPU, 2 cores`."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU, {cores()} cores"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
+    return name if len(gpus) == 1 else f"{len(gpus)} x {name}"
 
 
 def cores() -> int:

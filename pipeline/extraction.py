@@ -6,6 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -90,8 +91,11 @@ class Extraction:
         self._since = time.perf_counter()
         places, waiting = iter(chosen), []
         total = known + len(chosen)
-        with tqdm(total=total, initial=known, desc="extract", unit=" images", disable=None) as bar:
-            for features in self._run.map(made):
+        with (
+            closing(self._run.map(made)) as run,
+            tqdm(total=total, initial=known, desc="extract", unit=" images", disable=None) as bar,
+        ):
+            for features in run:
                 some = list(itertools.islice(places, len(features)))
                 self._check(features, some)
                 waiting.append((some, features))

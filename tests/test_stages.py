@@ -84,6 +84,18 @@ def test_the_best_epoch_is_kept(here):
     assert loss == pytest.approx(curves.val_loss.min(), abs=1e-5)
 
 
+def test_the_head_learns_from_augmented_views(here):
+    changes = {"extract.views": 2, "extract.storage": "float16", "train_head.epochs": 30, "fine_tune.unfreeze": 0}
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
+    run("prepare", "extract", "train_head")
+    views = np.load(paths.TRAIN_VIEWS)
+    # The plain features alone are of no use here: what is learned, is learned from views.
+    np.save(paths.FEATURES["train"], np.load(paths.FEATURES["train"]) * 0)
+    run("train_head")
+    assert views.shape[1] == 2
+    assert json.loads(paths.metrics("train_head").read_text())["val_accuracy"] > 0.9
+
+
 def test_without_unfreezing_the_head_is_shipped(here):
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "fine_tune.unfreeze": 0})
     run(*STAGES)
