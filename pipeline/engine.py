@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.machine import cores
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
@@ -36,7 +38,7 @@ else:
 for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
     tf.config.experimental.set_memory_growth(_gpu, True)
 
-__all__ = ["cores", "device_name", "keras", "make_repeatable", "tf"]
+__all__ = ["device_name", "keras", "make_repeatable", "tf"]
 
 
 def make_repeatable(seed: int) -> None:
@@ -52,8 +54,3 @@ def device_name() -> str:
         return f"CPU, {cores()} cores"
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
     return name if len(gpus) == 1 else f"{len(gpus)} x {name}"
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

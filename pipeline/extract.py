@@ -143,6 +143,7 @@ def main(params: Params, outputs: Outputs) -> None:
             if error.batch_size <= 2:
                 raise UserError(f"extract: two images do not fit into the memory of the device ({error})") from error
             batch_size = error.batch_size // 2
+            engine.keras.backend.clear_session()  # the network that did not fit leaves the device
             print(f"extract: a batch of {error.batch_size} does not fit into the memory; on with {batch_size}")
 
 

@@ -66,7 +66,7 @@ class FeatureStore:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, isolation_level=None)
         self._db.execute(f"PRAGMA page_size = {_PAGE}")
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         self._db.execute("PRAGMA synchronous = NORMAL")  # a power failure can lose the last rows, a kill none
         self._db.executescript(
             """
@@ -79,6 +79,18 @@ class FeatureStore:
         )
         self._db.execute("INSERT OR REPLACE INTO about VALUES ('ingredients', ?)", (json.dumps(ingredients),))
         os.utime(file)  # when it was last used
+
+    def _write_ahead(self) -> None:
+        """Turn on the journal that readers and a writer share; SQLite does not wait for others here by itself."""
+        until = time.monotonic() + SECONDS_TO_WAIT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that are not kept; of equal ones the first."""

@@ -12,7 +12,6 @@ Training the head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054).
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.dataset import load_split
 from pipeline.engine import keras, make_repeatable
 from pipeline.errors import UserError
 from pipeline.files import Source
+from pipeline.machine import cores
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.pixels import read_images
@@ -41,7 +41,7 @@ class ImageBatches(keras.utils.PyDataset):
     """
 
     def __init__(self, source: Source, images: pd.DataFrame, image_size: int, batch_size: int, seed: int | None):
-        super().__init__(workers=os.cpu_count() or 1, max_queue_size=8)
+        super().__init__(workers=cores(), max_queue_size=8)
         self._source, self._images, self._size, self._batch_size = source, images, image_size, batch_size
         self._random = None if seed is None else np.random.default_rng(seed)
         self._order = np.arange(len(images))

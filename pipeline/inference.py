@@ -22,6 +22,7 @@ import numpy as np
 from pipeline import engine
 from pipeline.engine import keras, tf
 from pipeline.errors import UserError
+from pipeline.machine import cores
 
 OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 4, 32, 256  # images at once where no param says so
 _OPENVINO_PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
@@ -115,7 +116,7 @@ class OpenVINOEngine(Engine):
         graph = tf.function(lambda images: trunk(images, training=False))
         model = openvino.convert_model(graph.get_concrete_function(tf.TensorSpec((None, *size), tf.float32)))
         self.batch_size = batch_size or OPENVINO_BATCH
-        self.parallel = engine.cores()
+        self.parallel = cores()
         self.feature_dim = trunk.output_shape[1]
         self.versions = {"openvino": importlib.metadata.version("openvino")}
         model.reshape([self.batch_size, *size])

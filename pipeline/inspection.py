@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 
 from pipeline.files import Source
 from pipeline.images import ImageError, decode, file_hash, image_id
+from pipeline.machine import cores
 from pipeline.memory import Facts, Memory
 
 THUMB = 64  # pixels, square: what brightness, sharpness and the descriptor are computed on
@@ -115,7 +115,7 @@ def inspect(names: Sequence[str], source: Source, memory: Memory, processes: boo
     opener = source.opener()
     if processes is None:
         processes = opener is not None and len(names) - memory.files() >= MIN_IMAGES_FOR_PROCESSES
-    workers = os.cpu_count() or 1
+    workers = cores()
     chunks = _chunks(names, source)
     waiting: deque[_Chunk] = deque()
     with _processes(workers, opener, memory) if processes else ThreadPoolExecutor(workers) as executor:

@@ -5,7 +5,6 @@ No TensorFlow. Python's lock is hardly held: threads decode on all cores.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.images import ImageError, decode, file_hash
+from pipeline.machine import cores
 
 READ_AHEAD = 2  # batches, or tasks a thread where these are more, that are decoded while a batch is used
 TASK_IMAGES = 8  # decoded by a thread in one go
@@ -160,7 +160,7 @@ def batches(
         for place, image in enumerate(load_rows(rows), rows.start - first):
             batch[place] = image
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     task_images = min(TASK_IMAGES, batch_size)
     ahead = max(READ_AHEAD, READ_AHEAD * workers * task_images // batch_size)
     with ThreadPoolExecutor(workers) as pool:
