@@ -40,10 +40,10 @@ from pipeline.augmentation import Augmentation  # noqa: E402
 from pipeline.backbones import BACKBONES  # noqa: E402
 from pipeline.engine import device_name, keras, tf  # noqa: E402
 from pipeline.extraction import Extraction, Jobs  # noqa: E402
-from pipeline.feature_store import FeatureStore  # noqa: E402
 from pipeline.files import Folder  # noqa: E402
 from pipeline.images import decode, file_hash  # noqa: E402
 from pipeline.pixels import pixels, read_images, resize  # noqa: E402
+from pipeline.store import FeatureStore  # noqa: E402
 
 ROUNDS = 3
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import yaml  # noqa: E402
+from dvc.utils.hydra import apply_overrides  # noqa: E402
 
 from pipeline import extract, networks, paths, prepare, train_head  # noqa: E402
 from pipeline.dataset import FeatureBatches, load_features, load_split  # noqa: E402
@@ -32,14 +33,8 @@ from pipeline.params import load_params  # noqa: E402
 
 def run(stage, changes: dict) -> float:
     """Seconds that the stage took with params.yaml of this repository and `changes`, by dotted key."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        target = params
-        for section in sections:
-            target = target[section]
-        target[last] = value
-    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    apply_overrides("params.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     outputs, start = Outputs(), time.perf_counter()
     stage.main(load_params(), outputs)
     outputs.commit()

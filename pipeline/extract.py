@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import engine, feature_store, inference, networks, paths, probes, stage, timings
+from pipeline import engine, inference, networks, paths, probes, stage, store, timings
 from pipeline.augmentation import Augmentation
 from pipeline.backbones import BACKBONES, PREPROCESSING
 from pipeline.errors import UserError
@@ -76,9 +76,9 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     jobs = Jobs(manifest, params.extract.views, augmentation, image_size)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        store = stack.enter_context(feature_store.open_store(ingredients, run.feature_dim, storage))
-        extraction = Extraction(jobs, source, run, store, image_size, augmentation)
-        missing = store.missing(jobs.keys)
+        kept = stack.enter_context(store.open_store(ingredients, run.feature_dim, storage))
+        extraction = Extraction(jobs, source, run, kept, image_size, augmentation)
+        missing = kept.missing(jobs.keys)
         extraction.compute(missing, len(jobs.keys) - len(missing))
         for split, file in paths.FEATURES.items():
             plain = jobs.of(manifest.split == split, augmented=False)
@@ -86,7 +86,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         views = jobs.of(manifest.split == "train", augmented=True)
         shape = ((manifest.split == "train").sum(), params.extract.views, run.feature_dim)
         write(outputs.path(paths.TRAIN_VIEWS), extraction, views, tuple(map(int, shape)), storage)
-        saved = (len(jobs.keys) - extraction.computed) * store.seconds_per_row()
+        saved = (len(jobs.keys) - extraction.computed) * kept.seconds_per_row()
 
     meta = {
         **{name: value for name, value in ingredients.items() if name not in ("libraries", "decoding", "computing")},

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from pipeline import probes
 from pipeline.augmentation import Augmentation, view
 from pipeline.errors import UserError
-from pipeline.feature_store import KEY_BYTES, FeatureStore
 from pipeline.files import Source
 from pipeline.inference import Engine
 from pipeline.pixels import batches, read_pixels
+from pipeline.store import KEY_BYTES, FeatureStore
 
 SECONDS_BETWEEN_PUTS = 0.1  # what a kill can lose, beside the batches under way
 

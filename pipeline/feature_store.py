@@ -1,8 +1,4 @@
-"""Features, kept for ever under what they are made from: no image goes through the same network twice.
-
-A SQLite database a fingerprint, beside DVC's own temporary files: shared by the workspace and all its experiments, by
-several processes at once, and untouched by what DVC does to outputs. What is written survives a kill at any moment.
-Each may be deleted at any time: its features are computed anew.
+"""What the feature store holds; verify it, prune it.
 
 Command: python -m pipeline.feature_store                        # what is kept, and how large it is
          python -m pipeline.feature_store verify                 # read all of it; what is damaged is removed
@@ -12,197 +8,17 @@ Command: python -m pipeline.feature_store                        # what is kept,
 from __future__ import annotations
 
 import argparse
-import errno
-import hashlib
 import json
-import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from blake3 import blake3
 from tqdm import tqdm
 
-from pipeline import paths
 from pipeline.errors import UserError
-
-KEY_BYTES, CHECK_BYTES = 16, 8
-SECONDS_TO_WAIT = 60.0  # for another process that is writing
-_AT_ONCE = 500  # keys a query
-_PAGE = 16384  # bytes; a row of 1,280 float32 takes a third of it
-
-
-def folder() -> Path:
-    """Where the databases lie."""
-    return paths.kept("features")
-
-
-def fingerprint(ingredients: dict[str, Any]) -> str:
-    """The name of everything that shapes a feature, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class FeatureStore:
-    """The features of one fingerprint: rows of one length and dtype, under keys of KEY_BYTES bytes.
-
-    Args:
-        file: the database.
-        ingredients: what the features are made from; kept in it, to be read.
-        dtype: of what is kept, float32 or float16.
-
-    Raises:
-        sqlite3.Error: here and in the methods; `explain` says what to do about it.
-    """
-
-    def __init__(self, file: Path, ingredients: dict[str, Any], feature_dim: int, dtype: str) -> None:
-        self.file = file
-        self._dim, self.dtype = feature_dim, np.dtype(dtype).newbyteorder("<")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, isolation_level=None)
-        self._db.execute(f"PRAGMA page_size = {_PAGE}")
-        self._write_ahead()
-        self._db.execute("PRAGMA synchronous = NORMAL")  # a power failure can lose the last rows, a kill none
-        self._db.executescript(
-            """
-            BEGIN IMMEDIATE;
-            CREATE TABLE IF NOT EXISTS features (key BLOB UNIQUE NOT NULL, feature BLOB NOT NULL, digest BLOB NOT NULL);
-            CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-            INSERT OR IGNORE INTO about VALUES ('computed', 0), ('seconds', 0.0);
-            COMMIT;
-            """
-        )
-        self._db.execute("INSERT OR REPLACE INTO about VALUES ('ingredients', ?)", (json.dumps(ingredients),))
-        os.utime(file)  # when it was last used
-
-    def _write_ahead(self) -> None:
-        """Turn on the journal that readers and a writer share; SQLite does not wait for others here by itself."""
-        until = time.monotonic() + SECONDS_TO_WAIT
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-
-    def missing(self, keys: Sequence[bytes]) -> list[int]:
-        """The places in `keys` of those that are not kept; of equal ones the first."""
-        wanted = {}
-        for place, key in enumerate(keys):
-            wanted.setdefault(key, place)
-        for some in _slices(list(wanted)):
-            for (key,) in self._db.execute(f"SELECT key FROM features WHERE key IN ({_marks(some)})", some):
-                del wanted[key]
-        return list(wanted.values())
-
-    def put(self, keys: Sequence[bytes], features: np.ndarray, seconds: float) -> None:
-        """Keep (n, feature_dim) features, which took that long to compute, under n keys: all or none of them."""
-        blobs = [row.tobytes() for row in features.astype(self.dtype, copy=False)]
-        rows = [(key, blob, _digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
-            self._db.execute("UPDATE about SET value = value + ? WHERE name = 'computed'", (len(rows),))
-            self._db.execute("UPDATE about SET value = value + ? WHERE name = 'seconds'", (seconds,))
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    def get(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
-        """The features of `keys`, (n, feature_dim), and the places of those that are missing or damaged."""
-        features = np.zeros((len(keys), self._dim), self.dtype)
-        found: dict[bytes, bytes] = {}
-        for some in _slices(keys):
-            rows = self._db.execute(f"SELECT key, feature, digest FROM features WHERE key IN ({_marks(some)})", some)
-            found |= {key: feature for key, feature, digest in rows if self._is_whole(key, feature, digest)}
-        bad = []
-        for place, key in enumerate(keys):
-            if key in found:
-                features[place] = np.frombuffer(found[key], self.dtype)
-            else:
-                bad.append(place)
-        return features, bad
-
-    def _is_whole(self, key: bytes, feature: bytes, digest: bytes) -> bool:
-        return len(feature) == self._dim * self.dtype.itemsize and _digest(key, feature) == digest
-
-    def seconds_per_row(self) -> float:
-        """What a row took to compute, on average; 0 where none was."""
-        about = dict(self._db.execute("SELECT name, value FROM about WHERE name != 'ingredients'"))
-        return about["seconds"] / about["computed"] if about["computed"] else 0.0
-
-    def close(self) -> None:
-        self._db.close()
-
-    def __enter__(self) -> FeatureStore:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-@contextmanager
-def open_store(ingredients: dict[str, Any], feature_dim: int, dtype: str) -> Iterator[FeatureStore]:
-    """The store of what is made from `ingredients`; one for this time alone where none can be kept.
-
-    What is damaged beyond its rows, as against a damaged row, is removed.
-
-    Raises:
-        sqlite3.Error: where the disk is full, or another process holds the database for too long.
-    """
-    file = folder() / f"{fingerprint(ingredients)}.sqlite"
-    with ExitStack() as stack:
-        try:
-            try:
-                store = FeatureStore(file, ingredients, feature_dim, dtype)
-            except sqlite3.Error as error:
-                if not is_damaged(error):
-                    raise
-                print(f"{file}: is damaged ({error}): all of it is computed anew", file=sys.stderr)
-                remove(file)
-                store = FeatureStore(file, ingredients, feature_dim, dtype)
-        except (sqlite3.Error, OSError) as error:
-            if "full" in str(error) or "locked" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-                raise
-            print(f"{file}: cannot be used ({error}): nothing is kept for the next time", file=sys.stderr)
-            elsewhere = Path(stack.enter_context(TemporaryDirectory())) / file.name
-            store = FeatureStore(elsewhere, ingredients, feature_dim, dtype)
-        yield stack.enter_context(store)
-
-
-def remove(file: Path) -> None:
-    """Remove a database with what SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm"):
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
-
-
-def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether the file itself is broken, as against locked, not writable or on a full disk."""
-    return isinstance(error, sqlite3.DatabaseError) and any(
-        word in str(error) for word in ("malformed", "not a database", "no such table", "no such column", "corrupt")
-    )
-
-
-def _digest(key: bytes, feature: bytes) -> bytes:
-    return blake3(key + feature).digest(length=CHECK_BYTES)
-
-
-def _slices(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    for start in range(0, len(keys), _AT_ONCE):
-        yield keys[start : start + _AT_ONCE]
-
-
-def _marks(keys: Sequence[bytes]) -> str:
-    return ", ".join("?" * len(keys))
+from pipeline.store import SECONDS_TO_WAIT, folder, is_damaged, remove, row_digest
 
 
 def verify(file: Path) -> tuple[int, int]:
@@ -211,7 +27,7 @@ def verify(file: Path) -> tuple[int, int]:
         total = db.execute("SELECT count(*) FROM features").fetchone()[0]
         rows = db.execute("SELECT rowid, key, feature, digest FROM features")
         bar = tqdm(rows, total=total, desc=file.stem, unit=" rows", disable=None)
-        bad = [(rowid,) for rowid, key, feature, digest in bar if _digest(key, feature) != digest]
+        bad = [(rowid,) for rowid, key, feature, digest in bar if row_digest(key, feature) != digest]
         db.executemany("DELETE FROM features WHERE rowid = ?", bad)
     db.close()
     return total - len(bad), len(bad)

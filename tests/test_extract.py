@@ -21,7 +21,7 @@ import pytest
 from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image
 
-from pipeline import extract, feature_store, inference, networks, paths, prepare, probes, stage
+from pipeline import extract, inference, networks, paths, prepare, probes, stage, store
 from pipeline.augmentation import Augmentation, view
 from pipeline.errors import UserError
 from pipeline.outputs import Outputs
@@ -68,11 +68,11 @@ def contents() -> dict[Path, bytes]:
 
 
 def forget() -> None:
-    shutil.rmtree(feature_store.folder())
+    shutil.rmtree(store.folder())
 
 
 def stores() -> list[Path]:
-    return sorted(feature_store.folder().glob("*.sqlite"))
+    return sorted(store.folder().glob("*.sqlite"))
 
 
 def test_nothing_is_computed_twice_and_the_bits_do_not_show_it(here):

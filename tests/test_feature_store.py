@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from pipeline import feature_store
-from pipeline.feature_store import FeatureStore, fingerprint, open_store
+from pipeline.store import FeatureStore, fingerprint, folder, open_store, remove
 
 KEYS = [bytes([number]) * 16 for number in range(10)]
 
@@ -29,7 +29,7 @@ def rows() -> np.ndarray:
 def file(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    return feature_store.folder() / f"{fingerprint({})}.sqlite"
+    return folder() / f"{fingerprint({})}.sqlite"
 
 
 def test_what_is_put_is_got_bit_for_bit(file, rows):
@@ -106,7 +106,7 @@ def test_verify_and_prune(file, rows, capsys):
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from pipeline.feature_store import FeatureStore
+from pipeline.store import FeatureStore
 first, last = int(sys.argv[2]), int(sys.argv[3])
 with FeatureStore(Path(sys.argv[1]), {}, 100, "float32") as store:
     for number in range(first, last):
@@ -146,7 +146,7 @@ def test_what_was_put_survives_a_kill_at_any_moment(file):
         found, bad = held(file, told - 1)
         assert not bad
         assert (found == np.arange(told - 1)[:, None]).all()
-        feature_store.remove(file)
+        remove(file)
 
 
 def test_a_full_disk_loses_nothing(file, rows):
