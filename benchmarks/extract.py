@@ -1,7 +1,7 @@
 """How fast features come out: by extract, by what a Keras user writes, and by the limit of the machine, in turns.
 
 Command: python benchmarks/extract.py speed PHOTOS [BACKBONE:PRECISION...]   # class folders of photographs
-         python benchmarks/extract.py memory PHOTOS       # peak of the stage over the photographs, and 8 times them
+         python benchmarks/extract.py memory PHOTOS [BACKBONE]   # peak of the stage over them, and 8 times them
          python benchmarks/extract.py store [200000]      # rows of made-up features into the store, and out again
          python benchmarks/extract.py features PHOTOS     # what decoding at a reduced size and bfloat16 do to features
 
@@ -138,7 +138,7 @@ def speed(photos: Path, choices: list[str]) -> None:
         )
 
 
-def memory(photos: Path) -> None:
+def memory(photos: Path, backbone: str) -> None:
     """Peak memory of the stage, a process of its own, over the photographs and over 8 times as many."""
     names = photographs(photos)
     for turns in (1, 8):
@@ -153,7 +153,10 @@ def memory(photos: Path) -> None:
             for name in ("dvc.yaml", "pipeline"):
                 os.symlink(ROOT / name, root / name)
             params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-            params |= {"backbone": "mobilenetv2", "data": {"source": "photos", "root": None}}
+            weights = (
+                "pretrained" if BACKBONES[backbone].weights_path(BACKBONES[backbone].default_size).is_file() else "none"
+            )
+            params |= {"backbone": backbone, "weights": weights, "data": {"source": "photos", "root": None}}
             params["prepare"] |= {"near_distance": 0.0}
             (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
             manifest = pd.DataFrame(
@@ -167,7 +170,7 @@ def memory(photos: Path) -> None:
             code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
             done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
             print(
-                f"{len(manifest):,} photographs through mobilenetv2: {float(done.stdout.split()[-1]):,.0f} MiB at most"
+                f"{len(manifest):,} photographs through {backbone}: {float(done.stdout.split()[-1]):,.0f} MiB at most"
             )
 
 
@@ -255,8 +258,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["speed", photos, *choices]:
             speed(Path(photos), choices)
-        case ["memory", photos]:
-            memory(Path(photos))
+        case ["memory", photos, *backbone]:
+            memory(Path(photos), *backbone or ["mobilenetv2"])
         case ["store", *rows]:
             store(int(rows[0]) if rows else 200_000)
         case ["features", photos]:
