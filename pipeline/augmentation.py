@@ -33,6 +33,10 @@ class Augmentation:
     flip: bool
     jitter: float
 
+    def least(self, size: int) -> int:
+        """Pixels a side of an image whose crops still have `size` pixels a side."""
+        return int(np.ceil(size / np.sqrt(self.crop * ASPECT[0])))
+
     def text(self) -> str:
         """All of it, to make keys from."""
         return json.dumps(asdict(self), sort_keys=True)

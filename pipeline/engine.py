@@ -7,6 +7,7 @@ Where it is set already (0: everything), nothing is held back.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ else:
 for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
     tf.config.experimental.set_memory_growth(_gpu, True)
 
-__all__ = ["device_name", "keras", "make_repeatable", "tf"]
+__all__ = ["device_name", "gpu_names", "keras", "make_repeatable", "tf"]
 
 
 def make_repeatable(seed: int) -> None:
@@ -49,8 +50,13 @@ def make_repeatable(seed: int) -> None:
 
 def device_name() -> str:
     """What the networks run on, e.g. `NVIDIA H100`, `2 x NVIDIA H100` or `CPU, 2 cores`."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
+    names = Counter(gpu_names())
+    if not names:
         return f"CPU, {cores()} cores"
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-    return name if len(gpus) == 1 else f"{len(gpus)} x {name}"
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
+
+
+def gpu_names() -> list[str]:
+    """The model of each GPU that is visible."""
+    details = tf.config.experimental.get_device_details
+    return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.list_physical_devices("GPU")]

@@ -52,17 +52,14 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     storage = params.extract.storage
     augmentation = Augmentation(params.extract.crop, params.extract.flip, params.extract.jitter)
     manifest = pd.read_parquet(paths.MANIFEST)
-    fingerprints = []
 
     def build() -> engine.keras.Model:
-        trunk = networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
-        fingerprints.append(networks.weights_sha256(trunk))
-        return trunk
+        return networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
 
     run = inference.open_engine(params.extract.engine, build, params.extract.precision, batch_size)
     ingredients = {
         "backbone": params.backbone,
-        "weights_sha256": fingerprints[0],
+        "weights_sha256": run.weights_sha256,
         "preprocessing": PREPROCESSING[row.preprocessing],
         "image_size": image_size,
         "pooling": params.extract.pooling,
@@ -107,7 +104,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         "images_per_second": rate,
         "seconds_saved": saved,
         "feature_dim": run.feature_dim,
-        "device": f"{engine.device_name()}",
+        "device": engine.device_name(),
     }
     timings.write(outputs, values, outputs.json(paths.FEATURES_META, meta))
     tell(params, values, run, image_size)

@@ -28,6 +28,7 @@ class Jobs:
     """What is to be computed: the plain view of every image, and augmented views of those in train.
 
     Attributes:
+        paths, hashes: path and file_hash of each image, by the manifest's row.
         rows, numbers: the manifest's row and the view's number of each job, those of an image side by side.
         keys: its name in the feature store: what the view is made from.
     """
@@ -73,8 +74,7 @@ class Extraction:
         """The views of `chosen` jobs, (size, size, 3) uint8 each; an image is read once for its views side by side."""
         jobs, size = self._jobs, self._size
         for (row, augmented), group in itertools.groupby(chosen, lambda job: (jobs.rows[job], jobs.numbers[job] > 0)):
-            # A crop of a quarter of the area still has all the pixels that it needs.
-            least = 2 * size if augmented else size
+            least = self._augmentation.least(size) if augmented else size
             image = read_pixels(self._source, jobs.paths[row], jobs.hashes[row], least)
             for job in group:
                 yield view(image, size, self._augmentation, jobs.hashes[row], int(jobs.numbers[job]))
@@ -129,7 +129,7 @@ class Extraction:
         keys = [self._jobs.keys[job] for job in chosen]
         features, bad = self._store.get(keys)
         if bad:
-            print(f"extract: {len(bad)} features in {self._store.file} are damaged: computed anew", file=sys.stderr)
+            print(f"extract: {self._store.file}: damaged rows, {len(bad)} here, are computed anew", file=sys.stderr)
             self.compute([chosen[place] for place in bad], 0)
             features, bad = self._store.get(keys)
             if bad:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -23,6 +24,7 @@ from pipeline.store import SECONDS_TO_WAIT, folder, is_damaged, remove, row_dige
 
 def verify(file: Path) -> tuple[int, int]:
     """Read every row; returns how many are whole, and how many were damaged and are removed."""
+    used = file.stat()
     with sqlite3.connect(file, timeout=SECONDS_TO_WAIT) as db:
         total = db.execute("SELECT count(*) FROM features").fetchone()[0]
         rows = db.execute("SELECT rowid, key, feature, digest FROM features")
@@ -30,6 +32,7 @@ def verify(file: Path) -> tuple[int, int]:
         bad = [(rowid,) for rowid, key, feature, digest in bar if row_digest(key, feature) != digest]
         db.executemany("DELETE FROM features WHERE rowid = ?", bad)
     db.close()
+    os.utime(file, ns=(used.st_atime_ns, used.st_mtime_ns))  # by an extraction, that is
     return total - len(bad), len(bad)
 
 
@@ -41,12 +44,15 @@ def describe(file: Path) -> dict[str, Any]:
         ingredients = json.loads(db.execute("SELECT value FROM about WHERE name = 'ingredients'").fetchone()[0])
     finally:
         db.close()
-    parts = [file.with_name(file.name + suffix) for suffix in ("", "-wal", "-shm")]
-    size = sum(part.stat().st_size for part in parts if part.exists())
-    return {"rows": rows, "bytes": size, "days": (time.time() - file.stat().st_mtime) / 86400, **ingredients}
+    return {"rows": rows, "bytes": size_of(file), "days": (time.time() - file.stat().st_mtime) / 86400, **ingredients}
 
 
-_COLUMNS = ("backbone", "image_size", "pooling", "precision", "engine", "storage")
+def size_of(file: Path) -> int:
+    """Bytes of a database with what SQLite keeps beside it."""
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+
+
+_COLUMNS = ("backbone", "weights_sha256", "image_size", "pooling", "precision", "engine", "storage")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="list | verify | prune")
     commands.add_parser("list", help="what is kept, and how large it is (the default)")
     commands.add_parser("verify", help="read every row; what is damaged is removed and computed anew when needed")
-    prune = commands.add_parser("prune", help="remove what is named or long unused")
+    prune = commands.add_parser("prune", help="remove what is named or long unused, while no extraction uses it")
     prune.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT")
     prune.add_argument("--unused-for", type=float, metavar="DAYS", help="also what no extraction has used for so long")
     prune.add_argument("--all", action="store_true", help="remove everything")
@@ -86,7 +92,7 @@ def _list(files: list[Path]) -> int:
             print(f"{file.stem:<17} damaged: {error}; `prune {file.stem}` removes it")
             continue
         total += about["bytes"]
-        words = ", ".join(str(about.get(name, "?")) for name in _COLUMNS)
+        words = ", ".join(str(about.get(name, "?"))[:16] for name in _COLUMNS)
         print(f"{file.stem:<17} {about['rows']:>10,} {about['bytes'] / 1e6:>9,.1f} {about['days']:>6.1f}  {words}")
     print(f"{total / 1e6:,.1f} MB in {folder()}; days: since an extraction last used it")
     return damaged
@@ -118,7 +124,7 @@ def _prune(files: list[Path], fingerprints: list[str], unused_for: float | None,
     for file in files:
         old = unused_for is not None and time.time() - file.stat().st_mtime > unused_for * 86400
         if everything or old or file.stem in fingerprints:
-            freed += file.stat().st_size
+            freed += size_of(file)
             remove(file)
             print(f"{file.stem}: removed")
     print(f"{freed / 1e6:,.1f} MB are free again")

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import engine
-from pipeline.engine import keras, tf
+from pipeline import networks
+from pipeline.engine import gpu_names, keras, tf
 from pipeline.errors import UserError
 from pipeline.machine import cores
 
@@ -46,6 +46,7 @@ class Engine(ABC):
         batch_size: images a call at most.
         parallel: how many calls keep the device busy.
         feature_dim: of the features.
+        weights_sha256: see `networks.weights_sha256`.
     """
 
     name: str
@@ -54,12 +55,13 @@ class Engine(ABC):
     batch_size: int
     parallel: int
     feature_dim: int
+    weights_sha256: str
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(b, feature_dim) float32 of (b, size, size, 3) uint8, b <= batch_size.
 
         Raises:
-            OutOfMemoryError: where a batch of batch_size does not fit.
+            OutOfMemoryError: where a batch of batch_size does not fit; of TensorFlow alone.
         """
         if len(images) == self.batch_size:
             return self._run(images)
@@ -89,7 +91,7 @@ class Engine(ABC):
 class OpenVINOEngine(Engine):
     """The graph of the Keras model, compiled by OpenVINO for the CPU.
 
-    One stream, one thread each, a core: streams do not wait for each other as the threads of one batch do, and the bits
+    One stream of one thread per core: streams do not wait for each other as the threads of one batch do, and the bits
     do not depend on the number of cores.
 
     Args:
@@ -108,8 +110,8 @@ class OpenVINOEngine(Engine):
         hint, capability = _OPENVINO_PRECISION[precision]
         if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UserError(
-                f"extract.precision: this processor does not compute in {precision}; use float32, or extract.engine "
-                "tensorflow, which is slow at it"
+                f"params.yaml: extract.precision {precision}: this processor does not compute in it; use float32, or "
+                "extract.engine tensorflow, which is slow at it"
             )
         trunk = build()
         size = trunk.input_shape[1:]
@@ -118,6 +120,7 @@ class OpenVINOEngine(Engine):
         self.batch_size = batch_size or OPENVINO_BATCH
         self.parallel = cores()
         self.feature_dim = trunk.output_shape[1]
+        self.weights_sha256 = networks.weights_sha256(trunk)
         self.versions = {"openvino": importlib.metadata.version("openvino")}
         model.reshape([self.batch_size, *size])
         preprocessor = openvino.preprocess.PrePostProcessor(model)
@@ -167,12 +170,13 @@ class TensorFlowEngine(Engine):
         self.versions = {"tensorflow": tf.__version__}
         if gpus:
             tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
-            self.device = engine.device_name()
+            self.device = ", ".join(sorted(set(gpu_names())))
         trunks = []
         for device in devices:
             with tf.device(device), _policy("float32" if precision == "float32" else f"mixed_{precision}"):
                 trunks.append(build())
         self.feature_dim = trunks[0].output_shape[1]
+        self.weights_sha256 = networks.weights_sha256(trunks[0])
         specification = tf.TensorSpec((self.batch_size, *trunks[0].input_shape[1:]), tf.uint8)
         self._graphs: queue.SimpleQueue = queue.SimpleQueue()
         graphs = [_graph(trunk, device, specification) for trunk, device in zip(trunks, devices, strict=True)]
@@ -231,7 +235,6 @@ def open_engine(
 
     Raises:
         UserError: where there is no such engine, or it does not compute in that precision.
-        OutOfMemoryError: where the network alone does not fit.
     """
     if kind == "tensorflow" or (kind == "auto" and tf.config.list_physical_devices("GPU")):
         return TensorFlowEngine(build, precision, batch_size)
@@ -243,7 +246,8 @@ def open_engine(
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         if kind == "openvino":
             raise UserError(
-                f"extract.engine: openvino cannot run this backbone here ({reason}); use auto or tensorflow"
+                f"params.yaml: extract.engine openvino: it cannot run this backbone here ({reason}); "
+                "use auto or tensorflow"
             ) from error
         print(f"extract: TensorFlow takes the place of OpenVINO, which cannot run this backbone here ({reason})")
         return TensorFlowEngine(build, precision, batch_size)

@@ -1,6 +1,6 @@
 """Fingerprints of what cannot be listed: how images are decoded, and how an engine rounds, seen in what comes out.
 
-A change of a library, a processor or this code that changes no bit changes no fingerprint; one that does is seen.
+A change of the processor or of this code that changes no bit changes no fingerprint; one that does is seen.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Features, kept for ever under what they are made from: no image goes through the same network twice.
 
-A SQLite database a fingerprint, beside DVC's own temporary files: shared by the workspace and all its experiments, by
+A SQLite database per fingerprint, beside DVC's own temporary files: shared by the workspace and all its experiments, by
 several processes at once, and untouched by what DVC does to outputs. What is written survives a kill at any moment.
 Each may be deleted at any time: its features are computed anew. `pipeline.feature_store` is the command for that.
 """
@@ -50,7 +50,7 @@ class FeatureStore:
         dtype: of what is kept, float32 or float16.
 
     Raises:
-        sqlite3.Error: here and in the methods; `explain` says what to do about it.
+        sqlite3.Error: here and in the methods, where the file is damaged, locked or cannot be written.
     """
 
     def __init__(self, file: Path, ingredients: dict[str, Any], feature_dim: int, dtype: str) -> None:

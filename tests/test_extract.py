@@ -184,7 +184,7 @@ def test_views_are_made_once_and_drawn_from_the_image_alone(here):
     assert run(**{**recipe, "extract.jitter": 0.1, "extract.views": 1})["computed"] == len(train)
 
     row = train.iloc[-1]
-    whole = pixels((here / "photos" / row.path).read_bytes(), 64)
+    whole = pixels((here / "photos" / row.path).read_bytes(), Augmentation(0.5, True, 0.2).least(32))
     image = view(whole, 32, Augmentation(0.5, True, 0.2), row.file_hash, 2)
     trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
     expected = networks.predict(trunk, image[None], 2)[0]
@@ -219,7 +219,7 @@ def test_a_damaged_row_is_computed_anew_with_a_warning(here, capsys):
         db.execute("UPDATE features SET feature = zeroblob(5120) WHERE rowid IN (3, 9)")
     capsys.readouterr()
     assert run()["computed"] == 2
-    assert "2 features in" in capsys.readouterr().err
+    assert "damaged rows, 2 here, are computed anew" in capsys.readouterr().err
     assert contents() == fresh
     assert run()["computed"] == 0
 

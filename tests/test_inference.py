@@ -77,7 +77,7 @@ def test_a_precision_that_the_processor_lacks_is_told(monkeypatch):
     import openvino
 
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
-    with pytest.raises(UserError, match=r"extract\.precision: this processor does not compute in bfloat16"):
+    with pytest.raises(UserError, match=r"params\.yaml: extract\.precision bfloat16: this processor"):
         open_engine("auto", build, "bfloat16", 4)
 
 
@@ -105,7 +105,7 @@ def test_auto_is_openvino_on_cpus_and_tensorflow_where_that_cannot(monkeypatch, 
     monkeypatch.setattr(inference, "_import_openvino", no_wheel)
     assert open_engine("auto", build, "float32", None).name == "tensorflow"
     assert "TensorFlow takes the place of OpenVINO" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"extract\.engine: openvino cannot run this backbone here \(no wheel"):
+    with pytest.raises(UserError, match=r"extract\.engine openvino: it cannot run this backbone here \(no wheel"):
         open_engine("openvino", build, "float32", None)
 
 
