@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def main(params: Params, outputs: Outputs) -> None:
         try:
             extract(params, outputs, batch_size)
             return
+        except store.DamagedStoreError as error:
+            print(error, file=sys.stderr)
         except inference.OutOfMemoryError as error:
             if error.batch_size <= 2:
                 raise UserError(f"extract: two images do not fit into the memory of the device ({error})") from error

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.store import SECONDS_TO_WAIT, folder, is_damaged, remove, row_digest
+from pipeline.store import SECONDS_TO_WAIT, folder, is_damaged, is_whole, remove
 
 
 def verify(file: Path) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def verify(file: Path) -> tuple[int, int]:
         total = db.execute("SELECT count(*) FROM features").fetchone()[0]
         rows = db.execute("SELECT rowid, key, feature, digest FROM features")
         bar = tqdm(rows, total=total, desc=file.stem, unit=" rows", disable=None)
-        bad = [(rowid,) for rowid, key, feature, digest in bar if row_digest(key, feature) != digest]
+        bad = [(rowid,) for rowid, key, feature, digest in bar if not is_whole(key, feature, digest)]
         db.executemany("DELETE FROM features WHERE rowid = ?", bad)
     db.close()
     os.utime(file, ns=(used.st_atime_ns, used.st_mtime_ns))  # by an extraction, that is
@@ -118,6 +118,8 @@ def _prune(files: list[Path], fingerprints: list[str], unused_for: float | None,
     unknown = set(fingerprints) - {file.stem for file in files}
     if unknown:
         raise UserError(f"{', '.join(sorted(unknown))}: not kept; `python -m pipeline.feature_store` lists what is")
+    if unused_for is not None and not unused_for >= 0:
+        raise UserError(f"prune: --unused-for must be days, 0 or more, got {unused_for}")
     if not fingerprints and unused_for is None and not everything:
         raise UserError("prune: say what: FINGERPRINT..., --unused-for DAYS or --all")
     freed = 0

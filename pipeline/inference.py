@@ -1,7 +1,7 @@
 """Engines: what runs the frozen trunk over batches of images, on the CPU or on every GPU there is.
 
-All are made from the same Keras model. An image has the same features in every batch, at every place, whatever else is
-in it; short batches are padded.
+All are made from the same Keras model; short batches are padded. In OpenVINO an image has the same features in every
+batch, at every place. So it has in TensorFlow with most networks; ConvNeXt's differ there by 1e-6 with the place.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Engine(ABC):
 
     Attributes:
         name: `tensorflow` or `openvino`.
-        versions: of the libraries that compute.
+        versions: of the libraries that compute, and what else their bits depend on.
         device: its name where its bits are no fingerprint, since kernels may be chosen by timing them; else empty.
         batch_size: images a call at most.
         parallel: how many calls keep the device busy.
@@ -167,7 +167,8 @@ class TensorFlowEngine(Engine):
         devices = devices or gpus or ["/CPU:0"]
         self.batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # one alone gets other bits
         self.parallel = 2 * len(devices) if gpus else len(devices)  # one copies to the GPU while one computes
-        self.versions = {"tensorflow": tf.__version__}
+        # With some networks TensorFlow rounds otherwise in batches of another size.
+        self.versions = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
         if gpus:
             tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
             self.device = ", ".join(sorted(set(gpu_names())))

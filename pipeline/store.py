@@ -41,6 +41,10 @@ def fingerprint(ingredients: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class DamagedStoreError(Exception):
+    """A database that was damaged beyond its rows, and is removed."""
+
+
 class FeatureStore:
     """The features of one fingerprint: rows of one length and dtype, under keys of KEY_BYTES bytes.
 
@@ -92,13 +96,13 @@ class FeatureStore:
             wanted.setdefault(key, place)
         for some in _slices(list(wanted)):
             for (key,) in self._db.execute(f"SELECT key FROM features WHERE key IN ({_marks(some)})", some):
-                del wanted[key]
+                wanted.pop(key, None)  # a damaged index gives any key
         return list(wanted.values())
 
     def put(self, keys: Sequence[bytes], features: np.ndarray, seconds: float) -> None:
         """Keep (n, feature_dim) features, which took that long to compute, under n keys: all or none of them."""
         blobs = [row.tobytes() for row in features.astype(self.dtype, copy=False)]
-        rows = [(key, blob, row_digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
+        rows = [(key, blob, _digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
@@ -126,7 +130,7 @@ class FeatureStore:
         return features, bad
 
     def _is_whole(self, key: bytes, feature: bytes, digest: bytes) -> bool:
-        return len(feature) == self._dim * self.dtype.itemsize and row_digest(key, feature) == digest
+        return is_whole(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize
 
     def seconds_per_row(self) -> float:
         """What a row took to compute, on average; 0 where none was."""
@@ -150,6 +154,7 @@ def open_store(ingredients: dict[str, Any], feature_dim: int, dtype: str) -> Ite
     What is damaged beyond its rows, as against a damaged row, is removed.
 
     Raises:
+        DamagedStoreError: where damage shows later; the database is removed, and another try begins with an empty one.
         sqlite3.Error: where the disk is full, or another process holds the database for too long.
     """
     file = folder() / f"{fingerprint(ingredients)}.sqlite"
@@ -169,7 +174,14 @@ def open_store(ingredients: dict[str, Any], feature_dim: int, dtype: str) -> Ite
             print(f"{file}: cannot be used ({error}): nothing is kept for the next time", file=sys.stderr)
             elsewhere = Path(stack.enter_context(TemporaryDirectory())) / file.name
             store = FeatureStore(elsewhere, ingredients, feature_dim, dtype)
-        yield stack.enter_context(store)
+        try:
+            yield stack.enter_context(store)
+        except sqlite3.DatabaseError as error:
+            if not is_damaged(error):
+                raise
+            store.close()
+            remove(store.file)
+            raise DamagedStoreError(f"{store.file}: is damaged ({error}): all of it is computed anew") from error
 
 
 def remove(file: Path) -> None:
@@ -185,7 +197,12 @@ def is_damaged(error: sqlite3.Error) -> bool:
     )
 
 
-def row_digest(key: bytes, feature: bytes) -> bytes:
+def is_whole(key: object, feature: object, digest: object) -> bool:
+    """Whether a row, of whatever a damaged file gives, is as it was put."""
+    return isinstance(key, bytes) and isinstance(feature, bytes) and _digest(key, feature) == digest
+
+
+def _digest(key: bytes, feature: bytes) -> bytes:
     return blake3(key + feature).digest(length=CHECK_BYTES)
 
 
