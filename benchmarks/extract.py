@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import io
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +32,7 @@ import pandas as pd  # noqa: E402
 import yaml  # noqa: E402
 from blake3 import blake3  # noqa: E402
 from PIL import Image  # noqa: E402
+from prepare import machine, seconds  # noqa: E402
 
 from pipeline import inference, networks  # noqa: E402
 from pipeline.augmentation import Augmentation  # noqa: E402
@@ -47,12 +46,6 @@ from pipeline.store import FeatureStore  # noqa: E402
 
 ROUNDS = 3
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def trunk_of(backbone: str) -> keras.Model:
@@ -87,7 +80,10 @@ def speed(photos: Path, choices: list[str]) -> None:
     hashes = [file_hash(source.read(name)) for name in names]
     manifest = pd.DataFrame({"path": names, "file_hash": hashes, "split": "test"})
     size = statistics.mean(len(source.read(name)) for name in names)
-    print(f"{machine()}; {len(names):,} photographs of {size / 1024:.0f} KiB on average")
+    print(
+        f"{machine()}, {device_name()}, TensorFlow {tf.__version__}; "
+        f"{len(names):,} photographs of {size / 1024:.0f} KiB on average"
+    )
     print(f"{'':<24} {'engine':<11} {'a':>6} {'b':>6} {'c':>6} {'decode':>7} {'forward':>8} {'a/b':>6} {'a/c':>6}")
     for choice in choices or DEFAULT:
         backbone, precision = choice.split(":")
@@ -157,7 +153,6 @@ def memory(photos: Path, backbone: str) -> None:
                 "pretrained" if BACKBONES[backbone].weights_path(BACKBONES[backbone].default_size).is_file() else "none"
             )
             params |= {"backbone": backbone, "weights": weights, "data": {"source": "photos", "root": None}}
-            params["prepare"] |= {"near_distance": 0.0}
             (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
             manifest = pd.DataFrame(
                 {"path": sorted(str(file.relative_to(root / "photos")) for file in (root / "photos").rglob("*.*"))}
@@ -244,14 +239,6 @@ def moved(found: np.ndarray, reference: np.ndarray) -> str:
     distance = np.linalg.norm(found - reference, axis=1) / np.linalg.norm(reference, axis=1)
     others = np.linalg.norm(reference - np.roll(reference, 1, axis=0), axis=1) / np.linalg.norm(reference, axis=1)
     return f"{distance.mean():.2e} of their length (two photographs: {others.mean():.2f})"
-
-
-def machine() -> str:
-    try:
-        name = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{os.cpu_count()} cores of {name.split(':')[-1].strip()}, {device_name()}, TensorFlow {tf.__version__}"
 
 
 if __name__ == "__main__":

@@ -51,6 +51,9 @@ def _load(file: Path, images: int) -> np.ndarray:
     return features
 
 
+EVALUATION_BATCH = 256  # rows at once where nothing is learned from them
+
+
 class FeatureBatches(keras.utils.PyDataset):
     """Batches of features (b, feature_dim) float32 and targets (b,) int32; only those are in memory.
 

@@ -15,13 +15,11 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_s
 from tqdm import tqdm
 
 from pipeline import networks, paths, stage
-from pipeline.dataset import FeatureBatches, load_classes, load_features, load_split
+from pipeline.dataset import EVALUATION_BATCH, FeatureBatches, load_classes, load_features, load_split
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.pixels import read_images
 from pipeline.sources import open_source
-
-HEAD_BATCH = 256
 
 
 def score(targets: np.ndarray, probabilities: np.ndarray, top_k: int) -> dict[str, float]:
@@ -46,7 +44,7 @@ def main(params: Params, outputs: Outputs) -> None:
     classes = load_classes()
     head, _ = networks.load(paths.HEAD)
     model, _ = networks.load(paths.MODEL)
-    features = FeatureBatches(load_features("test", len(test)), test.target.to_numpy(), HEAD_BATCH)
+    features = FeatureBatches(load_features("test", len(test)), test.target.to_numpy(), EVALUATION_BATCH)
     head_probabilities = head.predict(features, verbose=0)
     with open_source(params.data.source, params.data.root) as source:
         size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH

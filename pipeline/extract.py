@@ -29,7 +29,7 @@ from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
 
-ROWS_AT_ONCE = 1024  # read from the store and written
+BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "opencv-python-headless", "openvino", "pillow", "simplejpeg", "tensorflow")
 
 
@@ -38,8 +38,9 @@ def write(file: Path, extraction: Extraction, jobs: np.ndarray, shape: tuple[int
     with file.open("wb") as stream:
         header = {"descr": np.dtype(storage).newbyteorder("<").str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        for start in range(0, len(jobs), ROWS_AT_ONCE):
-            stream.write(extraction.features(jobs[start : start + ROWS_AT_ONCE]).tobytes())
+        rows = max(1, BYTES_AT_ONCE // (shape[-1] * np.dtype(storage).itemsize))
+        for start in range(0, len(jobs), rows):
+            stream.write(extraction.features(jobs[start : start + rows]).tobytes())
 
 
 def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
@@ -58,7 +59,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         return networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
 
     run = inference.open_engine(params.extract.engine, build, params.extract.precision, batch_size)
-    ingredients = {
+    recipe = {
         "backbone": params.backbone,
         "weights_sha256": run.weights_sha256,
         "preprocessing": PREPROCESSING[row.preprocessing],
@@ -67,7 +68,11 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         "engine": run.name,
         "precision": params.extract.precision,
         "storage": storage,
-        "libraries": {**run.versions, "pillow": importlib.metadata.version("pillow")},
+    }
+    ingredients = {
+        **recipe,
+        "arithmetic": run.arithmetic,
+        "pillow": importlib.metadata.version("pillow"),
         "decoding": probes.decoding(image_size),
         "computing": run.device or probes.network(run, image_size),
     }
@@ -87,7 +92,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         saved = (len(jobs.keys) - extraction.computed) * kept.seconds_per_row()
 
     meta = {
-        **{name: value for name, value in ingredients.items() if name not in ("libraries", "decoding", "computing")},
+        **recipe,
         "feature_dim": run.feature_dim,
         "views": {"count": params.extract.views, **augmentation.__dict__} if params.extract.views else None,
         "weights": params.weights,
@@ -132,13 +137,16 @@ def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_si
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     engine.make_repeatable(params.seed)
-    batch_size = params.extract.batch_size
+    batch_size, damaged = params.extract.batch_size, False
     while True:
         try:
             extract(params, outputs, batch_size)
             return
         except store.DamagedStoreError as error:
-            print(error, file=sys.stderr)
+            if damaged:
+                raise UserError(f"{error}; it was made anew just before: is the disk sound?") from error
+            damaged = True
+            print(f"extract: {error}: all of it is computed anew", file=sys.stderr)
         except inference.OutOfMemoryError as error:
             if error.batch_size <= 2:
                 raise UserError(f"extract: two images do not fit into the memory of the device ({error})") from error

@@ -19,13 +19,14 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.store import SECONDS_TO_WAIT, folder, is_damaged, is_whole, remove
+from pipeline.sqlite import files_of, is_damaged, remove
+from pipeline.store import SECONDS_TO_WAIT, folder, is_whole
 
 
 def verify(file: Path) -> tuple[int, int]:
     """Read every row; returns how many are whole, and how many were damaged and are removed."""
     used = file.stat()
-    with sqlite3.connect(file, timeout=SECONDS_TO_WAIT) as db:
+    with sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=SECONDS_TO_WAIT) as db:
         total = db.execute("SELECT count(*) FROM features").fetchone()[0]
         rows = db.execute("SELECT rowid, key, feature, digest FROM features")
         bar = tqdm(rows, total=total, desc=file.stem, unit=" rows", disable=None)
@@ -49,7 +50,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 def size_of(file: Path) -> int:
     """Bytes of a database with what SQLite keeps beside it."""
-    return sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*"))
+    return sum(part.stat().st_size for part in files_of(file))
 
 
 _COLUMNS = ("backbone", "weights_sha256", "image_size", "pooling", "precision", "engine", "storage")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     prune.add_argument("--unused-for", type=float, metavar="DAYS", help="also what no extraction has used for so long")
     prune.add_argument("--all", action="store_true", help="remove everything")
     arguments = parser.parse_args(argv)
-    files = sorted(folder().glob("*.sqlite"))
+    files = sorted(file for file in folder().glob("*.sqlite") if file.is_file())
     try:
         if arguments.command == "verify":
             return _verify(files)
@@ -89,7 +90,9 @@ def _list(files: list[Path]) -> int:
             about = describe(file)
         except (sqlite3.Error, TypeError, ValueError) as error:
             damaged = 1
-            print(f"{file.stem:<17} damaged: {error}; `prune {file.stem}` removes it")
+            broken = not isinstance(error, sqlite3.Error) or is_damaged(error)
+            what = f"damaged: {error}; `prune {file.stem}` removes it" if broken else f"cannot be opened: {error}"
+            print(f"{file.stem:<17} {what}")
             continue
         total += about["bytes"]
         words = ", ".join(str(about.get(name, "?"))[:16] for name in _COLUMNS)
@@ -105,7 +108,7 @@ def _verify(files: list[Path]) -> int:
             good, bad = verify(file)
         except sqlite3.Error as error:
             if not is_damaged(error):
-                raise UserError(f"{file}: {error}; try again when no extraction is running") from error
+                raise UserError(f"{file}: {error}; is it yours to write, and is no extraction running?") from error
             damaged = 1
             print(f"{file.stem}: cannot be read ({error}); `prune {file.stem}` removes it")
             continue
@@ -127,7 +130,10 @@ def _prune(files: list[Path], fingerprints: list[str], unused_for: float | None,
         old = unused_for is not None and time.time() - file.stat().st_mtime > unused_for * 86400
         if everything or old or file.stem in fingerprints:
             freed += size_of(file)
-            remove(file)
+            try:
+                remove(file)
+            except OSError as error:
+                raise UserError(f"{file}: cannot be removed: {error.strerror}") from error
             print(f"{file.stem}: removed")
     print(f"{freed / 1e6:,.1f} MB are free again")
     return 0

@@ -41,7 +41,7 @@ class Engine(ABC):
 
     Attributes:
         name: `tensorflow` or `openvino`.
-        versions: of the libraries that compute, and what else their bits depend on.
+        arithmetic: what its rounding depends on beside the network and the processor.
         device: its name where its bits are no fingerprint, since kernels may be chosen by timing them; else empty.
         batch_size: images a call at most.
         parallel: how many calls keep the device busy.
@@ -50,7 +50,7 @@ class Engine(ABC):
     """
 
     name: str
-    versions: dict[str, str]
+    arithmetic: dict[str, str]
     device = ""
     batch_size: int
     parallel: int
@@ -121,7 +121,7 @@ class OpenVINOEngine(Engine):
         self.parallel = cores()
         self.feature_dim = trunk.output_shape[1]
         self.weights_sha256 = networks.weights_sha256(trunk)
-        self.versions = {"openvino": importlib.metadata.version("openvino")}
+        self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
         model.reshape([self.batch_size, *size])
         preprocessor = openvino.preprocess.PrePostProcessor(model)
         preprocessor.input().tensor().set_element_type(openvino.Type.u8)  # the cast is part of the graph
@@ -168,7 +168,7 @@ class TensorFlowEngine(Engine):
         self.batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # one alone gets other bits
         self.parallel = 2 * len(devices) if gpus else len(devices)  # one copies to the GPU while one computes
         # With some networks TensorFlow rounds otherwise in batches of another size.
-        self.versions = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
+        self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
         if gpus:
             tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
             self.device = ", ".join(sorted(set(gpu_names())))

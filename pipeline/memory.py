@@ -10,13 +10,15 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
 from blake3 import blake3
+
+from pipeline.sqlite import is_damaged, marks, remove
 
 
 class Facts(NamedTuple):
@@ -72,9 +74,9 @@ class Memory:
             try:
                 self._db = self._open(file)
             except sqlite3.DatabaseError as error:
-                if _passing(error):
+                if not is_damaged(error):
                     raise
-                self._remove()
+                remove(self._file)
                 self._db = self._open(file)
         except (sqlite3.Error, OSError) as error:
             self._do_without(error)
@@ -116,14 +118,14 @@ class Memory:
         """The facts about those files, given as name and version, that have not changed."""
         found = self._select(
             f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) "
-            f"WHERE source = ? AND name IN ({_marks(versions)})",
+            f"WHERE source = ? AND name IN ({marks(versions)})",
             (self._source, *versions),
         )
         return {name: Facts(*facts) for name, version, *facts in found if version == versions[name]}
 
     def recall_contents(self, file_hashes: list[str]) -> dict[str, Facts]:
         """The facts about those contents that are known, by hash."""
-        found = self._select(f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({_marks(file_hashes)})", file_hashes)
+        found = self._select(f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({marks(file_hashes)})", file_hashes)
         return {facts.file_hash: facts for facts in (Facts(*row) for row in found)}
 
     def remember(self, rows: list[tuple[str, str | None, Facts]]) -> None:
@@ -151,8 +153,10 @@ class Memory:
     def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
         """One statement for all rows: between statements other threads would take Python's lock."""
         if rows and self._db:
-            marks = ", ".join([f"({_marks(rows[0])})"] * len(rows))
-            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES {marks}", [value for row in rows for value in row])
+            places = ", ".join([f"({marks(rows[0])})"] * len(rows))
+            self._db.execute(
+                f"INSERT OR REPLACE INTO {table} VALUES {places}", [value for row in rows for value in row]
+            )
 
     def _do_without(self, error: Exception) -> None:
         """Go on without remembering; what is damaged is removed, so that the next run has a memory again."""
@@ -161,12 +165,8 @@ class Memory:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
-        if isinstance(error, sqlite3.Error) and not _passing(error):
-            self._remove()
-
-    def _remove(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+        if is_damaged(error):
+            remove(self._file)
 
     def close(self) -> None:
         """Keep all but what is old."""
@@ -183,15 +183,6 @@ class Memory:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _passing(error: sqlite3.Error) -> bool:
-    """Whether nothing is wrong with the database itself: it is locked, not to be written, or the disk is full."""
-    return any(word in str(error) for word in ("locked", "readonly", "full", "unable to open", "disk I/O"))
-
-
-def _marks(values: Iterable[object]) -> str:
-    return ", ".join("?" for _ in values)
 
 
 def _code_version() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.backbones import BACKBONES
@@ -88,7 +88,7 @@ class Extract(_Section):
     storage: Literal["float32", "float16"]
     views: Annotated[int, _within(int, "[0, 1000]")]
     crop: Annotated[float, _within(float, "(0, 1]")]
-    flip: bool
+    flip: StrictBool
     jitter: Annotated[float, _within(float, "[0, 1)")]
 
 
@@ -200,6 +200,7 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
     rule = {
         "value_error": lambda: str(detail["ctx"]["error"]),
         "literal_error": lambda: f"one of {detail['ctx']['expected']}",
+        "bool_type": lambda: "true or false",
         "list_type": lambda: "a list of integers, e.g. [128]",
         "model_type": lambda: "a section with keys of its own",
     }.get(detail["type"], lambda: "a text, not empty")()

@@ -69,10 +69,14 @@ def _is_turned(data: bytes) -> bool:
     """Whether EXIF or XMP may say that the pixels are not upright as they are stored."""
     start = data.find(b"Exif\0\0")
     exif = Image.Exif()
-    try:
-        exif.load(data[start : start + 2**16] if start >= 0 else b"")
-    except Exception:  # of many kinds, where it is damaged
-        return True
+    if start >= 0:
+        # In one segment of its own kind; what is spread, repeated or of another kind, Pillow puts together.
+        if data[start - 4 : start - 2] != b"\xff\xe1" or data.count(b"Exif\0\0") > 1:
+            return True
+        try:
+            exif.load(data[start : start + 2**16])
+        except Exception:  # of many kinds, where it is damaged
+            return True
     return exif.get(0x0112, 1) != 1 or b"tiff:Orientation" in data
 
 

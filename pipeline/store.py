@@ -24,6 +24,7 @@ import numpy as np
 from blake3 import blake3
 
 from pipeline import paths
+from pipeline.sqlite import is_damaged, marks, remove
 
 KEY_BYTES, CHECK_BYTES = 16, 8
 SECONDS_TO_WAIT = 60.0  # for another process that is writing
@@ -95,7 +96,7 @@ class FeatureStore:
         for place, key in enumerate(keys):
             wanted.setdefault(key, place)
         for some in _slices(list(wanted)):
-            for (key,) in self._db.execute(f"SELECT key FROM features WHERE key IN ({_marks(some)})", some):
+            for (key,) in self._db.execute(f"SELECT key FROM features WHERE key IN ({marks(some)})", some):
                 wanted.pop(key, None)  # a damaged index gives any key
         return list(wanted.values())
 
@@ -119,7 +120,7 @@ class FeatureStore:
         features = np.zeros((len(keys), self._dim), self.dtype)
         found: dict[bytes, bytes] = {}
         for some in _slices(keys):
-            rows = self._db.execute(f"SELECT key, feature, digest FROM features WHERE key IN ({_marks(some)})", some)
+            rows = self._db.execute(f"SELECT key, feature, digest FROM features WHERE key IN ({marks(some)})", some)
             found |= {key: feature for key, feature, digest in rows if self._is_whole(key, feature, digest)}
         bad = []
         for place, key in enumerate(keys):
@@ -181,20 +182,7 @@ def open_store(ingredients: dict[str, Any], feature_dim: int, dtype: str) -> Ite
                 raise
             store.close()
             remove(store.file)
-            raise DamagedStoreError(f"{store.file}: is damaged ({error}): all of it is computed anew") from error
-
-
-def remove(file: Path) -> None:
-    """Remove a database with what SQLite keeps beside it."""
-    for suffix in ("", "-wal", "-shm"):
-        file.with_name(file.name + suffix).unlink(missing_ok=True)
-
-
-def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether the file itself is broken, as against locked, not writable or on a full disk."""
-    return isinstance(error, sqlite3.DatabaseError) and any(
-        word in str(error) for word in ("malformed", "not a database", "no such table", "no such column", "corrupt")
-    )
+            raise DamagedStoreError(f"{store.file} is damaged ({error}) and removed") from error
 
 
 def is_whole(key: object, feature: object, digest: object) -> bool:
@@ -209,7 +197,3 @@ def _digest(key: bytes, feature: bytes) -> bytes:
 def _slices(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(keys), _AT_ONCE):
         yield keys[start : start + _AT_ONCE]
-
-
-def _marks(keys: Sequence[bytes]) -> str:
-    return ", ".join("?" * len(keys))

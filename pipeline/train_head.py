@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline import networks, paths, stage
-from pipeline.dataset import FeatureBatches, load_classes, load_features, load_split, load_views
+from pipeline.dataset import EVALUATION_BATCH, FeatureBatches, load_classes, load_features, load_split, load_views
 from pipeline.engine import keras, make_repeatable
 from pipeline.outputs import Outputs
 from pipeline.params import Params
@@ -55,7 +55,7 @@ def main(params: Params, outputs: Outputs) -> None:
         FeatureBatches(
             features, train_images.target.to_numpy(), batch_size, load_views(len(train_images)), params.seed
         ),
-        FeatureBatches(load_features("val", len(val_images)), val_images.target.to_numpy(), max(batch_size, 256)),
+        FeatureBatches(load_features("val", len(val_images)), val_images.target.to_numpy(), EVALUATION_BATCH),
         features.shape[1],
         len(classes),
         params.train_head.hidden,

@@ -236,6 +236,15 @@ def test_pages_that_are_lost_are_computed_anew(here, page):
     assert run()["computed"] == 0
 
 
+def test_a_store_that_is_damaged_again_at_once_stops(here, monkeypatch):
+    def broken(*_):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(store.FeatureStore, "get", broken)
+    with pytest.raises(UserError, match="it was made anew just before: is the disk sound?"):
+        run()
+
+
 def test_an_image_that_changed_after_prepare_is_not_taken(here):
     run()
     paint(Path("photos/red/003.png"), (1, 2, 3), 5)

@@ -92,13 +92,19 @@ def test_verify_and_prune(file, rows, capsys):
     assert "damaged: file is not a database; `prune 0123456789abcdef`" in capsys.readouterr().out
     assert feature_store.main(["verify"]) == 1
     assert feature_store.main(["prune"]) == 1
+    for days in ("-5", "nan"):
+        assert feature_store.main(["prune", "--unused-for", days]) == 1
+        assert "--unused-for must be days, 0 or more" in capsys.readouterr().err
+    (file.parent / "folder.sqlite").mkdir()
     assert feature_store.main(["prune", "ffff"]) == 1
     assert "ffff: not kept" in capsys.readouterr().err
     assert feature_store.main(["prune", other.stem]) == 0
+    (file.parent / "folder.sqlite").rmdir()
     assert [found.name for found in file.parent.glob("*.sqlite")] == [file.name]
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert file.exists()
     os.utime(file, (1e9, 1e9))
+    assert feature_store.main(["verify"]) == 0  # is no use of it
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert list(file.parent.iterdir()) == []
 

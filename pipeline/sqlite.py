@@ -1,0 +1,40 @@
+"""What the SQLite databases beside DVC's temporary files share."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sized
+from pathlib import Path
+
+_PASSING = ("locked", "readonly", "full", "unable to open", "disk I/O")
+
+
+def is_damaged(error: Exception) -> bool:
+    """Whether the database itself is broken: it is not locked, or not to be written, and the disk is not full."""
+    ours = (sqlite3.ProgrammingError, sqlite3.InterfaceError)  # mistakes of the caller
+    return (
+        isinstance(error, sqlite3.Error)
+        and not isinstance(error, ours)
+        and not any(word in str(error) for word in _PASSING)
+    )
+
+
+def files_of(database: Path) -> list[Path]:
+    """The files of a database: itself, and what SQLite keeps beside it."""
+    names = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm")]
+    return [file for file in names if file.exists()]
+
+
+def remove(database: Path) -> None:
+    """Remove a database.
+
+    Raises:
+        OSError: where that is not allowed.
+    """
+    for file in files_of(database):
+        file.unlink(missing_ok=True)
+
+
+def marks(values: Sized) -> str:
+    """A question mark for each of `values`, for a query."""
+    return ", ".join("?" * len(values))
