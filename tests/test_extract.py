@@ -241,7 +241,7 @@ def test_a_store_that_is_damaged_again_at_once_stops(here, monkeypatch):
         raise sqlite3.DatabaseError("database disk image is malformed")
 
     monkeypatch.setattr(store.FeatureStore, "get", broken)
-    with pytest.raises(UserError, match="it was made anew just before: is the disk sound?"):
+    with pytest.raises(UserError, match="it was made anew just before: is the disk sound"):
         run()
 
 

@@ -103,8 +103,10 @@ def test_verify_and_prune(file, rows, capsys):
     assert [found.name for found in file.parent.glob("*.sqlite")] == [file.name]
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert file.exists()
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE features SET digest = ? WHERE key = ?", (b"", KEYS[5]))
     os.utime(file, (1e9, 1e9))
-    assert feature_store.main(["verify"]) == 0  # is no use of it
+    assert feature_store.main(["verify"]) == 1  # is no use of it
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert list(file.parent.iterdir()) == []
 

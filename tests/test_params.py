@@ -32,6 +32,8 @@ def test_the_committed_params_are_good():
             "mean",
             "params.yaml: extract.pooling must be one of 'avg', 'max' or 'flatten', got 'mean'",
         ),
+        ("extract.flip", "maybe", "params.yaml: extract.flip must be true or false, got 'maybe'"),
+        ("extract.flip", 1, "params.yaml: extract.flip must be true or false, got 1"),
         ("extract.image_size", 16, "params.yaml: extract.image_size must be at least 32 for tiny, got 16"),
         ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
         ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
