@@ -105,6 +105,7 @@ def test_verify_and_prune(file, rows, capsys):
     assert file.exists()
     with sqlite3.connect(file) as db:
         db.execute("UPDATE features SET digest = ? WHERE key = ?", (b"", KEYS[5]))
+    db.close()  # its journal goes into the file
     os.utime(file, (1e9, 1e9))
     assert feature_store.main(["verify"]) == 1  # is no use of it
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
