@@ -103,13 +103,21 @@ def test_verify_and_prune(file, rows, capsys):
     assert [found.name for found in file.parent.glob("*.sqlite")] == [file.name]
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert file.exists()
-    with sqlite3.connect(file) as db:
-        db.execute("UPDATE features SET digest = ? WHERE key = ?", (b"", KEYS[5]))
-    db.close()  # its journal goes into the file
     os.utime(file, (1e9, 1e9))
-    assert feature_store.main(["verify"]) == 1  # is no use of it
     assert feature_store.main(["prune", "--unused-for", "1"]) == 0
     assert list(file.parent.iterdir()) == []
+
+
+def test_to_verify_is_not_to_use(file, rows):
+    with FeatureStore(file, {}, 6, "float32") as store:
+        store.put(KEYS, rows, 0.0)
+    db = sqlite3.connect(file)
+    db.execute("UPDATE features SET digest = zeroblob(8) WHERE rowid = 3")
+    db.commit()
+    db.close()
+    os.utime(file, (1e9, 1e9))
+    assert feature_store.main(["verify"]) == 1
+    assert file.stat().st_mtime == 1e9
 
 
 WRITER = """
