@@ -44,7 +44,7 @@ from pipeline.images import decode, file_hash  # noqa: E402
 from pipeline.pixels import pixels, read_images, resize  # noqa: E402
 from pipeline.store import FeatureStore  # noqa: E402
 
-ROUNDS = 3
+ROUNDS = 5
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")
 
 

@@ -24,7 +24,7 @@ from pipeline.engine import gpu_names, keras, tf
 from pipeline.errors import UserError
 from pipeline.machine import cores
 
-OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 4, 32, 256  # images at once where no param says so
+OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 3, 32, 256  # images at once where no param says so
 _OPENVINO_PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
