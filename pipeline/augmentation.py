@@ -42,6 +42,9 @@ class Augmentation:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+NONE = Augmentation(1.0, False, 0.0)
+
+
 def view(image: np.ndarray, size: int, augmentation: Augmentation, file_hash: str, number: int) -> np.ndarray:
     """View `number`, from 1, of an (h, w, 3) uint8 image: (size, size, 3) uint8; 0 is the image as it is."""
     if number == 0:

@@ -1,13 +1,18 @@
 """The table of backbones: every image classifier of keras.applications, and `tiny`. Loads no TensorFlow.
 
-Command: python -m pipeline.backbones    # prints the table, and whose weights are on this machine
+Command: python -m pipeline.backbones          # prints the table, and whose weights are on this machine
+         python -m pipeline.backbones NAME     # prints the blocks of one, from the input to the output
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipeline.errors import did_you_mean
 
 TINY_WEIGHTS = Path(__file__).parent / "weights" / "tiny.weights.h5"
 
@@ -17,6 +22,25 @@ PREPROCESSING = {
     "caffe": "BGR minus ImageNet's mean",
     "torch": "RGB in [0, 1] by ImageNet's mean and deviation",
     "inside": "inside the network",
+}
+
+# How each family begins the names of the layers of a block; what the parentheses find names the block.
+BLOCKS = {
+    "convnext": r"convnext_[a-z]+_(stage_\d+_block_\d+|downsampling_block_[1-9])",
+    "densenet": r"(conv\d_block\d+)_",
+    "efficientnet": r"(block\d+[a-z]+)_",
+    "efficientnet_v2": r"(block\d+[a-z]+)_",
+    "inception_resnet_v2": r"(mixed_\d[ab]|block\d+_\d+)",
+    "inception_v3": r"(mixed\d+)",
+    "mobilenet": r"(conv)_(?:pad|dw|pw)_(\d+)",
+    "mobilenet_v2": r"(block_\d+|expanded_conv)_",
+    "mobilenet_v3": r"(expanded_conv(?:_\d+)?)_",
+    "nasnet": r".*(?:normal|reduction).*_(\d+|stem_\d)$",
+    "resnet": r"(conv\d_block\d+)_",
+    "resnet_v2": r"(conv\d_block\d+)_",
+    "vgg16": r"(block\d)_",
+    "vgg19": r"(block\d)_",
+    "xception": r"(block\d+)_",
 }
 
 
@@ -174,8 +198,24 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Print the table, or the blocks of one backbone."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.backbones", description="The table of backbones.")
+    parser.add_argument("backbone", nargs="?", help="lists the blocks of this one, for fine_tune.unfreeze")
+    name = parser.parse_args(argv).backbone
+    if name is None:
+        _print_table()
+        return 0
+    if name not in BACKBONES:
+        print(f"backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES)}", file=sys.stderr)
+        return 1
+    from pipeline import blocks  # loads TensorFlow, which the table does without
+
+    blocks.show(name, BACKBONES[name])
+    return 0
+
+
+def _print_table() -> None:
     here = set(cached_backbones())
     print(f"{'backbone':<18} {'features':>8} {'weights':>9} {'size':>5} {'least':>5}  {'here':<5} preprocessing")
     for name, row in BACKBONES.items():
@@ -191,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

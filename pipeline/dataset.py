@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline import paths
-from pipeline.engine import keras
 from pipeline.errors import UserError
+from pipeline.heads import Examples
 
 
 def load_classes() -> list[str]:
@@ -51,49 +51,13 @@ def _load(file: Path, images: int) -> np.ndarray:
     return features
 
 
-EVALUATION_BATCH = 256  # rows at once where nothing is learned from them
+def load_examples(split: str) -> Examples:
+    """The features, targets and, of train, augmented views of one split.
 
-
-class FeatureBatches(keras.utils.PyDataset):
-    """Batches of features (b, feature_dim) float32 and targets (b,) int32; only those are in memory.
-
-    Args:
-        features: (N, feature_dim), mapped or not.
-        targets: (N,) int32.
-        views: (N, views, feature_dim): each image is drawn anew for each epoch, as it is or as one of its views.
-        seed: shuffles every epoch anew and draws the views; None keeps the order.
+    Raises:
+        UserError: where the features are not those of the manifest.
     """
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        targets: np.ndarray,
-        batch_size: int,
-        views: np.ndarray | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__()
-        self._features, self._targets, self._batch_size = features, targets, batch_size
-        self._views = views if views is not None and views.shape[1] else None
-        self._random = None if seed is None else np.random.default_rng(seed)
-        self._order = np.arange(len(features))
-        self._drawn = np.zeros(len(features), np.int64)  # 0: as it is
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return -(-len(self._features) // self._batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        # Sorted: a disk reads forwards. Within a batch the order means nothing.
-        rows = np.sort(self._order[index * self._batch_size : (index + 1) * self._batch_size])
-        batch = np.asarray(self._features[rows], np.float32)
-        if self._views is not None:
-            drawn = self._drawn[rows]
-            batch[drawn > 0] = self._views[rows[drawn > 0], drawn[drawn > 0] - 1]
-        return batch, self._targets[rows]
-
-    def on_epoch_end(self) -> None:
-        if self._random is not None:
-            self._order = self._random.permutation(len(self._features))
-            if self._views is not None:
-                self._drawn = self._random.integers(0, 1 + self._views.shape[1], len(self._features))
+    images = load_split(split)
+    features = load_features(split, len(images))
+    views = load_views(len(images)) if split == "train" else np.empty((len(images), 0, features.shape[1]), np.float32)
+    return Examples(features, images.target.to_numpy(), views)

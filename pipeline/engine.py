@@ -39,7 +39,7 @@ else:
 for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
     tf.config.experimental.set_memory_growth(_gpu, True)
 
-__all__ = ["device_name", "gpu_names", "keras", "make_repeatable", "tf"]
+__all__ = ["device_name", "distribution", "gpu_names", "keras", "make_repeatable", "policy", "tf"]
 
 
 def make_repeatable(seed: int) -> None:
@@ -60,3 +60,20 @@ def gpu_names() -> list[str]:
     """The model of each GPU that is visible."""
     details = tf.config.experimental.get_device_details
     return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.list_physical_devices("GPU")]
+
+
+def distribution() -> tf.distribute.Strategy:
+    """How training is spread: over all GPUs where there are several, a copy of the network on each."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus]) if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+@contextmanager
+def policy(precision: str) -> Iterator[None]:
+    """Layers made inside compute in float32, or in bfloat16 or float16; their weights are float32 all the same."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 from tqdm import tqdm
 
-from pipeline import networks, paths, stage
-from pipeline.dataset import EVALUATION_BATCH, FeatureBatches, load_classes, load_features, load_split
+from pipeline import calibration, heads, networks, paths, stage
+from pipeline.dataset import load_classes, load_examples, load_split
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.pixels import read_images
@@ -32,6 +33,7 @@ def score(targets: np.ndarray, probabilities: np.ndarray, top_k: int) -> dict[st
         "accuracy": accuracy_score(targets, predicted),
         "macro_f1": f1_score(targets, predicted, labels=labels, average="macro", zero_division=0),
         "log_loss": log_loss(targets, probabilities, labels=labels),
+        "calibration_error": calibration.calibration_error(probabilities, targets),
     }
     if len(labels) > top_k:
         metrics[f"top_{top_k}_accuracy"] = top_k_accuracy_score(targets, probabilities, k=top_k, labels=labels)
@@ -44,8 +46,7 @@ def main(params: Params, outputs: Outputs) -> None:
     classes = load_classes()
     head, _ = networks.load(paths.HEAD)
     model, _ = networks.load(paths.MODEL)
-    features = FeatureBatches(load_features("test", len(test)), test.target.to_numpy(), EVALUATION_BATCH)
-    head_probabilities = head.predict(features, verbose=0)
+    head_probabilities = softmax(heads.logits(head, load_examples("test")), axis=1)
     with open_source(params.data.source, params.data.root) as source:
         size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
         batches = read_images(source, list(test.path), list(test.file_hash), size, batch_size)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import engine, inference, networks, paths, probes, stage, store, timings
+from pipeline import engine, inference, networks, paths, stage, store, timings
 from pipeline.augmentation import Augmentation
 from pipeline.backbones import BACKBONES, PREPROCESSING
-from pipeline.errors import UserError
-from pipeline.extraction import Extraction, Jobs
+from pipeline.extraction import Extraction, Jobs, ingredients, patiently
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
@@ -69,17 +67,10 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         "precision": params.extract.precision,
         "storage": storage,
     }
-    ingredients = {
-        **recipe,
-        "arithmetic": run.arithmetic,
-        "pillow": importlib.metadata.version("pillow"),
-        "decoding": probes.decoding(image_size),
-        "computing": run.device or probes.network(run, image_size),
-    }
     jobs = Jobs(manifest, params.extract.views, augmentation, image_size)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        kept = stack.enter_context(store.open_store(ingredients, run.feature_dim, storage))
+        kept = stack.enter_context(store.open_store(ingredients(run, recipe, image_size), run.feature_dim, storage))
         extraction = Extraction(jobs, source, run, kept, image_size, augmentation)
         missing = kept.missing(jobs.keys)
         extraction.compute(missing, len(jobs.keys) - len(missing))
@@ -137,22 +128,7 @@ def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_si
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     engine.make_repeatable(params.seed)
-    batch_size, damaged = params.extract.batch_size, False
-    while True:
-        try:
-            extract(params, outputs, batch_size)
-            return
-        except store.DamagedStoreError as error:
-            if damaged:
-                raise UserError(f"{error}; it was made anew just before: is the disk sound?") from error
-            damaged = True
-            print(f"extract: {error}: all of it is computed anew", file=sys.stderr)
-        except inference.OutOfMemoryError as error:
-            if error.batch_size <= 2:
-                raise UserError(f"extract: two images do not fit into the memory of the device ({error})") from error
-            batch_size = error.batch_size // 2
-            engine.keras.backend.clear_session()  # the network that did not fit leaves the device
-            print(f"extract: a batch of {error.batch_size} does not fit into the memory; on with {batch_size}")
+    patiently("extract", lambda batch_size: extract(params, outputs, batch_size), params.extract.batch_size)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +17,12 @@ from tqdm import tqdm
 
 from pipeline import probes
 from pipeline.augmentation import Augmentation, view
+from pipeline.engine import keras
 from pipeline.errors import UserError
 from pipeline.files import Source
-from pipeline.inference import Engine
+from pipeline.inference import Engine, OutOfMemoryError
 from pipeline.pixels import batches, read_pixels
-from pipeline.store import KEY_BYTES, FeatureStore
+from pipeline.store import KEY_BYTES, DamagedStoreError, FeatureStore
 
 SECONDS_BETWEEN_PUTS = 0.1  # what a kill can lose, beside the batches under way
 
@@ -30,6 +33,7 @@ class Jobs:
     Attributes:
         paths, hashes: path and file_hash of each image, by the manifest's row.
         rows, numbers: the manifest's row and the view's number of each job, those of an image side by side.
+        first: the job of each image as it is; those of its views follow.
         keys: its name in the feature store: what the view is made from.
     """
 
@@ -37,7 +41,8 @@ class Jobs:
         self.paths, self.hashes = list(manifest.path), list(manifest.file_hash)
         per_image = np.where(manifest.split == "train", 1 + views, 1)
         self.rows = np.repeat(np.arange(len(manifest)), per_image)
-        self.numbers = np.arange(len(self.rows)) - np.repeat(np.cumsum(per_image) - per_image, per_image)
+        self.first = np.cumsum(per_image) - per_image
+        self.numbers = np.arange(len(self.rows)) - np.repeat(self.first, per_image)
         recipe = f"{augmentation.text()} {probes.augmenting(image_size, augmentation)}" if views else ""
         self.keys = [
             self._key(recipe, self.hashes[row], number) for row, number in zip(self.rows, self.numbers, strict=True)
@@ -54,8 +59,38 @@ class Jobs:
         return blake3(f"{recipe} {file_hash} {number}".encode()).digest(length=KEY_BYTES)
 
 
+def views(
+    source: Source, path: str, file_hash: str, numbers: Iterable[int], size: int, augmentation: Augmentation
+) -> Iterator[np.ndarray]:
+    """Views of an image, (size, size, 3) uint8 each, by their numbers; it is read once. 0 is the image as it is.
+
+    Raises:
+        UserError: where the file is not the one of that hash any more.
+    """
+    numbers = list(numbers)
+    image = read_pixels(source, path, file_hash, augmentation.least(size) if any(numbers) else size)
+    for number in numbers:
+        yield view(image, size, augmentation, file_hash, number)
+
+
+def ingredients(run: Engine, recipe: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """All that shapes what `run` computes: `recipe`, which names the network, and the ways of decoding and rounding."""
+    return {
+        **recipe,
+        "engine": run.name,
+        "weights_sha256": run.weights_sha256,
+        "arithmetic": run.arithmetic,
+        "pillow": importlib.metadata.version("pillow"),
+        "decoding": probes.decoding(image_size),
+        "computing": run.device or probes.network(run, image_size),
+    }
+
+
 class Extraction:
     """Fills the store with the features of jobs, and reads them from it.
+
+    Args:
+        stage: whose name progress and messages bear.
 
     Attributes:
         computed: how many jobs went through the network.
@@ -63,21 +98,26 @@ class Extraction:
     """
 
     def __init__(
-        self, jobs: Jobs, source: Source, run: Engine, store: FeatureStore, size: int, augmentation: Augmentation
+        self,
+        jobs: Jobs,
+        source: Source,
+        run: Engine,
+        store: FeatureStore,
+        size: int,
+        augmentation: Augmentation,
+        stage: str = "extract",
     ) -> None:
         self._jobs, self._source, self._run, self._store = jobs, source, run, store
-        self._size, self._augmentation = size, augmentation
+        self._size, self._augmentation, self._stage = size, augmentation, stage
         self.computed, self.seconds = 0, 0.0
         self._since = 0.0
 
     def _images(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         """The views of `chosen` jobs, (size, size, 3) uint8 each; an image is read once for its views side by side."""
         jobs, size = self._jobs, self._size
-        for (row, augmented), group in itertools.groupby(chosen, lambda job: (jobs.rows[job], jobs.numbers[job] > 0)):
-            least = self._augmentation.least(size) if augmented else size
-            image = read_pixels(self._source, jobs.paths[row], jobs.hashes[row], least)
-            for job in group:
-                yield view(image, size, self._augmentation, jobs.hashes[row], int(jobs.numbers[job]))
+        for (row, _), group in itertools.groupby(chosen, lambda job: (jobs.rows[job], jobs.numbers[job] > 0)):
+            numbers = [int(jobs.numbers[job]) for job in group]
+            yield from views(self._source, jobs.paths[row], jobs.hashes[row], numbers, size, self._augmentation)
 
     def compute(self, chosen: Sequence[int], known: int) -> None:
         """Put the features of `chosen` jobs into the store, a batch at a time; `known` others are there already.
@@ -93,7 +133,7 @@ class Extraction:
         total = known + len(chosen)
         with (
             closing(self._run.map(made)) as run,
-            tqdm(total=total, initial=known, desc="extract", unit=" images", disable=None) as bar,
+            tqdm(total=total, initial=known, desc=self._stage, unit=" images", disable=None) as bar,
         ):
             for features in run:
                 some = list(itertools.islice(places, len(features)))
@@ -129,9 +169,35 @@ class Extraction:
         keys = [self._jobs.keys[job] for job in chosen]
         features, bad = self._store.get(keys)
         if bad:
-            print(f"extract: {self._store.file}: damaged rows, {len(bad)} here, are computed anew", file=sys.stderr)
+            print(
+                f"{self._stage}: {self._store.file}: damaged rows, {len(bad)} here, are computed anew", file=sys.stderr
+            )
             self.compute([chosen[place] for place in bad], 0)
             features, bad = self._store.get(keys)
             if bad:
                 raise UserError(f"{self._store.file}: does not hold what was written; is the disk sound?")
         return features
+
+
+def patiently(stage: str, work: Callable[[int | None], None], batch_size: int | None) -> None:
+    """Call `work` with that many images a batch; again, with less where they do not fit, or where the store is damaged.
+
+    Raises:
+        UserError: where two images do not fit, or a new store is damaged too.
+    """
+    damaged = False
+    while True:
+        try:
+            work(batch_size)
+            return
+        except DamagedStoreError as error:
+            if damaged:
+                raise UserError(f"{error}; it was made anew just before: is the disk sound?") from error
+            damaged = True
+            print(f"{stage}: {error}: all of it is computed anew", file=sys.stderr)
+        except OutOfMemoryError as error:
+            if error.batch_size <= 2:
+                raise UserError(f"{stage}: two images do not fit into the memory of the device ({error})") from error
+            batch_size = error.batch_size // 2
+            keras.backend.clear_session()  # the network that did not fit leaves the device
+            print(f"{stage}: a batch of {error.batch_size} does not fit into the memory; on with {batch_size}")

@@ -1,8 +1,9 @@
-"""Train the last layers of the backbone with the head, on augmented images; keep it only where val_loss falls.
+"""Train the last blocks of the backbone with the head, on augmented images; ship the result where it is surely better.
 
-Reads:   data/prepared, the images, features/meta.json, models/head.keras.
-Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside;
-         plots/fine_tune.csv; metrics/fine_tune.json (head_val_accuracy, head_val_loss: before fine-tuning).
+Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras.
+Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside, a
+         temperature fitted on val in its weights; plots/fine_tune.csv; metrics/fine_tune.json: what is shipped and, as
+         head_... and tuned_..., what it was chosen from, all on val.
 Params:  backbone, weights, seed, data, fine_tune.
 Command: python -m pipeline.fine_tune
 
@@ -11,139 +12,251 @@ Training the head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054).
 
 from __future__ import annotations
 
+import hashlib
 import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_rel
 
-from pipeline import networks, paths, stage
-from pipeline.dataset import load_split
-from pipeline.engine import keras, make_repeatable
+from pipeline import (
+    augmentation,
+    blocks,
+    calibration,
+    fine_tuning,
+    heads,
+    inference,
+    networks,
+    paths,
+    stage,
+    tracking,
+    trunk_cache,
+)
+from pipeline.augmentation import NONE, Augmentation
+from pipeline.backbones import BACKBONES
+from pipeline.dataset import load_examples, load_split
+from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
 from pipeline.errors import UserError
-from pipeline.files import Source
-from pipeline.machine import cores
+from pipeline.extraction import patiently
+from pipeline.fine_tuning import Batches, Checkpoint, tune
 from pipeline.outputs import Outputs
-from pipeline.params import Params
-from pipeline.pixels import read_images
+from pipeline.params import FineTune, Params
 from pipeline.sources import open_source
-from pipeline.training import KeepBest, verbosity
+from pipeline.training import COLUMNS, BestEpoch
 
-WARM_UP = 0.1  # share of the steps in which the learning rate rises from zero
+# Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
+# data of up to 20,000 images, within bounds for the epochs.
+STEPS, EPOCHS, MAX_VIEWS = 500, (5, 20), 7
+MIRRORED = 1000  # images of val that tell whether left and right mean something
+MIRROR_KEEPS = 0.95  # share of the right answers that stay right in the mirror where they mean nothing
 
 
-class ImageBatches(keras.utils.PyDataset):
-    """Batches of images (b, size, size, 3) uint8 and targets (b,) int32, decoded anew in each epoch.
+def schedule(choice: FineTune, images: int) -> tuple[int, int]:
+    """Epochs, and augmented views of an image: as `choice` says, or by the number of training images."""
+    epochs = choice.epochs or int(np.clip(round(STEPS / -(-images // choice.batch_size)), *EPOCHS))
+    return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
+
+
+def keeps_labels_mirrored(
+    network: keras.Model, pixels: trunk_cache.Pixels, rows: np.ndarray, targets: np.ndarray
+) -> bool:
+    """Whether flips do no harm: what `network` knows in some images, it knows in the mirror too.
+
+    So it is with most photographs; digits and letters become others.
 
     Args:
-        images: rows of the manifest with `target`.
-        seed: shuffles every epoch anew; None keeps the order.
+        rows: of `pixels`; targets: of all of its rows, int32.
     """
-
-    def __init__(self, source: Source, images: pd.DataFrame, image_size: int, batch_size: int, seed: int | None):
-        super().__init__(workers=cores(), max_queue_size=8)
-        self._source, self._images, self._size, self._batch_size = source, images, image_size, batch_size
-        self._random = None if seed is None else np.random.default_rng(seed)
-        self._order = np.arange(len(images))
-        self.on_epoch_end()
-
-    def __len__(self) -> int:
-        return -(-len(self._images) // self._batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._images.iloc[self._order[index * self._batch_size : (index + 1) * self._batch_size]]
-        batch = next(read_images(self._source, list(rows.path), list(rows.file_hash), self._size, len(rows), workers=1))
-        return batch, rows.target.to_numpy()
-
-    def on_epoch_end(self) -> None:
-        if self._random is not None:
-            self._order = self._random.permutation(len(self._images))
+    size, right = networks.PREDICTION_BATCH, np.zeros((2, len(rows)), bool)
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        images = pixels.read(some, 0)
+        for number, seen in enumerate((images, images[:, :, ::-1])):
+            answers = networks.predict(network, seen, size).argmax(axis=1)
+            right[number, start : start + size] = answers == targets[some]
+    return bool(right[0].any() and right[1, right[0]].mean() >= MIRROR_KEEPS)
 
 
-def fine_tune(
-    trunk: keras.Model,
-    head: keras.Model,
-    train_set: keras.utils.PyDataset,
-    val_set: keras.utils.PyDataset,
-    unfreeze: float,
-    augment: float,
-    learning_rate: float,
-    epochs: int,
-) -> tuple[KeepBest, dict[str, float], int]:
-    """Adam on the cross-entropy, warmed up, then decayed to zero by a cosine; `trunk` and `head` change in place.
+def is_better(head: np.ndarray, tuned: np.ndarray, targets: np.ndarray, confidence: float) -> tuple[bool, float]:
+    """Whether the fine-tuned network is surely better than the head, by their logits for the same images of val.
 
-    They are left as they were after their best epoch on val, where the head before fine-tuning counts as epoch 0.
+    Image by image: the log loss must be lower by a one-sided paired t-test, and no fewer answers right. Both come with
+    their temperature: confidence alone makes no difference.
 
     Returns:
-        The curves; loss and accuracy on val before fine-tuning; how many layers of the backbone were trained.
+        The verdict, and how sure the lower loss is, in [0, 1].
     """
-    layers = networks.unfreeze(trunk, unfreeze)
-    image = keras.Input(trunk.input_shape[1:], name="image")
-    trainer = keras.Model(image, head(trunk(_augmentation(augment)(image) if augment else image)))
-    steps = epochs * len(train_set)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, warmup_target=learning_rate, warmup_steps=max(1, round(WARM_UP * steps))
-    )
-    trainer.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    keep = KeepBest()
-    keep.set_model(trainer)
-    before = trainer.evaluate(val_set, verbose=0, return_dict=True)
-    keep.note(0, {f"val_{name}": value for name, value in before.items()})
-    if layers:
-        trainer.fit(train_set, validation_data=val_set, epochs=epochs, callbacks=[keep], verbose=verbosity())
-    return keep, before, layers
+    losses = calibration.log_loss(head, targets), calibration.log_loss(tuned, targets)
+    if len(targets) < 2 or np.array_equal(*losses):
+        return False, 0.0
+    sure = 1 - float(ttest_rel(*losses, alternative="greater").pvalue)
+    right = [int((logits.argmax(axis=1) == targets).sum()) for logits in (head, tuned)]
+    return sure >= confidence and right[1] >= right[0], sure
 
 
-def _augmentation(strength: float) -> keras.Layer:
-    """Random shift, zoom and contrast by up to `strength`, on images in [0, 255]; the identity outside training."""
-    layers = [
-        keras.layers.RandomTranslation(strength, strength, fill_mode="nearest"),
-        keras.layers.RandomZoom((-strength, strength), fill_mode="nearest"),
-        keras.layers.RandomContrast(strength, value_range=(0, 255)),
-    ]
-    return keras.Sequential(layers, name="augmentation")
+@dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning came to.
+
+    Attributes:
+        logits: (N, n_classes) of val.
+        details: what was chosen on the way.
+    """
+
+    epochs: BestEpoch
+    logits: np.ndarray
+    details: dict[str, Any]
 
 
-def main(params: Params, outputs: Outputs) -> None:
-    """Run the stage."""
-    model_file = outputs.path(paths.MODEL)
-    make_repeatable(params.seed)
-    meta: dict[str, Any] = json.loads(paths.FEATURES_META.read_text(encoding="utf-8"))
-    trunk = networks.build_trunk(params.backbone, params.weights, meta["image_size"], meta["pooling"], params.seed)
+def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
+    """The trunk that the features were made by.
+
+    Raises:
+        UserError: where the weights are others now.
+    """
+    with policy(precision):
+        trunk = networks.build_trunk(params.backbone, params.weights, meta["image_size"], meta["pooling"], params.seed)
     if networks.weights_sha256(trunk) != meta["weights_sha256"]:
         raise UserError(
             f"the weights of {params.backbone} are not those that the features were made by; "
             "run `dvc repro --force extract`"
         )
-    head, classes = networks.load(paths.HEAD)
-    train_images, val_images = load_split("train"), load_split("val")
-    batch_size = params.fine_tune.batch_size
-    with open_source(params.data.source, params.data.root) as source:
-        keep, before, layers = fine_tune(
-            trunk,
-            head,
-            ImageBatches(source, train_images, meta["image_size"], batch_size, params.seed),
-            ImageBatches(source, val_images, meta["image_size"], batch_size, None),
-            params.fine_tune.unfreeze,
-            params.fine_tune.augment,
-            params.fine_tune.learning_rate,
-            params.fine_tune.epochs,
+    return trunk
+
+
+def train(
+    params: Params, trunk: keras.Model, head: keras.Model, meta: dict[str, Any], batch_size: int | None
+) -> Tuned | None:
+    """Fine-tune trunk and head in place; None where nothing of the trunk is to be trained.
+
+    Args:
+        batch_size: of what is computed once; None for the engine's own.
+    """
+    choice, size = params.fine_tune, meta["image_size"]
+    for layer in head.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    trained = blocks.chosen(base, BACKBONES[params.backbone], choice.unfreeze)
+    scales = blocks.unfreeze(base, trained, choice.layer_decay)
+    if not scales:
+        return None
+    images = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
+    targets, count = images.target.to_numpy(), int((images.split == "train").sum())
+    epochs, views = schedule(choice, count)
+    cut = blocks.cut(base, trained)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        flip = choice.flip
+        if flip is None:
+            some = np.random.default_rng(params.seed).permutation(np.arange(count, len(images)))[:MIRRORED]
+            whole = keras.Model(trunk.inputs, head(trunk.output))
+            flip = keeps_labels_mirrored(whole, trunk_cache.Pixels(images, source, size, NONE), some, targets)
+        changes = Augmentation(choice.crop, flip, choice.jitter)
+        views = 0 if changes == NONE else views  # all would be alike
+        cached, reason = trunk_cache.choose(
+            choice.trunk_cache,
+            int(np.prod(cut.output.shape[1:])) if cut else None,
+            images=count * (1 + views) + len(images) - count,
+            passes=len(images) * epochs,
+            fast=not gpu_names(),
         )
-    outputs.csv(paths.curves("fine_tune"), keep.curves())
-    networks.save(networks.join(trunk, head), model_file, classes)
-    outputs.json(
-        paths.metrics("fine_tune"),
-        {
-            "val_accuracy": keep.best["val_accuracy"],
-            "val_loss": keep.best["val_loss"],
-            "head_val_accuracy": before["accuracy"],
-            "head_val_loss": before["loss"],
-            "best_epoch": keep.best["epoch"],
-            "layers_trained": layers,
-        },
-    )
-    reason = "no epoch had a lower loss" if layers else "fine_tune.unfreeze leaves no layer to train"
-    print(f"fine_tune: {keep.summary()}" + ("" if keep.best["epoch"] else f": the head as it was, {reason}"))
+        print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
+        if cached:
+            run = inference.open_engine(
+                "auto",
+                lambda: blocks.lower(build(params, meta, choice.precision), params.backbone, cut.name),
+                choice.precision,
+                batch_size,
+            )
+            recipe = {"backbone": params.backbone, "cut": cut.name, "image_size": size, "precision": choice.precision}
+            inputs = stack.enter_context(
+                trunk_cache.activations(run, recipe, images, source, cut.output.shape[1:], size, changes, views)
+            )
+        else:
+            inputs = trunk_cache.Pixels(images, source, size, changes)
+        below = blocks.upper(trunk, cut.name) if cached else trunk
+        start = keras.Input(below.input_shape[1:])
+        network = keras.Model(start, networks.without_softmax(head)(below(start)))
+        batches = partial(
+            Batches,
+            inputs,
+            targets=targets,
+            weights=heads.class_weights(targets[:count], head.output_shape[-1], choice.class_weight),
+            batch_size=choice.batch_size,
+        )
+        details = {"epochs": epochs, "views": views, "flip": flip, "trunk_cache": cached}
+        found, logits = tune(
+            network,
+            batches(rows=np.arange(count), views=views, seed=params.seed),
+            batches(rows=np.arange(count, len(images)), views=0, seed=None),
+            [*scales, *[1.0] * len(head.trainable_variables)],
+            choice,
+            epochs,
+            Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
+            tracking.Live("fine_tune", params.leaves()),
+        )
+    return Tuned(found, logits, {**details, "layers_trained": len(scales)})
+
+
+def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
+    """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
+    parts = [params.leaves(), meta, details, tf.__version__, keras.__version__, device_name()]
+    code = [Path(module.__file__).read_bytes() for module in (augmentation, blocks, fine_tuning, networks, trunk_cache)]
+    return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
+
+
+def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
+    """Train, judge, and write the better one."""
+    model_file = outputs.path(paths.MODEL)
+    make_repeatable(params.seed)
+    meta: dict[str, Any] = json.loads(paths.FEATURES_META.read_text(encoding="utf-8"))
+    devices, confidence = distribution(), params.fine_tune.confidence
+    with devices.scope():
+        trunk = build(params, meta, params.fine_tune.precision)
+        head, classes = networks.load(paths.HEAD)
+    val_set = load_examples("val")
+    before = heads.logits(head, val_set)
+    of_head = calibration.metrics(before, val_set.targets)
+    with devices.scope():
+        tuned = train(params, trunk, head, meta, batch_size)
+
+    better, why, details = False, "fine_tune.unfreeze leaves nothing to train", {}
+    curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
+    if tuned:
+        curves = tuned.epochs.curves()
+        temperature = calibration.temperature(tuned.logits, val_set.targets)
+        after = tuned.logits / temperature
+        better, sure = is_better(before, after, val_set.targets, confidence)
+        of_tuned = calibration.metrics(after, val_set.targets)
+        best_epoch = tuned.epochs.best["epoch"]
+        details = {f"tuned_{name}": value for name, value in of_tuned.items()}
+        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **tuned.details}
+        why = (
+            f"after epoch {best_epoch} val loss {of_tuned['val_loss']:.4f}, accuracy {of_tuned['val_accuracy']:.4f}, "
+            f"against {of_head['val_loss']:.4f}, {of_head['val_accuracy']:.4f}; lower by chance alone: {1 - sure:.3f}"
+        )
+        shipped_metrics = of_tuned if better else of_head
+    trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
+    if better:
+        trunk_shipped.set_weights(trunk.get_weights())
+        networks.divide_logits(head, temperature)
+    else:
+        head, _ = networks.load(paths.HEAD)
+    networks.save(networks.join(trunk_shipped, head), model_file, classes)
+    outputs.csv(paths.curves("fine_tune"), curves)
+    of_head = {f"head_{name}": value for name, value in of_head.items()}
+    outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **of_head, **details})
+    print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
+
+
+def main(params: Params, outputs: Outputs) -> None:
+    """Run the stage."""
+    patiently("fine_tune", lambda batch_size: fine_tune(params, outputs, batch_size), None)
 
 
 if __name__ == "__main__":

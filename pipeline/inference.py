@@ -14,13 +14,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from pipeline import networks
-from pipeline.engine import gpu_names, keras, tf
+from pipeline.engine import gpu_names, keras, policy, tf
 from pipeline.errors import UserError
 from pipeline.machine import cores
 
@@ -174,7 +173,7 @@ class TensorFlowEngine(Engine):
             self.device = ", ".join(sorted(set(gpu_names())))
         trunks = []
         for device in devices:
-            with tf.device(device), _policy("float32" if precision == "float32" else f"mixed_{precision}"):
+            with tf.device(device), policy(precision):
                 trunks.append(build())
         self.feature_dim = trunks[0].output_shape[1]
         self.weights_sha256 = networks.weights_sha256(trunks[0])
@@ -206,17 +205,6 @@ def _graph(trunk: keras.Model, device: str, specification: tf.TensorSpec) -> Cal
             return run(tf.constant(images))
 
     return on_device
-
-
-@contextmanager
-def _policy(name: str) -> Iterator[None]:
-    """Layers made inside compute by this dtype policy of Keras; their weights stay float32."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _import_openvino() -> Any:

@@ -20,7 +20,7 @@ from pipeline.backbones import BACKBONES, cached_backbones
 from pipeline.engine import keras
 from pipeline.errors import UserError
 
-BACKBONE_LAYER, RESIZE_LAYER = "backbone", "resize"
+BACKBONE_LAYER, POOL_LAYER, RESIZE_LAYER, LOGITS_LAYER = "backbone", "pool", "resize", "logits"
 PREDICTION_BATCH = 32  # images at once where no param says so
 
 
@@ -59,13 +59,12 @@ def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed
     base.trainable = False
 
     image = keras.Input(shape, name="image")
-    preprocessed = getattr(keras.applications, row.module).preprocess_input(image)
-    feature_map = base(preprocessed, training=False)
+    feature_map = base(preprocess(backbone, image), training=False)
     pool = {
         "avg": keras.layers.GlobalAveragePooling2D,
         "max": keras.layers.GlobalMaxPooling2D,
         "flatten": keras.layers.Flatten,
-    }[pooling](name="pool")
+    }[pooling](name=POOL_LAYER)
     return keras.Model(image, pool(feature_map), name="trunk")
 
 
@@ -104,17 +103,36 @@ def _no_weights(backbone: str, file: Path, error: Exception) -> UserError:
     )
 
 
-def build_head(feature_dim: int, n_classes: int, hidden: Sequence[int], dropout: float) -> keras.Model:
-    """Dense ReLU layers of `hidden` units, then softmax over the classes; dropout in front of each layer."""
+def build_head(
+    feature_dim: int,
+    n_classes: int,
+    hidden: Sequence[int],
+    activation: str = "relu",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> keras.Model:
+    """Layers of `hidden` units, then softmax over the classes; dropout before each, BatchNorm after each hidden one."""
     features = keras.Input((feature_dim,), name="features")
     x = features
     for number, units in enumerate(hidden, 1):
-        x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x)
-        x = keras.layers.Dense(units, activation="relu", name=f"hidden_{number}")(x)
-    x = keras.layers.Dropout(dropout, name="dropout")(x)
-    return keras.Model(
-        features, keras.layers.Dense(n_classes, activation="softmax", name="probabilities")(x), name="head"
-    )
+        x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x) if dropout else x
+        x = keras.layers.Dense(units, name=f"hidden_{number}")(x)
+        x = keras.layers.BatchNormalization(name=f"batch_norm_{number}")(x) if batch_norm else x
+        x = keras.layers.Activation(activation, name=f"activation_{number}")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x) if dropout else x
+    logits = keras.layers.Dense(n_classes, name=LOGITS_LAYER)(x)
+    return keras.Model(features, keras.layers.Activation("softmax", name="probabilities")(logits), name="head")
+
+
+def without_softmax(head: keras.Model) -> keras.Model:
+    """The same layers up to the logits, whose log loss has no rounding of small probabilities."""
+    return keras.Model(head.inputs, head.get_layer(LOGITS_LAYER).output)
+
+
+def divide_logits(head: keras.Model, temperature: float) -> None:
+    """Build a temperature into the weights: the logits of `head` are divided by it from here on."""
+    for variable in head.get_layer(LOGITS_LAYER).weights:
+        variable.assign(variable / temperature)
 
 
 def join(trunk: keras.Model, head: keras.Model) -> keras.Model:
@@ -124,21 +142,9 @@ def join(trunk: keras.Model, head: keras.Model) -> keras.Model:
     return keras.Model(image, head(trunk(resize(image))), name="classifier")
 
 
-def unfreeze(trunk: keras.Model, share: float) -> int:
-    """Make the last `share` of the backbone's weight layers trainable and the others not; returns how many.
-
-    BatchNorm layers stay frozen: their statistics belong to the pretrained weights, and batches of a small data set
-    would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning").
-    """
-    base = trunk.get_layer(BACKBONE_LAYER)
-    candidates = [
-        layer for layer in base.layers if layer.weights and not isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    chosen = candidates[len(candidates) - round(share * len(candidates)) :]
-    trunk.trainable = True
-    for layer in base.layers:
-        layer.trainable = layer in chosen
-    return len(chosen)
+def preprocess(backbone: str, image: keras.KerasTensor) -> keras.KerasTensor:
+    """RGB in [0, 255] -> what the backbone was trained on."""
+    return getattr(keras.applications, BACKBONES[backbone].module).preprocess_input(image)
 
 
 def weights_sha256(model: keras.Model) -> str:

@@ -5,13 +5,17 @@ Command: python -m pipeline.params    # checks params.yaml and the data source, 
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import random
 import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from pipeline.backbones import BACKBONES
@@ -19,6 +23,7 @@ from pipeline.errors import UserError, did_you_mean
 from pipeline.paths import PREPARED, is_address
 
 PARAMS_FILE = Path("params.yaml")
+MAX_GRID = 10_000  # combinations of a search
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -92,20 +97,118 @@ class Extract(_Section):
     jitter: Annotated[float, _within(float, "[0, 1)")]
 
 
-class TrainHead(_Section):
+class HeadChoice(_Section):
+    """What a head is and how it is trained."""
+
     hidden: list[Units]
+    activation: Literal["relu", "gelu", "silu", "tanh"]
+    batch_norm: StrictBool
     dropout: Annotated[float, _within(float, "[0, 1)")]
+    optimizer: Literal["auto", "lbfgs", "adam", "sgd", "rmsprop"]
     learning_rate: LearningRate
+    schedule: Literal["constant", "cosine"]
+    weight_decay: Annotated[float, _within(float, "[0, 1]")]
+    label_smoothing: Annotated[float, _within(float, "[0, 1)")]
+    class_weight: Literal["balanced"] | None
     batch_size: Annotated[int, _within(int, "[1, 65536]")]
     epochs: Epochs
+    patience: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
+
+    def solver(self) -> str:
+        """The optimizer that is used."""
+        if self.optimizer != "auto":
+            return self.optimizer
+        return "adam" if self.hidden or self.dropout or self.batch_norm else "lbfgs"
+
+    @model_validator(mode="after")
+    def _lbfgs_is_for_linear_heads(self) -> HeadChoice:
+        if self.optimizer == "lbfgs" and (self.hidden or self.dropout or self.batch_norm):
+            raise ValueError("of hidden [], dropout 0 and batch_norm false for optimizer lbfgs; use adam for others")
+        return self
+
+
+class TrainHead(HeadChoice):
+    """`search` has the values to try of some of HeadChoice's keys."""
+
+    search: dict[str, list[Any]]
+    search_trials: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
+    search_folds: Annotated[int | None, _within(int, "[2, 100]", optional=True)]
+    log_trials: StrictBool
+
+    def choice(self, **changes: Any) -> HeadChoice:
+        """What is trained, with `changes` in the place of what stands here.
+
+        Raises:
+            pydantic.ValidationError: where they are not valid.
+        """
+        return HeadChoice(**{name: getattr(self, name) for name in HeadChoice.model_fields} | changes)
+
+    def trials(self, seed: int) -> list[dict[str, Any]]:
+        """The combinations of the values of `search`, all of them or `search_trials` drawn by `seed`."""
+        if not self.search:
+            return []
+        grid = [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
+        if self.search_trials is None or self.search_trials >= len(grid):
+            return grid
+        return [grid[number] for number in sorted(random.Random(seed).sample(range(len(grid)), self.search_trials))]
+
+    @model_validator(mode="after")
+    def _search_is_valid(self) -> TrainHead:
+        known = HeadChoice.model_fields
+        for key, values in self.search.items():
+            if key not in known:
+                advice = did_you_mean(str(key), known) or f"; those are {', '.join(known)}"
+                raise ValueError(f"searched over keys of its own, not search.{key}{advice}")
+            if not values:
+                raise ValueError(f"searched over a list of values, not search.{key} []")
+        if math.prod(map(len, self.search.values())) > MAX_GRID:
+            raise ValueError(f"searched over at most {MAX_GRID:,} combinations; shorten the lists of search")
+        for changes in itertools.product(*self.search.values()):
+            named = dict(zip(self.search, changes, strict=True))
+            try:
+                self.choice(**named)
+            except ValidationError as error:
+                detail = error.errors()[0]
+                raise ValueError(
+                    f"searched over valid choices; {json.dumps(named)} is none: {_rule(detail)}"
+                ) from error
+        return self
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads a bare on and off as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _unfreeze(value: Any) -> Any:
+    rule = "all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (0 < value < 1 or (value >= 1 and value == int(value))):
+        return int(value) if value >= 1 else float(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(rule)
+    return value
 
 
 class FineTune(_Section):
-    unfreeze: Annotated[float, _within(float, "[0, 1]")]
-    augment: Annotated[float, _within(float, "[0, 1)")]
-    learning_rate: LearningRate
+    unfreeze: Annotated[int | float | str, BeforeValidator(_unfreeze)]
+    epochs: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
     batch_size: ImageBatch
-    epochs: Epochs
+    learning_rate: LearningRate
+    layer_decay: Annotated[float, _within(float, "(0, 1]")]
+    warm_up: Annotated[float, _within(float, "[0, 1)")]
+    weight_decay: Annotated[float, _within(float, "[0, 1]")]
+    label_smoothing: Annotated[float, _within(float, "[0, 1)")]
+    class_weight: Literal["balanced"] | None
+    clip_norm: Annotated[float | None, _within(float, "(0, 1000000]", optional=True)]
+    ema: Annotated[float | None, _within(float, "(0, 1)", optional=True)]
+    precision: Literal["float32", "bfloat16", "float16"]
+    views: Annotated[int | None, _within(int, "[0, 1000]", optional=True)]
+    crop: Annotated[float, _within(float, "(0, 1]")]
+    flip: StrictBool | None
+    jitter: Annotated[float, _within(float, "[0, 1)")]
+    trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+    confidence: Annotated[float, _within(float, "[0, 1)")]
 
 
 class Evaluate(_Section):
@@ -197,14 +300,24 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
         return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
     if key == "weights":
         return f"{path}: weights must be pretrained, none or the path of a weights file, got {detail['input']!r}"
-    rule = {
+    value = (
+        ""
+        if detail["type"] == "value_error" and not isinstance(detail["input"], (int, float, str, list))
+        else (f", got {detail['input']!r}")
+    )
+    return f"{path}: {key} must be {_rule(detail)}{value}"
+
+
+def _rule(detail: ErrorDetails) -> str:
+    """What a value must be, by one of pydantic's findings."""
+    return {
         "value_error": lambda: str(detail["ctx"]["error"]),
         "literal_error": lambda: f"one of {detail['ctx']['expected']}",
         "bool_type": lambda: "true or false",
         "list_type": lambda: "a list of integers, e.g. [128]",
+        "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
         "model_type": lambda: "a section with keys of its own",
     }.get(detail["type"], lambda: "a text, not empty")()
-    return f"{path}: {key} must be {rule}, got {detail['input']!r}"
 
 
 def _section(location: list[Any]) -> type[BaseModel]:

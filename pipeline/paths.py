@@ -14,6 +14,7 @@ REPORT = Path("reports/data.html")
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}
 TRAIN_VIEWS = Path("features/train_views.npy")
 FEATURES_META = Path("features/meta.json")
+TRIALS = Path("plots/train_head_search.csv")
 HEAD = Path("models/head.keras")
 MODEL = Path("models/model.keras")
 CONFUSION = Path("plots/confusion.csv")

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Record:
         restored: True where DVC brought the outputs back and the stage did not run.
         started: milliseconds since 1970; that of the record where the stage did not run.
         time: milliseconds since 1970, of the making of the record.
+        trials: rows of a search, to be shown as runs of their own.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Record:
     restored: bool
     started: int
     time: int
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
     def content(self) -> str:
         """A fingerprint of what the stage left, whenever and however it came about."""
@@ -87,9 +89,19 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
                 restored=stage != just_ran,
                 started=round(1000 * (started if started and stage == just_ran else now)),
                 time=round(1000 * now),
+                trials=_trials(params) if stage == "train_head" else [],
             )
         )
     return records
+
+
+def begin(params: dict[str, Any], stage: str) -> Record:
+    """The record of a stage that has just begun: what there is before any result."""
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    now = round(1000 * time.time())
+    everything = {name: _text(value) for name, value in params.items()}
+    used = {name: everything[name] for name in stages[stage]["params"]}
+    return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, _tags(), False, now, now)
 
 
 def stage_names() -> list[str]:
@@ -187,6 +199,12 @@ def _curves(stage: str) -> list[tuple[str, int, float]]:
         for name in table.columns
         if name != "epoch" and pd.notna(row[name])
     ]
+
+
+def _trials(params: dict[str, Any]) -> list[dict[str, Any]]:
+    if not params["train_head.log_trials"] or not paths.TRIALS.is_file():
+        return []
+    return pd.read_csv(paths.TRIALS).to_dict("records")
 
 
 def _tags() -> dict[str, str]:

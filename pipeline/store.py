@@ -62,7 +62,8 @@ class FeatureStore:
         self.file = file
         self._dim, self.dtype = feature_dim, np.dtype(dtype).newbyteorder("<")
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, isolation_level=None)
+        # Threads may take turns.
+        self._db = sqlite3.connect(file, SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
         self._db.execute(f"PRAGMA page_size = {_PAGE}")
         self._write_ahead()
         self._db.execute("PRAGMA synchronous = NORMAL")  # a power failure can lose the last rows, a kill none

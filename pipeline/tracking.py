@@ -34,9 +34,12 @@ from pipeline.records import Record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "headstart"
 KEY, STAGE, CONTENT, RESTORED = "headstart.key", "headstart.stage", "headstart.content", "headstart.restored"
+LIVE = "headstart.live"  # a run that shows a stage while it runs; its record finds it and completes it
+TRIAL_METRICS = ("val_loss", "val_accuracy", "rank")
 PARENT = "mlflow.parentRunId"
 METRICS_AT_ONCE = 1000  # the most that one call of MLflow takes
 SERVER_REFUSES = range(400, 500)
@@ -153,18 +156,27 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
     experiment = _experiment_id(client)
     parent = _parent(client, experiment, item)
     content = item.content()
-    siblings = client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{item.stage}'")
+    siblings = _stage_runs(client, experiment, parent, item.stage)
     if any(run.data.tags.get(CONTENT) == content or (item.restored and CONTENT in run.data.tags) for run in siblings):
         return  # what DVC restored does not take the place of the run that made it
+    begun = [run.info.run_id for run in siblings if _is_live(run) and not item.restored][:1]
     for run in siblings:  # of another content, or broken off on the way
-        client.delete_run(run.info.run_id)
+        if run.info.run_id not in begun:
+            for trial in client.search_runs([experiment], f"tags.`{PARENT}` = '{run.info.run_id}'"):
+                client.delete_run(trial.info.run_id)
+            client.delete_run(run.info.run_id)
     tags = {PARENT: parent, STAGE: item.stage, **({RESTORED: "true"} if item.restored else {})}
-    child = client.create_run(experiment, start_time=item.started, tags=tags, run_name=item.stage).info.run_id
+    child = begun[0] if begun else _new_run(client, experiment, item, tags)
     _log(client, child, item.params, {name: [(0, value)] for name, value in item.metrics.items()}, item.time)
     curves: dict[str, list[tuple[int, float]]] = {}
     for name, epoch, value in item.curves:
         curves.setdefault(f"epoch/{name}", []).append((epoch, value))
+    for name in curves if begun else ():
+        shown = {point.step for point in client.get_metric_history(child, name)}
+        curves[name] = [point for point in curves[name] if point[0] not in shown]
     _log(client, child, {}, curves, item.time)
+    for trial in item.trials:
+        _send_trial(client, experiment, child, item, trial)
     for path in item.artifacts:
         client.log_artifact(child, str(files / path), os.path.dirname(path))
     metrics = {f"{item.stage}/{name}": [(0, value)] for name, value in item.metrics.items()}
@@ -172,6 +184,63 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
     client.set_terminated(child, end_time=item.time)
     client.set_terminated(parent, end_time=item.time)
     client.set_tag(child, CONTENT, content)  # the last thing: without it the run counts as broken off
+
+
+def _is_live(run: Run) -> bool:
+    return LIVE in run.data.tags and CONTENT not in run.data.tags
+
+
+def _new_run(client: MlflowClient, experiment: str, item: Record, tags: dict[str, str]) -> str:
+    return client.create_run(experiment, start_time=item.started, tags=tags, run_name=item.stage).info.run_id
+
+
+def _send_trial(client: MlflowClient, experiment: str, stage_run: str, item: Record, trial: dict[str, Any]) -> None:
+    """A run of a trial, under that of the stage."""
+    name, tags = f"trial-{trial['trial']}", {PARENT: stage_run}
+    run = client.create_run(experiment, start_time=item.started, tags=tags, run_name=name).info.run_id
+    params = {f"train_head.{key}": str(value) for key, value in trial.items() if key not in ("trial", *TRIAL_METRICS)}
+    _log(client, run, params, {key: [(0, float(trial[key]))] for key in TRIAL_METRICS}, item.time)
+    client.set_terminated(run, end_time=item.time)
+
+
+class Live:
+    """Shows the curves of a stage in MLflow as they come. What goes wrong costs the stage nothing but a line.
+
+    A stage that goes on after a kill goes on in the same run.
+    """
+
+    def __init__(self, stage: str, params: dict[str, Any]) -> None:
+        self._stage, self._params = stage, params
+        self._run, self._works = "", True
+
+    def __call__(self, row: dict[str, float]) -> None:
+        """Show what is known of an epoch, by its number under `epoch`."""
+        if not self._works:
+            return
+        try:
+            with _connected() as client:
+                self._run = self._run or self._begin(client)
+                points = {
+                    f"epoch/{name}": [(int(row["epoch"]), value)] for name, value in row.items() if name != "epoch"
+                }
+                _log(client, self._run, {}, points, round(1000 * time.time()))
+        except Exception as error:
+            self._works = False
+            _warn(f"{self._stage} is not shown while it runs: {_line(error)}")
+
+    def _begin(self, client: MlflowClient) -> str:
+        item, experiment = records.begin(self._params, self._stage), _experiment_id(client)
+        parent = _parent(client, experiment, item)
+        for run in _stage_runs(client, experiment, parent, item.stage):
+            if _is_live(run):
+                return run.info.run_id
+        run = _new_run(client, experiment, item, {PARENT: parent, STAGE: item.stage, LIVE: "true"})
+        _log(client, run, item.params, {}, item.time)
+        return run
+
+
+def _stage_runs(client: MlflowClient, experiment: str, parent: str, stage: str) -> list[Run]:
+    return client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{stage}'")
 
 
 def _parent(client: MlflowClient, experiment: str, item: Record) -> str:

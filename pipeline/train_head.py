@@ -1,79 +1,62 @@
-"""Train a classifier on the features. No image is touched, so an epoch takes a moment.
+"""Train a classifier on the features. No image is touched, so an epoch takes a moment, and a search seconds.
 
 Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
-Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes); plots/train_head.csv; metrics/train_head.json.
+Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temperature fitted on val in its weights;
+         plots/train_head.csv; plots/train_head_search.csv: a row a trial; metrics/train_head.json.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numpy as np
 
-from pipeline import networks, paths, stage
-from pipeline.dataset import EVALUATION_BATCH, FeatureBatches, load_classes, load_features, load_split, load_views
-from pipeline.engine import keras, make_repeatable
+from pipeline import calibration, heads, networks, paths, stage
+from pipeline.dataset import load_classes, load_examples, load_split
+from pipeline.engine import make_repeatable
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.training import KeepBest, verbosity
-
-
-def train(
-    train_set: FeatureBatches,
-    val_set: FeatureBatches,
-    feature_dim: int,
-    n_classes: int,
-    hidden: Sequence[int],
-    dropout: float,
-    learning_rate: float,
-    epochs: int,
-) -> tuple[keras.Model, KeepBest]:
-    """Adam on the cross-entropy; the head is left as it was after its best epoch on val."""
-    head = networks.build_head(feature_dim, n_classes, hidden, dropout)
-    # The wrapper is compiled, not the head: optimizer state has no place in the file that is shipped.
-    trainer = keras.Model(head.inputs, head.outputs)
-    trainer.compile(
-        keras.optimizers.Adam(learning_rate),
-        "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=8,  # a step takes less time than Python takes between two
-    )
-    keep = KeepBest()
-    trainer.fit(train_set, validation_data=val_set, epochs=epochs, callbacks=[keep], verbose=verbosity())
-    return head, keep
+from pipeline.search import search
 
 
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     head_file = outputs.path(paths.HEAD)
     make_repeatable(params.seed)
-    classes = load_classes()
-    train_images, val_images = load_split("train"), load_split("val")
-    features = load_features("train", len(train_images))
-    batch_size = params.train_head.batch_size
-    head, keep = train(
-        FeatureBatches(
-            features, train_images.target.to_numpy(), batch_size, load_views(len(train_images)), params.seed
-        ),
-        FeatureBatches(load_features("val", len(val_images)), val_images.target.to_numpy(), EVALUATION_BATCH),
-        features.shape[1],
-        len(classes),
-        params.train_head.hidden,
-        params.train_head.dropout,
-        params.train_head.learning_rate,
-        params.train_head.epochs,
-    )
-    outputs.csv(paths.curves("train_head"), keep.curves())
+    classes, images = load_classes(), load_split("train")
+    train_set, val_set = load_examples("train"), load_examples("val")
+    groups = np.where(images.group.isna(), images.index.astype(str), images.group.astype(str))
+
+    found, trials = search(train_set, val_set, len(classes), groups, params.train_head, params.seed)
+    choice = params.train_head.choice(**found)
+    head, epochs = heads.train(train_set, val_set, len(classes), choice, params.seed)
+
+    raw = heads.logits(head, val_set)
+    temperature = calibration.temperature(raw, val_set.targets)
+    networks.divide_logits(head, temperature)
+    metrics = calibration.metrics(raw / temperature, val_set.targets)
+    unscaled = calibration.metrics(raw, val_set.targets)
+
+    outputs.csv(paths.curves("train_head"), epochs.curves())
+    outputs.csv(paths.TRIALS, trials)
     networks.save(head, head_file, classes)
     outputs.json(
         paths.metrics("train_head"),
         {
-            "val_accuracy": keep.best["val_accuracy"],
-            "val_loss": keep.best["val_loss"],
-            "best_epoch": keep.best["epoch"],
+            **metrics,
+            "unscaled_val_loss": unscaled["val_loss"],
+            "unscaled_val_calibration_error": unscaled["val_calibration_error"],
+            "temperature": temperature,
+            "best_epoch": epochs.best["epoch"],
         },
     )
-    print(f"train_head: {keep.summary()}")
+    if found:
+        print(f"train_head: the best of {len(trials)} trials is " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    print(
+        f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after "
+        f"{epochs.best['epoch']} {'iterations' if choice.solver() == 'lbfgs' else 'epochs'}; temperature "
+        f"{temperature:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.engine import keras
 from pipeline.errors import UserError
+
+COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
 
 
 def verbosity() -> int:
@@ -16,48 +20,54 @@ def verbosity() -> int:
     return 1 if sys.stdout.isatty() else 2
 
 
-class KeepBest(keras.callbacks.Callback):
-    """Notes the curves, and leaves the model with the weights of the epoch whose val_loss was the lowest.
+class BestEpoch:
+    """Notes the curves, and the weights of the epoch whose val_loss was the lowest.
 
     Attributes:
-        best: the row of that epoch: epoch (counted from 1), loss, accuracy, val_loss, val_accuracy, learning_rate.
+        rows: a row an epoch: epoch (counted from 1; 0 is before any training), and what is known of the other COLUMNS.
+        best: the row of that epoch.
+        weights: the values of the variables after it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self._variables = variables
+        self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._weights: list[Any] = []
+        self.weights: list[np.ndarray] = []
 
-    def note(self, epoch: int, logs: dict[str, float]) -> None:
-        """Take the model as it stands for the result of `epoch`; 0 is before any training."""
-        row = {"epoch": epoch, **{name: float(value) for name, value in logs.items()}}
-        self._rows.append(row)
+    def note(self, epoch: int, **values: float) -> None:
+        """Take the variables as they stand for the result of `epoch`."""
+        row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
+        self.rows.append(row)
         if row["val_loss"] < self.best.get("val_loss", float("inf")):
             self.best = row
-            self._weights = [keras.ops.convert_to_numpy(weight) for weight in self.model.trainable_weights]
+            self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self.note(epoch + 1, {**(logs or {}), "learning_rate": float(self.model.optimizer.learning_rate)})
+    def keep_last(self) -> None:
+        """Take the last epoch for the best: what has converged is not to be stopped on the way.
 
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        for weight, value in zip(self.model.trainable_weights, self._weights, strict=False):
-            weight.assign(value)
+        Raises:
+            UserError: where its loss is not a number.
+        """
+        self.best = self.rows[-1] if self.rows and np.isfinite(self.rows[-1]["val_loss"]) else {}
+        self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+        self.restore()
 
-    def summary(self) -> str:
-        """The epoch that was kept, in words."""
-        return (
-            f"val loss {self.best['val_loss']:.4f}, the lowest, after epoch {self.best['epoch']} "
-            f"(accuracy {self.best['val_accuracy']:.4f})"
-        )
-
-    def curves(self) -> pd.DataFrame:
-        """A row an epoch, counted from 1: nothing is known of the training images before the first.
+    def restore(self) -> None:
+        """Give the variables the values that they had after the best epoch.
 
         Raises:
             UserError: where the loss was never a number.
         """
         if not self.best:
             raise UserError("the loss is not a number after any epoch: training diverged; lower the learning_rate")
-        columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
-        return pd.DataFrame([row for row in self._rows if row["epoch"] > 0], columns=columns)
+        for variable, value in zip(self._variables, self.weights, strict=True):
+            variable.assign(value)
+
+    def epochs_since(self) -> int:
+        """How many epochs the best one lies back."""
+        return self.rows[-1]["epoch"] - self.best.get("epoch", 0)
+
+    def curves(self) -> pd.DataFrame:
+        """A row an epoch, counted from 1: nothing is known of the training images before the first."""
+        return pd.DataFrame([row for row in self.rows if row["epoch"] > 0], columns=COLUMNS)

@@ -39,7 +39,10 @@ def read_params(module: Path) -> set[str]:
     """The leaves of params.yaml that the source of a stage reads, as `params.a` or `params.a.b`."""
     leaves = set(load_params(ROOT / "params.yaml").leaves())
     words = set(re.findall(r"\bparams\.(\w+(?:\.\w+)?)", module.read_text(encoding="utf-8")))
-    used = {leaf for word in words for leaf in leaves if leaf == word or leaf == word.split(".")[0]}
+    # A section by itself stands for all of its leaves.
+    used = {
+        leaf for word in words for leaf in leaves if word in (leaf, leaf.split(".")[0]) or word.split(".")[0] == leaf
+    }
     unknown = {word for word in words if not any(leaf.split(".")[0] == word.split(".")[0] for leaf in leaves)}
     assert not unknown - {"leaves", "yaml"}, unknown
     return used
@@ -85,6 +88,7 @@ def test_the_files_have_the_names_that_the_code_gives_them():
         paths.CONFUSION,
         paths.PREDICTIONS,
         paths.curves("train_head"),
+        paths.TRIALS,
         paths.curves("fine_tune"),
     )
     metrics = tuple(paths.metrics(stage) for stage in STAGES if stage != "extract")

@@ -77,10 +77,13 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     file = tmp_path / "params.yaml"
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
+    words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
+    words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():
         others = {
             list: ["[]", "[256]", "[64,32]", "[]"],
-            type(None): ["64" if key in ("extract.image_size", "extract.batch_size") else "word", "null"],
+            dict: ["{dropout:[0,0.5],hidden:[[],[256]]}", "{}"],
+            type(None): [words.get(key, "64"), "null"],
         }
         others = others.get(type(value), [])
         for override in (*others, json.dumps(value)):

@@ -1,0 +1,290 @@
+"""Training the upper part of a network with its head: epoch by epoch, to be stopped at any moment and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import calibration
+from pipeline.engine import keras, tf
+from pipeline.errors import UserError
+from pipeline.params import FineTune
+from pipeline.training import BestEpoch, verbosity
+from pipeline.trunk_cache import Inputs
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of an epoch: inputs (b, ...), one-hot targets (b, n_classes) and weights (b,), whose mean is 1 / b.
+
+    Epoch n is the same whatever came before it.
+
+    Args:
+        inputs: gives the images of rows.
+        targets: (n,) int32, of all of its rows.
+        rows: (N,), those that are used.
+        weights: (n_classes,) float32, of the classes.
+        views: how many augmented views there are: epochs take the images as they are, then view after view, and again.
+        seed: shuffles every epoch anew; None keeps the order.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        views: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(workers=inputs.workers, max_queue_size=8)
+        self.targets = targets[rows]
+        self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
+        self._views, self._seed = views, seed
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Turn to an epoch, counted from 0."""
+        self._epoch = epoch
+        count = len(self._rows)
+        shuffled = self._seed is not None
+        self._order = np.random.default_rng([self._seed, epoch]).permutation(count) if shuffled else np.arange(count)
+
+    def on_epoch_end(self) -> None:
+        self.begin(self._epoch + 1)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        inputs = self._inputs.read(self._rows[places], self._epoch % (1 + self._views))
+        targets = self.targets[places]
+        one_hot = np.eye(len(self._weights), dtype=np.float32)[targets]
+        return inputs, one_hot, self._weights[targets] / np.float32(len(places))
+
+
+class LayerwiseAdamW(keras.optimizers.AdamW):
+    """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables."""
+
+    scales: Sequence[float] = ()
+
+    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+        super().update_step(gradient, variable, learning_rate * self.scales[self._get_variable_index(variable)])
+
+
+class Trainer(keras.Model):
+    """Steps of a model that gives logits; a batch goes through it in `parts`, one after the other, to save memory.
+
+    The weights of the examples add up to the mean over the whole batch, in however many parts, on however many devices.
+    """
+
+    def __init__(self, network: keras.Model, label_smoothing: float, parts: int) -> None:
+        super().__init__(name="trainer")
+        self.network, self.parts = network, parts
+        self._cross_entropy = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
+        self._loss = keras.metrics.Mean("loss")
+        self._accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        return [self._loss, self._accuracy]
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs, targets, weights = data
+        variables = self.trainable_variables
+        size = -(-tf.shape(inputs)[0] // self.parts)
+
+        def part(number: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            rows = slice(number * size, (number + 1) * size)
+            with tf.GradientTape() as tape:
+                logits = self(inputs[rows], training=True)
+                each = self._cross_entropy(targets[rows], logits)
+                loss = self.optimizer.scale_loss(tf.reduce_sum(each * weights[rows]))
+            self._loss.update_state(each)
+            self._accuracy.update_state(targets[rows], logits)
+            found = tape.gradient(loss, variables)
+            return (number + 1, *(a + b for a, b in zip(gradients, found, strict=True)))
+
+        start = (tf.constant(0), *(tf.zeros_like(variable) for variable in variables))
+        _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, part, start, parallel_iterations=1)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+class Checkpoint:
+    """What an epoch leaves, in a file that appears whole or not at all; it is removed when training has ended.
+
+    Args:
+        file: under a name that stands for everything that shapes the result.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch) -> None:
+        """Keep the state after the last of `epochs`."""
+        arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
+        arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
+        text = json.dumps({"rows": epochs.rows, "best": epochs.best})
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.file.with_name(f".{self.file.stem}.partial.{os.getpid()}.npz")
+        try:
+            np.savez(partial, text=np.frombuffer(text.encode(), np.uint8), **arrays)
+            os.replace(partial, self.file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch) -> bool:
+        """Take up the state that is kept; False where there is none."""
+        if not self.file.is_file():
+            return False
+        try:
+            with np.load(self.file, allow_pickle=False) as kept:
+                values = [kept[f"v{number:05}"] for number in range(len(variables))]
+                best = [kept[name] for name in sorted(kept) if name.startswith("b")]
+                text = json.loads(kept["text"].tobytes())
+            if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
+                raise ValueError("of another network")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{self.file}: cannot be used ({error}): fine-tuning begins anew", file=sys.stderr)
+            self.remove()
+            return False
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        epochs.rows, epochs.best, epochs.weights = text["rows"], text["best"], best
+        return True
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+
+class _EachEpoch(keras.callbacks.Callback):
+    """Judges the model after each epoch, by its averaged weights where there are such, and keeps the state."""
+
+    def __init__(
+        self, after: Callable[[int, dict[str, float]], None], checkpoint: Callable[[], None], average: bool
+    ) -> None:
+        super().__init__()
+        self._after, self._checkpoint, self._average = after, checkpoint, average
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        logs = dict(logs or {})
+        if not np.isfinite(logs["loss"]):
+            print(f"fine_tune: the loss is no number in epoch {epoch + 1}: training stops", file=sys.stderr)
+            self.model.stop_training = True
+            return
+        variables = self.model.trainable_variables
+        own = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._average else []
+        if self._average:
+            self.model.optimizer.finalize_variable_values(variables)
+        self._after(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
+        for variable, value in zip(variables, own, strict=False):
+            variable.assign(value)
+        self._checkpoint()
+
+
+def tune(
+    network: keras.Model,
+    train_set: Batches,
+    val_set: Batches,
+    scales: Sequence[float],
+    choice: FineTune,
+    epochs: int,
+    checkpoint: Checkpoint,
+    tell: Callable[[dict[str, float]], None],
+) -> tuple[BestEpoch, np.ndarray]:
+    """Train what is trainable in `network`, which gives logits, and leave it as it was after its best epoch on val.
+
+    The network as it comes counts as epoch 0.
+
+    Args:
+        scales: of the learning rate, for each trainable variable.
+        tell: is given the row of each epoch.
+
+    Returns:
+        The epochs; (N, n_classes) float32 logits of val.
+
+    Raises:
+        UserError: where not one image fits into the memory of the device.
+    """
+    parts = 1
+    while True:
+        try:
+            return _tune(network, train_set, val_set, scales, choice, epochs, checkpoint, tell, parts)
+        except tf.errors.ResourceExhaustedError as error:
+            if parts >= choice.batch_size:
+                raise UserError("fine_tune: not one image fits into the memory of the device") from error
+            parts = min(2 * parts, choice.batch_size)
+            print(f"fine_tune: a batch does not fit into the memory; on in {parts} parts of it")
+
+
+def _tune(
+    network: keras.Model,
+    train_set: Batches,
+    val_set: Batches,
+    scales: Sequence[float],
+    choice: FineTune,
+    epochs: int,
+    checkpoint: Checkpoint,
+    tell: Callable[[dict[str, float]], None],
+    parts: int,
+) -> tuple[BestEpoch, np.ndarray]:
+    trainer = Trainer(network, choice.label_smoothing, parts)
+    trainer.compile(_optimizer(choice, epochs * len(train_set), scales), jit_compile=False)  # XLA times its kernels
+    variables = trainer.trainable_variables
+    trainer.optimizer.build(variables)
+    best = BestEpoch(variables)
+    # Beside what is trained, dropout's place in its random numbers.
+    random = [variable for variable in trainer.variables if variable.dtype == "uint32"]
+    state = [*variables, *random, *trainer.optimizer.variables]
+
+    def note(epoch: int, logs: dict[str, float]) -> None:
+        found = calibration.metrics(trainer.predict(val_set, verbose=0), val_set.targets)
+        best.note(epoch, **logs, val_loss=found["val_loss"], val_accuracy=found["val_accuracy"])
+        tell(best.rows[-1])
+
+    if not checkpoint.load(state, best):
+        note(0, {})
+        checkpoint.save(state, best)
+    done = best.rows[-1]["epoch"]
+    if done:
+        print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
+    train_set.begin(done)
+    each = _EachEpoch(note, lambda: checkpoint.save(state, best), bool(choice.ema))
+    trainer.fit(
+        train_set,
+        initial_epoch=done,
+        epochs=epochs,
+        callbacks=[each, keras.callbacks.TerminateOnNaN()],
+        verbose=verbosity(),
+    )
+    best.restore()
+    logits = trainer.predict(val_set, verbose=0)
+    checkpoint.remove()
+    return best, logits
+
+
+def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.optimizers.Optimizer:
+    warm_up = max(1, round(choice.warm_up * steps))
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm_up), warmup_target=choice.learning_rate, warmup_steps=warm_up
+    )
+    optimizer = LayerwiseAdamW(
+        rate,
+        weight_decay=choice.weight_decay,
+        global_clipnorm=choice.clip_norm,
+        use_ema=choice.ema is not None,
+        ema_momentum=choice.ema or 0.99,
+    )
+    optimizer.scales = scales
+    return keras.optimizers.LossScaleOptimizer(optimizer) if choice.precision == "float16" else optimizer
