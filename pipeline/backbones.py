@@ -24,24 +24,26 @@ PREPROCESSING = {
     "inside": "inside the network",
 }
 
-# How each family begins the names of the layers of a block; what the parentheses find names the block.
+# How each family names the layers of a block; what the parentheses find names the block. What matches nothing belongs
+# to the block before it, in Inception to the one after it: there only the last layers of a block have its name.
 BLOCKS = {
     "convnext": r"convnext_[a-z]+_(stage_\d+_block_\d+|downsampling_block_[1-9])",
     "densenet": r"(conv\d_block\d+)_",
     "efficientnet": r"(block\d+[a-z]+)_",
     "efficientnet_v2": r"(block\d+[a-z]+)_",
     "inception_resnet_v2": r"(mixed_\d[ab]|block\d+_\d+)",
-    "inception_v3": r"(mixed\d+)",
+    "inception_v3": r"(mixed\d+)$",
     "mobilenet": r"(conv)_(?:pad|dw|pw)_(\d+)",
     "mobilenet_v2": r"(block_\d+|expanded_conv)_",
     "mobilenet_v3": r"(expanded_conv(?:_\d+)?)_",
-    "nasnet": r".*(?:normal|reduction).*_(\d+|stem_\d)$",
+    "nasnet": r"(?!activation|concatenate).*?_((?:stem_|reduce_)?\d+)$",
     "resnet": r"(conv\d_block\d+)_",
     "resnet_v2": r"(conv\d_block\d+)_",
     "vgg16": r"(block\d)_",
     "vgg19": r"(block\d)_",
     "xception": r"(block\d+)_",
 }
+NAMED_BY_THE_END = ("inception_resnet_v2", "inception_v3")
 
 
 @dataclass(frozen=True)

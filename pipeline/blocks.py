@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import networks
-from pipeline.backbones import BLOCKS, Backbone
+from pipeline.backbones import BLOCKS, NAMED_BY_THE_END, Backbone
 from pipeline.engine import keras
 from pipeline.errors import UserError, did_you_mean
 
-STEM = "stem"  # what stands before the first block
+STEM, TOP = "stem", "top"  # what stands before the first block, and behind the last one
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,17 @@ class Block:
 
 
 def blocks(base: keras.Model, row: Backbone) -> list[Block]:
-    """All layers of a network without top, as blocks; a layer outside the blocks belongs to the one before it."""
-    pattern = re.compile(BLOCKS[row.module])
+    """All layers of a network without top, as blocks."""
+    pattern, backwards = re.compile(BLOCKS[row.module]), row.module in NAMED_BY_THE_END
     found: dict[str, list[keras.Layer]] = {}
-    name = STEM
-    for layer in base.layers:
+    name = ""
+    for layer in reversed(base.layers) if backwards else base.layers:
         match = pattern.match(layer.name)
-        name = "_".join(match.groups()) if match else name
+        name = "_".join(match.groups()) if match else name or (TOP if backwards else STEM)
+        name = f"block_{name}" if name.isdigit() else name  # a number in fine_tune.unfreeze is a number of blocks
         found.setdefault(name, []).append(layer)
+    if backwards:
+        return [Block(name, tuple(reversed(layers))) for name, layers in reversed(found.items())]
     return [Block(name, tuple(layers)) for name, layers in found.items()]
 
 
@@ -85,25 +88,43 @@ def chosen(base: keras.Model, row: Backbone, unfreeze: Any) -> list[Block]:
     return [block for block in parts if block.layers]
 
 
-def cut(base: keras.Model, trained: list[Block]) -> keras.Layer | None:
-    """The last layer before the trained ones through whose output all that follows is computed.
+@dataclass(frozen=True)
+class Cut:
+    """Where a network falls into two.
 
-    None where there is none but the input: what is frozen cannot be computed once, apart from the rest.
+    Attributes:
+        place: of the operation, in the order of the network: names are not the same in every copy of it.
+        shape: of its output for an image.
     """
-    order = {layer.name: place for place, layer in enumerate(base.layers)}
-    last_use = dict.fromkeys(order, 0)
-    for layer in base.layers:
-        for node in layer._inbound_nodes[:1]:  # of the network itself; others come from its use in other models
-            for parent in node.parent_nodes:
-                last_use[parent.operation.name] = max(last_use[parent.operation.name], order[layer.name])
-    last_use[base.layers[-1].name] = len(order)
-    stop = order[trained[0].layers[0].name] if trained else len(order)
-    needed, found = 0, None
-    for place, layer in enumerate(base.layers[:stop]):
-        if place and needed <= place:
-            found = layer
-        needed = max(needed, last_use[layer.name])
+
+    place: int
+    shape: tuple[int, ...]
+
+
+def cut(base: keras.Model, trained: list[Block]) -> Cut | None:
+    """The last operation before the trained layers through whose output all that follows is computed.
+
+    None where nothing but rescaling comes before it: there is nothing to be computed once.
+    """
+    steps = base.operations  # the layers, and what is computed between them, each after what it needs
+    order = {step.name: place for place, step in enumerate(steps)}
+    last_use = [0] * len(steps)
+    for place, step in enumerate(steps):
+        for parent in step._inbound_nodes[0].parent_nodes:  # the first is the network's own; others are uses elsewhere
+            last_use[order[parent.operation.name]] = place
+    last_use[-1] = len(steps)
+    stop = min((order[layer.name] for block in trained for layer in block.layers if layer.weights), default=len(steps))
+    needed, found, computes = 0, None, False
+    for place in range(1, stop):
+        needed = max(needed, last_use[place - 1])
+        computes |= any(len(weight.shape) > 1 for weight in getattr(steps[place], "weights", ()))
+        if needed <= place and computes:
+            found = Cut(place, tuple(_output(base, place).shape[1:]))
     return found
+
+
+def _output(base: keras.Model, place: int) -> keras.KerasTensor:
+    return base.operations[place]._inbound_nodes[0].output_tensors[0]
 
 
 def unfreeze(base: keras.Model, trained: list[Block], decay: float) -> list[float]:
@@ -127,21 +148,20 @@ def unfreeze(base: keras.Model, trained: list[Block], decay: float) -> list[floa
     return [scales[layer.name] for layer in base.layers for _ in layer.trainable_variables]
 
 
-def lower(trunk: keras.Model, backbone: str, cut: str) -> keras.Model:
-    """Images as for `trunk` -> the output of its layer `cut`, flattened: (N, floats)."""
+def lower(trunk: keras.Model, backbone: str, where: Cut) -> keras.Model:
+    """Images as for `trunk` -> what its backbone has at the cut, flattened: (N, floats)."""
     base = trunk.get_layer(networks.BACKBONE_LAYER)
     image = keras.Input(trunk.input_shape[1:], name="image")
-    below = keras.Model(base.inputs, base.get_layer(cut).output)
-    return keras.Model(
-        image, keras.layers.Flatten()(below(networks.preprocess(backbone, image), training=False)), name="lower"
-    )
+    below = keras.Model(base.inputs, _output(base, where.place))
+    found = below(networks.preprocess(backbone, image), training=False)
+    return keras.Model(image, keras.layers.Flatten()(found), name="lower")
 
 
-def upper(trunk: keras.Model, cut: str) -> keras.Model:
-    """The output of the layer `cut` (N, ...) -> features; with the very layers of `trunk`."""
+def upper(trunk: keras.Model, where: Cut) -> keras.Model:
+    """What the backbone of `trunk` has at the cut (N, ...) -> features; with the very layers of `trunk`."""
     base = trunk.get_layer(networks.BACKBONE_LAYER)
-    above = keras.Model(base.get_layer(cut).output, base.output)
-    start = keras.Input(base.get_layer(cut).output.shape[1:], name="activations")
+    above = keras.Model(_output(base, where.place), base.output)
+    start = keras.Input(where.shape, name="activations")
     return keras.Model(start, trunk.get_layer(networks.POOL_LAYER)(above(start, training=False)), name="upper")
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from pipeline.dataset import load_examples, load_split
 from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
+from pipeline.files import Source
 from pipeline.fine_tuning import Batches, Checkpoint, tune
 from pipeline.outputs import Outputs
 from pipeline.params import FineTune, Params
@@ -52,8 +53,11 @@ from pipeline.training import COLUMNS, BestEpoch
 # Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
 # data of up to 20,000 images, within bounds for the epochs.
 STEPS, EPOCHS, MAX_VIEWS = 500, (5, 20), 7
-MIRRORED = 1000  # images of val that tell whether left and right mean something
-MIRROR_KEEPS = 0.95  # share of the right answers that stay right in the mirror where they mean nothing
+PROBES = 1000  # images of val that tell how they may be changed
+# What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
+# that it cannot tell any more may be of another class, as a digit is.
+STILL_KNOWN = 0.9
+CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 def schedule(choice: FineTune, images: int) -> tuple[int, int]:
@@ -62,24 +66,36 @@ def schedule(choice: FineTune, images: int) -> tuple[int, int]:
     return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
 
 
-def keeps_labels_mirrored(
-    network: keras.Model, pixels: trunk_cache.Pixels, rows: np.ndarray, targets: np.ndarray
-) -> bool:
-    """Whether flips do no harm: what `network` knows in some images, it knows in the mirror too.
+def choose_augmentation(
+    choice: FineTune, network: keras.Model, images: pd.DataFrame, source: Source, size: int, seed: int
+) -> Augmentation:
+    """How training images are changed: as `choice` says, or as much as leaves them what they are.
 
-    So it is with most photographs; digits and letters become others.
+    Left open, flips are used, and the strongest crop of CROPS, where `network`, the trunk with the head, still knows
+    STILL_KNOWN of what it knew before.
 
     Args:
-        rows: of `pixels`; targets: of all of its rows, int32.
+        images: of val.
     """
-    size, right = networks.PREDICTION_BATCH, np.zeros((2, len(rows)), bool)
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        images = pixels.read(some, 0)
-        for number, seen in enumerate((images, images[:, :, ::-1])):
-            answers = networks.predict(network, seen, size).argmax(axis=1)
-            right[number, start : start + size] = answers == targets[some]
-    return bool(right[0].any() and right[1, right[0]].mean() >= MIRROR_KEEPS)
+    if choice.flip is not None and choice.crop is not None:
+        return Augmentation(choice.crop, choice.flip, choice.jitter)
+    some = images.sample(min(PROBES, len(images)), random_state=seed)
+
+    def right(augmentation: Augmentation, number: int, mirrored: bool = False) -> np.ndarray:
+        batches = trunk_cache.Pixels(some, source, size, augmentation).batches(number, networks.PREDICTION_BATCH)
+        views = (batch[:, :, ::-1] if mirrored else batch for batch in batches)
+        found = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in views]
+        return np.concatenate(found) == some.target.to_numpy()
+
+    plain = right(NONE, 0)
+
+    def still_known(changed: np.ndarray) -> bool:
+        return bool(plain.any() and changed[plain].mean() >= STILL_KNOWN)
+
+    flip = still_known(right(NONE, 0, mirrored=True)) if choice.flip is None else choice.flip
+    candidates = (Augmentation(crop, flip, choice.jitter) for crop in CROPS)
+    crop = choice.crop or next((one.crop for one in candidates if still_known(right(one, 1))), CROPS[-1])
+    return Augmentation(crop, flip, choice.jitter)
 
 
 def is_better(head: np.ndarray, tuned: np.ndarray, targets: np.ndarray, confidence: float) -> tuple[bool, float]:
@@ -148,19 +164,15 @@ def train(
     images = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     targets, count = images.target.to_numpy(), int((images.split == "train").sum())
     epochs, views = schedule(choice, count)
-    cut = blocks.cut(base, trained)
+    where = blocks.cut(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        flip = choice.flip
-        if flip is None:
-            some = np.random.default_rng(params.seed).permutation(np.arange(count, len(images)))[:MIRRORED]
-            whole = keras.Model(trunk.inputs, head(trunk.output))
-            flip = keeps_labels_mirrored(whole, trunk_cache.Pixels(images, source, size, NONE), some, targets)
-        changes = Augmentation(choice.crop, flip, choice.jitter)
+        whole = keras.Model(trunk.inputs, head(trunk.output))
+        changes = choose_augmentation(choice, whole, images[count:], source, size, params.seed)
         views = 0 if changes == NONE else views  # all would be alike
         cached, reason = trunk_cache.choose(
             choice.trunk_cache,
-            int(np.prod(cut.output.shape[1:])) if cut else None,
+            int(np.prod(where.shape)) if where else None,
             images=count * (1 + views) + len(images) - count,
             passes=len(images) * epochs,
             fast=not gpu_names(),
@@ -169,17 +181,22 @@ def train(
         if cached:
             run = inference.open_engine(
                 "auto",
-                lambda: blocks.lower(build(params, meta, choice.precision), params.backbone, cut.name),
+                lambda: blocks.lower(build(params, meta, choice.precision), params.backbone, where),
                 choice.precision,
                 batch_size,
             )
-            recipe = {"backbone": params.backbone, "cut": cut.name, "image_size": size, "precision": choice.precision}
+            recipe = {
+                "backbone": params.backbone,
+                "cut": where.place,
+                "image_size": size,
+                "precision": choice.precision,
+            }
             inputs = stack.enter_context(
-                trunk_cache.activations(run, recipe, images, source, cut.output.shape[1:], size, changes, views)
+                trunk_cache.activations(run, recipe, images, source, where.shape, size, changes, views)
             )
         else:
             inputs = trunk_cache.Pixels(images, source, size, changes)
-        below = blocks.upper(trunk, cut.name) if cached else trunk
+        below = blocks.upper(trunk, where) if cached else trunk
         start = keras.Input(below.input_shape[1:])
         network = keras.Model(start, networks.without_softmax(head)(below(start)))
         batches = partial(
@@ -189,7 +206,7 @@ def train(
             weights=heads.class_weights(targets[:count], head.output_shape[-1], choice.class_weight),
             batch_size=choice.batch_size,
         )
-        details = {"epochs": epochs, "views": views, "flip": flip, "trunk_cache": cached}
+        details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
         found, logits = tune(
             network,
             batches(rows=np.arange(count), views=views, seed=params.seed),

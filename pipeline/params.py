@@ -204,7 +204,7 @@ class FineTune(_Section):
     ema: Annotated[float | None, _within(float, "(0, 1)", optional=True)]
     precision: Literal["float32", "bfloat16", "float16"]
     views: Annotated[int | None, _within(int, "[0, 1000]", optional=True)]
-    crop: Annotated[float, _within(float, "(0, 1]")]
+    crop: Annotated[float | None, _within(float, "(0, 1]", optional=True)]
     flip: StrictBool | None
     jitter: Annotated[float, _within(float, "[0, 1)")]
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]

@@ -21,6 +21,7 @@ from pipeline.extraction import Extraction, Jobs, ingredients, views
 from pipeline.files import Source
 from pipeline.inference import Engine
 from pipeline.machine import cores
+from pipeline.pixels import batches
 
 DISK_SHARE = 0.5  # of what is free, that may be taken without being asked for
 STORAGE = "float16"  # half the space of float32; what is trained sees noise of a thousandth
@@ -53,6 +54,15 @@ class Pixels:
             for row in rows
         ]
         return np.stack(made)
+
+    def batches(self, number: int, batch_size: int) -> Iterator[np.ndarray]:
+        """View `number` of all images in their order, read ahead by threads."""
+
+        def load(rows: range) -> Iterator[np.ndarray]:
+            for row in rows:
+                yield from self.read(np.array([row]), number)
+
+        return batches(load, len(self._paths), self._size, batch_size)
 
 
 class Activations:
