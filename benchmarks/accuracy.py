@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from dvc.utils.hydra import apply_overrides  # noqa: E402
 
-from pipeline import extract, networks, paths, prepare, train_head  # noqa: E402
-from pipeline.dataset import EVALUATION_BATCH, FeatureBatches, load_features, load_split  # noqa: E402
+from pipeline import extract, heads, networks, paths, prepare, train_head  # noqa: E402
+from pipeline.dataset import load_examples  # noqa: E402
 from pipeline.engine import device_name  # noqa: E402
 from pipeline.outputs import Outputs  # noqa: E402
 from pipeline.params import load_params  # noqa: E402
@@ -46,9 +46,8 @@ def run(stage: ModuleType, changes: list[str]) -> float:
 
 def head_accuracy() -> float:
     head, _ = networks.load(paths.HEAD)
-    test = load_split("test")
-    batches = FeatureBatches(load_features("test", len(test)), test.target.to_numpy(), EVALUATION_BATCH)
-    return float((head.predict(batches, verbose=0).argmax(axis=1) == test.target).mean())
+    test = load_examples("test")
+    return float((heads.logits(head, test).argmax(axis=1) == test.targets).mean())
 
 
 def main() -> None:

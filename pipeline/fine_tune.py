@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,15 @@ from pipeline.engine import device_name, distribution, gpu_names, keras, make_re
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
 from pipeline.files import Source
-from pipeline.fine_tuning import Batches, Checkpoint, tune
+from pipeline.fine_tuning import Batches, Checkpoint, Tuned, tune
 from pipeline.outputs import Outputs
 from pipeline.params import FineTune, Params
 from pipeline.sources import open_source
-from pipeline.training import COLUMNS, BestEpoch
+from pipeline.training import COLUMNS
 
 # Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
 # data of up to 20,000 images, within bounds for the epochs.
-STEPS, EPOCHS, MAX_VIEWS = 500, (5, 20), 7
+STEPS, EPOCHS, MAX_VIEWS = 750, (5, 20), 9
 PROBES = 1000  # images of val that tell how they may be changed
 # What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
 # that it cannot tell any more may be of another class, as a digit is.
@@ -115,20 +115,6 @@ def is_better(head: np.ndarray, tuned: np.ndarray, targets: np.ndarray, confiden
     return sure >= confidence and right[1] >= right[0], sure
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What fine-tuning came to.
-
-    Attributes:
-        logits: (N, n_classes) of val.
-        details: what was chosen on the way.
-    """
-
-    epochs: BestEpoch
-    logits: np.ndarray
-    details: dict[str, Any]
-
-
 def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
     """The trunk that the features were made by.
 
@@ -147,8 +133,10 @@ def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
 
 def train(
     params: Params, trunk: keras.Model, head: keras.Model, meta: dict[str, Any], batch_size: int | None
-) -> Tuned | None:
-    """Fine-tune trunk and head in place; None where nothing of the trunk is to be trained.
+) -> tuple[Tuned, dict[str, Any]] | None:
+    """Fine-tune trunk and head in place; what came of it, and what was chosen on the way.
+
+    None where nothing of the trunk is to be trained.
 
     Args:
         batch_size: of what is computed once; None for the engine's own.
@@ -207,7 +195,7 @@ def train(
             batch_size=choice.batch_size,
         )
         details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
-        found, logits = tune(
+        tuned = tune(
             network,
             batches(rows=np.arange(count), views=views, seed=params.seed),
             batches(rows=np.arange(count, len(images)), views=0, seed=None),
@@ -217,7 +205,7 @@ def train(
             Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
             tracking.Live("fine_tune", params.leaves()),
         )
-    return Tuned(found, logits, {**details, "layers_trained": len(scales)})
+    return tuned, {**details, "layers_trained": len(scales), "share": tuned.share}
 
 
 def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
@@ -240,11 +228,12 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     before = heads.logits(head, val_set)
     of_head = calibration.metrics(before, val_set.targets)
     with devices.scope():
-        tuned = train(params, trunk, head, meta, batch_size)
+        found = train(params, trunk, head, meta, batch_size)
 
     better, why, details = False, "fine_tune.unfreeze leaves nothing to train", {}
     curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
-    if tuned:
+    if found:
+        tuned, chosen = found
         curves = tuned.epochs.curves()
         temperature = calibration.temperature(tuned.logits, val_set.targets)
         after = tuned.logits / temperature
@@ -252,7 +241,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         of_tuned = calibration.metrics(after, val_set.targets)
         best_epoch = tuned.epochs.best["epoch"]
         details = {f"tuned_{name}": value for name, value in of_tuned.items()}
-        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **tuned.details}
+        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **chosen}
         why = (
             f"after epoch {best_epoch} val loss {of_tuned['val_loss']:.4f}, accuracy {of_tuned['val_accuracy']:.4f}, "
             f"against {of_head['val_loss']:.4f}, {of_head['val_accuracy']:.4f}; lower by chance alone: {1 - sure:.3f}"

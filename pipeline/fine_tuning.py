@@ -7,6 +7,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from pipeline.errors import UserError
 from pipeline.params import FineTune
 from pipeline.training import BestEpoch, verbosity
 from pipeline.trunk_cache import Inputs
+
+SHARES = (0.75, 0.5, 0.25)
 
 
 class Batches(keras.utils.PyDataset):
@@ -193,6 +196,20 @@ class _EachEpoch(keras.callbacks.Callback):
         self._checkpoint()
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What training came to.
+
+    Attributes:
+        share: how far from its start towards its best epoch the network was left, in (0, 1].
+        logits: (N, n_classes) float32 of val.
+    """
+
+    epochs: BestEpoch
+    share: float
+    logits: np.ndarray
+
+
 def tune(
     network: keras.Model,
     train_set: Batches,
@@ -202,17 +219,15 @@ def tune(
     epochs: int,
     checkpoint: Checkpoint,
     tell: Callable[[dict[str, float]], None],
-) -> tuple[BestEpoch, np.ndarray]:
-    """Train what is trainable in `network`, which gives logits, and leave it as it was after its best epoch on val.
+) -> Tuned:
+    """Train what is trainable in `network`, which gives logits, and leave it as it was best on val.
 
-    The network as it comes counts as epoch 0.
+    Candidates are the epochs, the network as it comes being epoch 0, and with `choice.interpolate` the weights between
+    those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
 
     Args:
         scales: of the learning rate, for each trainable variable.
         tell: is given the row of each epoch.
-
-    Returns:
-        The epochs; (N, n_classes) float32 logits of val.
 
     Raises:
         UserError: where not one image fits into the memory of the device.
@@ -238,12 +253,13 @@ def _tune(
     checkpoint: Checkpoint,
     tell: Callable[[dict[str, float]], None],
     parts: int,
-) -> tuple[BestEpoch, np.ndarray]:
+) -> Tuned:
     trainer = Trainer(network, choice.label_smoothing, parts)
     trainer.compile(_optimizer(choice, epochs * len(train_set), scales), jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
     best = BestEpoch(variables)
+    start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if variable.dtype == "uint32"]
     state = [*variables, *random, *trainer.optimizer.variables]
@@ -270,8 +286,24 @@ def _tune(
     )
     best.restore()
     logits = trainer.predict(val_set, verbose=0)
+    share = 1.0
+    for candidate in SHARES if choice.interpolate else ():
+        _assign(variables, start, best.weights, candidate)
+        between = trainer.predict(val_set, verbose=0)
+        if _loss(between, val_set) < _loss(logits, val_set):
+            share, logits = candidate, between
+    _assign(variables, start, best.weights, share)
     checkpoint.remove()
-    return best, logits
+    return Tuned(best, share, logits)
+
+
+def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: list[np.ndarray], share: float) -> None:
+    for variable, before, after in zip(variables, start, end, strict=True):
+        variable.assign(before + np.float32(share) * (after - before))
+
+
+def _loss(logits: np.ndarray, examples: Batches) -> float:
+    return float(calibration.log_loss(logits, examples.targets).mean())
 
 
 def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.optimizers.Optimizer:

@@ -1,0 +1,180 @@
+"""What heads and fine-tuning are worth on the test split, over several splits of the same images.
+
+Command: python benchmarks/fine_tune.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--set KEY=VALUE]
+
+A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
+
+linear     a linear head to convergence, weight_decay 0.02
+sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
+head       what train_head makes by params.yaml
+textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its best epoch on val
+tuned      what fine_tune trains by params.yaml
+final      what it ships: tuned, where it is surely better on val, else the head
+
+A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
+on the test images of all seeds together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from accuracy import run  # noqa: E402
+from scipy.special import softmax  # noqa: E402
+from sklearn.linear_model import LogisticRegression  # noqa: E402
+
+from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head  # noqa: E402
+from pipeline.dataset import load_examples, load_split  # noqa: E402
+from pipeline.engine import device_name, keras  # noqa: E402
+from pipeline.params import load_params  # noqa: E402
+from pipeline.pixels import read_images  # noqa: E402
+from pipeline.sources import open_source  # noqa: E402
+
+LINEAR_DECAY = 0.02
+TEXTBOOK = [
+    "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
+    "clip_norm=null", "crop=1", "flip=false", "jitter=0", "interpolate=false",
+]  # fmt: skip
+WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
+
+
+def sample(source: Path, count: int | None, folder: Path) -> int:
+    """Copy `count` images a class of the source into `folder`, or all; returns how many."""
+    if source.is_dir():
+        files = {file.relative_to(source).as_posix(): file.read_bytes for file in source.rglob("*") if file.is_file()}
+    else:
+        archive = zipfile.ZipFile(source)
+        files = {name: (lambda name=name: archive.read(name)) for name in archive.namelist() if not name.endswith("/")}
+    classes: dict[str, list[str]] = {}
+    for name in sorted(files):
+        if name.lower().endswith((".jpg", ".jpeg", ".png")):
+            classes.setdefault(Path(name).parent.name, []).append(name)
+    chosen = [
+        name for names in classes.values() for name in random.Random(0).sample(names, min(count or 10**9, len(names)))
+    ]
+    for name in chosen:
+        target = folder / Path(name).parent.name / Path(name).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files[name]())
+    return len(chosen)
+
+
+def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
+    """Of the test images, by the network as it stands."""
+    params, test = load_params(), load_split("test")
+    network = keras.Model(trunk.inputs, networks.without_softmax(head)(trunk.output))
+    with open_source(params.data.source, params.data.root) as source:
+        batches = read_images(source, list(test.path), list(test.file_hash), trunk.input_shape[1], 32)
+        return np.concatenate([networks.predict(network, batch, 32) for batch in batches])
+
+
+def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
+    """Fine-tune without shipping: logits of test, whether they would be shipped, and seconds."""
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    from dvc.utils.hydra import apply_overrides
+
+    apply_overrides("params.yaml", changes)
+    params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+    start = time.perf_counter()
+    fine_tune.make_repeatable(params.seed)
+    trunk = fine_tune.build(params, meta, params.fine_tune.precision)
+    head, _ = networks.load(paths.HEAD)
+    val = load_examples("val")
+    before = heads.logits(head, val)
+    found = fine_tune.train(params, trunk, head, meta, None)[0].logits
+    seconds = time.perf_counter() - start
+    temperature = calibration.temperature(found, val.targets)
+    better, _ = fine_tune.is_better(before, found / temperature, val.targets, params.fine_tune.confidence)
+    return logits_of_images(trunk, head) / temperature, better, seconds
+
+
+def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bool, dict[str, float]]:
+    """The logits of test by each way, the targets, whether the tuned network is shipped, and seconds."""
+    run(prepare, changes)
+    run(extract, changes)
+    linear = [f"train_head.{one}" for one in ("hidden=[]", "dropout=0", f"weight_decay={LINEAR_DECAY}")]
+    found, test, train_set = {}, load_examples("test"), load_examples("train")
+    run(train_head, [*changes, *linear])
+    found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
+    other = LogisticRegression(C=1 / (LINEAR_DECAY * len(train_set)), max_iter=1000)
+    scores = other.fit(train_set.features, train_set.targets).decision_function(test.features)
+    found["sklearn"] = scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
+    seconds = {"head": run(train_head, changes)}
+    found["head"] = heads.logits(networks.load(paths.HEAD)[0], test)
+    found["textbook"], _, seconds["textbook"] = tuned_logits([*changes, *(f"fine_tune.{one}" for one in TEXTBOOK)])
+    found["tuned"], shipped, seconds["tuned"] = tuned_logits(changes)
+    found["final"] = found["tuned"] if shipped else found["head"]
+    return found, test.targets, shipped, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sources", nargs="+", metavar="SOURCE[:IMAGES_A_CLASS]")
+    parser.add_argument("--backbone", default="mobilenetv2")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    arguments = parser.parse_args()
+    os.environ.pop("DVC_ROOT", None)
+    print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
+    print(
+        f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",
+        flush=True,
+    )
+    for text in arguments.sources:
+        name, _, count = text.partition(":")
+        with tempfile.TemporaryDirectory() as folder:
+            images = sample(Path(name).resolve(), int(count) if count else None, Path(folder) / "images")
+            os.chdir(folder)
+            accuracy, seconds, shipped, judged = {way: [] for way in WAYS}, [], 0, []
+            for seed in range(arguments.seeds):
+                changes = [f"backbone={arguments.backbone}", "data.source=images", "prepare.split=exact"]
+                changes += [f"seed={seed}", *arguments.changes]
+                with contextlib.redirect_stdout(io.StringIO()):
+                    found, targets, better, took = one_split(changes)
+                shipped += better
+                seconds.append(took)
+                judged.append((found["final"], targets))
+                for way in WAYS:
+                    accuracy[way].append(float((found[way].argmax(axis=1) == targets).mean()))
+            os.chdir(ROOT)
+        probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
+        targets = np.concatenate([targets for _, targets in judged])
+        error = calibration.calibration_error(probabilities, targets)
+        columns = [f"{statistics.mean(values):.4f} +-{_deviation(values):.4f}" for values in accuracy.values()]
+        print(
+            f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
+            + " ".join(f"{column:>15}" for column in columns)
+            + f" {_difference(accuracy, 'head'):>16}  {_difference(accuracy, 'textbook'):>16} "
+            + f"{shipped:>6} of {arguments.seeds} {error:.3f}  seconds: "
+            + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
+            flush=True,
+        )
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _difference(accuracy: dict[str, list[float]], other: str) -> str:
+    against = [a - b for a, b in zip(accuracy["final"], accuracy[other], strict=True)]
+    return f"{statistics.mean(against):+.4f} +-{_deviation(against) / len(against) ** 0.5:.4f}"
+
+
+if __name__ == "__main__":
+    main()
