@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 from accuracy import run  # noqa: E402
+from dvc.utils.hydra import apply_overrides  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 
@@ -87,8 +88,6 @@ def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
 def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
     """Fine-tune without shipping: logits of test, whether they would be shipped, and seconds."""
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    from dvc.utils.hydra import apply_overrides
-
     apply_overrides("params.yaml", changes)
     params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
     start = time.perf_counter()

@@ -35,6 +35,7 @@ else:
     with _quiet():
         import keras
         import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")  # a search compiles many heads, which is no mistake here
 
 for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
     tf.config.experimental.set_memory_growth(_gpu, True)

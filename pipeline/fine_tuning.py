@@ -59,9 +59,6 @@ class Batches(keras.utils.PyDataset):
         shuffled = self._seed is not None
         self._order = np.random.default_rng([self._seed, epoch]).permutation(count) if shuffled else np.arange(count)
 
-    def on_epoch_end(self) -> None:
-        self.begin(self._epoch + 1)
-
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
 
@@ -120,6 +117,12 @@ class Trainer(keras.Model):
 
         start = (tf.constant(0), *(tf.zeros_like(variable) for variable in variables))
         _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, part, start, parallel_iterations=1)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if (
+            replicas > 1
+        ):  # the optimizer adds up after it has clipped; each part of the sum must be clipped as the whole
+            whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients = [gradient / replicas for gradient in whole]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return {metric.name: metric.result() for metric in self.metrics}
 
@@ -175,10 +178,17 @@ class _EachEpoch(keras.callbacks.Callback):
     """Judges the model after each epoch, by its averaged weights where there are such, and keeps the state."""
 
     def __init__(
-        self, after: Callable[[int, dict[str, float]], None], checkpoint: Callable[[], None], average: bool
+        self,
+        train_set: Batches,
+        after: Callable[[int, dict[str, float]], None],
+        checkpoint: Callable[[], None],
+        average: bool,
     ) -> None:
         super().__init__()
-        self._after, self._checkpoint, self._average = after, checkpoint, average
+        self._train_set, self._after, self._checkpoint, self._average = train_set, after, checkpoint, average
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._train_set.begin(epoch)  # the dataset's own on_epoch_end is called before the first epoch, too
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = dict(logs or {})
@@ -261,7 +271,7 @@ def _tune(
     best = BestEpoch(variables)
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     # Beside what is trained, dropout's place in its random numbers.
-    random = [variable for variable in trainer.variables if variable.dtype == "uint32"]
+    random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
 
     def note(epoch: int, logs: dict[str, float]) -> None:
@@ -275,13 +285,13 @@ def _tune(
     done = best.rows[-1]["epoch"]
     if done:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
-    train_set.begin(done)
-    each = _EachEpoch(note, lambda: checkpoint.save(state, best), bool(choice.ema))
+    each = _EachEpoch(train_set, note, lambda: checkpoint.save(state, best), bool(choice.ema))
     trainer.fit(
         train_set,
         initial_epoch=done,
         epochs=epochs,
         callbacks=[each, keras.callbacks.TerminateOnNaN()],
+        shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
         verbose=verbosity(),
     )
     best.restore()
@@ -314,7 +324,7 @@ def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.o
     optimizer = LayerwiseAdamW(
         rate,
         weight_decay=choice.weight_decay,
-        global_clipnorm=choice.clip_norm,
+        global_clipnorm=choice.clip_norm and choice.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync,
         use_ema=choice.ema is not None,
         ema_momentum=choice.ema or 0.99,
     )

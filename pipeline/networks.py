@@ -139,7 +139,9 @@ def join(trunk: keras.Model, head: keras.Model) -> keras.Model:
     """The classifier that is shipped: RGB images of any size in [0, 255] in, probabilities out."""
     image = keras.Input((None, None, 3), name="image")
     resize = keras.layers.Resizing(*trunk.input_shape[1:3], interpolation="bilinear", antialias=True, name=RESIZE_LAYER)
-    return keras.Model(image, head(trunk(resize(image))), name="classifier")
+    # Said to both: Keras would let the head's dropout act where the model is called as a function, `model(images)`.
+    features = trunk(resize(image), training=False)
+    return keras.Model(image, head(features, training=False), name="classifier")
 
 
 def preprocess(backbone: str, image: keras.KerasTensor) -> keras.KerasTensor:

@@ -1,0 +1,278 @@
+"""The stage: what it chooses, what it ships, and that kept activations change no result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL, write_params
+from test_stages import run
+
+from pipeline import calibration, fine_tune, heads, networks, paths, trunk_cache
+from pipeline.augmentation import NONE, Augmentation
+from pipeline.dataset import load_examples
+from pipeline.errors import UserError
+from pipeline.files import Folder
+from pipeline.images import file_hash
+from pipeline.params import load_params
+
+QUICK = {**SMALL, "data.source": "photos", "train_head.epochs": 3, "fine_tune.epochs": 4, "fine_tune.confidence": 0.5}
+
+
+@pytest.fixture
+def here(tmp_path: Path, photos, monkeypatch) -> Path:
+    """Photos with features and a head that still has something to learn."""
+    monkeypatch.chdir(tmp_path)
+    photos()
+    write_params(Path("params.yaml"), **QUICK)
+    run("prepare", "extract", "train_head")
+    return tmp_path
+
+
+def tuned(**changes) -> dict:
+    """Metrics of fine_tune with changed params."""
+    write_params(Path("params.yaml"), **{**QUICK, **{f"fine_tune.{name}": value for name, value in changes.items()}})
+    run("fine_tune")
+    return json.loads(paths.metrics("fine_tune").read_text())
+
+
+def logits(model: keras.Model) -> np.ndarray:
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.float32)
+    return np.log(np.asarray(model(images)))
+
+
+def test_what_is_better_is_shipped_and_judged_as_it_is(here):
+    found = tuned()
+    assert found["fine_tuned"] is True
+    assert found["val_loss"] == found["tuned_val_loss"] < found["head_val_loss"]
+    assert found["tuned_confidence"] > 0.5
+    run("evaluate")
+    judged = json.loads(paths.metrics("evaluate").read_text())
+    assert judged["log_loss"] < judged["head"]["log_loss"]
+    # The shipped model is the one that was judged: its probabilities for val have the log loss of the metrics.
+    model, classes = networks.load(paths.MODEL)
+    manifest = pd.read_parquet(paths.MANIFEST)
+    val = manifest[manifest.split == "val"]
+    images = np.stack(
+        [np.asarray(trunk_cache.Pixels(val, Folder(Path("photos")), 32, NONE).read([n], 0)[0]) for n in range(len(val))]
+    )
+    targets = val.label.map({name: number for number, name in enumerate(classes)}).to_numpy()
+    loss = calibration.log_loss(np.log(np.asarray(model(images.astype(np.float32)))), targets).mean()
+    assert loss == pytest.approx(found["val_loss"], rel=0.01)
+
+
+def test_what_is_not_surely_better_is_not_shipped(here):
+    found = tuned(learning_rate=1e-7, confidence=0.999999)
+    assert found["fine_tuned"] is False
+    assert found["val_loss"] == found["head_val_loss"]
+    model, _ = networks.load(paths.MODEL)
+    head, _ = networks.load(paths.HEAD)
+    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    expected = networks.join(trunk, head)
+    assert logits(model) == pytest.approx(logits(expected), abs=1e-4)
+
+
+def test_kept_activations_change_no_result(here):
+    """The same views, drawn anew or kept: equal up to the rounding of float16."""
+    same = {"layer_decay": 0.9, "views": 2, "crop": 0.8, "flip": True}
+    results = [(tuned(trunk_cache=way, **same), logits(networks.load(paths.MODEL)[0])) for way in ("on", "off")]
+    assert [metrics["trunk_cache"] for metrics, _ in results] == [True, False]
+    assert results[0][0]["tuned_val_loss"] == pytest.approx(results[1][0]["tuned_val_loss"], rel=0.05)
+    assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
+    plain = {"crop": 1, "flip": False, "jitter": 0}
+    results = [(tuned(trunk_cache=way, **plain), logits(networks.load(paths.MODEL)[0])) for way in ("on", "off")]
+    assert results[0][0]["views"] == results[1][0]["views"] == 0
+    assert results[0][0]["tuned_val_loss"] == pytest.approx(results[1][0]["tuned_val_loss"], rel=0.05)
+    assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
+
+
+def test_activations_that_are_kept_are_not_computed_again(here, monkeypatch):
+    computed = []
+    original = trunk_cache.Extraction.compute
+    monkeypatch.setattr(
+        trunk_cache.Extraction,
+        "compute",
+        lambda self, chosen, known: (computed.append(len(chosen)), original(self, chosen, known))[1],
+    )
+    tuned(trunk_cache="on", views=2)
+    tuned(trunk_cache="on", views=2, learning_rate=0.001)
+    tuned(trunk_cache="on", views=3)
+    train = int((pd.read_parquet(paths.MANIFEST).split == "train").sum())
+    assert computed[1:] == [0, train]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bfloat16"}, {"unfreeze": "all"}, {"class_weight": "balanced", "ema": 0.9}], ids=str
+)
+def test_the_ways_to_train_all_ship_a_float32_model(here, changes):
+    found = tuned(learning_rate=0.001, **changes)
+    assert np.isfinite(found["tuned_val_loss"])
+    model, _ = networks.load(paths.MODEL)
+    assert {layer.dtype_policy.compute_dtype for layer in model.layers} == {"float32"}
+    if changes.get("unfreeze") == "all":
+        assert found["trunk_cache"] is False
+
+
+def test_a_killed_stage_goes_on_to_the_same_file(here, monkeypatch):
+    tuned(trunk_cache="on")
+    whole = paths.MODEL.read_bytes()
+
+    class Kill:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, row):
+            if row["epoch"] == 3:
+                raise SystemExit
+
+    with monkeypatch.context() as killed:
+        killed.setattr(fine_tune.tracking, "Live", Kill)
+        with pytest.raises(SystemExit):
+            tuned(trunk_cache="on")
+    seen = []
+    monkeypatch.setattr(fine_tune.tracking, "Live", lambda *_: lambda row: seen.append(row["epoch"]))
+    tuned(trunk_cache="on")
+    assert seen == [3, 4]
+    assert paths.MODEL.read_bytes() == whole
+    # With other params it would not go on from there.
+    tuned(trunk_cache="on", learning_rate=1e-4)
+    assert seen[2:] == [0, 1, 2, 3, 4]
+
+
+def test_batch_norm_of_network_and_head_stays_as_it_was(here):
+    write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True})
+    run("train_head")
+    before, _ = networks.load(paths.HEAD)
+    found = tuned(learning_rate=0.01)
+    assert found["fine_tuned"] is True
+    model, _ = networks.load(paths.MODEL)
+    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0).get_layer("backbone")
+    shipped = model.get_layer("trunk").get_layer("backbone")
+    for layer in trunk.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            for old, new in zip(layer.get_weights(), shipped.get_layer(layer.name).get_weights(), strict=True):
+                assert (old == new).all()
+    names = [layer.name for layer in before.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert names == ["batch_norm_1"]
+    for old, new in zip(
+        before.get_layer(names[0]).get_weights(), model.get_layer("head").get_layer(names[0]).get_weights(), strict=True
+    ):
+        assert (old == new).all()
+
+
+# --- what is better
+
+
+def test_better_is_what_a_paired_test_says():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, 200)
+    head = random.normal(0, 1, (200, 3)) + 2 * np.eye(3)[targets]
+    better = head + 0.5 * np.eye(3)[targets]
+    assert fine_tune.is_better(head, better, targets, 0.99) == (True, pytest.approx(1))
+    assert fine_tune.is_better(better, head, targets, 0.5)[0] is False
+    assert fine_tune.is_better(head, head, targets, 0.0) == (False, 0.0)
+    # A difference of one image in either direction is no evidence.
+    noise = head + random.normal(0, 0.3, head.shape)
+    verdict, sure = fine_tune.is_better(head, noise, targets, 0.95)
+    assert verdict is False
+    assert 0 < sure < 0.95
+    # A lower loss with fewer right answers is not better.
+    worse = np.where((np.arange(200) < 30)[:, None], 0.05 * np.eye(3)[(targets + 1) % 3], 4 * np.eye(3)[targets])
+    confident_head = 0.1 * np.eye(3)[targets]
+    assert fine_tune.is_better(confident_head, worse, targets, 0.5)[1] > 0.99
+    assert fine_tune.is_better(confident_head, worse, targets, 0.5)[0] is False
+
+
+# --- what is chosen
+
+
+@pytest.mark.parametrize(("images", "epochs", "views"), [(100, 20, 9), (1236, 19, 9), (2570, 9, 8), (100_000, 5, 4)])
+def test_epochs_follow_from_the_number_of_images(images, epochs, views):
+    write = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
+    assert fine_tune.schedule(write, images) == (epochs, views)
+    assert fine_tune.schedule(write.model_copy(update={"epochs": 3, "views": 7}), images) == (3, 7)
+
+
+def side_network(margin: int) -> keras.Model:
+    """Knows on which side of a 32 px image a bright stripe is, by its outermost `margin` pixels."""
+    image = keras.Input((32, 32, 3))
+    left, right = image[:, :, :margin], image[:, :, -margin:]
+    both = [keras.ops.mean(side, axis=(1, 2, 3)) for side in (left, right)]
+    return keras.Model(image, keras.ops.stack(both, axis=1))
+
+
+def test_changes_are_as_strong_as_the_head_can_bear(tmp_path):
+    """Classes that are sides of the image: mirrored they are others; what shows at the border alone is lost in crops."""
+    from PIL import Image
+
+    rows = []
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 60, (32, 32, 3), np.uint8)
+        side, label = (slice(0, 3), 0) if number % 2 else (slice(29, 32), 1)
+        pixels[:, side] = 255
+        file = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(file)
+        rows.append({"path": file.name, "file_hash": file_hash(file.read_bytes()), "target": label})
+    images = pd.DataFrame(rows)
+    choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
+    source = Folder(tmp_path)
+    network = side_network(3)
+    found = fine_tune.choose_augmentation(choice, network, images, source, 32, 0)
+    assert found.flip is False
+    assert found.crop > 0.5
+    alike = images.assign(target=0)
+    blind = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2, kernel_initializer="zeros")]
+    )
+    found = fine_tune.choose_augmentation(
+        choice, blind, alike, source, 32, 0
+    )  # mirrored or cropped, it is all the same
+    assert found == Augmentation(fine_tune.CROPS[0], True, choice.jitter)
+    # Who knows nothing cannot tell what does harm.
+    found = fine_tune.choose_augmentation(choice, blind, images.assign(target=1), source, 32, 0)
+    assert found == Augmentation(fine_tune.CROPS[-1], False, choice.jitter)
+    given = choice.model_copy(update={"crop": 0.3, "flip": True})
+    assert fine_tune.choose_augmentation(given, network, images, source, 32, 0) == Augmentation(
+        0.3, True, choice.jitter
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "reason"),
+    [
+        (("auto", 1000, 100, 1000, True), True, "100 of them, 0.0002 GB, for 1,000"),
+        (("auto", 1000, 100, 100, True), True, "for 100"),
+        (("auto", 1000, 100, 100, False), False, "as many as all epochs take"),
+        (("auto", 10**9, 10**6, 10**7, True), False, "more than half of the"),
+        (("on", 10**9, 10**6, 10, True), True, "as fine_tune.trunk_cache on says"),
+        (("off", 1000, 100, 1000, True), False, "as fine_tune.trunk_cache off says"),
+        (("auto", None, 100, 1000, True), False, "nothing of what is frozen can be computed apart"),
+    ],
+    ids=str,
+)
+def test_activations_are_kept_where_it_pays(tmp_path, monkeypatch, arguments, expected, reason):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    setting, floats, images, passes, fast = arguments
+    found, why = trunk_cache.choose(setting, floats, images, passes, fast)
+    assert found is expected
+    assert reason in why
+
+
+def test_activations_that_cannot_be_kept_are_refused():
+    with pytest.raises(UserError, match=r"fine_tune\.trunk_cache on: nothing of what is frozen"):
+        trunk_cache.choose("on", None, 100, 1000, True)
+
+
+def test_a_temperature_is_part_of_the_head(here):
+    head, _ = networks.load(paths.HEAD)
+    val = load_examples("val")
+    metrics = json.loads(paths.metrics("train_head").read_text())
+    found = heads.logits(head, val)
+    assert calibration.temperature(found, val.targets) == pytest.approx(1, abs=0.02)
+    assert calibration.metrics(found, val.targets)["val_loss"] == pytest.approx(metrics["val_loss"], abs=1e-4)
+    assert metrics["val_loss"] <= metrics["unscaled_val_loss"]

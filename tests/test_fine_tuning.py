@@ -1,0 +1,240 @@
+"""The training loop on a small network: what it learns by, how it stops, goes on, and saves memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from pipeline import fine_tuning
+from pipeline.errors import UserError
+from pipeline.fine_tuning import Batches, Checkpoint, LayerwiseAdamW, Trainer, tune
+from pipeline.params import load_params
+
+FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24
+ONES = np.ones(CLASSES, np.float32)
+
+
+class Points:
+    """Points around centres; views of them have other noise. Epoch `broken`, counted from 0, has no numbers."""
+
+    workers = 1
+
+    def __init__(self, broken: int | None = None) -> None:
+        random = np.random.default_rng(0)
+        self.targets = random.integers(0, CLASSES, TRAIN + VAL).astype(np.int32)
+        centres = random.normal(size=(CLASSES, FEATURES))
+        noise = random.normal(0, 0.5, (9, TRAIN + VAL, FEATURES))
+        self._views = np.float32(centres[self.targets] + noise)
+        self._broken = broken
+
+    def read(self, rows: np.ndarray, number: int) -> np.ndarray:
+        found = self._views[number, rows]
+        return found * np.nan if number == self._broken and rows.max() < TRAIN else found
+
+    def sets(self, weights=ONES, batch_size: int = 16, views: int = 8) -> tuple[Batches, Batches]:
+        return (
+            Batches(self, self.targets, np.arange(TRAIN), weights, batch_size, views, seed=3),
+            Batches(self, self.targets, np.arange(TRAIN, TRAIN + VAL), weights, batch_size, 0, seed=None),
+        )
+
+
+def network(dropout: float = 0.2) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, "relu"), keras.layers.Dropout(dropout), keras.layers.Dense(CLASSES)]
+    return keras.Sequential([keras.Input((FEATURES,)), *layers])
+
+
+def choice(**changes):
+    return load_params(ROOT / "params.yaml").fine_tune.model_copy(
+        update={"batch_size": 16, "learning_rate": 0.1, "interpolate": False, **changes}
+    )
+
+
+def trained(tmp_path: Path, points: Points | None = None, epochs: int = 6, tell=lambda row: None, net=None, **changes):
+    """The network after training, and what came of it."""
+    net, chosen = net or network(), choice(**changes)
+    train_set, val_set = (points or Points()).sets(batch_size=chosen.batch_size)
+    scales = [1.0] * len(net.trainable_variables)
+    return net, tune(net, train_set, val_set, scales, chosen, epochs, Checkpoint(tmp_path / "state.npz"), tell)
+
+
+def values(net: keras.Model) -> np.ndarray:
+    return np.concatenate([value.ravel() for value in net.get_weights()])
+
+
+def test_it_learns_and_is_left_as_it_was_after_the_best_epoch(tmp_path):
+    points, rows = Points(), []
+    net, tuned = trained(tmp_path, points, tell=rows.append)
+    assert [row["epoch"] for row in rows] == list(range(7))
+    assert set(rows[1]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    assert tuned.epochs.best["val_loss"] == min(row["val_loss"] for row in rows) < rows[0]["val_loss"] / 2
+    found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
+    assert found == pytest.approx(tuned.logits, abs=1e-5)
+    assert (found.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(tuned.epochs.best["val_accuracy"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"precision": "float16"}], ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, capsys, changes):
+    undisturbed, _ = trained(tmp_path, **changes)
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, tell=stop, **changes)
+    rows = []
+    again, tuned = trained(tmp_path, tell=rows.append, **changes)
+    assert "goes on after epoch 3 of 6" in capsys.readouterr().out
+    assert [row["epoch"] for row in rows] == [4, 5, 6]
+    assert len(tuned.epochs.rows) == 7
+    assert (values(again) == values(undisturbed)).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
+def test_a_state_that_cannot_be_used_is_told_and_left_out(tmp_path, capsys, damage):
+    if damage is None:  # of another network
+        np.savez(tmp_path / "state.npz", text=np.frombuffer(b"{}", np.uint8), v00000=np.zeros(2))
+    else:
+        (tmp_path / "state.npz").write_bytes(damage)
+    net, _ = trained(tmp_path)
+    assert "fine-tuning begins anew" in capsys.readouterr().err
+    assert (values(net) == values(trained(tmp_path)[0])).all()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(tmp_path, capsys):
+    net, tuned = trained(tmp_path, Points(broken=3))
+    assert "the loss is no number in epoch 4" in capsys.readouterr().err
+    assert tuned.epochs.rows[-1]["epoch"] == 3
+    assert np.isfinite(values(net)).all()
+    assert np.isfinite(tuned.logits).all()
+
+
+def test_a_batch_in_parts_makes_the_same_step():
+    """Parts of unlike sizes too: the weights of the examples add up to the mean over the batch."""
+    points, found = Points(), []
+    for parts in (1, 3):
+        net = network(dropout=0)
+        trainer = Trainer(net, 0.1, parts)
+        trainer.compile(keras.optimizers.SGD(0.5), jit_compile=False)
+        trainer.fit(points.sets(np.float32([1, 2, 3]), batch_size=16)[0], epochs=1, verbose=0)
+        found.append(values(net))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeypatch, capsys):
+    plain, _ = trained(tmp_path, net=network(dropout=0))
+    fits, original = 4, fine_tuning._tune
+
+    def small_device(*arguments):
+        if arguments[-1] < fits:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        return original(*arguments)
+
+    monkeypatch.setattr(fine_tuning, "_tune", small_device)
+    parted, _ = trained(tmp_path, net=network(dropout=0))
+    printed = capsys.readouterr().out
+    assert "on in 2 parts" in printed
+    assert "on in 4 parts" in printed
+    assert values(parted) == pytest.approx(values(plain), abs=1e-3)
+    fits = 100
+    with pytest.raises(UserError, match="not one image fits"):
+        trained(tmp_path)
+
+
+def test_the_loss_is_smoothed_and_weighted_cross_entropy():
+    """The gradient of a linear network, by hand."""
+    points, weights, smoothing = Points(), np.float32([1, 2, 5]), 0.2
+    net = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES, kernel_initializer="zeros")])
+    trainer = Trainer(net, smoothing, 1)
+    trainer.compile(keras.optimizers.SGD(1.0), jit_compile=False)
+    train_set, _ = points.sets(weights, batch_size=TRAIN, views=0)
+    trainer.fit(train_set, epochs=1, verbose=0)
+    inputs, targets = points.read(np.arange(TRAIN), 0), points.targets[:TRAIN]
+    aim = (1 - smoothing) * np.eye(CLASSES)[targets] + smoothing / CLASSES
+    slope = (1 / CLASSES - aim) * weights[targets, None] / TRAIN
+    assert net.layers[-1].kernel.numpy() == pytest.approx(-inputs.T @ slope, abs=1e-5)
+
+
+def test_each_variable_has_its_own_rate():
+    variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(3)]
+    optimizer = LayerwiseAdamW(0.1, weight_decay=0.0)
+    optimizer.scales = [1.0, 0.5, 0.0]
+    optimizer.apply([np.ones(3, np.float32)] * 3, variables)
+    moved = [float(-variable.numpy()[0]) for variable in variables]
+    assert moved == pytest.approx([0.1, 0.05, 0.0], abs=1e-6)
+
+
+def test_the_average_of_the_weights_is_judged_and_kept(tmp_path):
+    start = values(network())
+    moved = {ema: np.abs(values(trained(tmp_path, ema=ema)[0]) - start).mean() for ema in (None, 0.99)}
+    assert 0 < moved[0.99] < 0.8 * moved[None]
+
+
+def test_weights_between_start_and_end_are_kept_where_they_are_better(tmp_path):
+    points, shares = Points(), []
+    for rate in (0.3, 1.0):  # one of them overshoots
+        way = {"learning_rate": rate, "epochs": 2, "clip_norm": None}
+        _, plain = trained(tmp_path, net=network(0), **way)
+        net, between = trained(tmp_path, net=network(0), interpolate=True, **way)
+        losses = [fine_tuning._loss(tuned.logits, points.sets()[1]) for tuned in (plain, between)]
+        assert losses[1] < losses[0] if between.share < 1 else losses[1] == losses[0]
+        shares.append(between.share)
+        found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
+        assert found == pytest.approx(between.logits, abs=1e-4)
+    assert min(shares) < 1
+
+
+def test_an_epoch_is_the_same_whatever_came_before_it():
+    points = Points()
+    straight, jumped = points.sets(views=2)[0], points.sets(views=2)[0]
+    seen = []
+    for epoch in range(4):
+        jumped.begin(epoch)
+        for place in range(len(straight)):
+            for ours, theirs in zip(straight[place], jumped[place], strict=True):
+                assert (ours == theirs).all()
+        inputs, targets, _ = straight[0]
+        seen.append(inputs)
+        assert inputs.shape == (16, FEATURES)
+        assert targets.sum(axis=1) == pytest.approx(1)
+        straight.begin(epoch + 1)
+    # As they are, view 1, view 2, and again; in another order.
+    order = np.random.default_rng([3, 3]).permutation(TRAIN)[:16]
+    assert (seen[3] == points.read(order, 0)).all()
+    assert (seen[0] != seen[3]).any()
+
+
+TWO_DEVICES = """
+import sys, keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path[:0] = ["tests"]
+import test_fine_tuning as t
+from pathlib import Path
+found = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    with strategy.scope():
+        net, tuned = t.trained(Path(sys.argv[1]), net=t.network(0), ema=0.9)
+    print(strategy.num_replicas_in_sync)
+    found.append(t.values(net))
+print(float(np.abs(found[0] - found[1]).max()), file=sys.stderr)
+print(float(np.abs(found[0] - found[1]).max()) < 1e-3)
+"""
+
+
+def test_two_devices_train_as_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stdout.splitlines() if line in ("1", "2", "True", "False")] == ["1", "2", "True"], (
+        done.stderr[-2000:]
+    )
