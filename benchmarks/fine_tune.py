@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     os.environ.pop("DVC_ROOT", None)
+    fine_tune.tracking.Live = lambda *_: lambda row: None  # there is no repository to record
     print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
     print(
         f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",
@@ -149,6 +150,7 @@ def main() -> None:
                 shipped += better
                 seconds.append(took)
                 judged.append((found["final"], targets))
+                print(f"{name}, seed {seed}: {took}", file=sys.stderr, flush=True)
                 for way in WAYS:
                     accuracy[way].append(float((found[way].argmax(axis=1) == targets).mean()))
             os.chdir(ROOT)

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline import networks
 from pipeline.backbones import BLOCKS, NAMED_BY_THE_END, Backbone
 from pipeline.engine import keras
@@ -51,8 +53,8 @@ def chosen(base: keras.Model, row: Backbone, unfreeze: Any) -> list[Block]:
     """The blocks that are trained, the first one perhaps in part.
 
     Args:
-        unfreeze: `all`, `none`, a number of blocks, a share in (0, 1) of the layers that have weights, or the name of a
-            block or layer; each counted from the output.
+        unfreeze: `all`, `none`, a number of blocks, a share in (0, 1) of the layers that learn, in whole blocks, or the
+            name of a block or layer; each counted from the output.
 
     Raises:
         UserError: where there is no block or layer of that name, or there are not so many blocks.
@@ -66,26 +68,25 @@ def chosen(base: keras.Model, row: Backbone, unfreeze: Any) -> list[Block]:
                 f"params.yaml: fine_tune.unfreeze {unfreeze}: the backbone has {len(every)} blocks; use all"
             )
         return every[len(every) - unfreeze :]
-    layers = [layer for block in every for layer in block.layers]
     if isinstance(unfreeze, float):
-        weighty = [
-            layer for layer in layers if layer.weights and not isinstance(layer, keras.layers.BatchNormalization)
-        ]
-        count = round(unfreeze * len(weighty))
-        if not count:
-            return []
-        first = weighty[-count]
-    else:
-        names = {block.name: block.layers[0] for block in every} | {layer.name: layer for layer in layers}
-        if unfreeze not in names:
-            raise UserError(
-                f"params.yaml: fine_tune.unfreeze {unfreeze!r} is no block or layer of the backbone"
-                f"{did_you_mean(unfreeze, names) or ';'} `python -m pipeline.backbones NAME` lists the blocks"
-            )
-        first = names[unfreeze]
-    trained = layers[layers.index(first) :]
+        sizes = [sum(map(_learns, block.layers)) for block in every]
+        wanted = round(unfreeze * sum(sizes))
+        held = np.cumsum(sizes[::-1])
+        return every[len(every) - int(np.searchsorted(held, wanted)) - 1 :] if wanted else []
+    layers = [layer for block in every for layer in block.layers]
+    names = {block.name: block.layers[0] for block in every} | {layer.name: layer for layer in layers}
+    if unfreeze not in names:
+        raise UserError(
+            f"params.yaml: fine_tune.unfreeze {unfreeze!r} is no block or layer of the backbone"
+            f"{did_you_mean(unfreeze, names) or ';'} `python -m pipeline.backbones NAME` lists the blocks"
+        )
+    trained = layers[layers.index(names[unfreeze]) :]
     parts = [Block(block.name, tuple(layer for layer in block.layers if layer in trained)) for block in every]
     return [block for block in parts if block.layers]
+
+
+def _learns(layer: keras.Layer) -> bool:
+    return bool(layer.weights) and not isinstance(layer, keras.layers.BatchNormalization)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def unfreeze(base: keras.Model, trained: list[Block], decay: float) -> list[floa
     }
     base.trainable = True
     for layer in base.layers:
-        layer.trainable = layer.name in scales and not isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name in scales and _learns(layer)
     return [scales[layer.name] for layer in base.layers for _ in layer.trainable_variables]
 
 

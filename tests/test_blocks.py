@@ -100,6 +100,8 @@ def mobilenet():
         ("block_13", "block_13_expand", 13),
         ("block_13_depthwise", "block_13_depthwise", 12),
         (0.6, "block_7_expand", 31),
+        (0.35, "block_11_expand", 19),
+        (0.01, "block_16_expand", 4),
         (0.001, None, 0),
     ],
 )

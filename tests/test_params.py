@@ -39,6 +39,31 @@ def test_the_committed_params_are_good():
         ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),
         ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1), got '0.2'"),
+        (
+            "train_head.optimizer",
+            "lbfgs",
+            "params.yaml: train_head must be of hidden [], dropout 0 and batch_norm false for optimizer lbfgs",
+        ),
+        (
+            "train_head.class_weight",
+            "auto",
+            "params.yaml: train_head.class_weight must be one of 'balanced', got 'auto'",
+        ),
+        ("train_head.search", [1], "train_head.search must be a section of keys with lists of values, e.g. {dropout"),
+        ("train_head.search", {"droput": [0]}, "keys of its own, not search.droput; did you mean 'dropout'?"),
+        ("train_head.search", {"dropout": []}, "searched over a list of values, not search.dropout []"),
+        (
+            "train_head.search",
+            {"dropout": [0, 2]},
+            'params.yaml: train_head must be searched over valid choices; {"dropout": 2} is none: in [0, 1)',
+        ),
+        ("train_head.search", {"epochs": [1, 2] * 60, "batch_size": [1, 2] * 60}, "at most 10,000 combinations"),
+        ("fine_tune.unfreeze", 0, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
+        ("fine_tune.unfreeze", 1.5, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
+        ("fine_tune.unfreeze", True, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
+        ("fine_tune.trunk_cache", "maybe", "fine_tune.trunk_cache must be one of 'auto', 'on' or 'off', got 'maybe'"),
+        ("fine_tune.ema", 1, "params.yaml: fine_tune.ema must be in (0, 1) or null, got 1"),
+        ("fine_tune.confidence", 1, "params.yaml: fine_tune.confidence must be in [0, 1), got 1"),
         ("weights", None, "weights must be pretrained, none or the path of a weights file, got None"),
         ("data.source", "", "params.yaml: data.source must be a text, not empty, got ''"),
     ],
@@ -49,6 +74,13 @@ def test_a_mistake_is_told_with_key_rule_and_value(tmp_path: Path, monkeypatch, 
     with pytest.raises(UserError) as error:
         load_params()
     assert message in str(error.value)
+
+
+def test_on_and_off_are_words_and_not_what_yaml_makes_of_them(tmp_path: Path):
+    file = tmp_path / "params.yaml"
+    for word in ("on", "off", "auto"):
+        file.write_text((ROOT / "params.yaml").read_text().replace("trunk_cache: auto", f"trunk_cache: {word}"))
+        assert load_params(file).fine_tune.trunk_cache == word
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path):
@@ -78,11 +110,11 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
+    words |= {"fine_tune.crop": "0.5"}
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():
         others = {
             list: ["[]", "[256]", "[64,32]", "[]"],
-            dict: ["{dropout:[0,0.5],hidden:[[],[256]]}", "{}"],
             type(None): [words.get(key, "64"), "null"],
         }
         others = others.get(type(value), [])
@@ -90,6 +122,9 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
             apply_overrides(str(file), [f"{key}={override}"])
             assert load_params(file).leaves().keys() == before.keys()
     assert load_params(file).leaves() == before
+    for override in ("+train_head.search.dropout=[0,0.5]", "+train_head.search.hidden=[[],[256]]"):
+        apply_overrides(str(file), [override])
+    assert load_params(file).train_head.search == {"dropout": [0, 0.5], "hidden": [[], [256]]}
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_files_shapes_and_metrics(here):
     predictions = pd.read_csv(paths.PREDICTIONS)
     assert metrics["accuracy"] == pytest.approx((predictions.label == predictions.predicted).mean(), abs=1e-6)
     assert metrics["accuracy"] > 0.9  # plain, upright and level stripes
-    assert set(metrics["head"]) == {"accuracy", "macro_f1", "log_loss", "top_2_accuracy"}
+    assert set(metrics["head"]) == {"accuracy", "macro_f1", "log_loss", "calibration_error", "top_2_accuracy"}
     probabilities = predictions[["p_blue", "p_green", "p_red"]]
     assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert (probabilities.idxmax(axis=1) == "p_" + predictions.predicted).all()
@@ -76,16 +76,24 @@ def test_the_best_epoch_is_kept(here):
     curves = pd.read_csv(paths.curves("train_head"))
     metrics = json.loads(paths.metrics("train_head").read_text())
     assert metrics["best_epoch"] == curves.epoch[curves.val_loss.idxmin()]
-    head, _ = networks.load(paths.HEAD)
-    head.compile(loss="sparse_categorical_crossentropy")
-    manifest = pd.read_parquet(paths.MANIFEST)
-    targets = manifest[manifest.split == "val"].label.map({"blue": 0, "green": 1, "red": 2}).to_numpy()
-    loss = head.evaluate(np.load(paths.FEATURES["val"]), targets, verbose=0)
-    assert loss == pytest.approx(curves.val_loss.min(), abs=1e-5)
+    assert metrics["unscaled_val_loss"] == pytest.approx(curves.val_loss.min(), abs=1e-5)
+
+
+def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
+    choices = {"train_head.search": {"learning_rate": [1e-6, 0.01], "hidden": [[], [8]]}, "train_head.epochs": 10}
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **choices})
+    run("prepare", "extract", "train_head")
+    trials = pd.read_csv(paths.TRIALS)
+    assert len(trials) == 4
+    best = trials[trials["rank"] == 1].iloc[0]
+    assert best.learning_rate == 0.01
+    assert json.loads(paths.metrics("train_head").read_text())["val_loss"] == pytest.approx(best.val_loss, abs=1e-4)
+    dense = [layer for layer in networks.load(paths.HEAD)[0].layers if isinstance(layer, keras.layers.Dense)]
+    assert [layer.units for layer in dense[:-1]] == json.loads(best.hidden)
 
 
 def test_the_head_learns_from_augmented_views(here):
-    changes = {"extract.views": 2, "extract.storage": "float16", "train_head.epochs": 30, "fine_tune.unfreeze": 0}
+    changes = {"extract.views": 2, "extract.storage": "float16", "train_head.epochs": 30, "fine_tune.unfreeze": "none"}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
     run("prepare", "extract", "train_head")
     views = np.load(paths.TRAIN_VIEWS)
@@ -97,21 +105,22 @@ def test_the_head_learns_from_augmented_views(here):
 
 
 def test_without_unfreezing_the_head_is_shipped(here):
-    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "fine_tune.unfreeze": 0})
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "fine_tune.unfreeze": "none"})
     run(*STAGES)
     metrics = json.loads(paths.metrics("evaluate").read_text())
     assert {name: metrics[name] for name in metrics["head"]} == pytest.approx(metrics["head"], abs=1e-5)
     tuned = json.loads(paths.metrics("fine_tune").read_text())
-    assert tuned["best_epoch"] == tuned["layers_trained"] == 0
+    assert tuned["fine_tuned"] is False
     assert tuned["val_loss"] == tuned["head_val_loss"]
     assert pd.read_csv(paths.curves("fine_tune")).empty
 
 
 def test_fine_tuning_that_does_harm_is_not_kept(here):
-    changes = {"fine_tune.unfreeze": 1, "fine_tune.learning_rate": 1, "fine_tune.augment": 0, "train_head.epochs": 30}
+    changes = {"fine_tune.unfreeze": "all", "fine_tune.learning_rate": 1, "train_head.epochs": 30}
+    changes |= {"fine_tune.warm_up": 0, "fine_tune.interpolate": False}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
     run(*STAGES)
-    assert json.loads(paths.metrics("fine_tune").read_text())["best_epoch"] == 0
+    assert json.loads(paths.metrics("fine_tune").read_text())["fine_tuned"] is False
     assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.9
 
 

@@ -239,3 +239,71 @@ def test_a_server_takes_the_records(workspace, monkeypatch):
     finally:
         server.terminate()
         server.wait(30)
+
+
+def live(monkeypatch, key: str = "k1") -> tracking.Live:
+    begun = make_record("fine_tune", key, metrics={}, curves=[], artifacts={})
+    monkeypatch.setattr(tracking.records, "begin", lambda params, stage: begun)
+    return tracking.Live("fine_tune", {})
+
+
+def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_curves_are_shown_as_they_come_and_the_record_completes_the_run(workspace, monkeypatch):
+    show = live(monkeypatch)
+    show({"epoch": 0, "val_loss": 1.5})
+    show({"epoch": 1, "loss": 0.9, "val_loss": 0.75})
+    client, (_,), (begun,) = rows(workspace)
+    assert points(client, begun, "epoch/val_loss") == [(0, 1.5), (1, 0.75)]
+    assert begun.info.status == "RUNNING"
+    assert begun.data.params == {"seed": "42"}
+    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]
+    tracking._send_or_keep([make_record("fine_tune", curves=curves)])
+    client, (parent,), (done,) = rows(workspace)
+    assert done.info.run_id == begun.info.run_id
+    assert done.info.status == "FINISHED"
+    assert points(client, done, "epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
+    assert points(client, done, "epoch/loss") == [(1, 0.9)]
+    assert parent.data.metrics["fine_tune/val_accuracy"] == 0.5
+
+
+def test_a_stage_that_goes_on_goes_on_in_the_same_run(workspace, monkeypatch):
+    live(monkeypatch)({"epoch": 1, "val_loss": 0.5})
+    live(monkeypatch)({"epoch": 2, "val_loss": 0.4})
+    client, _, (run,) = rows(workspace)
+    assert points(client, run, "epoch/val_loss") == [(1, 0.5), (2, 0.4)]
+    live(monkeypatch, "k2")({"epoch": 1, "val_loss": 0.3})
+    assert len(rows(workspace)[2]) == 2
+
+
+def test_a_server_that_is_down_is_told_once_and_costs_nothing(workspace, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    show = live(monkeypatch)
+    show({"epoch": 1, "val_loss": 0.5})
+    show({"epoch": 2, "val_loss": 0.5})
+    assert capsys.readouterr().err.count("fine_tune is not shown while it runs") == 1
+
+
+def test_each_trial_of_a_search_is_a_run_under_its_stage(workspace):
+    trials = [
+        {"trial": 1, "hidden": "[]", "val_loss": 0.5, "val_accuracy": 0.8, "rank": 2},
+        {"trial": 2, "hidden": "[64]", "val_loss": 0.4, "val_accuracy": 0.9, "rank": 1},
+    ]
+    tracking._send_or_keep([make_record(trials=trials)])
+    client, _, (stage,) = rows(workspace)
+
+    def shown() -> list:
+        experiment = client.get_experiment_by_name("headstart").experiment_id
+        return client.search_runs(
+            [experiment], "attributes.run_name LIKE 'trial-%'", order_by=["attributes.run_name ASC"]
+        )
+
+    assert [run.data.tags["mlflow.parentRunId"] for run in shown()] == [stage.info.run_id] * 2
+    assert [run.data.params for run in shown()] == [{"train_head.hidden": "[]"}, {"train_head.hidden": "[64]"}]
+    assert shown()[1].data.metrics == {"val_loss": 0.4, "val_accuracy": 0.9, "rank": 1}
+    # Another search takes the place of the first.
+    tracking._send_or_keep([make_record(trials=trials[:1])])
+    (left,) = shown()
+    assert left.data.tags["mlflow.parentRunId"] == rows(workspace)[2][0].info.run_id
