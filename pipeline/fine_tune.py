@@ -52,7 +52,7 @@ from pipeline.training import COLUMNS
 
 # Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
 # data of up to 20,000 images, within bounds for the epochs.
-STEPS, EPOCHS, MAX_VIEWS = 500, (5, 15), 9
+STEPS, EPOCHS, MAX_VIEWS = 750, (5, 15), 9
 PROBES = 1000  # images of val that tell how they may be changed
 # What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
 # that it cannot tell any more may be of another class, as a digit is.

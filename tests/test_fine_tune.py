@@ -197,7 +197,7 @@ def test_better_is_what_a_paired_test_says():
 # --- what is chosen
 
 
-@pytest.mark.parametrize(("images", "epochs", "views"), [(100, 15, 9), (1236, 13, 9), (2570, 6, 5), (100_000, 5, 4)])
+@pytest.mark.parametrize(("images", "epochs", "views"), [(100, 15, 9), (1236, 15, 9), (2570, 9, 8), (100_000, 5, 4)])
 def test_epochs_follow_from_the_number_of_images(images, epochs, views):
     write = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
     assert fine_tune.schedule(write, images) == (epochs, views)

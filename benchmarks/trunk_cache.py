@@ -1,0 +1,126 @@
+"""An epoch of fine-tuning from kept activations, against the same layers through model.fit from files, in turns.
+
+Command: python benchmarks/trunk_cache.py PHOTOS [--backbone mobilenetv2]
+
+Both train the blocks of params.yaml without augmentation, and judge val after each epoch. The first epoch of each turn,
+which compiles, does not count. Computing the activations, which happens once, is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from accuracy import run  # noqa: E402
+from dvc.utils.hydra import apply_overrides  # noqa: E402
+
+from pipeline import blocks, extract, fine_tune, networks, paths, prepare, train_head  # noqa: E402
+from pipeline.backbones import BACKBONES  # noqa: E402
+from pipeline.dataset import load_split  # noqa: E402
+from pipeline.engine import device_name, keras, tf  # noqa: E402
+from pipeline.params import Params, load_params  # noqa: E402
+
+EPOCHS, TURNS = 4, 3
+PLAIN = ["crop=1", "flip=false", "jitter=0", f"epochs={EPOCHS}", "interpolate=false", "trunk_cache=on"]
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def __call__(self, row: dict[str, float]) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.ends.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Of all but the first epoch, each with its validation."""
+        return [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
+
+
+def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
+    """Seconds of epochs, those before the first one, and val accuracy."""
+    clock, start = Clock(), time.perf_counter()
+    fine_tune.tracking.Live = lambda *_: clock
+    trunk = fine_tune.build(params, meta, "float32")
+    head, _ = networks.load(paths.HEAD)
+    tuned, _ = fine_tune.train(params, trunk, head, meta, None)
+    return clock.seconds(), clock.ends[0] - start, tuned.epochs.best["val_accuracy"]
+
+
+def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
+    """What the guides of Keras show, from files."""
+    row, size, clock = BACKBONES[params.backbone], meta["image_size"], Clock()
+    trunk = fine_tune.build(params, meta, "float32")
+    head, _ = networks.load(paths.HEAD)
+    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    blocks.unfreeze(base, blocks.chosen(base, row, params.fine_tune.unfreeze), 1)
+    model = keras.Model(trunk.inputs, head(trunk.output))
+    model.compile(
+        keras.optimizers.Adam(params.fine_tune.learning_rate), "sparse_categorical_crossentropy", ["accuracy"]
+    )
+    train_set, val_set = (
+        keras.utils.image_dataset_from_directory(split, image_size=(size, size), batch_size=32, verbose=False).prefetch(
+            tf.data.AUTOTUNE
+        )
+        for split in ("train", "val")
+    )
+    history = model.fit(train_set, validation_data=val_set, epochs=EPOCHS, callbacks=[clock], verbose=0).history
+    return clock.seconds(), 0.0, max(history["val_accuracy"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--backbone", default="mobilenetv2")
+    arguments = parser.parse_args()
+    source = arguments.photos.resolve()
+    changes = [f"backbone={arguments.backbone}", f"data.source={json.dumps(str(source))}"]
+    os.environ.pop("DVC_ROOT", None)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for stage in (prepare, extract, train_head):
+            run(stage, changes)
+        for split in ("train", "val"):
+            for image in load_split(split).itertuples():
+                target = Path(split) / image.label / Path(image.path).name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / image.path, target)
+        apply_overrides("params.yaml", [f"fine_tune.{change}" for change in PLAIN])
+        params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+        images = len(load_split("train"))
+        times, accuracy, before = {ours: [], plain_keras: []}, {}, []
+        for _ in range(TURNS):
+            for way, took in times.items():
+                seconds, start, accuracy[way] = way(params, meta)
+                took += seconds
+                before += [start] if start else []
+        os.chdir(ROOT)
+    rate = {way: statistics.median(took) for way, took in times.items()}
+    print(
+        f"{arguments.backbone} on {device_name()}, {images} images an epoch: {rate[ours]:.1f} s from activations, "
+        f"{rate[plain_keras]:.1f} s through model.fit from files: {rate[plain_keras] / rate[ours]:.1f} times; best val "
+        f"accuracy {accuracy[ours]:.4f}, {accuracy[plain_keras]:.4f}; before the first epoch {before[0]:.0f} s, again "
+        f"{statistics.median(before[1:]):.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
