@@ -40,7 +40,7 @@ from dvc.utils.hydra import apply_overrides  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 
-from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head  # noqa: E402
+from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head, verdict  # noqa: E402
 from pipeline.dataset import load_examples, load_split  # noqa: E402
 from pipeline.engine import device_name, keras  # noqa: E402
 from pipeline.params import load_params  # noqa: E402
@@ -99,7 +99,7 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
     found = fine_tune.train(params, trunk, head, meta, None)[0].logits
     seconds = time.perf_counter() - start
     temperature = calibration.temperature(found, val.targets)
-    better, _ = fine_tune.is_better(before, found / temperature, val.targets, params.fine_tune.confidence)
+    better, _ = verdict.is_better(before, found / temperature, val.targets, params.fine_tune.confidence)
     return logits_of_images(trunk, head) / temperature, better, seconds
 
 

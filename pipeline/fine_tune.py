@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_rel
 
 from pipeline import (
     augmentation,
     blocks,
     calibration,
+    defaults,
     fine_tuning,
     heads,
     inference,
@@ -36,83 +36,19 @@ from pipeline import (
     stage,
     tracking,
     trunk_cache,
+    verdict,
 )
-from pipeline.augmentation import NONE, Augmentation
+from pipeline.augmentation import NONE
 from pipeline.backbones import BACKBONES
 from pipeline.dataset import load_examples, load_split
 from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
-from pipeline.files import Source
 from pipeline.fine_tuning import Batches, Checkpoint, Tuned, tune
 from pipeline.outputs import Outputs
-from pipeline.params import FineTune, Params
+from pipeline.params import Params
 from pipeline.sources import open_source
 from pipeline.training import COLUMNS
-
-# Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
-# data of up to 20,000 images, within bounds for the epochs.
-STEPS, EPOCHS, MAX_VIEWS = 750, (5, 15), 9
-PROBES = 1000  # images of val that tell how they may be changed
-# What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
-# that it cannot tell any more may be of another class, as a digit is.
-STILL_KNOWN = 0.9
-CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)
-
-
-def schedule(choice: FineTune, images: int) -> tuple[int, int]:
-    """Epochs, and augmented views of an image: as `choice` says, or by the number of training images."""
-    epochs = choice.epochs or int(np.clip(round(STEPS / -(-images // choice.batch_size)), *EPOCHS))
-    return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
-
-
-def choose_augmentation(
-    choice: FineTune, network: keras.Model, images: pd.DataFrame, source: Source, size: int, seed: int
-) -> Augmentation:
-    """How training images are changed: as `choice` says, or as much as leaves them what they are.
-
-    Left open, flips are used, and the strongest crop of CROPS, where `network`, the trunk with the head, still knows
-    STILL_KNOWN of what it knew before.
-
-    Args:
-        images: of val.
-    """
-    if choice.flip is not None and choice.crop is not None:
-        return Augmentation(choice.crop, choice.flip, choice.jitter)
-    some = images.sample(min(PROBES, len(images)), random_state=seed)
-
-    def right(augmentation: Augmentation, number: int, mirrored: bool = False) -> np.ndarray:
-        batches = trunk_cache.Pixels(some, source, size, augmentation).batches(number, networks.PREDICTION_BATCH)
-        views = (batch[:, :, ::-1] if mirrored else batch for batch in batches)
-        found = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in views]
-        return np.concatenate(found) == some.target.to_numpy()
-
-    plain = right(NONE, 0)
-
-    def still_known(changed: np.ndarray) -> bool:
-        return bool(plain.any() and changed[plain].mean() >= STILL_KNOWN)
-
-    flip = still_known(right(NONE, 0, mirrored=True)) if choice.flip is None else choice.flip
-    candidates = (Augmentation(crop, flip, choice.jitter) for crop in CROPS)
-    crop = choice.crop or next((one.crop for one in candidates if still_known(right(one, 1))), CROPS[-1])
-    return Augmentation(crop, flip, choice.jitter)
-
-
-def is_better(head: np.ndarray, tuned: np.ndarray, targets: np.ndarray, confidence: float) -> tuple[bool, float]:
-    """Whether the fine-tuned network is surely better than the head, by their logits for the same images of val.
-
-    Image by image: the log loss must be lower by a one-sided paired t-test, and no fewer answers right. Both come with
-    their temperature: confidence alone makes no difference.
-
-    Returns:
-        The verdict, and how sure the lower loss is, in [0, 1].
-    """
-    losses = calibration.log_loss(head, targets), calibration.log_loss(tuned, targets)
-    if len(targets) < 2 or np.array_equal(*losses):
-        return False, 0.0
-    sure = 1 - float(ttest_rel(*losses, alternative="greater").pvalue)
-    right = [int((logits.argmax(axis=1) == targets).sum()) for logits in (head, tuned)]
-    return sure >= confidence and right[1] >= right[0], sure
 
 
 def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
@@ -151,34 +87,32 @@ def train(
         return None
     images = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     targets, count = images.target.to_numpy(), int((images.split == "train").sum())
-    epochs, views = schedule(choice, count)
+    epochs, views = defaults.schedule(choice, count)
     where = blocks.cut(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
         whole = keras.Model(trunk.inputs, head(trunk.output))
-        changes = choose_augmentation(choice, whole, images[count:], source, size, params.seed)
+        changes = defaults.augmentation(choice, whole, images[count:], source, size, params.seed)
         views = 0 if changes == NONE else views  # all would be alike
         cached, reason = trunk_cache.choose(
             choice.trunk_cache,
             int(np.prod(where.shape)) if where else None,
             images=count * (1 + views) + len(images) - count,
             passes=len(images) * epochs,
-            fast=not gpu_names(),
+            fast=meta["engine"] == "openvino",
         )
         print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
         if cached:
-            run = inference.open_engine(
-                "auto",
-                lambda: blocks.lower(build(params, meta, choice.precision), params.backbone, where),
-                choice.precision,
-                batch_size,
-            )
-            recipe = {
-                "backbone": params.backbone,
-                "cut": where.place,
-                "image_size": size,
-                "precision": choice.precision,
-            }
+            engine = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+            precision = (
+                choice.precision if gpu_names() else "float32"
+            )  # on CPUs float32 is fast enough, and always there
+
+            def frozen() -> keras.Model:
+                return blocks.lower(build(params, meta, precision), params.backbone, where)
+
+            run = inference.open_engine(engine, frozen, precision, batch_size)
+            recipe = {"backbone": params.backbone, "cut": where.place, "image_size": size, "precision": precision}
             inputs = stack.enter_context(
                 trunk_cache.activations(run, recipe, images, source, where.shape, size, changes, views)
             )
@@ -237,14 +171,15 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         curves = tuned.epochs.curves()
         temperature = calibration.temperature(tuned.logits, val_set.targets)
         after = tuned.logits / temperature
-        better, sure = is_better(before, after, val_set.targets, confidence)
+        better, sure = verdict.is_better(before, after, val_set.targets, confidence)
         of_tuned = calibration.metrics(after, val_set.targets)
         best_epoch = tuned.epochs.best["epoch"]
         details = {f"tuned_{name}": value for name, value in of_tuned.items()}
         details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **chosen}
         why = (
             f"after epoch {best_epoch} val loss {of_tuned['val_loss']:.4f}, accuracy {of_tuned['val_accuracy']:.4f}, "
-            f"against {of_head['val_loss']:.4f}, {of_head['val_accuracy']:.4f}; lower by chance alone: {1 - sure:.3f}"
+            f"the head's {of_head['val_loss']:.4f}, {of_head['val_accuracy']:.4f}; that its loss is lower is sure to "
+            f"{sure:.3f}, {confidence} is asked for"
         )
         shipped_metrics = of_tuned if better else of_head
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pipeline.training import BestEpoch, verbosity
 from pipeline.trunk_cache import Inputs
 
 SHARES = (0.75, 0.5, 0.25)
+LEFT_SECONDS = 7 * 86400.0
 
 
 class Batches(keras.utils.PyDataset):
@@ -136,6 +138,9 @@ class Checkpoint:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        for other in file.parent.glob("*.npz"):
+            if time.time() - other.stat().st_mtime > LEFT_SECONDS:  # by trainings that nobody went on with
+                other.unlink(missing_ok=True)
 
     def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch) -> None:
         """Keep the state after the last of `epochs`."""

@@ -12,7 +12,7 @@ import pytest
 from conftest import SMALL, write_params
 from test_stages import run
 
-from pipeline import calibration, fine_tune, heads, networks, paths, trunk_cache
+from pipeline import calibration, defaults, fine_tune, heads, networks, paths, trunk_cache, verdict
 from pipeline.augmentation import NONE, Augmentation
 from pipeline.dataset import load_examples
 from pipeline.errors import UserError
@@ -179,19 +179,19 @@ def test_better_is_what_a_paired_test_says():
     targets = random.integers(0, 3, 200)
     head = random.normal(0, 1, (200, 3)) + 2 * np.eye(3)[targets]
     better = head + 0.5 * np.eye(3)[targets]
-    assert fine_tune.is_better(head, better, targets, 0.99) == (True, pytest.approx(1))
-    assert fine_tune.is_better(better, head, targets, 0.5)[0] is False
-    assert fine_tune.is_better(head, head, targets, 0.0) == (False, 0.0)
+    assert verdict.is_better(head, better, targets, 0.99) == (True, pytest.approx(1))
+    assert verdict.is_better(better, head, targets, 0.5)[0] is False
+    assert verdict.is_better(head, head, targets, 0.0) == (False, 0.0)
     # A difference of one image in either direction is no evidence.
     noise = head + random.normal(0, 0.3, head.shape)
-    verdict, sure = fine_tune.is_better(head, noise, targets, 0.95)
-    assert verdict is False
+    same, sure = verdict.is_better(head, noise, targets, 0.95)
+    assert same is False
     assert 0 < sure < 0.95
     # A lower loss with fewer right answers is not better.
     worse = np.where((np.arange(200) < 30)[:, None], 0.05 * np.eye(3)[(targets + 1) % 3], 4 * np.eye(3)[targets])
     confident_head = 0.1 * np.eye(3)[targets]
-    assert fine_tune.is_better(confident_head, worse, targets, 0.5)[1] > 0.99
-    assert fine_tune.is_better(confident_head, worse, targets, 0.5)[0] is False
+    assert verdict.is_better(confident_head, worse, targets, 0.5)[1] > 0.99
+    assert verdict.is_better(confident_head, worse, targets, 0.5)[0] is False
 
 
 # --- what is chosen
@@ -200,8 +200,8 @@ def test_better_is_what_a_paired_test_says():
 @pytest.mark.parametrize(("images", "epochs", "views"), [(100, 15, 9), (1236, 15, 9), (2570, 9, 8), (100_000, 5, 4)])
 def test_epochs_follow_from_the_number_of_images(images, epochs, views):
     write = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
-    assert fine_tune.schedule(write, images) == (epochs, views)
-    assert fine_tune.schedule(write.model_copy(update={"epochs": 3, "views": 7}), images) == (3, 7)
+    assert defaults.schedule(write, images) == (epochs, views)
+    assert defaults.schedule(write.model_copy(update={"epochs": 3, "views": 7}), images) == (3, 7)
 
 
 def side_network(margin: int) -> keras.Model:
@@ -228,24 +228,20 @@ def test_changes_are_as_strong_as_the_head_can_bear(tmp_path):
     choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
     source = Folder(tmp_path)
     network = side_network(3)
-    found = fine_tune.choose_augmentation(choice, network, images, source, 32, 0)
+    found = defaults.augmentation(choice, network, images, source, 32, 0)
     assert found.flip is False
     assert found.crop > 0.5
     alike = images.assign(target=0)
     blind = keras.Sequential(
         [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2, kernel_initializer="zeros")]
     )
-    found = fine_tune.choose_augmentation(
-        choice, blind, alike, source, 32, 0
-    )  # mirrored or cropped, it is all the same
-    assert found == Augmentation(fine_tune.CROPS[0], True, choice.jitter)
+    found = defaults.augmentation(choice, blind, alike, source, 32, 0)  # mirrored or cropped, it is all the same
+    assert found == Augmentation(defaults.CROPS[0], True, choice.jitter)
     # Who knows nothing cannot tell what does harm.
-    found = fine_tune.choose_augmentation(choice, blind, images.assign(target=1), source, 32, 0)
-    assert found == Augmentation(fine_tune.CROPS[-1], False, choice.jitter)
+    found = defaults.augmentation(choice, blind, images.assign(target=1), source, 32, 0)
+    assert found == Augmentation(defaults.CROPS[-1], False, choice.jitter)
     given = choice.model_copy(update={"crop": 0.3, "flip": True})
-    assert fine_tune.choose_augmentation(given, network, images, source, 32, 0) == Augmentation(
-        0.3, True, choice.jitter
-    )
+    assert defaults.augmentation(given, network, images, source, 32, 0) == Augmentation(0.3, True, choice.jitter)
 
 
 @pytest.mark.parametrize(
