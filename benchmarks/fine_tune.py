@@ -40,7 +40,7 @@ from dvc.utils.hydra import apply_overrides  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 
-from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head, verdict  # noqa: E402
+from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head  # noqa: E402
 from pipeline.dataset import load_examples, load_split  # noqa: E402
 from pipeline.engine import device_name, keras  # noqa: E402
 from pipeline.params import load_params  # noqa: E402
@@ -53,6 +53,16 @@ TEXTBOOK = [
     "clip_norm=null", "crop=1", "flip=false", "jitter=0", "interpolate=false",
 ]  # fmt: skip
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
+
+
+class Silent(contextlib.AbstractContextManager):
+    """In the place of tracking.Live."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __call__(self, row: dict[str, float]) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def sample(source: Path, count: int | None, folder: Path) -> int:
@@ -94,12 +104,10 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
     fine_tune.make_repeatable(params.seed)
     trunk = fine_tune.build(params, meta, params.fine_tune.precision)
     head, _ = networks.load(paths.HEAD)
-    val = load_examples("val")
-    before = heads.logits(head, val)
-    found = fine_tune.train(params, trunk, head, meta, None)[0].logits
+    tuned, _ = fine_tune.train(params, trunk, head, meta, None)
     seconds = time.perf_counter() - start
-    temperature = calibration.temperature(found, val.targets)
-    better, _ = verdict.is_better(before, found / temperature, val.targets, params.fine_tune.confidence)
+    temperature = calibration.temperature(tuned.logits, load_examples("val").targets)
+    better = tuned.candidates.verdict(params.fine_tune.confidence)[0] and tuned.epochs.best["epoch"] > 0
     return logits_of_images(trunk, head) / temperature, better, seconds
 
 
@@ -130,7 +138,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     os.environ.pop("DVC_ROOT", None)
-    fine_tune.tracking.Live = lambda *_: lambda row: None  # there is no repository to record
+    fine_tune.tracking.Live = Silent  # there is no repository to record
     print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
     print(
         f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def chosen(base: keras.Model, row: Backbone, unfreeze: Any) -> list[Block]:
     if unfreeze not in names:
         raise UserError(
             f"params.yaml: fine_tune.unfreeze {unfreeze!r} is no block or layer of the backbone"
-            f"{did_you_mean(unfreeze, names) or ';'} `python -m pipeline.backbones NAME` lists the blocks"
+            f"{did_you_mean(unfreeze, names) or ';'} `python -m pipeline.backbones` with its name lists the blocks"
         )
     trained = layers[layers.index(names[unfreeze]) :]
     parts = [Block(block.name, tuple(layer for layer in block.layers if layer in trained)) for block in every]
@@ -122,6 +123,16 @@ def cut(base: keras.Model, trained: list[Block]) -> Cut | None:
         if needed <= place and computes:
             found = Cut(place, tuple(_output(base, place).shape[1:]))
     return found
+
+
+def work_below(base: keras.Model, where: Cut) -> float:
+    """The share of the network's multiplications that come before the cut, about, in [0, 1]."""
+    work = [0.0]
+    for place, step in enumerate(base.operations):
+        spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
+        kernels = (weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1)
+        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in kernels))
+    return work[where.place + 1] / work[-1]
 
 
 def _output(base: keras.Model, place: int) -> keras.KerasTensor:

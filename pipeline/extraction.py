@@ -161,7 +161,11 @@ class Extraction:
         if not good.all():
             raise UserError(
                 f"{self._jobs.paths[self._jobs.rows[some[int(np.argmin(good))]]]}: its features are no finite numbers; "
-                "use float32 for extract.precision and extract.storage, or other weights"
+                + (
+                    "use float32 for extract.precision and extract.storage, or other weights"
+                    if self._stage == "extract"
+                    else "set fine_tune.trunk_cache to off"
+                )
             )
 
     def features(self, chosen: Sequence[int]) -> np.ndarray:

@@ -28,11 +28,13 @@ from pipeline import (
     blocks,
     calibration,
     defaults,
+    extraction,
     fine_tuning,
     heads,
     inference,
     networks,
     paths,
+    pixels,
     stage,
     tracking,
     trunk_cache,
@@ -92,7 +94,7 @@ def train(
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
         whole = keras.Model(trunk.inputs, head(trunk.output))
-        changes = defaults.augmentation(choice, whole, images[count:], source, size, params.seed)
+        changes = defaults.augmentation(choice, whole, images[count:], source, size, params.seed) if views else NONE
         views = 0 if changes == NONE else views  # all would be alike
         cached, reason = trunk_cache.choose(
             choice.trunk_cache,
@@ -100,6 +102,7 @@ def train(
             images=count * (1 + views) + len(images) - count,
             passes=len(images) * epochs,
             fast=meta["engine"] == "openvino",
+            work=blocks.work_below(base, where) if where else 0.0,
         )
         print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
         if cached:
@@ -112,7 +115,13 @@ def train(
                 return blocks.lower(build(params, meta, precision), params.backbone, where)
 
             run = inference.open_engine(engine, frozen, precision, batch_size)
-            recipe = {"backbone": params.backbone, "cut": where.place, "image_size": size, "precision": precision}
+            recipe = {
+                "backbone": params.backbone,
+                "image_size": size,
+                "pooling": f"cut-{where.place}",
+                "precision": precision,
+                "storage": trunk_cache.STORAGE,
+            }
             inputs = stack.enter_context(
                 trunk_cache.activations(run, recipe, images, source, where.shape, size, changes, views)
             )
@@ -129,23 +138,26 @@ def train(
             batch_size=choice.batch_size,
         )
         details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
-        tuned = tune(
-            network,
-            batches(rows=np.arange(count), views=views, seed=params.seed),
-            batches(rows=np.arange(count, len(images)), views=0, seed=None),
-            [*scales, *[1.0] * len(head.trainable_variables)],
-            choice,
-            epochs,
-            Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
-            tracking.Live("fine_tune", params.leaves()),
-        )
+        with tracking.Live("fine_tune", params.leaves()) as live:
+            tuned = tune(
+                network,
+                batches(rows=np.arange(count), views=views, seed=params.seed),
+                batches(rows=np.arange(count, len(images)), views=0, seed=None),
+                [*scales, *[1.0] * len(head.trainable_variables)],
+                choice,
+                epochs,
+                Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
+                live,
+            )
     return tuned, {**details, "layers_trained": len(scales), "share": tuned.share}
 
 
 def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
-    parts = [params.leaves(), meta, details, tf.__version__, keras.__version__, device_name()]
-    code = [Path(module.__file__).read_bytes() for module in (augmentation, blocks, fine_tuning, networks, trunk_cache)]
+    read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
+    parts = [*read, meta, details, tf.__version__, keras.__version__, device_name()]
+    modules = (augmentation, blocks, extraction, fine_tuning, heads, networks, pixels, trunk_cache, verdict)
+    code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
 
 
@@ -159,8 +171,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         trunk = build(params, meta, params.fine_tune.precision)
         head, classes = networks.load(paths.HEAD)
     val_set = load_examples("val")
-    before = heads.logits(head, val_set)
-    of_head = calibration.metrics(before, val_set.targets)
+    of_head = calibration.metrics(heads.logits(head, val_set), val_set.targets)
     with devices.scope():
         found = train(params, trunk, head, meta, batch_size)
 
@@ -171,16 +182,20 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         curves = tuned.epochs.curves()
         temperature = calibration.temperature(tuned.logits, val_set.targets)
         after = tuned.logits / temperature
-        better, sure = verdict.is_better(before, after, val_set.targets, confidence)
+        better, sure = tuned.candidates.verdict(confidence)
+        better = better and tuned.epochs.best["epoch"] > 0
         of_tuned = calibration.metrics(after, val_set.targets)
         best_epoch = tuned.epochs.best["epoch"]
         details = {f"tuned_{name}": value for name, value in of_tuned.items()}
         details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **chosen}
+        way = f"{tuned.share:.0%} of the way to " if tuned.share < 1 else ""
         why = (
-            f"after epoch {best_epoch} val loss {of_tuned['val_loss']:.4f}, accuracy {of_tuned['val_accuracy']:.4f}, "
-            f"the head's {of_head['val_loss']:.4f}, {of_head['val_accuracy']:.4f}; that its loss is lower is sure to "
-            f"{sure:.3f}, {confidence} is asked for"
+            f"{way}epoch {best_epoch} has val loss {of_tuned['val_loss']:.4f} and accuracy "
+            f"{of_tuned['val_accuracy']:.4f}, the head {of_head['val_loss']:.4f} and {of_head['val_accuracy']:.4f}; "
+            f"confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
         )
+        if not best_epoch:
+            why = "no epoch had a lower loss on val"
         shipped_metrics = of_tuned if better else of_head
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import calibration
 from pipeline.engine import keras, tf
 from pipeline.errors import UserError
 from pipeline.params import FineTune
-from pipeline.training import BestEpoch, verbosity
+from pipeline.training import BestEpoch
 from pipeline.trunk_cache import Inputs
+from pipeline.verdict import Candidates
 
 SHARES = (0.75, 0.5, 0.25)
 LEFT_SECONDS = 7 * 86400.0
@@ -72,13 +73,20 @@ class Batches(keras.utils.PyDataset):
         return inputs, one_hot, self._weights[targets] / np.float32(len(places))
 
 
-class LayerwiseAdamW(keras.optimizers.AdamW):
-    """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables."""
+class LayerwiseAdamW(keras.optimizers.Adam):
+    """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables.
+
+    What is no matrix, biases above all, does not decay.
+    """
 
     scales: Sequence[float] = ()
+    decay = 0.0
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        super().update_step(gradient, variable, learning_rate * self.scales[self._get_variable_index(variable)])
+        rate = learning_rate * self.scales[self._get_variable_index(variable)]
+        if self.decay and len(variable.shape) > 1:
+            self.assign_sub(variable, self.decay * tf.cast(rate, variable.dtype) * variable)
+        super().update_step(gradient, variable, rate)
 
 
 class Trainer(keras.Model):
@@ -137,15 +145,25 @@ class Checkpoint:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self._works = file, True
         for other in file.parent.glob("*.npz"):
             if time.time() - other.stat().st_mtime > LEFT_SECONDS:  # by trainings that nobody went on with
                 other.unlink(missing_ok=True)
 
-    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch) -> None:
-        """Keep the state after the last of `epochs`."""
+    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
+        """Keep the state after the last of `epochs`; where that cannot be, say so, once."""
+        if not self._works:
+            return
+        try:
+            self._save(variables, epochs, candidates)
+        except OSError as error:
+            self._works = False
+            print(f"{self.file}: cannot be written ({error}): a kill would cost the whole training", file=sys.stderr)
+
+    def _save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
         arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
         arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
+        arrays |= {"losses": np.array(candidates.losses), "right": np.array(candidates.right)}
         text = json.dumps({"rows": epochs.rows, "best": epochs.best})
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_name(f".{self.file.stem}.partial.{os.getpid()}.npz")
@@ -155,14 +173,15 @@ class Checkpoint:
         finally:
             partial.unlink(missing_ok=True)
 
-    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch) -> bool:
+    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> bool:
         """Take up the state that is kept; False where there is none."""
-        if not self.file.is_file():
-            return False
         try:
+            if not self.file.is_file():
+                return False
             with np.load(self.file, allow_pickle=False) as kept:
                 values = [kept[f"v{number:05}"] for number in range(len(variables))]
                 best = [kept[name] for name in sorted(kept) if name.startswith("b")]
+                losses, right = list(kept["losses"]), list(kept["right"])
                 text = json.loads(kept["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("of another network")
@@ -173,10 +192,13 @@ class Checkpoint:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         epochs.rows, epochs.best, epochs.weights = text["rows"], text["best"], best
+        candidates.losses, candidates.right = losses, right
         return True
 
     def remove(self) -> None:
-        self.file.unlink(missing_ok=True)
+        """The training has ended."""
+        with contextlib.suppress(OSError):
+            self.file.unlink(missing_ok=True)
 
 
 class _EachEpoch(keras.callbacks.Callback):
@@ -217,12 +239,15 @@ class Tuned:
 
     Attributes:
         share: how far from its start towards its best epoch the network was left, in (0, 1].
-        logits: (N, n_classes) float32 of val.
+        before, logits: (N, n_classes) float32 of val, as it started and as it was left.
+        candidates: the epochs, the start first, and what was tried between.
     """
 
     epochs: BestEpoch
     share: float
+    before: np.ndarray
     logits: np.ndarray
+    candidates: Candidates
 
 
 def tune(
@@ -279,46 +304,57 @@ def _tune(
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
 
+    candidates = Candidates.of(val_set.targets, 0)
+    before = trainer.predict(val_set, verbose=0)
+
     def note(epoch: int, logs: dict[str, float]) -> None:
-        found = calibration.metrics(trainer.predict(val_set, verbose=0), val_set.targets)
-        best.note(epoch, **logs, val_loss=found["val_loss"], val_accuracy=found["val_accuracy"])
+        logits = trainer.predict(val_set, verbose=0) if epoch else before
+        loss, accuracy = candidates.add(logits)
+        best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
+        if epoch:
+            print(
+                f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}, val loss {loss:.4f}, "
+                f"val accuracy {accuracy:.4f}",
+                flush=True,
+            )
         tell(best.rows[-1])
 
-    if not checkpoint.load(state, best):
+    if not checkpoint.load(state, best, candidates):
         note(0, {})
-        checkpoint.save(state, best)
+        checkpoint.save(state, best, candidates)
     done = best.rows[-1]["epoch"]
     if done:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
-    each = _EachEpoch(train_set, note, lambda: checkpoint.save(state, best), bool(choice.ema))
-    trainer.fit(
-        train_set,
-        initial_epoch=done,
-        epochs=epochs,
-        callbacks=[each, keras.callbacks.TerminateOnNaN()],
-        shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
-        verbose=verbosity(),
-    )
+    each = _EachEpoch(train_set, note, lambda: checkpoint.save(state, best, candidates), bool(choice.ema))
+    try:
+        trainer.fit(
+            train_set,
+            initial_epoch=done,
+            epochs=epochs,
+            callbacks=[each, keras.callbacks.TerminateOnNaN()],
+            shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
+            verbose=1 if sys.stdout.isatty() else 0,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        print(f"fine_tune: stopped; the same again goes on after epoch {best.rows[-1]['epoch']}", file=sys.stderr)
+        raise
     best.restore()
     logits = trainer.predict(val_set, verbose=0)
-    share = 1.0
-    for candidate in SHARES if choice.interpolate else ():
+    share, lowest = 1.0, best.best["val_loss"]
+    for candidate in SHARES if choice.interpolate and best.best["epoch"] else ():
         _assign(variables, start, best.weights, candidate)
         between = trainer.predict(val_set, verbose=0)
-        if _loss(between, val_set) < _loss(logits, val_set):
-            share, logits = candidate, between
+        loss, _ = candidates.add(between)
+        if loss < lowest:
+            share, lowest, logits = candidate, loss, between
     _assign(variables, start, best.weights, share)
     checkpoint.remove()
-    return Tuned(best, share, logits)
+    return Tuned(best, share, before, logits, candidates)
 
 
 def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: list[np.ndarray], share: float) -> None:
     for variable, before, after in zip(variables, start, end, strict=True):
         variable.assign(before + np.float32(share) * (after - before))
-
-
-def _loss(logits: np.ndarray, examples: Batches) -> float:
-    return float(calibration.log_loss(logits, examples.targets).mean())
 
 
 def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.optimizers.Optimizer:
@@ -328,10 +364,9 @@ def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.o
     )
     optimizer = LayerwiseAdamW(
         rate,
-        weight_decay=choice.weight_decay,
         global_clipnorm=choice.clip_norm and choice.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync,
         use_ema=choice.ema is not None,
         ema_momentum=choice.ema or 0.99,
     )
-    optimizer.scales = scales
+    optimizer.scales, optimizer.decay = scales, choice.weight_decay
     return keras.optimizers.LossScaleOptimizer(optimizer) if choice.precision == "float16" else optimizer

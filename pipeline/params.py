@@ -24,6 +24,8 @@ from pipeline.paths import PREPARED, is_address
 
 PARAMS_FILE = Path("params.yaml")
 MAX_GRID = 10_000  # combinations of a search
+MAX_BLOCKS = 10_000
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -169,8 +171,9 @@ class TrainHead(HeadChoice):
                 self.choice(**named)
             except ValidationError as error:
                 detail = error.errors()[0]
+                key = f"its {detail['loc'][0]}" if detail["loc"] else "it"
                 raise ValueError(
-                    f"searched over valid choices; {json.dumps(named)} is none: {_rule(detail)}"
+                    f"searched over valid choices; {json.dumps(named)} is none: {key} must be {_rule(detail)}"
                 ) from error
         return self
 
@@ -182,10 +185,10 @@ def _switch(value: Any) -> Any:
 
 def _unfreeze(value: Any) -> Any:
     rule = "all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and (0 < value < 1 or (value >= 1 and value == int(value))):
-        return int(value) if value >= 1 else float(value)
-    if not isinstance(value, str) or not value.strip():
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if (whole and 1 <= value <= MAX_BLOCKS) or (isinstance(value, float) and 0 < value < 1):
+        return value
+    if not isinstance(value, str) or not value.strip() or _NUMBER.fullmatch(value):
         raise ValueError(rule)
     return value
 
@@ -315,7 +318,7 @@ def _rule(detail: ErrorDetails) -> str:
         "value_error": lambda: str(detail["ctx"]["error"]),
         "literal_error": lambda: f"one of {detail['ctx']['expected']}",
         "bool_type": lambda: "true or false",
-        "list_type": lambda: "a list of integers, e.g. [128]",
+        "list_type": lambda: "a list of values" if "search" in detail["loc"] else "a list of integers, e.g. [128]",
         "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
         "model_type": lambda: "a section with keys of its own",
     }.get(detail["type"], lambda: "a text, not empty")()

@@ -12,9 +12,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from pipeline import calibration, heads
+from pipeline.engine import keras
 from pipeline.errors import UserError
 from pipeline.heads import Examples
 from pipeline.params import TrainHead
+
+WORST_LOSS = 1e6  # of a trial that diverged
 
 
 def search(
@@ -40,13 +43,21 @@ def search(
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
         choice, losses, hits = choices.choice(**changes), [], []
         for some, others in _folds(train_set, val_set, groups, choices.search_folds, seed):
-            head, _ = heads.train(some, others, n_classes, choice, seed, bar=False)
+            keras.backend.clear_session()  # thousands of heads would fill the memory
+            try:
+                head, _ = heads.train(some, others, n_classes, choice, seed, bar=False)
+            except UserError:  # it diverged: a result like any other
+                losses.append(np.inf)
+                hits.append(0.0)
+                continue
             found = heads.logits(head, others)
             found /= calibration.temperature(found, others.targets)
             losses.append(calibration.log_loss(found, others.targets).mean())
             hits.append((found.argmax(axis=1) == others.targets).mean())
+        # No JSON and no tracker takes an infinite loss.
+        loss = min(float(np.mean(losses)), WORST_LOSS)
         texts = {key: _text(value) for key, value in changes.items()}
-        rows.append({"trial": number, **texts, "val_loss": np.mean(losses), "val_accuracy": np.mean(hits)})
+        rows.append({"trial": number, **texts, "val_loss": loss, "val_accuracy": np.mean(hits)})
     table = pd.DataFrame(rows, columns=["trial", *choices.search, "val_loss", "val_accuracy"])
     table["rank"] = table.val_loss.astype(float).rank(method="first").astype(int)
     return (trials[int(table["rank"].argmin())] if trials else {}), table

@@ -11,6 +11,7 @@ Command: python -m pipeline.tracking                   # send what was kept; rec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -158,6 +159,9 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
     content = item.content()
     siblings = _stage_runs(client, experiment, parent, item.stage)
     if any(run.data.tags.get(CONTENT) == content or (item.restored and CONTENT in run.data.tags) for run in siblings):
+        for run in siblings:  # of the same again there is nothing to show
+            if _is_live(run):
+                client.delete_run(run.info.run_id)
         return  # what DVC restored does not take the place of the run that made it
     begun = [run.info.run_id for run in siblings if _is_live(run) and not item.restored][:1]
     for run in siblings:  # of another content, or broken off on the way
@@ -206,7 +210,7 @@ def _send_trial(client: MlflowClient, experiment: str, stage_run: str, item: Rec
 class Live:
     """Shows the curves of a stage in MLflow as they come. What goes wrong costs the stage nothing but a line.
 
-    A stage that goes on after a kill goes on in the same run.
+    A stage that goes on after a kill goes on in the same run. One that fails is shown as failed.
     """
 
     def __init__(self, stage: str, params: dict[str, Any]) -> None:
@@ -228,11 +232,23 @@ class Live:
             self._works = False
             _warn(f"{self._stage} is not shown while it runs: {_line(error)}")
 
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._run:
+            return
+        with contextlib.suppress(Exception), _connected() as client:
+            for run in (self._run, client.get_run(self._run).data.tags[PARENT]):
+                client.set_terminated(run, status="FAILED")
+
     def _begin(self, client: MlflowClient) -> str:
         item, experiment = records.begin(self._params, self._stage), _experiment_id(client)
         parent = _parent(client, experiment, item)
+        client.update_run(parent, status="RUNNING")
         for run in _stage_runs(client, experiment, parent, item.stage):
             if _is_live(run):
+                client.update_run(run.info.run_id, status="RUNNING")
                 return run.info.run_id
         run = _new_run(client, experiment, item, {PARENT: parent, STAGE: item.stage, LIVE: "true"})
         _log(client, run, item.params, {}, item.time)

@@ -51,7 +51,12 @@ def main(params: Params, outputs: Outputs) -> None:
         },
     )
     if found:
-        print(f"train_head: the best of {len(trials)} trials is " + ", ".join(f"{k} {v}" for k, v in found.items()))
+        best = trials[trials["rank"] == 1].iloc[0]
+        words = ", ".join(f"{key} {value}" for key, value in found.items())
+        print(
+            f"train_head: the best of {len(trials)} trials is {words}: log loss {best.val_loss:.4f}; all of them: "
+            f"{paths.TRIALS}"
+        )
     print(
         f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after "
         f"{epochs.best['epoch']} {'iterations' if choice.solver() == 'lbfgs' else 'epochs'}; temperature "

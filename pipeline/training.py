@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,6 @@ from pipeline.engine import keras
 from pipeline.errors import UserError
 
 COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
-
-
-def verbosity() -> int:
-    """Keras' `verbose`: a bar with rate and ETA on a terminal, else a line an epoch."""
-    return 1 if sys.stdout.isatty() else 2
 
 
 class BestEpoch:

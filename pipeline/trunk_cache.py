@@ -5,7 +5,6 @@ Both give the same inputs for the same view of an image, up to the rounding of f
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from pipeline.inference import Engine
 from pipeline.machine import cores
 from pipeline.pixels import batches
 
-DISK_SHARE = 0.5  # of what is free, that may be taken without being asked for
+MAX_BYTES = 20 * 10**9  # that may be taken without being asked for
+LEAST_WORK = 0.1  # share of the work that must be in the frozen blocks
 STORAGE = "float16"  # half the space of float32; what is trained sees noise of a thousandth
 
 
@@ -94,7 +94,7 @@ def activations(
     """Compute what the store lacks, `views` augmented views of each image in train beside all as they are.
 
     Args:
-        run: of the frozen blocks, `networks.lower`.
+        run: of the frozen blocks, `blocks.lower`.
         shape: of what they give for an image.
     """
     jobs = Jobs(images, views, augmentation, size)
@@ -105,8 +105,8 @@ def activations(
         yield Activations(extraction, jobs, shape)
 
 
-def choose(setting: str, floats: int | None, images: int, passes: int, fast: bool) -> tuple[bool, str]:
-    """Whether to start from kept activations, and why, in words.
+def choose(setting: str, floats: int | None, images: int, passes: int, fast: bool, work: float) -> tuple[bool, str]:
+    """Whether to start from kept activations, and why, in words. The same on every machine with the same engine.
 
     Args:
         setting: auto, on or off.
@@ -114,6 +114,7 @@ def choose(setting: str, floats: int | None, images: int, passes: int, fast: boo
         images: how many would be computed once, views and val among them.
         passes: how many images all epochs take together.
         fast: whether frozen networks have an engine of their own, of about twice the speed of that of training.
+        work: the share of the network's multiplications that are in the frozen blocks, in [0, 1].
 
     Raises:
         UserError: where it is asked for, and cannot be.
@@ -127,13 +128,12 @@ def choose(setting: str, floats: int | None, images: int, passes: int, fast: boo
         return False, "nothing of what is frozen can be computed apart"
     if setting != "auto":
         return setting == "on", f"as fine_tune.trunk_cache {setting} says"
-    folder = store.folder()
-    while not folder.exists():
-        folder = folder.parent
-    size, free = np.dtype(STORAGE).itemsize * floats * images, shutil.disk_usage(folder).free
-    what = f"{images:,} of them, {size / 1e9:.2g} GB"
-    if size > free * DISK_SHARE:
-        return False, f"{what}, are more than half of the {free / 1e9:.2g} GB that the disk has left"
+    size = np.dtype(STORAGE).itemsize * floats * images
+    what = f"{images:,} views to be computed once ({size / 1e9:.2g} GB)"
+    if size > MAX_BYTES:
+        return False, f"{what} are more than the {MAX_BYTES / 1e9:.0f} GB that are taken without being asked for"
+    if work < LEAST_WORK:
+        return False, f"only {work:.0%} of the work is in what is frozen and can be computed apart"
     if images * (0.5 if fast else 1.0) >= passes:
-        return False, f"{what}, are as many as all epochs take"
-    return True, f"{what}, for {passes:,} that all epochs take"
+        return False, f"{what} are hardly fewer than the {passes:,} of all epochs"
+    return True, f"{what}, not {passes:,} in all epochs"

@@ -81,6 +81,14 @@ def test_it_learns_and_is_left_as_it_was_after_the_best_epoch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_state_that_cannot_be_written_costs_no_result(tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    checkpoint = Checkpoint(tmp_path / "taken" / "state.npz")
+    tuned = tune(network(), *Points().sets(), [1.0] * 4, choice(), 3, checkpoint, lambda row: None)
+    assert len(tuned.epochs.rows) == 4
+    assert capsys.readouterr().err.count("a kill would cost the whole training") == 1
+
+
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"precision": "float16"}], ids=str)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, capsys, changes):
     undisturbed, _ = trained(tmp_path, **changes)
@@ -166,11 +174,19 @@ def test_the_loss_is_smoothed_and_weighted_cross_entropy():
 
 def test_each_variable_has_its_own_rate():
     variables = [keras.Variable(np.zeros(3, np.float32)) for _ in range(3)]
-    optimizer = LayerwiseAdamW(0.1, weight_decay=0.0)
+    optimizer = LayerwiseAdamW(0.1)
     optimizer.scales = [1.0, 0.5, 0.0]
     optimizer.apply([np.ones(3, np.float32)] * 3, variables)
     moved = [float(-variable.numpy()[0]) for variable in variables]
     assert moved == pytest.approx([0.1, 0.05, 0.0], abs=1e-6)
+
+
+def test_matrices_decay_at_their_own_rate_and_biases_do_not():
+    variables = [keras.Variable(np.ones(shape, np.float32)) for shape in ((2, 2), (2, 2), (2,))]
+    optimizer = LayerwiseAdamW(0.1)
+    optimizer.scales, optimizer.decay = [1.0, 0.5, 1.0], 0.2
+    optimizer.apply([np.zeros(variable.shape, np.float32) for variable in variables], variables)
+    assert [float(variable.numpy().ravel()[0]) for variable in variables] == pytest.approx([0.98, 0.99, 1.0])
 
 
 def test_the_average_of_the_weights_is_judged_and_kept(tmp_path):
@@ -185,7 +201,7 @@ def test_weights_between_start_and_end_are_kept_where_they_are_better(tmp_path):
         way = {"learning_rate": rate, "epochs": 2, "clip_norm": None}
         _, plain = trained(tmp_path, net=network(0), **way)
         net, between = trained(tmp_path, net=network(0), interpolate=True, **way)
-        losses = [fine_tuning._loss(tuned.logits, points.sets()[1]) for tuned in (plain, between)]
+        losses = [min(loss.mean() for loss in tuned.candidates.losses) for tuned in (plain, between)]
         assert losses[1] < losses[0] if between.share < 1 else losses[1] == losses[0]
         shares.append(between.share)
         found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))

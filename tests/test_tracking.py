@@ -248,7 +248,7 @@ def live(monkeypatch, key: str = "k1") -> tracking.Live:
 
 
 def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
 
 
 def test_curves_are_shown_as_they_come_and_the_record_completes_the_run(workspace, monkeypatch):
@@ -307,3 +307,23 @@ def test_each_trial_of_a_search_is_a_run_under_its_stage(workspace):
     tracking._send_or_keep([make_record(trials=trials[:1])])
     (left,) = shown()
     assert left.data.tags["mlflow.parentRunId"] == rows(workspace)[2][0].info.run_id
+
+
+def test_the_same_again_leaves_no_run_that_never_ends(workspace, monkeypatch):
+    tracking._send_or_keep([make_record("fine_tune")])
+    live(monkeypatch)({"epoch": 1, "val_loss": 0.5})
+    assert len(rows(workspace)[2]) == 2
+    tracking._send_or_keep([make_record("fine_tune")])
+    _, (parent,), (stage,) = rows(workspace)
+    assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_stage_that_fails_is_shown_as_failed(workspace, monkeypatch):
+    show = live(monkeypatch)
+    show({"epoch": 1, "val_loss": 0.5})
+    show.__exit__(ZeroDivisionError, None, None)
+    _, (parent,), (stage,) = rows(workspace)
+    assert (parent.info.status, stage.info.status) == ("FAILED", "FAILED")
+    live(monkeypatch)({"epoch": 2, "val_loss": 0.4})  # what goes on is alive again
+    _, (parent,), (stage,) = rows(workspace)
+    assert (parent.info.status, stage.info.status) == ("RUNNING", "RUNNING")
