@@ -162,6 +162,7 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
         for run in siblings:  # of the same again there is nothing to show
             if _is_live(run):
                 client.delete_run(run.info.run_id)
+                client.set_terminated(parent, end_time=item.time)
         return  # what DVC restored does not take the place of the run that made it
     begun = [run.info.run_id for run in siblings if _is_live(run) and not item.restored][:1]
     for run in siblings:  # of another content, or broken off on the way
