@@ -41,7 +41,7 @@ def test_the_families_are_all_there():
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_cached_features_through_the_head_equal_the_saved_model(backbone, images, tmp_path):
     trunk = trunk_of(backbone)
-    head = networks.build_head(trunk.output_shape[1], 3, [8], 0.5)
+    head = networks.build_head(trunk.output_shape[1], 3, [8], dropout=0.5)
     features = networks.predict(trunk, images, 8)
     networks.save(networks.join(trunk, head), tmp_path / "model.keras", ["a", "b", "c"])
     model, classes = networks.load(tmp_path / "model.keras")
