@@ -86,7 +86,7 @@ def test_temporary_and_queued_experiments_land_in_the_same_store(done):
     found = experiments(done)
     assert set(found) >= {"temporary", "queued", "four"}
     assert len(found) == 4
-    assert all(len(stages) == 5 for stages in found.values())
+    assert {name: len(stages) for name, stages in found.items()} == dict.fromkeys(found, 5)
     done.run("dvc queue stop", code=None)
 
 
