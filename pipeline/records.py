@@ -142,7 +142,9 @@ def _matches(
     entry: dict[str, Any], definition: dict[str, Any], params: dict[str, Any], produced: dict[str, str]
 ) -> bool:
     locked = entry.get("params", {}).get("params.yaml", {})
-    if entry["cmd"] != definition["cmd"] or locked != {name: params[name] for name in definition["params"]}:
+    if entry["cmd"] != definition["cmd"] or locked.keys() != set(definition["params"]):
+        return False
+    if not all(_is_same(locked[name], params[name]) for name in definition["params"]):
         return False
     deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
     for path in definition["deps"]:
@@ -156,6 +158,11 @@ def _matches(
         Path(out["path"]).is_file() and (out["path"] not in small or _md5(Path(out["path"])) == out["md5"])
         for out in entry["outs"]
     )
+
+
+def _is_same(locked: Any, value: Any) -> bool:
+    """Whether dvc.lock has that value; DVC writes the words on and off bare, which YAML 1.1 reads as true and false."""
+    return locked == value or (isinstance(locked, bool) and value == ("on" if locked else "off"))
 
 
 def _outs(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
