@@ -44,7 +44,9 @@ def speed() -> None:
     def plain() -> float:
         keras.utils.set_random_seed(0)
         head = networks.build_head(FEATURES, classes, choice.hidden, choice.activation, False, choice.dropout)
-        head.compile(keras.optimizers.Adam(choice.learning_rate), "sparse_categorical_crossentropy", ["accuracy"])
+        head.compile(
+            keras.optimizers.Adam(choice.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
         judged = (val_set.features, val_set.targets)
         fitted = head.fit(train_set.features, train_set.targets, 32, epochs, validation_data=judged, verbose=0)
         return min(fitted.history["val_loss"])

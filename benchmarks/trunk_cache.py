@@ -75,7 +75,7 @@ def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
     blocks.unfreeze(base, blocks.chosen(base, row, params.fine_tune.unfreeze), 1)
     model = keras.Model(trunk.inputs, head(trunk.output))
     model.compile(
-        keras.optimizers.Adam(params.fine_tune.learning_rate), "sparse_categorical_crossentropy", ["accuracy"]
+        keras.optimizers.Adam(params.fine_tune.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
     train_set, val_set = (
         keras.utils.image_dataset_from_directory(split, image_size=(size, size), batch_size=32, verbose=False).prefetch(

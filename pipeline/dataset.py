@@ -26,25 +26,8 @@ def load_split(split: str) -> pd.DataFrame:
     return images.assign(target=images.label.map(target).astype("int32"))
 
 
-def load_features(split: str, images: int) -> np.ndarray:
-    """(images, feature_dim) float32 or float16 in manifest order, mapped into memory, not loaded.
-
-    Raises:
-        UserError: where the features are not those of the manifest.
-    """
-    return _load(paths.FEATURES[split], images)
-
-
-def load_views(images: int) -> np.ndarray:
-    """(images, views, feature_dim): augmented views of the training images, mapped into memory, not loaded.
-
-    Raises:
-        UserError: where they are not those of the manifest.
-    """
-    return _load(paths.TRAIN_VIEWS, images)
-
-
 def _load(file: Path, images: int) -> np.ndarray:
+    """Of that many rows, mapped into memory, not loaded."""
     features = np.load(file, mmap_mode="r", allow_pickle=False)
     if len(features) != images:
         raise UserError(f"{file} holds {len(features)} rows where the manifest has {images}; run `dvc repro`")
@@ -52,12 +35,14 @@ def _load(file: Path, images: int) -> np.ndarray:
 
 
 def load_examples(split: str) -> Examples:
-    """The features, targets and, of train, augmented views of one split.
+    """The features, targets and, of train, augmented views of one split, mapped into memory, in manifest order.
 
     Raises:
         UserError: where the features are not those of the manifest.
     """
     images = load_split(split)
-    features = load_features(split, len(images))
-    views = load_views(len(images)) if split == "train" else np.empty((len(images), 0, features.shape[1]), np.float32)
+    features = _load(paths.FEATURES[split], len(images))
+    views = np.empty((len(images), 0, features.shape[1]), np.float32)
+    if split == "train":
+        views = _load(paths.TRAIN_VIEWS, len(images))
     return Examples(features, images.target.to_numpy(), views)

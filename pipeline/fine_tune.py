@@ -27,6 +27,7 @@ from pipeline import (
     augmentation,
     blocks,
     calibration,
+    checkpoint,
     defaults,
     extraction,
     fine_tuning,
@@ -42,11 +43,12 @@ from pipeline import (
 )
 from pipeline.augmentation import NONE
 from pipeline.backbones import BACKBONES
+from pipeline.checkpoint import Checkpoint
 from pipeline.dataset import load_examples, load_split
 from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
-from pipeline.fine_tuning import Batches, Checkpoint, Tuned, tune
+from pipeline.fine_tuning import Batches, Tuned, tune
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.sources import open_source
@@ -107,9 +109,8 @@ def train(
         print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
         if cached:
             engine = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
-            precision = (
-                choice.precision if gpu_names() else "float32"
-            )  # on CPUs float32 is fast enough, and always there
+            # On CPUs float32 is fast enough, and always there.
+            precision = choice.precision if gpu_names() else "float32"
 
             def frozen() -> keras.Model:
                 return blocks.lower(build(params, meta, precision), params.backbone, where)
@@ -156,7 +157,7 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
     read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     parts = [*read, meta, details, tf.__version__, keras.__version__, device_name()]
-    modules = (augmentation, blocks, extraction, fine_tuning, heads, networks, pixels, trunk_cache, verdict)
+    modules = (augmentation, blocks, checkpoint, extraction, fine_tuning, heads, networks, pixels, trunk_cache, verdict)
     code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
 

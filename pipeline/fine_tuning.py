@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
-import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from pipeline.checkpoint import Checkpoint
 from pipeline.engine import keras, tf
 from pipeline.errors import UserError
 from pipeline.params import FineTune
@@ -21,8 +16,7 @@ from pipeline.training import BestEpoch
 from pipeline.trunk_cache import Inputs
 from pipeline.verdict import Candidates
 
-SHARES = (0.75, 0.5, 0.25)
-LEFT_SECONDS = 7 * 86400.0
+SHARES = (0.75, 0.5, 0.25)  # of the way from the start to the best epoch, that are tried between them
 
 
 class Batches(keras.utils.PyDataset):
@@ -128,77 +122,12 @@ class Trainer(keras.Model):
         start = (tf.constant(0), *(tf.zeros_like(variable) for variable in variables))
         _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, part, start, parallel_iterations=1)
         replicas = self.distribute_strategy.num_replicas_in_sync
-        if (
-            replicas > 1
-        ):  # the optimizer adds up after it has clipped; each part of the sum must be clipped as the whole
+        if replicas > 1:
+            # The optimizer adds up after it has clipped: each part of the sum must be clipped as the whole would be.
             whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients = [gradient / replicas for gradient in whole]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return {metric.name: metric.result() for metric in self.metrics}
-
-
-class Checkpoint:
-    """What an epoch leaves, in a file that appears whole or not at all; it is removed when training has ended.
-
-    Args:
-        file: under a name that stands for everything that shapes the result.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file, self._works = file, True
-        for other in file.parent.glob("*.npz"):
-            if time.time() - other.stat().st_mtime > LEFT_SECONDS:  # by trainings that nobody went on with
-                other.unlink(missing_ok=True)
-
-    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
-        """Keep the state after the last of `epochs`; where that cannot be, say so, once."""
-        if not self._works:
-            return
-        try:
-            self._save(variables, epochs, candidates)
-        except OSError as error:
-            self._works = False
-            print(f"{self.file}: cannot be written ({error}): a kill would cost the whole training", file=sys.stderr)
-
-    def _save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
-        arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
-        arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
-        arrays |= {"losses": np.array(candidates.losses), "right": np.array(candidates.right)}
-        text = json.dumps({"rows": epochs.rows, "best": epochs.best})
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(f".{self.file.stem}.partial.{os.getpid()}.npz")
-        try:
-            np.savez(partial, text=np.frombuffer(text.encode(), np.uint8), **arrays)
-            os.replace(partial, self.file)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> bool:
-        """Take up the state that is kept; False where there is none."""
-        try:
-            if not self.file.is_file():
-                return False
-            with np.load(self.file, allow_pickle=False) as kept:
-                values = [kept[f"v{number:05}"] for number in range(len(variables))]
-                best = [kept[name] for name in sorted(kept) if name.startswith("b")]
-                losses, right = list(kept["losses"]), list(kept["right"])
-                text = json.loads(kept["text"].tobytes())
-            if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
-                raise ValueError("of another network")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{self.file}: cannot be used ({error}): fine-tuning begins anew", file=sys.stderr)
-            self.remove()
-            return False
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        epochs.rows, epochs.best, epochs.weights = text["rows"], text["best"], best
-        candidates.losses, candidates.right = losses, right
-        return True
-
-    def remove(self) -> None:
-        """The training has ended."""
-        with contextlib.suppress(OSError):
-            self.file.unlink(missing_ok=True)
 
 
 class _EachEpoch(keras.callbacks.Callback):
@@ -239,13 +168,12 @@ class Tuned:
 
     Attributes:
         share: how far from its start towards its best epoch the network was left, in (0, 1].
-        before, logits: (N, n_classes) float32 of val, as it started and as it was left.
+        logits: (N, n_classes) float32 of val.
         candidates: the epochs, the start first, and what was tried between.
     """
 
     epochs: BestEpoch
     share: float
-    before: np.ndarray
     logits: np.ndarray
     candidates: Candidates
 
@@ -272,15 +200,17 @@ def tune(
     Raises:
         UserError: where not one image fits into the memory of the device.
     """
-    parts = 1
+    parts, start = 1, [keras.ops.convert_to_numpy(variable) for variable in network.trainable_variables]
     while True:
         try:
-            return _tune(network, train_set, val_set, scales, choice, epochs, checkpoint, tell, parts)
+            return _tune(network, train_set, val_set, scales, choice, epochs, checkpoint, tell, parts, start)
         except tf.errors.ResourceExhaustedError as error:
             if parts >= choice.batch_size:
                 raise UserError("fine_tune: not one image fits into the memory of the device") from error
             parts = min(2 * parts, choice.batch_size)
             print(f"fine_tune: a batch does not fit into the memory; on in {parts} parts of it")
+            for variable, value in zip(network.trainable_variables, start, strict=True):
+                variable.assign(value)  # the checkpoint knows how far it came since
 
 
 def _tune(
@@ -293,23 +223,21 @@ def _tune(
     checkpoint: Checkpoint,
     tell: Callable[[dict[str, float]], None],
     parts: int,
+    start: list[np.ndarray],
 ) -> Tuned:
     trainer = Trainer(network, choice.label_smoothing, parts)
     trainer.compile(_optimizer(choice, epochs * len(train_set), scales), jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
     best = BestEpoch(variables)
-    start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
 
     candidates = Candidates.of(val_set.targets, 0)
-    before = trainer.predict(val_set, verbose=0)
 
     def note(epoch: int, logs: dict[str, float]) -> None:
-        logits = trainer.predict(val_set, verbose=0) if epoch else before
-        loss, accuracy = candidates.add(logits)
+        loss, accuracy = candidates.add(trainer.predict(val_set, verbose=0))
         best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
         if epoch:
             print(
@@ -349,7 +277,7 @@ def _tune(
             share, lowest, logits = candidate, loss, between
     _assign(variables, start, best.weights, share)
     checkpoint.remove()
-    return Tuned(best, share, before, logits, candidates)
+    return Tuned(best, share, logits, candidates)
 
 
 def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: list[np.ndarray], share: float) -> None:

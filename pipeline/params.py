@@ -180,7 +180,7 @@ class TrainHead(HeadChoice):
 
 def _switch(value: Any) -> Any:
     """YAML reads a bare on and off as true and false."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def _unfreeze(value: Any) -> Any:

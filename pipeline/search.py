@@ -74,11 +74,8 @@ def _folds(
         yield train_set, val_set
         return
     try:
-        split = list(
-            StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32).split(
-                groups, train_set.targets, groups
-            )
-        )
+        kind = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        split = list(kind.split(groups, train_set.targets, groups))
     except ValueError as error:
         raise UserError(f"params.yaml: train_head.search_folds {folds}: {error}; lower it, or null for val") from error
     for some, others in split:

@@ -13,8 +13,9 @@ import tensorflow as tf
 from conftest import ROOT
 
 from pipeline import fine_tuning
+from pipeline.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.fine_tuning import Batches, Checkpoint, LayerwiseAdamW, Trainer, tune
+from pipeline.fine_tuning import Batches, LayerwiseAdamW, Trainer, tune
 from pipeline.params import load_params
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24
@@ -143,7 +144,7 @@ def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeyp
     fits, original = 4, fine_tuning._tune
 
     def small_device(*arguments):
-        if arguments[-1] < fits:
+        if arguments[-2] < fits:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return original(*arguments)
 
@@ -156,6 +157,22 @@ def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeyp
     fits = 100
     with pytest.raises(UserError, match="not one image fits"):
         trained(tmp_path)
+
+
+def test_a_device_that_fills_up_on_the_way_changes_no_result(tmp_path, capsys):
+    """Not even what lies between start and end: the start is where it began, not where the memory ran out."""
+    plain, expected = trained(tmp_path, net=network(0), interpolate=True)
+    full = iter([True])
+
+    def tell(row: dict[str, float]) -> None:
+        if row["epoch"] == 3 and next(full, False):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    parted, found = trained(tmp_path, net=network(0), tell=tell, interpolate=True)
+    assert "goes on after epoch 2 of 6" in capsys.readouterr().out
+    assert values(parted) == pytest.approx(values(plain), abs=1e-3)
+    for ours, theirs in zip(found.candidates.losses, expected.candidates.losses, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-2)
 
 
 def test_the_loss_is_smoothed_and_weighted_cross_entropy():

@@ -258,6 +258,22 @@ def test_folds_keep_a_group_together_and_leave_val_alone(monkeypatch):
         assert not set(some.features[:, 0] // 3) & set(others.features[:, 0] // 3)
 
 
+def test_a_trial_that_diverges_ranks_last_and_the_others_go_on(monkeypatch):
+    original = heads.train
+
+    def train(some, others, n_classes, chosen, *rest, **named):
+        if chosen.learning_rate == 1.0:
+            raise UserError("training diverged")
+        return original(some, others, n_classes, chosen, *rest, **named)
+
+    monkeypatch.setattr(heads, "train", train)
+    choices = searching(search={"learning_rate": [1.0, 0.01]}, epochs=2)
+    found, table = search(examples(), examples(seed=1), CLASSES, NO_GROUPS, choices, 0)
+    assert found == {"learning_rate": 0.01}
+    assert list(table["rank"]) == [2, 1]
+    assert np.isfinite(table.val_loss).all()
+
+
 def test_drawn_trials_are_some_of_the_grid():
     choices = searching(search={"dropout": [0, 0.1, 0.2], "hidden": [[], [4], [8]]}, search_trials=4)
     drawn, grid = choices.trials(1), choices.model_copy(update={"search_trials": None}).trials(1)
