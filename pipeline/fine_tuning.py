@@ -12,7 +12,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.engine import keras, tf
 from pipeline.errors import UserError
 from pipeline.params import FineTune
-from pipeline.training import BestEpoch
+from pipeline.training import BestEpoch, FusedAdam
 from pipeline.trunk_cache import Inputs
 from pipeline.verdict import Candidates
 
@@ -67,7 +67,7 @@ class Batches(keras.utils.PyDataset):
         return inputs, one_hot, self._weights[targets] / np.float32(len(places))
 
 
-class LayerwiseAdamW(keras.optimizers.Adam):
+class LayerwiseAdamW(FusedAdam):
     """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables.
 
     What is no matrix, biases above all, does not decay.
@@ -76,7 +76,7 @@ class LayerwiseAdamW(keras.optimizers.Adam):
     scales: Sequence[float] = ()
     decay = 0.0
 
-    def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         rate = learning_rate * self.scales[self._get_variable_index(variable)]
         if self.decay and len(variable.shape) > 1:
             self.assign_sub(variable, self.decay * tf.cast(rate, variable.dtype) * variable)

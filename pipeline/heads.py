@@ -15,7 +15,7 @@ from pipeline import networks
 from pipeline.calibration import log_loss
 from pipeline.engine import keras, tf
 from pipeline.params import HeadChoice
-from pipeline.training import BestEpoch
+from pipeline.training import BestEpoch, FusedAdam
 
 BLOCK_BYTES = 2**26  # of features that a call works on
 MOMENTUM = 0.9  # of sgd
@@ -147,7 +147,7 @@ def _optimizer(choice: HeadChoice, steps: int) -> keras.optimizers.Optimizer:
     rate = choice.learning_rate
     if choice.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
-    kind = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD, "rmsprop": keras.optimizers.RMSprop}
+    kind = {"adam": FusedAdam, "sgd": keras.optimizers.SGD, "rmsprop": keras.optimizers.RMSprop}
     arguments = {"momentum": MOMENTUM} if choice.solver() == "sgd" else {}
     return kind[choice.solver()](rate, weight_decay=choice.weight_decay or None, **arguments)
 
