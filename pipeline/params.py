@@ -216,6 +216,7 @@ class FineTune(_Section):
 
 
 class Evaluate(_Section):
+    resamples: Annotated[int, _within(int, "[100, 100000]")]
     top_k: Annotated[int, _within(int, "[2, 1000]")]
 
 

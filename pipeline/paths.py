@@ -17,7 +17,14 @@ FEATURES_META = Path("features/meta.json")
 TRIALS = Path("plots/train_head_search.csv")
 HEAD = Path("models/head.keras")
 MODEL = Path("models/model.keras")
+EVALUATION = Path("reports/evaluation.json")
+RESULTS = Path("reports/report.html")  # of all results; no output of a stage: it tells what they cost
+COST = Path("metrics/cost.json")
 CONFUSION = Path("plots/confusion.csv")
+CLASSES_PLOT = Path("plots/classes.csv")
+RELIABILITY = Path("plots/reliability.csv")
+PRECISION_RECALL = Path("plots/precision_recall.csv")
+ROC = Path("plots/roc.csv")
 PREDICTIONS = Path("predictions/test.csv")
 
 

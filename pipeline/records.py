@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pipeline import paths
+from pipeline import paths, timings
 
 LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
@@ -37,6 +37,7 @@ class Record:
         started: milliseconds since 1970; that of the record where the stage did not run.
         time: milliseconds since 1970, of the making of the record.
         trials: rows of a search, to be shown as runs of their own.
+        costs: figures of what the stage cost, which no two runs share.
     """
 
     key: str
@@ -51,11 +52,12 @@ class Record:
     started: int
     time: int
     trials: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
 
     def content(self) -> str:
         """A fingerprint of what the stage left, whenever and however it came about."""
         parts = asdict(self)
-        for name in ("tags", "restored", "started", "time"):
+        for name in ("tags", "restored", "started", "time", "costs"):
             del parts[name]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -90,6 +92,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
                 started=round(1000 * (started if started and stage == just_ran else now)),
                 time=round(1000 * now),
                 trials=_trials(params) if stage == "train_head" else [],
+                costs=timings.of(stage),
             )
         )
     return records

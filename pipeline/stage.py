@@ -21,8 +21,14 @@ from pipeline.params import Params, load_params
 from pipeline.records import LOCK, PIPELINE
 
 
-def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
-    """Run `main` as the stage named `stage` and end the process.
+def run(
+    stage: str,
+    main: Callable[[Params, Outputs], dict[str, float] | None],
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `main` as the stage named `stage` and end the process. What it returns are figures of cost, by name.
+
+    `after` makes what is no output of the stage, from its outputs; what goes wrong there costs a line.
 
     A mistake in the input ends in its message and exit code 1. Whatever fails, the outputs of the last good run are
     back in their places: DVC removes them before it starts a stage.
@@ -32,7 +38,7 @@ def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
     try:
         params = load_params()
         check_inputs(stage)
-        main(params, outputs)
+        costs = main(params, outputs)
         outputs.commit()
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -49,7 +55,12 @@ def run(stage: str, main: Callable[[Params, Outputs], None]) -> None:
             raise
         print(f"{stage}: {message}", file=sys.stderr)
         sys.exit(1)
+    timings.note(stage, time.time() - started, costs or {})
     timings.follow()
+    try:
+        after()
+    except Exception as error:
+        print(f"{stage}: {explain(stage, error) or ' '.join(str(error).split())[:300]}", file=sys.stderr)
     tracking.record(stage, params.leaves(), started)
 
 

@@ -1,50 +1,89 @@
-"""metrics/extract.json and the features it speaks of.
+"""What results cost: metrics/extract.json tells of the extraction, metrics/cost.json of every stage and of the model.
 
-It holds how long the extraction took. No two runs share that, so it cannot be an output of the stage: dvc.lock would
-change where no result did. But then DVC does not bring it back when it restores features from its cache. So each is
-also kept under the fingerprint of its features, and brought back from there.
+No two runs share such figures, so they cannot be outputs of a stage: dvc.lock would change where no result did. But
+then DVC does not bring them back when it restores the results from its cache. So each is also kept under the
+fingerprint of what it speaks of, and brought back from there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
+from typing import Any
 
+from pipeline import paths
 from pipeline.outputs import Outputs
-from pipeline.paths import FEATURES_META, kept, metrics
+from pipeline.paths import kept
 
-METRICS = metrics("extract")
+METRICS = paths.metrics("extract")
+# The file of a stage that names its result: equal files, equal results.
+RESULTS = {
+    "prepare": paths.MANIFEST,
+    "extract": paths.FEATURES_META,
+    "train_head": paths.HEAD,
+    "fine_tune": paths.MODEL,
+    "evaluate": paths.PREDICTIONS,
+}
 
 
 def write(outputs: Outputs, values: dict[str, object], meta: Path) -> None:
-    """Write `values` as the stage's metrics, and keep them for the features whose meta.json lies at `meta`."""
+    """Write `values` as the metrics of extract, and keep them for the features whose meta.json lies at `meta`."""
     fingerprint = _fingerprint(meta)
     values = {**values, "features": fingerprint[:12]}
     outputs.json(METRICS, values)
-    outputs.json(_kept(fingerprint), values)
+    outputs.json(_kept("extract-metrics", fingerprint), values)
+
+
+def note(stage: str, seconds: float, figures: dict[str, float]) -> None:
+    """Keep what the result of `stage`, which has just been made, cost: its seconds, and other figures by name."""
+    if stage in RESULTS:
+        values = {f"{stage}_seconds": seconds, **figures}
+        _write(_kept(f"costs-{stage}", _fingerprint(RESULTS[stage])), values)
+
+
+def of(stage: str) -> dict[str, float]:
+    """What is known of the cost of the result of `stage` that lies in the workspace."""
+    result = RESULTS.get(stage)
+    if result is None or not result.is_file():
+        return {}
+    file = _kept(f"costs-{stage}", _fingerprint(result))
+    return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
 def follow() -> None:
-    """Make metrics/extract.json that of the features in the workspace; no figures are better than others' figures."""
-    if not FEATURES_META.is_file():
+    """Make both files those of the results in the workspace; no figures are better than others' figures."""
+    costs = {name: value for stage in RESULTS for name, value in of(stage).items()}
+    _replace(paths.COST, costs)
+    if not paths.FEATURES_META.is_file():
         return
-    fingerprint = _fingerprint(FEATURES_META)
+    fingerprint = _fingerprint(paths.FEATURES_META)
     if METRICS.is_file() and json.loads(METRICS.read_bytes()).get("features") == fingerprint[:12]:
         return
-    METRICS.unlink(missing_ok=True)
-    if _kept(fingerprint).is_file():
-        METRICS.parent.mkdir(exist_ok=True)
-        partial = METRICS.with_name(f".{METRICS.stem}.partial{METRICS.suffix}")
-        shutil.copyfile(_kept(fingerprint), partial)
-        os.replace(partial, METRICS)
+    found = _kept("extract-metrics", fingerprint)
+    _replace(METRICS, json.loads(found.read_bytes()) if found.is_file() else {})
 
 
-def _fingerprint(meta: Path) -> str:
-    return hashlib.sha256(meta.read_bytes()).hexdigest()
+def _replace(file: Path, values: dict[str, Any]) -> None:
+    if not values:
+        file.unlink(missing_ok=True)
+    elif not file.is_file() or json.loads(file.read_bytes()) != values:
+        _write(file, values)
 
 
-def _kept(fingerprint: str) -> Path:
-    return kept(f"extract-metrics/{fingerprint}.json")
+def _write(file: Path, values: dict[str, Any]) -> None:
+    outputs = Outputs()
+    outputs.json(file, values)
+    outputs.commit()
+
+
+def _fingerprint(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _kept(name: str, fingerprint: str) -> Path:
+    return kept(f"{name}/{fingerprint}.json")

@@ -185,6 +185,7 @@ def _send(client: MlflowClient, item: Record, files: Path) -> None:
     for path in item.artifacts:
         client.log_artifact(child, str(files / path), os.path.dirname(path))
     metrics = {f"{item.stage}/{name}": [(0, value)] for name, value in item.metrics.items()}
+    metrics |= {f"cost/{name}": [(0, value)] for name, value in item.costs.items()}
     _log(client, parent, {}, metrics, item.time)
     client.set_terminated(child, end_time=item.time)
     client.set_terminated(parent, end_time=item.time)

@@ -1,0 +1,319 @@
+"""Is the difference real? Two revisions, experiments or files of predictions, on the images that both have seen.
+
+Command: python -m pipeline.compare BASE [HEAD] [--format text|markdown|json] [--output FILE]
+
+BASE and HEAD are revisions of Git, names of DVC experiments or .csv files of predictions; HEAD is the workspace where
+it is not given. Accuracy is judged by McNemar's exact test; intervals are 95 %, by resampling images in pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.paired import Pair
+from pipeline.scores import Predictions
+
+WORKSPACE = "workspace"
+SHOWN = 20  # flipped images and moved classes that text and Markdown name
+PROBABILITY = "p_"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of one of two.
+
+    Attributes:
+        predictions: indexed by image_id: path, label, predicted, then the probability of each class.
+        params: the leaves of params.yaml; none where only predictions are given.
+        cost: figures of metrics/cost.json and sizes.
+    """
+
+    name: str
+    predictions: pd.DataFrame
+    params: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        return [name.removeprefix(PROBABILITY) for name in self.predictions if name.startswith(PROBABILITY)]
+
+
+def load(name: str) -> Side:
+    """What `name` stands for: the workspace, a .csv file, a revision or an experiment.
+
+    Raises:
+        UserError: where it stands for nothing, or has no predictions.
+    """
+    if name.endswith(".csv"):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{name}: {error.strerror}; give a file of predictions such as {paths.PREDICTIONS}"
+            ) from error
+        return Side(name, _predictions(content, name))
+    read = _read_workspace if name == WORKSPACE else _reader(name)
+    content = read(paths.PREDICTIONS)
+    if content is None:
+        advice = "run `dvc repro`" if name == WORKSPACE else f"`dvc pull`, or `dvc repro` there; {name} must have run"
+        raise UserError(f"{name}: {paths.PREDICTIONS} is not there; {advice}")
+    raw = yaml.safe_load(read(Path("params.yaml")) or b"{}")
+    cost = json.loads(read(paths.COST) or b"{}")
+    size = json.loads(read(paths.metrics("evaluate")) or b"{}").get("model_mb")
+    cost |= {} if size is None else {"model_mb": size}
+    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), _leaves(raw), _leaves(cost))
+
+
+def _read_workspace(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _reader(revision: str) -> Callable[[Path], bytes | None]:
+    """Reads files as they stand in a revision, out of Git or DVC's cache, else from DVC's remote."""
+    from dvc.api import DVCFileSystem  # a second to import
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
+
+    try:
+        files = DVCFileSystem(rev=revision)
+        files.exists("params.yaml")
+    except (DvcException, SCMError) as error:
+        raise UserError(
+            f"{revision} is no revision, experiment or .csv file ({' '.join(str(error).split())}); `git log` and "
+            "`dvc exp list` name some"
+        ) from error
+
+    def read(path: Path) -> bytes | None:
+        try:
+            return files.read_bytes(path.as_posix())
+        except (OSError, DvcException):  # not made there, or neither in the cache nor in a remote
+            return None
+
+    return read
+
+
+def _predictions(content: bytes, name: str) -> pd.DataFrame:
+    try:
+        # A class can be named `nan` or `None`.
+        table = pd.read_csv(io.BytesIO(content), dtype={"image_id": str, "path": str, "label": str, "predicted": str},
+                            keep_default_na=False)  # fmt: skip
+        table = table.set_index("image_id", verify_integrity=True)
+        table[["path", "label", "predicted"]]
+        probabilities = table[[column for column in table if column.startswith(PROBABILITY)]].to_numpy(np.float64)
+        if probabilities.shape[1] < 2 or not np.isfinite(probabilities).all():
+            raise ValueError("without numbers as the probabilities of two classes or more")
+        if not table.label.isin([column.removeprefix(PROBABILITY) for column in table]).all():
+            raise ValueError("with a label that has no column of probabilities")
+    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{name}: not predictions: {' '.join(str(error).split())}; the columns must be path, image_id, label, "
+            f"predicted and {PROBABILITY}CLASS for each class, as evaluate writes them"
+        ) from error
+    return table
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        leaves |= (
+            _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        )
+    return leaves
+
+
+def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
+    """All that `text` and `markdown` tell, as JSON can hold it.
+
+    Raises:
+        UserError: where both do not share two images and two classes.
+    """
+    a, b = base.predictions, head.predictions
+    shared = a.index.intersection(b.index)
+    relabelled = int((a.label[shared] != b.label[shared]).sum())
+    shared = shared[(a.label[shared] == b.label[shared]).to_numpy()]
+    classes = [name for name in base.classes if name in set(head.classes)]
+    # Of a class that only one side knows the other one's answer would be wrong by necessity.
+    shared = shared[a.label[shared].isin(classes).to_numpy()]
+    if len(shared) < 2 or len(classes) < 2:
+        raise UserError(
+            f"{base.name} and {head.name} have no two test images of the same label in common; compare runs on the "
+            "same data"
+        )
+    a, b = a.loc[shared], b.loc[shared]
+    targets = pd.Categorical(a.label, classes).codes.astype(int)
+    pair = Pair(*(_of_classes(side, rows, classes, targets, top_k) for side, rows in ((base, a), (head, b))))
+    right = pair.right
+    flipped = [
+        {"image_id": a.index[place], "path": b.path.iloc[place], "label": a.label.iloc[place],
+         "base": a.predicted.iloc[place], "head": b.predicted.iloc[place], "mended": bool(right[1][place])}
+        for place in np.flatnonzero(right[0] != right[1])
+    ]  # fmt: skip
+    differing = sorted(set(base.params) | set(head.params)) if base.params and head.params else []
+    return {
+        "base": base.name,
+        "head": head.name,
+        "verdict": pair.verdict(),
+        "p": pair.p_value(),
+        "images": {
+            "compared": len(shared),
+            "only_base": len(base.predictions.index.difference(head.predictions.index)),
+            "only_head": len(head.predictions.index.difference(base.predictions.index)),
+            "relabelled": relabelled,
+        },
+        "classes_left_out": sorted(set(base.classes) ^ set(head.classes)),
+        "mended": pair.mended,
+        "broken": pair.broken,
+        "metrics": pair.differences().to_dict("records"),
+        "classes": pair.classes(classes).to_dict("records"),
+        "flipped": flipped,
+        "cost": {name: {"base": base.cost.get(name), "head": head.cost.get(name)}
+                 for name in {**base.cost, **head.cost}},
+        "params": {name: {"base": base.params.get(name), "head": head.params.get(name)}
+                   for name in differing if base.params.get(name) != head.params.get(name)},
+    }  # fmt: skip
+
+
+def _of_classes(side: Side, rows: pd.DataFrame, classes: list[str], targets: np.ndarray, top_k: int) -> Predictions:
+    """The side's predictions; what it gives to classes that the other one does not know is a wrong answer."""
+    known = rows[[PROBABILITY + name for name in classes]].to_numpy(np.float64)
+    other = rows[[PROBABILITY + name for name in side.classes if name not in set(classes)]].to_numpy(np.float64)
+    # One more class on both sides, which no label has.
+    return Predictions(targets, np.column_stack([known, other.max(axis=1, initial=0.0)]), top_k)
+
+
+# --- words
+
+
+def summary(found: dict[str, Any]) -> str:
+    """One sentence: the verdict, and what it rests on."""
+    accuracy = next(row for row in found["metrics"] if row["metric"] == "accuracy")
+    words = {
+        "better": f"**{found['head']} is better** than {found['base']}",
+        "worse": f"**{found['head']} is worse** than {found['base']}",
+        "no evidence": f"**No evidence** that {found['head']} and {found['base']} differ",
+    }[found["verdict"]]
+    return (
+        f"{words}: accuracy {accuracy['base']:.4f} -> {accuracy['head']:.4f} ({accuracy['difference']:+.4f}, 95 % "
+        f"interval {accuracy['low']:+.4f} to {accuracy['high']:+.4f}) on {found['images']['compared']:,} test images; "
+        f"{found['mended']} mended, {found['broken']} broken, McNemar's exact test p = {found['p']:.2g}."
+    )
+
+
+def remarks(found: dict[str, Any]) -> list[str]:
+    """What limits the comparison, in sentences."""
+    images, said = found["images"], []
+    if images["only_base"] or images["only_head"]:
+        said.append(
+            f"The test sets differ: {images['only_base']:,} images only in {found['base']}, {images['only_head']:,} "
+            f"only in {found['head']}; the {images['compared']:,} that both have are compared."
+        )
+    if images["relabelled"]:
+        said.append(f"{images['relabelled']:,} images have another label now and are left out.")
+    if found["classes_left_out"]:
+        said.append(f"Classes that only one of them knows: {', '.join(found['classes_left_out'])}.")
+    return said
+
+
+def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]], str]]:
+    """Title, header, rows and a line below of each table that is not empty."""
+    made = [
+        ("Metrics", ["metric", "base", "head", "difference", "95 % interval"],
+         [[row["metric"], f"{row['base']:.4f}", f"{row['head']:.4f}", f"{row['difference']:+.4f}",
+           f"{row['low']:+.4f} to {row['high']:+.4f}"] for row in found["metrics"]]),
+        ("Classes that moved", ["class", "images", "recall, base", "recall, head", "mended", "broken", "p"],
+         [[row["class"], f"{row['images']:,}", f"{row['base']:.3f}", f"{row['head']:.3f}", str(row["mended"]),
+           str(row["broken"]), f"{row['p']:.2g}"] for row in found["classes"]]),
+        ("Images that flipped", ["", "image", "label", "base", "head"],
+         [["mended" if row["mended"] else "broken", row["path"], row["label"], row["base"], row["head"]]
+          for row in sorted(found["flipped"], key=lambda row: row["mended"])]),
+        ("Cost", ["", "base", "head", "ratio"],
+         [[name, *map(_number, pair.values()), _ratio(**pair)] for name, pair in found["cost"].items()]),
+        ("Params", ["", "base", "head"],
+         [[name, *map(json.dumps, pair.values())] for name, pair in found["params"].items()]),
+    ]  # fmt: skip
+    more = "and {:,} more: --format json has all"
+    return [
+        (title, header, rows[:SHOWN], more.format(len(rows) - SHOWN) if len(rows) > SHOWN else "")
+        for title, header, rows in made
+        if rows
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _ratio(base: float | None, head: float | None) -> str:
+    return f"{head / base:.2f}" if base and head is not None else ""
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """For a pull request."""
+    parts = [summary(found), *remarks(found)]
+    for title, header, rows, below in tables(found):
+        numeric = {"difference", "base", "head"} if title == "Metrics" else set()
+        align = ["---:" if name in numeric else "---" for name in header]
+        lines = [header, align, *([_escaped(cell) for cell in row] for row in rows)]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines) + (f"\n\n{below}" if below else "")
+        parts.append(f"**{title}**\n\n{body}" if title == "Metrics" else
+                     f"<details><summary>{title}</summary>\n\n{body}\n\n</details>")  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    """Names of files and classes as they are, whatever Markdown and HTML make of their letters."""
+    for letter in "\\`*_|[]<>&#":
+        cell = cell.replace(letter, f"&#{ord(letter)};") if letter in "<>&|" else cell.replace(letter, "\\" + letter)
+    return " ".join(cell.split())
+
+
+def text(found: dict[str, Any]) -> str:
+    """For a terminal."""
+    parts = ["\n".join([summary(found).replace("**", ""), *remarks(found)])]
+    for title, header, rows, below in tables(found):
+        table = pd.DataFrame(rows, columns=header).to_string(index=False)
+        parts.append(f"{title}\n{table}" + (f"\n{below}" if below else ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the comparison; 0 whatever the verdict, which `pipeline.gate` can turn into an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("base", help="a revision, the name of an experiment, or a .csv file of predictions")
+    parser.add_argument("head", nargs="?", default=WORKSPACE, help="likewise; default: the %(default)s")
+    parser.add_argument("--format", choices=["text", "markdown", "json"], default="text")
+    parser.add_argument("--output", type=Path, help="a file to write instead of printing")
+    arguments = parser.parse_args(argv)
+    try:
+        head, base = load(arguments.head), load(arguments.base)
+        found = compare(base, head, int(head.params.get("evaluate.top_k", 3)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    form = {"text": text, "markdown": markdown, "json": lambda found: json.dumps(found, indent=2) + "\n"}
+    made = form[arguments.format](found)
+    if arguments.output:
+        partial = arguments.output.with_name(f".{arguments.output.name}.partial.{os.getpid()}")
+        partial.write_text(made, encoding="utf-8")
+        os.replace(partial, arguments.output)
+    else:
+        sys.stdout.write(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
