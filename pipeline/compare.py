@@ -86,11 +86,12 @@ def _reader(revision: str) -> Callable[[Path], bytes | None]:
     """Reads files as they stand in a revision, out of Git or DVC's cache, else from DVC's remote."""
     from dvc.api import DVCFileSystem  # a second to import
     from dvc.exceptions import DvcException
-    from dvc.scm import SCMError
+    from dvc.repo import Repo
+    from dvc.scm import SCMError, resolve_rev
 
     try:
-        files = DVCFileSystem(rev=revision)
-        files.exists("params.yaml")
+        with Repo() as repo:
+            files = DVCFileSystem(rev=resolve_rev(repo.scm, revision))
     except (DvcException, SCMError) as error:
         raise UserError(
             f"{revision} is no revision, experiment or .csv file ({' '.join(str(error).split())}); `git log` and "
@@ -111,7 +112,9 @@ def _predictions(content: bytes, name: str) -> pd.DataFrame:
         # A class can be named `nan` or `None`.
         table = pd.read_csv(io.BytesIO(content), dtype={"image_id": str, "path": str, "label": str, "predicted": str},
                             keep_default_na=False)  # fmt: skip
-        table = table.set_index("image_id", verify_integrity=True)
+        table = table.set_index("image_id")
+        if not table.index.is_unique:
+            raise ValueError("with an image_id that is there twice")
         table[["path", "label", "predicted"]]
         probabilities = table[[column for column in table if column.startswith(PROBABILITY)]].to_numpy(np.float64)
         if probabilities.shape[1] < 2 or not np.isfinite(probabilities).all():
@@ -263,7 +266,7 @@ def _ratio(base: float | None, head: float | None) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """For a pull request."""
-    parts = [summary(found), *remarks(found)]
+    parts = [summary(found), *map(_escaped, remarks(found))]
     for title, header, rows, below in tables(found):
         numeric = {"difference", "base", "head"} if title == "Metrics" else set()
         align = ["---:" if name in numeric else "---" for name in header]
@@ -274,11 +277,14 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_LETTERS = str.maketrans(
+    {**{letter: f"\\{letter}" for letter in "\\`*_[]#"}, "<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;"}
+)
+
+
 def _escaped(cell: str) -> str:
     """Names of files and classes as they are, whatever Markdown and HTML make of their letters."""
-    for letter in "\\`*_|[]<>&#":
-        cell = cell.replace(letter, f"&#{ord(letter)};") if letter in "<>&|" else cell.replace(letter, "\\" + letter)
-    return " ".join(cell.split())
+    return " ".join(cell.translate(_LETTERS).split())
 
 
 def text(found: dict[str, Any]) -> str:
