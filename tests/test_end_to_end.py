@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 from conftest import Project, make_project, paint
 from mlflow import MlflowClient
+
+STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +94,16 @@ def test_temporary_and_queued_experiments_land_in_the_same_store(done):
 
 
 def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
-    figures = (done.root / "metrics/extract.json").read_text()
+    files = [done.root / f"metrics/{name}.json" for name in ("extract", "cost")]
+    figures = [file.read_text() for file in files]
+    assert set(json.loads(figures[1])) == {*(f"{stage}_seconds" for stage in STAGES), "latency_ms"}
     done.run("dvc exp run -S weights=none extract")
-    assert (done.root / "metrics/extract.json").read_text() != figures
+    assert not {file.read_text() for file in files} & set(figures)
     done.run("git checkout -q params.yaml")
     output = done.run("dvc repro")
     assert "Running stage" not in output.replace("Running stage 'prepare'", "")
     done.run("python -m pipeline.tracking")
-    assert (done.root / "metrics/extract.json").read_text() == figures
+    assert [file.read_text() for file in files] == figures
 
 
 @pytest.mark.parametrize(

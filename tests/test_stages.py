@@ -57,6 +57,22 @@ def test_files_shapes_and_metrics(here):
     metrics = json.loads(paths.metrics("evaluate").read_text())
     predictions = pd.read_csv(paths.PREDICTIONS)
     assert metrics["accuracy"] == pytest.approx((predictions.label == predictions.predicted).mean(), abs=1e-6)
+    found = json.loads(paths.EVALUATION.read_text())
+    for which, expected in (("final", metrics), ("head", metrics["head"])):
+        judged = found[which]["metrics"]
+        assert {name: judged[name]["value"] for name in judged} == pytest.approx(
+            {name: expected[name] for name in judged}, abs=1e-6
+        )
+        assert all(row["low"] <= row["value"] <= row["high"] for row in judged.values())
+        assert [row["class"] for row in found[which]["classes"]] == json.loads(paths.CLASSES.read_text())
+    assert metrics["accuracy_low"] == found["final"]["metrics"]["accuracy"]["low"]
+    gained = (metrics["accuracy"] - metrics["head"]["accuracy"]) * len(predictions)
+    assert found["gain"]["mended"] - found["gain"]["broken"] == pytest.approx(gained, abs=1e-3)
+    confusion = pd.read_csv(paths.CONFUSION)
+    assert (confusion.actual == confusion.predicted).mean() == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert (
+        pd.read_csv(paths.CLASSES_PLOT).support.sum() == pd.read_csv(paths.RELIABILITY).images.sum() == len(confusion)
+    )
     assert metrics["accuracy"] > 0.9  # plain, upright and level stripes
     assert set(metrics["head"]) == {"accuracy", "macro_f1", "log_loss", "calibration_error", "top_2_accuracy"}
     probabilities = predictions[["p_blue", "p_green", "p_red"]]
