@@ -27,7 +27,7 @@ def maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndar
     """
     trunk, head = model.get_layer("trunk"), model.get_layer("head")
     pool = trunk.get_layer(networks.POOL_LAYER)
-    below = keras.Model(trunk.inputs, pool.input)
+    below = keras.Model(trunk.input, pool.input)
     logits_of = networks.without_softmax(head)
     features = tf.convert_to_tensor(below(tf.cast(images, tf.float32), training=False))
     found = []

@@ -39,6 +39,8 @@ def headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
         low, high = min(final["low"], head["low"]), max(final["high"], head["high"])
         lower = name in LOWER_IS_BETTER
         surely = gain["low"] > 0 or gain["high"] < 0
+        if name == "accuracy":  # has a test of its own
+            surely = evaluation["gain"]["verdict"] != "no evidence"
         rows.append(
             {
                 "name": WORDS.get(name) or f"in the first {name.split('_')[1]}",
@@ -68,13 +70,13 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
     losses = (
         f"on the val images its log loss is {fine_tune['tuned_val_loss']:.4f}, that of the head "
         f"{fine_tune['head_val_loss']:.4f}; the confidence that it is lower is {fine_tune['tuned_confidence']:.3f}, "
-        f"asked for are {confidence:g}"
+        f"and {confidence:g} is asked for"
     )
     if fine_tune["fine_tuned"]:
         return f"The fine-tuned network is shipped: {losses}."
     if not fine_tune["best_epoch"]:
         return "The head as it was is shipped: no epoch of fine-tuning lowered the log loss on the val images."
-    return f"The head as it was is shipped. Fine-tuning was tried: {losses}, and no fewer answers right."
+    return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right."
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:

@@ -149,8 +149,8 @@ def _sized(data: bytes) -> Image.Image:
 def _overlay(data: bytes, spoken: np.ndarray) -> str:
     """The image in grey under a wash of red and yellow where `spoken`, (h, w) in [0, 1], is high; its address."""
     image = _sized(data).convert("L")
-    heat = Image.fromarray(np.uint8(np.round(255 * spoken))).resize(image.size, Image.Resampling.BICUBIC)
-    strength = np.asarray(heat, np.float32)[..., None] / 255
+    heat = np.asarray(Image.fromarray(spoken).resize(image.size, Image.Resampling.BICUBIC))[..., None].clip(0)
+    strength = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
     colour = np.concatenate(
         [np.full_like(strength, 255), 255 * np.clip(1.6 * strength - 0.5, 0, 1), np.full_like(strength, 30)], axis=-1
     )
