@@ -10,10 +10,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: repro test lint setup ui lock
 .DEFAULT_GOAL := repro
 
-repro: setup ## set up, check params.yaml, run what changed, complete the tracking record
+repro: setup ## set up, check params.yaml, run what changed, complete the tracking record and the page of results
 	python -m pipeline.params
 	dvc repro
 	python -m pipeline.tracking
+	python -m pipeline.results --if-stale
 # After an experiment that failed, DVC can leave these changed and Git blind to it: new times open Git's eyes.
 	@touch -c metrics/*.json plots/*.csv
 

@@ -4,7 +4,8 @@ Reads:   data/prepared, the images, features/test.npy, models/head.keras, models
 Writes:  metrics/evaluate.json: the figures to compare; reports/evaluation.json: all of them, with intervals;
          plots/confusion.csv (actual, predicted: a row a test image), plots/classes.csv, reliability.csv,
          precision_recall.csv, roc.csv; predictions/test.csv (path, image_id, label, predicted, then the probability of
-         each class as p_CLASS). Its latency goes into metrics/cost.json, see timings.py.
+         each class as p_CLASS). Its latency goes into metrics/cost.json, see timings.py; the page of results, which
+         tells all of it, is made when they are there, see results.py.
 Params:  seed, data, evaluate.
 Command: python -m pipeline.evaluate
 """
@@ -20,7 +21,7 @@ import pandas as pd
 from scipy.special import softmax
 from tqdm import tqdm
 
-from pipeline import heads, networks, paths, stage
+from pipeline import heads, networks, paths, results, stage
 from pipeline.dataset import load_classes, load_examples, load_split
 from pipeline.engine import keras
 from pipeline.outputs import Outputs
@@ -111,4 +112,4 @@ def main(params: Params, outputs: Outputs) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    stage.run("evaluate", main)
+    stage.run("evaluate", main, after=results.write)

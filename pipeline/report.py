@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.files import Source
-from pipeline.images import ImageError, decode
 from pipeline.layouts import Listing, twins
+from pipeline.page import Thumbnails, render
 from pipeline.splits import SPLITS
 
-THUMB = 96  # pixels, the longer side
 # What is shown of each; the rest is counted. Some thousand thumbnails of three kilobytes are a page that opens at once.
 SAMPLES, CLASSES = 8, 120
 ROWS, GROUPS, GROUP_IMAGES, OUTLIERS, BINS = 200, 60, 8, 12, 24
@@ -42,27 +37,6 @@ REASONS = {
 }
 
 
-class _Thumbnails:
-    """Small copies of images as data addresses, made once each."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._made: dict[str, str] = {}
-
-    def __call__(self, path: str) -> str:
-        """The thumbnail of a file, or an empty text where it has none."""
-        if path not in self._made:
-            try:
-                image = decode(self._source.read(path))
-                image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
-                buffer = io.BytesIO()
-                image.save(buffer, "WEBP", quality=70)
-                self._made[path] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-            except ImageError:
-                self._made[path] = ""
-        return self._made[path]
-
-
 def page(
     table: pd.DataFrame,
     copies: pd.Series,
@@ -84,16 +58,13 @@ def page(
     """
     good = table[table.reason == ""]
     left_out = table[table.reason != ""]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         values=values,
         chosen=chosen,
         splits=SPLITS,
         reasons=REASONS,
-        thumb=_Thumbnails(source),
+        thumb=Thumbnails(source.read),
         classes=_classes(good, listing.classes),
         classes_more=max(0, len(listing.classes) - CLASSES),
         twins=twins(listing.classes),

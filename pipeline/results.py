@@ -1,0 +1,136 @@
+"""The page of results, reports/report.html: one file to argue with. No output of a stage, since it tells seconds.
+
+Reads:   metrics/, plots/, reports/evaluation.json, predictions/test.csv, data/prepared; the images and
+         models/model.keras for pictures, which are left out where these are not there.
+Command: python -m pipeline.results [--if-stale]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.outputs import Outputs
+from pipeline.page import render
+
+PARAMS = Path("params.yaml")
+STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
+NEEDED = (
+    paths.EVALUATION,
+    paths.PREDICTIONS,
+    paths.MANIFEST,
+    *(paths.metrics(stage) for stage in ("prepare", "train_head", "fine_tune", "evaluate")),
+    *(paths.curves(stage) for stage in ("train_head", "fine_tune")),
+    paths.RELIABILITY,
+    paths.PRECISION_RECALL,
+)
+FIRST_ROWS, MOST_ROWS = 30, 300  # classes in the table: at once, and at a click
+FINGERPRINT = re.compile(rb'<meta name="results" content="([0-9a-f]+)">')
+
+
+def write(remarks: Sequence[str] = ()) -> None:
+    """Build the page from the files in the workspace; it appears whole.
+
+    Args:
+        remarks: warnings to put at its top.
+
+    Raises:
+        UserError: where a file is missing, or none of this pipeline.
+    """
+    missing = next((file for file in NEEDED if not file.is_file()), None)
+    if missing:
+        raise UserError(f"{missing} does not exist; run `dvc repro`, or `dvc pull` where a remote holds it")
+    text = render("results.html", **_content(), remarks=remarks, fingerprint=_fingerprint())
+    outputs = Outputs()
+    try:
+        outputs.path(paths.RESULTS).write_text(text, encoding="utf-8")
+        outputs.commit()
+    finally:
+        outputs.discard()
+
+
+def is_current() -> bool:
+    """Whether the page is there and tells of the results, and the params, in the workspace."""
+    if not paths.RESULTS.is_file():
+        return False
+    with paths.RESULTS.open("rb") as stream:
+        told = FINGERPRINT.search(stream.read(4096))
+    return bool(told) and told[1].decode() == _fingerprint()
+
+
+def _fingerprint() -> str:
+    digest = blake3(max_threads=blake3.AUTO)
+    for file in (*NEEDED, PARAMS, paths.COST, paths.metrics("extract")):
+        digest.update(file.as_posix().encode() + b"\0")
+        if file.is_file():
+            digest.update_mmap(file)
+    return digest.hexdigest(length=16)
+
+
+def _content() -> dict[str, Any]:
+    """What the template shows."""
+    # Late, and so is TensorFlow: a page that is current asks for none of it.
+    import pandas as pd
+
+    from pipeline import drawings, findings, gallery, provenance
+    from pipeline.params import load_params
+
+    params = load_params()
+    metrics = {stage: findings.values(paths.metrics(stage)) for stage in STAGES}
+    evaluation = findings.values(paths.EVALUATION)
+    table, probabilities, classes = gallery.predictions()
+    reliability = pd.read_csv(paths.RELIABILITY)
+    confusion = drawings.confusion(table, classes)
+    return {
+        "params": params.leaves(),
+        "provenance": provenance.found(),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "metrics": metrics,
+        "evaluation": evaluation,
+        "headline": findings.headline(evaluation),
+        "images": len(table),
+        "wrong": int((table.label != table.predicted).sum()),
+        "shipped": findings.shipped(metrics["fine_tune"], params.fine_tune.confidence),
+        "warnings": list(findings.warnings(evaluation, metrics["fine_tune"]["fine_tuned"], reliability, len(table))),
+        "charts": [
+            *drawings.training("head", paths.curves("train_head"), metrics["train_head"]["best_epoch"]),
+            *drawings.training("fine-tuning", paths.curves("fine_tune"), metrics["fine_tune"].get("best_epoch")),
+        ],
+        "confusion": confusion,
+        "rows": findings.per_class(evaluation),
+        "first_rows": FIRST_ROWS,
+        "most_rows": MOST_ROWS,
+        "reliability": drawings.reliability(reliability),
+        "precision_recall": drawings.precision_recall(pd.read_csv(paths.PRECISION_RECALL)),
+        "pictures": gallery.pictures(table, probabilities, classes, confusion["pairs"], params),
+        "data_page": paths.REPORT.name,
+        "cost": findings.cost(findings.values(paths.COST), metrics["extract"]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.results", description=__doc__.split("\n")[0])
+    parser.add_argument("--if-stale", action="store_true", help="only where the page is not of the present results")
+    if parser.parse_args(argv).if_stale and is_current():
+        return 0
+    try:
+        write()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"results: {paths.RESULTS}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
