@@ -68,7 +68,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
     Args:
         started: when `just_ran` began, in seconds since 1970.
     """
-    now = time.time()
+    now, params = time.time(), _of_runs(params)
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
     lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
     if not paths.MANIFEST.is_file():
@@ -101,7 +101,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
 def begin(params: dict[str, Any], stage: str) -> Record:
     """The record of a stage that has just begun: what there is before any result."""
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
-    now = round(1000 * time.time())
+    now, params = round(1000 * time.time()), _of_runs(params)
     everything = {name: _text(value) for name, value in params.items()}
     used = {name: everything[name] for name in stages[stage]["params"]}
     return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, _tags(), False, now, now)
@@ -116,6 +116,11 @@ def state() -> str:
     """A fingerprint of all that `collect` depends on, cheap to have."""
     files = (LOCK, Path("params.yaml"), paths.metrics("extract"))
     return hashlib.sha256(b"\0".join(file.read_bytes() if file.is_file() else b"" for file in files)).hexdigest()
+
+
+def _of_runs(params: dict[str, Any]) -> dict[str, Any]:
+    """Without the gate's, which judge runs and shape none: the same run under other rules is the same experiment."""
+    return {name: value for name, value in params.items() if not name.startswith("gate.")}
 
 
 def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
