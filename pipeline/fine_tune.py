@@ -45,7 +45,7 @@ from pipeline.augmentation import NONE
 from pipeline.backbones import BACKBONES
 from pipeline.checkpoint import Checkpoint
 from pipeline.dataset import load_examples, load_split
-from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
+from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
 from pipeline.fine_tuning import Batches, Tuned, tune
@@ -213,6 +213,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
 
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
+    take_gpus("fine_tune")
     patiently("fine_tune", lambda batch_size: fine_tune(params, outputs, batch_size), None)
 
 
