@@ -209,8 +209,9 @@ def _artifacts(definition: dict[str, Any]) -> list[str]:
 
 
 def _metrics(stage: str) -> dict[str, float]:
-    file = paths.metrics(stage)
-    return _flat(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    """The stage's metrics; of fine_tune also what it chose, which MLflow has one place for."""
+    files = [paths.metrics(stage), *([paths.CHOICES] if stage == "fine_tune" else [])]
+    return _flat({k: v for file in files if file.is_file() for k, v in json.loads(file.read_bytes()).items()})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from filelock import FileLock
 
 from pipeline import engine, turns
 from pipeline.errors import UserError
+from pipeline.memory import Facts, Memory
 
 
 @pytest.fixture
@@ -85,6 +88,20 @@ def test_tensorflow_sees_only_what_was_taken(repository, monkeypatch):
     with FileLock(repository / ".dvc/tmp/headstart/gpus/0.lock"):
         engine.take_gpus.__wrapped__("extract")
     assert seen == [(["b"], "GPU")]
+
+
+def test_two_that_open_a_fresh_memory_at_once_both_have_it(repository, capsys):
+    """SQLite lets nobody wait while the journal is turned on."""
+    file = repository / "images.sqlite"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+    release.start()
+    with Memory(file, "photos") as memory:
+        memory.remember([("a.png", "1", Facts(file_hash="a"))])
+        assert memory.files() == 1
+    release.join()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(repository):
