@@ -266,11 +266,11 @@ def _ratio(base: float | None, head: float | None) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """For a pull request."""
-    parts = [summary(found), *map(_escaped, remarks(found))]
+    parts = [summary(found), *map(escaped, remarks(found))]
     for title, header, rows, below in tables(found):
         numeric = {"difference", "base", "head"} if title == "Metrics" else set()
         align = ["---:" if name in numeric else "---" for name in header]
-        lines = [header, align, *([_escaped(cell) for cell in row] for row in rows)]
+        lines = [header, align, *([escaped(cell) for cell in row] for row in rows)]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines) + (f"\n\n{below}" if below else "")
         parts.append(f"**{title}**\n\n{body}" if title == "Metrics" else
                      f"<details><summary>{title}</summary>\n\n{body}\n\n</details>")  # fmt: skip
@@ -282,7 +282,7 @@ _LETTERS = str.maketrans(
 )
 
 
-def _escaped(cell: str) -> str:
+def escaped(cell: str) -> str:
     """Names of files and classes as they are, whatever Markdown and HTML make of their letters."""
     return " ".join(cell.translate(_LETTERS).split())
 

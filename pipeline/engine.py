@@ -10,7 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
+from pipeline import turns
 from pipeline.machine import cores
 
 
@@ -40,7 +42,19 @@ else:
 for _gpu in tf.config.list_physical_devices("GPU"):  # else the first process takes all of their memory
     tf.config.experimental.set_memory_growth(_gpu, True)
 
-__all__ = ["device_name", "distribution", "gpu_names", "keras", "make_repeatable", "policy", "tf"]
+__all__ = ["device_name", "distribution", "gpu_names", "keras", "make_repeatable", "policy", "take_gpus", "tf"]
+
+
+@cache  # a process that has its GPUs keeps them
+def take_gpus(stage: str) -> None:
+    """See only GPUs that no other run of this repository uses, until the process ends; to be called before any use.
+
+    Raises:
+        UserError: see `turns.gpus`.
+    """
+    found = tf.config.list_physical_devices("GPU")
+    if found:
+        tf.config.set_visible_devices([found[place] for place in turns.gpus(len(found), stage)], "GPU")
 
 
 def make_repeatable(seed: int) -> None:
@@ -60,7 +74,7 @@ def device_name() -> str:
 def gpu_names() -> list[str]:
     """The model of each GPU that is visible."""
     details = tf.config.experimental.get_device_details
-    return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.list_physical_devices("GPU")]
+    return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.get_visible_devices("GPU")]
 
 
 def distribution() -> tf.distribute.Strategy:

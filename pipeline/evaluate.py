@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pipeline import heads, networks, paths, results, stage
 from pipeline.dataset import load_classes, load_examples, load_split
-from pipeline.engine import keras
+from pipeline.engine import keras, take_gpus
 from pipeline.outputs import Outputs
 from pipeline.paired import Pair
 from pipeline.params import Params
@@ -57,6 +57,7 @@ def judged(predictions: Predictions, classes: list[str], resamples: int, seed: i
 
 def main(params: Params, outputs: Outputs) -> dict[str, float]:
     """Run the stage; returns the latency."""
+    take_gpus("evaluate")
     test = load_split("test")
     classes = load_classes()
     head, _ = networks.load(paths.HEAD)

@@ -72,8 +72,7 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
         kept = stack.enter_context(store.open_store(ingredients(run, recipe, image_size), run.feature_dim, storage))
         extraction = Extraction(jobs, source, run, kept, image_size, augmentation)
-        missing = kept.missing(jobs.keys)
-        extraction.compute(missing, len(jobs.keys) - len(missing))
+        extraction.complete()
         for split, file in paths.FEATURES.items():
             plain = jobs.of(manifest.split == split, augmented=False)
             write(outputs.path(file), extraction, plain, (len(plain), run.feature_dim), storage)
@@ -127,6 +126,7 @@ def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_si
 
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
+    engine.take_gpus("extract")
     engine.make_repeatable(params.seed)
     patiently("extract", lambda batch_size: extract(params, outputs, batch_size), params.extract.batch_size)
 

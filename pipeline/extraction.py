@@ -15,7 +15,7 @@ import pandas as pd
 from blake3 import blake3
 from tqdm import tqdm
 
-from pipeline import probes
+from pipeline import probes, turns
 from pipeline.augmentation import Augmentation, view
 from pipeline.engine import keras
 from pipeline.errors import UserError
@@ -118,6 +118,18 @@ class Extraction:
         for (row, _), group in itertools.groupby(chosen, lambda job: (jobs.rows[job], jobs.numbers[job] > 0)):
             numbers = [int(jobs.numbers[job]) for job in group]
             yield from views(self._source, jobs.paths[row], jobs.hashes[row], numbers, size, self._augmentation)
+
+    def complete(self) -> None:
+        """Compute all that the store lacks. Processes that want the same take turns: the second finds it there.
+
+        Raises:
+            UserError: as `compute`.
+        """
+        with turns.alone(
+            self._store.file.with_suffix(".lock"), f"{self._stage}: waits for a run that computes the same"
+        ):
+            missing = self._store.missing(self._jobs.keys)
+            self.compute(missing, len(self._jobs.keys) - len(missing))
 
     def compute(self, chosen: Sequence[int], known: int) -> None:
         """Put the features of `chosen` jobs into the store, a batch at a time; `known` others are there already.

@@ -3,7 +3,8 @@
 Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside, a
          temperature fitted on val in its weights; plots/fine_tune.csv; metrics/fine_tune.json: what is shipped and, as
-         head_... and tuned_..., what it was chosen from, all on val.
+         head_... and tuned_..., what it was chosen from, all on val; reports/fine_tune.json: how it was trained where
+         params leave it open.
 Params:  backbone, weights, seed, data, fine_tune.
 Command: python -m pipeline.fine_tune
 
@@ -45,7 +46,7 @@ from pipeline.augmentation import NONE
 from pipeline.backbones import BACKBONES
 from pipeline.checkpoint import Checkpoint
 from pipeline.dataset import load_examples, load_split
-from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, tf
+from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
 from pipeline.errors import UserError
 from pipeline.extraction import patiently
 from pipeline.fine_tuning import Batches, Tuned, tune
@@ -176,7 +177,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     with devices.scope():
         found = train(params, trunk, head, meta, batch_size)
 
-    better, why, details = False, "fine_tune.unfreeze leaves nothing to train", {}
+    better, why, details, chosen = False, "fine_tune.unfreeze leaves nothing to train", {}, {}
     curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
     if found:
         tuned, chosen = found
@@ -188,7 +189,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         of_tuned = calibration.metrics(after, val_set.targets)
         best_epoch = tuned.epochs.best["epoch"]
         details = {f"tuned_{name}": value for name, value in of_tuned.items()}
-        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature, **chosen}
+        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature}
         way = f"{tuned.share:.0%} of the way to " if tuned.share < 1 else ""
         why = (
             f"{way}epoch {best_epoch} has val loss {of_tuned['val_loss']:.4f} and accuracy "
@@ -207,12 +208,14 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     networks.save(networks.join(trunk_shipped, head), model_file, classes)
     outputs.csv(paths.curves("fine_tune"), curves)
     of_head = {f"head_{name}": value for name, value in of_head.items()}
+    outputs.json(paths.CHOICES, chosen)
     outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **of_head, **details})
     print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
 
 
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
+    take_gpus("fine_tune")
     patiently("fine_tune", lambda batch_size: fine_tune(params, outputs, batch_size), None)
 
 

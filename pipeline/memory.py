@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import PIL
 from blake3 import blake3
 
-from pipeline.sqlite import is_damaged, marks, remove
+from pipeline.sqlite import is_damaged, marks, remove, write_ahead
 
 
 class Facts(NamedTuple):
@@ -83,7 +83,7 @@ class Memory:
 
     def _open(self, file: Path) -> sqlite3.Connection:
         db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, check_same_thread=False)
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(db, SECONDS_TO_WAIT)
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA cache_size = -65536")  # KiB: digests come in no order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")

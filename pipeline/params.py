@@ -220,6 +220,30 @@ class Evaluate(_Section):
     top_k: Annotated[int, _within(int, "[2, 1000]")]
 
 
+def _class_names(value: Any) -> Any:
+    """YAML reads a class named 0 as a number; what it reads as true or null cannot be told from a name any more."""
+    if not isinstance(value, dict):
+        raise ValueError("a section of class names, each with a share, e.g. {roses: 0.9}, or {}")
+    if not all(isinstance(name, str) or type(name) is int for name in value):
+        raise ValueError("a section of class names; put quotes around those that YAML reads otherwise, e.g. 'no'")
+    return {str(name): floor for name, floor in value.items()}
+
+
+OptionalShare = Annotated[float | None, _within(float, "[0, 1]", optional=True)]
+OptionalSize = Annotated[float | None, _within(float, "(0, 1000000]", optional=True)]
+
+
+class Gate(_Section):
+    """What pipeline.gate asks of a run; None and {}: not asked. No stage reads it."""
+
+    min_accuracy: OptionalShare
+    min_recall: OptionalShare
+    min_recall_of: Annotated[dict[str, Annotated[float, _within(float, "[0, 1]")]], BeforeValidator(_class_names)]
+    max_drop: OptionalShare
+    max_latency_ms: OptionalSize
+    max_model_mb: OptionalSize
+
+
 class Params(_Section):
     """params.yaml: a section per stage beside what several stages share."""
 
@@ -232,6 +256,7 @@ class Params(_Section):
     train_head: TrainHead
     fine_tune: FineTune
     evaluate: Evaluate
+    gate: Gate
 
     def leaves(self) -> dict[str, Any]:
         """Every leaf under its dotted key, e.g. `train_head.dropout`, in the order of the file."""

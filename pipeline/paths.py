@@ -17,6 +17,7 @@ FEATURES_META = Path("features/meta.json")
 TRIALS = Path("plots/train_head_search.csv")
 HEAD = Path("models/head.keras")
 MODEL = Path("models/model.keras")
+CHOICES = Path("reports/fine_tune.json")  # no metrics: a diff of results shows results
 EVALUATION = Path("reports/evaluation.json")
 RESULTS = Path("reports/report.html")  # of all results; no output of a stage: it tells what they cost
 COST = Path("metrics/cost.json")

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
     Args:
         started: when `just_ran` began, in seconds since 1970.
     """
-    now = time.time()
+    now, params = time.time(), _of_runs(params)
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
     lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
     if not paths.MANIFEST.is_file():
@@ -76,7 +77,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
     key = _experiment_key(stages, params)
     tags = _tags()
     records = []
-    for stage in _valid(stages, lock, params, just_ran):
+    for stage in standing(stages, lock, params, _md5, Path.is_file, just_ran):
         metrics, curves = _metrics(stage), _curves(stage)
         records.append(
             Record(
@@ -101,7 +102,7 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
 def begin(params: dict[str, Any], stage: str) -> Record:
     """The record of a stage that has just begun: what there is before any result."""
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
-    now = round(1000 * time.time())
+    now, params = round(1000 * time.time()), _of_runs(params)
     everything = {name: _text(value) for name, value in params.items()}
     used = {name: everything[name] for name in stages[stage]["params"]}
     return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, _tags(), False, now, now)
@@ -118,23 +119,42 @@ def state() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() if file.is_file() else b"" for file in files)).hexdigest()
 
 
+def _of_runs(params: dict[str, Any]) -> dict[str, Any]:
+    """Without the gate's, which judge runs and shape none: the same run under other rules is the same experiment."""
+    return {name: value for name, value in params.items() if not name.startswith("gate.")}
+
+
 def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
     code = {dep for stage in stages.values() for dep in stage["deps"] if dep.startswith("pipeline/")}
     hashes = {path: _sha256(Path(path)) for path in sorted([*code, paths.MANIFEST.as_posix()])}
     return hashlib.sha256(json.dumps([params, hashes], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _valid(stages: dict[str, Any], lock: dict[str, Any], params: dict[str, Any], just_ran: str | None) -> list[str]:
-    """Names of the stages that stand, in order: `just_ran`, and those whose entry in dvc.lock still describes them."""
+def standing(
+    stages: dict[str, Any],
+    lock: dict[str, Any],
+    params: dict[str, Any],
+    md5: Callable[[Path], str | None],
+    is_there: Callable[[Path], bool],
+    just_ran: str | None = None,
+) -> list[str]:
+    """Names of the stages that stand, in order: `just_ran`, and those whose entry in dvc.lock still describes them.
+
+    Args:
+        stages, lock: what dvc.yaml and dvc.lock hold under `stages`.
+        params: all leaves of params.yaml.
+        md5: of a file that Git tracks, None where it is not there.
+        is_there: whether an output is in reach.
+    """
     produced: dict[str, str] = {}  # path -> md5 of the outputs of stages that stand
     valid = []
     for stage, definition in stages.items():
         outs = [path for path, _ in _outs(definition)]
         if stage == just_ran:
-            produced.update({path: _md5(Path(path)) for path in outs})
+            produced.update({path: md5(Path(path)) for path in outs})
         else:
             entry = lock.get(stage)
-            if not entry or not _matches(entry, definition, params, produced):
+            if not entry or not _matches(entry, definition, params, produced, md5, is_there):
                 continue
             produced.update({out["path"]: out["md5"] for out in entry["outs"]})
         valid.append(stage)
@@ -142,23 +162,28 @@ def _valid(stages: dict[str, Any], lock: dict[str, Any], params: dict[str, Any],
 
 
 def _matches(
-    entry: dict[str, Any], definition: dict[str, Any], params: dict[str, Any], produced: dict[str, str]
+    entry: dict[str, Any],
+    definition: dict[str, Any],
+    params: dict[str, Any],
+    produced: dict[str, str],
+    md5: Callable[[Path], str | None],
+    is_there: Callable[[Path], bool],
 ) -> bool:
     locked = entry.get("params", {}).get("params.yaml", {})
     if entry["cmd"] != definition["cmd"] or locked.keys() != set(definition["params"]):
         return False
-    if not all(_is_same(locked[name], params[name]) for name in definition["params"]):
+    if not all(name in params and _is_same(locked[name], params[name]) for name in definition["params"]):
         return False
     deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
     for path in definition["deps"]:
         if path == "${data.source}":
             continue  # DVC has just compared it, and the manifest tells what was in it
-        now = _md5(Path(path)) if path.startswith("pipeline/") else produced.get(path)
+        now = md5(Path(path)) if path.startswith("pipeline/") else produced.get(path)
         if now is None or deps.get(path) != now:
             return False
     small = {path for path, options in _outs(definition) if options.get("cache") is False}
     return all(
-        Path(out["path"]).is_file() and (out["path"] not in small or _md5(Path(out["path"])) == out["md5"])
+        is_there(Path(out["path"])) and (out["path"] not in small or md5(Path(out["path"])) == out["md5"])
         for out in entry["outs"]
     )
 
@@ -184,8 +209,9 @@ def _artifacts(definition: dict[str, Any]) -> list[str]:
 
 
 def _metrics(stage: str) -> dict[str, float]:
-    file = paths.metrics(stage)
-    return _flat(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    """The stage's metrics; of fine_tune also what it chose, which MLflow has one place for."""
+    files = [paths.metrics(stage), *([paths.CHOICES] if stage == "fine_tune" else [])]
+    return _flat({k: v for file in files if file.is_file() for k, v in json.loads(file.read_bytes()).items()})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

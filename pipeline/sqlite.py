@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sized
 from pathlib import Path
 
@@ -17,6 +18,23 @@ def is_damaged(error: Exception) -> bool:
         and not isinstance(error, ours)
         and not any(word in str(error) for word in _PASSING)
     )
+
+
+def write_ahead(db: sqlite3.Connection, seconds: float) -> None:
+    """Turn on the journal that readers and a writer share; SQLite does not wait for others here by itself.
+
+    Raises:
+        sqlite3.OperationalError: where another process holds the database for longer than `seconds`.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def files_of(database: Path) -> list[Path]:

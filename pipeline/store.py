@@ -13,7 +13,6 @@ import json
 import os
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 from blake3 import blake3
 
 from pipeline import paths
-from pipeline.sqlite import is_damaged, marks, remove
+from pipeline.sqlite import is_damaged, marks, remove, write_ahead
 
 KEY_BYTES, CHECK_BYTES = 16, 8
 SECONDS_TO_WAIT = 60.0  # for another process that is writing
@@ -65,7 +64,7 @@ class FeatureStore:
         # Threads may take turns.
         self._db = sqlite3.connect(file, SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
         self._db.execute(f"PRAGMA page_size = {_PAGE}")
-        self._write_ahead()
+        write_ahead(self._db, SECONDS_TO_WAIT)
         self._db.execute("PRAGMA synchronous = NORMAL")  # a power failure can lose the last rows, a kill none
         self._db.executescript(
             """
@@ -78,18 +77,6 @@ class FeatureStore:
         )
         self._db.execute("INSERT OR REPLACE INTO about VALUES ('ingredients', ?)", (json.dumps(ingredients),))
         os.utime(file)  # when it was last used
-
-    def _write_ahead(self) -> None:
-        """Turn on the journal that readers and a writer share; SQLite does not wait for others here by itself."""
-        until = time.monotonic() + SECONDS_TO_WAIT
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that are not kept; of equal ones the first."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import calibration, heads, networks, paths, stage
 from pipeline.dataset import load_classes, load_examples, load_split
-from pipeline.engine import make_repeatable
+from pipeline.engine import make_repeatable, take_gpus
 from pipeline.outputs import Outputs
 from pipeline.params import Params
 from pipeline.search import search
@@ -22,6 +22,7 @@ from pipeline.search import search
 def main(params: Params, outputs: Outputs) -> None:
     """Run the stage."""
     head_file = outputs.path(paths.HEAD)
+    take_gpus("train_head")
     make_repeatable(params.seed)
     classes, images = load_classes(), load_split("train")
     train_set, val_set = load_examples("train"), load_examples("val")

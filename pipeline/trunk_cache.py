@@ -100,8 +100,7 @@ def activations(
     jobs = Jobs(images, views, augmentation, size)
     with store.open_store(ingredients(run, recipe, size), run.feature_dim, STORAGE) as kept:
         extraction = Extraction(jobs, source, run, kept, size, augmentation, "fine_tune")
-        missing = kept.missing(jobs.keys)
-        extraction.compute(missing, len(jobs.keys) - len(missing))
+        extraction.complete()
         yield Activations(extraction, jobs, shape)
 
 

@@ -69,6 +69,11 @@ def test_the_committed_params_are_good():
         ("fine_tune.trunk_cache", "maybe", "fine_tune.trunk_cache must be one of 'auto', 'on' or 'off', got 'maybe'"),
         ("fine_tune.ema", 1, "params.yaml: fine_tune.ema must be in (0, 1) or null, got 1"),
         ("fine_tune.confidence", 1, "params.yaml: fine_tune.confidence must be in [0, 1), got 1"),
+        ("gate.max_drop", -1, "params.yaml: gate.max_drop must be in [0, 1] or null, got -1"),
+        ("gate.max_latency_ms", 0, "params.yaml: gate.max_latency_ms must be in (0, 1000000] or null, got 0"),
+        ("gate.min_recall_of", [0.9], "gate.min_recall_of must be a section of class names, each with a share"),
+        ("gate.min_recall_of", {"roses": 9}, "params.yaml: gate.min_recall_of.roses must be in [0, 1], got 9"),
+        ("gate.min_recall_of", {False: 0.9}, "put quotes around those that YAML reads otherwise, e.g. 'no'"),
         ("weights", None, "weights must be pretrained, none or the path of a weights file, got None"),
         ("data.source", "", "params.yaml: data.source must be a text, not empty, got ''"),
     ],
@@ -94,6 +99,12 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path):
     assert load_params(file).train_head.learning_rate == 1e-4
 
 
+def test_a_class_may_be_named_as_a_number_is(tmp_path: Path):
+    file = tmp_path / "params.yaml"
+    write_params(file, **{"gate.min_recall_of": {0: 0.5, "one": 1}})
+    assert load_params(file).gate.min_recall_of == {"0": 0.5, "one": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -116,6 +127,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
     words |= {"fine_tune.crop": "0.5"}
+    words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():
         others = {
