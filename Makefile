@@ -7,7 +7,7 @@ STAMP := .venv/installed
 # DVC runs `python -m pipeline.STAGE`; this is the python it must find.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint setup ui lock
+.PHONY: repro test lint setup ui serve lock
 .DEFAULT_GOAL := repro
 
 repro: setup ## set up, check params.yaml, run what changed, complete the tracking record and the page of results
@@ -27,6 +27,9 @@ lint: setup
 
 ui: setup ## the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	python -m pipeline.tracking ui --port $(or $(PORT),5000)
+
+serve: setup ## models/model.keras behind HTTP on http://127.0.0.1:5002 (another port: make serve PORT=5003)
+	python -m pipeline.serving --port $(or $(PORT),5002)
 
 setup: $(STAMP)
 

@@ -1,0 +1,258 @@
+"""The model behind HTTP, in a real server on localhost, and as MLflow keeps it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, paint
+from PIL import Image
+from test_export import CLASSES, shipped  # noqa: F401  a fixture
+
+from pipeline import networks, serving
+from pipeline.errors import UserError
+from pipeline.pixels import load
+
+SECONDS_TO_START = 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(shipped, tmp_path_factory) -> Iterator[str]:  # noqa: F811
+    """The address of a server that runs as `make serve` starts it."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    port = free_port()
+    command = [sys.executable, "-m", "pipeline.serving", "--port", str(port), "--model", str(shipped)]
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": {**os.environ, "TMPDIR": str(temporary)}}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **kept)
+    address, started = f"http://127.0.0.1:{port}", time.monotonic()
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/ping")
+            break
+        except OSError:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() - started < SECONDS_TO_START
+            time.sleep(0.1)
+    yield address
+    process.terminate()
+    printed, _ = process.communicate(timeout=30)
+    assert f"Serving {shipped} at {address}/invocations" in printed
+    assert "Traceback" not in printed, printed
+    assert list(temporary.iterdir()) == []
+
+
+def ask(address: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:
+    """Status and answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{address}/invocations", data, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def records(*images: Any) -> dict[str, Any]:
+    return {"dataframe_records": [{"image": image} for image in images]}
+
+
+def text(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """Images that are decoded in every way there is: to be turned, transparent, of other sizes and kinds."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, name in enumerate(("a.png", "b.jpg", "c.webp", "d.bmp", "e.gif")):
+        paint(folder / name, (200, 40, 40), number, (90 + 7 * number, 70))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(folder / "b.jpg") as image:
+        image.save(folder / "turned.jpg", exif=turned)
+        image.convert("RGBA").resize((40, 50)).save(folder / "alpha.png")
+    return sorted(folder.iterdir())
+
+
+def test_answers_are_those_of_the_pipeline(server, files, shipped):  # noqa: F811
+    status, answer = ask(server, records(*map(text, files)))
+    assert status == 200
+    model, _ = networks.load(shipped)
+    expected = networks.predict(model, np.stack([load(file, 32) for file in files]), 32)
+    assert len(answer["predictions"]) == len(files)
+    for row, probabilities in zip(answer["predictions"], expected, strict=True):
+        assert set(row) == {"label", "probability", "probabilities"}
+        assert row["label"] == CLASSES[probabilities.argmax()]
+        assert row["probability"] == pytest.approx(probabilities.max(), abs=1e-6)
+        assert list(row["probabilities"]) == CLASSES
+        assert list(row["probabilities"].values()) == pytest.approx(list(probabilities), abs=1e-6)
+
+
+def test_one_image_and_more_than_a_batch_and_many_at_once(server, files):
+    one = ask(server, records(text(files[0])))[1]["predictions"]
+    many = ask(server, records(*[text(files[0])] * 70))[1]["predictions"]
+    assert len(many) == 70
+    for row in many:
+        assert row["probabilities"] == pytest.approx(one[0]["probabilities"], abs=1e-6)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(server, records(text(files[0]))), range(16)))
+    assert all(answer == (200, {"predictions": one}) for answer in answers)
+
+
+def test_every_form_of_input_that_mlflow_takes(server, files):
+    image = text(files[0])
+    expected = ask(server, records(image))
+    assert ask(server, {"dataframe_split": {"columns": ["image"], "data": [[image]]}}) == expected
+    assert ask(server, {"inputs": {"image": [image]}}) == expected
+    assert ask(server, {"instances": [{"image": image}]}) == expected
+    assert ask(server, f"image\n{image}\n".encode(), "text/csv") == expected
+    broken = base64.encodebytes(files[0].read_bytes()).decode()  # in lines, as `base64` prints it
+    assert ask(server, records(broken)) == expected
+
+
+def bomb() -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (20000, 20000)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ("This is no base64!", "no base64 of an image file"),
+        ("", "the file is empty"),
+        (base64.b64encode(b"some text, no picture").decode(), "not an image of a supported kind"),
+        (base64.b64encode(b"<html></html>" + bytes(60)).decode(), "but HTML or XML"),
+        (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), "damaged"),
+        ("A" * 48_000_000, "larger than 32 MiB"),
+        (bomb(), "a decompression bomb"),
+        ("data:image/png;base64,iVBORw0K", "no base64 of an image file"),
+    ],
+    ids=["text", "empty", "other", "html", "cut", "large", "bomb", "data-url"],
+)
+def test_a_bad_image_among_good_ones_is_named_by_its_place(image, reason, server, files):
+    good = text(files[0])
+    status, answer = ask(server, records(good, image, good))
+    assert status == 400
+    assert "image 1 (counted from 0, of 3): " in answer
+    assert reason in answer
+    assert "image 0" not in answer
+    assert "Traceback" not in answer
+    assert len(answer) < 2000
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "reason"),
+    [
+        ({"dataframe_records": [{"picture": "abc"}]}, "application/json", 400, "image"),
+        ({"dataframe_records": [{}]}, "application/json", 400, "image"),
+        ({"dataframe_records": [{"image": 5}]}, "application/json", 400, "image"),
+        ({"dataframe_records": [{"image": None}]}, "application/json", 400, "image"),
+        ({"dataframe_records": [{"image": ["abc"]}]}, "application/json", 400, "image"),
+        ({"image": "abc"}, "application/json", 400, "dataframe_records"),
+        (["abc"], "application/json", 400, "dataframe_records"),
+        (b"{", "application/json", 400, "JSON"),
+        (b"abc", "image/png", 415, "application/json"),
+        (b"\xff\xfe", "text/csv", 400, "UTF-8"),
+    ],
+)
+def test_requests_that_are_none(body, kind, status, reason, server):
+    found, answer = ask(server, body, kind)
+    assert found == status, answer
+    assert reason in answer
+    assert "Traceback" not in answer
+
+
+def test_no_images_are_no_mistake(server):
+    assert ask(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (200, {"predictions": []})
+
+
+ELSEWHERE = """
+import json, sys
+import mlflow.pyfunc, pandas as pd
+model = mlflow.pyfunc.load_model("kept")
+print(json.dumps(model.predict(pd.DataFrame({"image": [sys.argv[1]]}))))
+print(json.dumps(sys.modules["pipeline"].__path__[0]))
+"""
+
+
+def test_what_mlflow_keeps_needs_nothing_else_of_the_project(server, files, shipped, tmp_path):  # noqa: F811
+    serving.save(tmp_path / "kept", shipped)
+    kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*")}
+    assert {"artifacts/model.keras", "served.py", "input_example.json", "requirements.txt"} <= kept
+    assert not [name for name in kept if name.endswith((".pkl", ".h5", ".html", ".pyc"))]
+    command = [sys.executable, "-I", "-c", ELSEWHERE, text(files[0])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows, package = map(json.loads, done.stdout.splitlines()[-2:])
+    assert Path(package) == tmp_path / "kept/code/pipeline"
+    assert ask(server, records(text(files[0]))) == (200, {"predictions": rows})
+
+
+def test_the_requirements_are_what_the_code_imports(shipped):  # noqa: F811
+    """Whatever served.py and the modules behind it import is pinned to what is installed."""
+    import ast
+    import importlib.metadata
+
+    from test_contract import imported
+
+    names = set()
+    for file in imported(ROOT / "pipeline/served.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    packages = importlib.metadata.packages_distributions()
+    needed = {name: set(packages[name]) for name in names - set(sys.stdlib_module_names) - {"pipeline"}}
+    assert [name for name, offered in needed.items() if not offered & set(serving.REQUIREMENTS)] == []
+    assert set(serving.REQUIREMENTS) <= set().union(*needed.values())
+    with serving.arguments(shipped) as given:
+        assert f"keras=={importlib.metadata.version('keras')}" in given["pip_requirements"]
+
+
+def test_saving_loads_no_tensorflow(shipped, tmp_path):  # noqa: F811
+    code = (
+        "import sys, pathlib; from pipeline import serving; serving.save(*map(pathlib.Path, sys.argv[1:])); "
+        "print('tensorflow' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "kept"), str(shipped)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_mistakes_are_told_before_anything_is_loaded(shipped, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "text.keras").write_text("text")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for wrong, message in [
+            (["--model", str(tmp_path / "nowhere.keras")], "nowhere.keras does not exist; run `dvc repro`"),
+            (["--model", str(tmp_path / "text.keras")], "text.keras is not a model of this pipeline"),
+            (["--model", str(shipped), "--port", str(port)], f"make serve PORT={port + 1}"),
+            (["--model", str(shipped), "--port", "70000"], "127.0.0.1:70000 cannot be listened at"),
+        ]:
+            assert serving.main(wrong) == 1
+            assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"nowhere\.keras does not exist"):
+        serving.save(tmp_path / "kept", tmp_path / "nowhere.keras")
