@@ -66,23 +66,27 @@ def load(name: str) -> Side:
                 f"{name}: {error.strerror}; give a file of predictions such as {paths.PREDICTIONS}"
             ) from error
         return Side(name, _predictions(content, name))
-    read = _read_workspace if name == WORKSPACE else _reader(name)
+    read = read_workspace if name == WORKSPACE else reader(name)
     content = read(paths.PREDICTIONS)
     if content is None:
         advice = "run `dvc repro`" if name == WORKSPACE else f"`dvc pull`, or `dvc repro` there; {name} must have run"
         raise UserError(f"{name}: {paths.PREDICTIONS} is not there; {advice}")
-    raw = yaml.safe_load(read(Path("params.yaml")) or b"{}")
     cost = json.loads(read(paths.COST) or b"{}")
     size = json.loads(read(paths.metrics("evaluate")) or b"{}").get("model_mb")
     cost |= {} if size is None else {"model_mb": size}
-    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), _leaves(raw), _leaves(cost))
+    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), params_of(read), _leaves(cost))
 
 
-def _read_workspace(path: Path) -> bytes | None:
+def params_of(read: Callable[[Path], bytes | None]) -> dict[str, Any]:
+    """The leaves of the params.yaml that `read` gives."""
+    return _leaves(yaml.safe_load(read(Path("params.yaml")) or b"{}"))
+
+
+def read_workspace(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _reader(revision: str) -> Callable[[Path], bytes | None]:
+def reader(revision: str) -> Callable[[Path], bytes | None]:
     """Reads files as they stand in a revision, out of Git or DVC's cache, else from DVC's remote."""
     from dvc.api import DVCFileSystem  # a second to import
     from dvc.exceptions import DvcException
@@ -165,7 +169,6 @@ def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
          "base": a.predicted.iloc[place], "head": b.predicted.iloc[place], "mended": bool(right[1][place])}
         for place in np.flatnonzero(right[0] != right[1])
     ]  # fmt: skip
-    differing = sorted(set(base.params) | set(head.params)) if base.params and head.params else []
     return {
         "base": base.name,
         "head": head.name,
@@ -185,9 +188,17 @@ def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
         "flipped": flipped,
         "cost": {name: {"base": base.cost.get(name), "head": head.cost.get(name)}
                  for name in {**base.cost, **head.cost}},
-        "params": {name: {"base": base.params.get(name), "head": head.params.get(name)}
-                   for name in differing if base.params.get(name) != head.params.get(name)},
+        "params": changed(base.params, head.params),
     }  # fmt: skip
+
+
+def changed(base: dict[str, Any], head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The params that are not the same, by name, as base and head; none where those of one side are not known."""
+    return {
+        name: {"base": base.get(name), "head": head.get(name)}
+        for name in (sorted({*base, *head}) if base and head else ())
+        if base.get(name) != head.get(name)
+    }
 
 
 def _of_classes(side: Side, rows: pd.DataFrame, classes: list[str], targets: np.ndarray, top_k: int) -> Predictions:
@@ -267,14 +278,20 @@ def _ratio(base: float | None, head: float | None) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """For a pull request."""
     parts = [summary(found), *map(escaped, remarks(found))]
-    for title, header, rows, below in tables(found):
-        numeric = {"difference", "base", "head"} if title == "Metrics" else set()
-        align = ["---:" if name in numeric else "---" for name in header]
-        lines = [header, align, *([escaped(cell) for cell in row] for row in rows)]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines) + (f"\n\n{below}" if below else "")
-        parts.append(f"**{title}**\n\n{body}" if title == "Metrics" else
-                     f"<details><summary>{title}</summary>\n\n{body}\n\n</details>")  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return (
+        "\n\n".join([*parts, *(markdown_table(*table, folded=table[0] != "Metrics") for table in tables(found))]) + "\n"
+    )
+
+
+def markdown_table(title: str, header: list[str], rows: list[list[str]], below: str = "", folded: bool = True) -> str:
+    """A table of text, its cells escaped, under its title."""
+    numeric = {"difference", "base", "head"} if title == "Metrics" else set()
+    align = ["---:" if name in numeric else "---" for name in header]
+    lines = [header, align, *([escaped(cell) for cell in row] for row in rows)]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines) + (f"\n\n{below}" if below else "")
+    if folded:
+        return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+    return f"**{title}**\n\n{body}"
 
 
 _LETTERS = str.maketrans(

@@ -233,9 +233,9 @@ def text(header: list[str], rows: list[list[str]], said: list[str]) -> str:
 
 def markdown(header: list[str], rows: list[list[str]], said: list[str]) -> str:
     """For a pull request."""
-    align = ["---"] * len(header)
-    lines = [header, align, *([compare.escaped(cell) for cell in row] for row in rows)]
-    drawn = "\n".join("| " + " | ".join(line) + " |" for line in lines) if rows else "No experiment has a head yet."
+    drawn = (
+        compare.markdown_table("Experiments", header, rows, folded=False) if rows else "No experiment has a head yet."
+    )
     return drawn + "\n\n" + "\n".join(compare.escaped(line) for line in said) + "\n"
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from pipeline import records, timings
+from pipeline import paths, records, timings
 from pipeline.errors import UserError
 from pipeline.params import load_params
 from pipeline.paths import kept, workspace_root
@@ -91,6 +91,21 @@ def _send_or_keep(found: list[Record]) -> bool:
     for item in fresh:
         _keep(item)
     return False
+
+
+def address() -> str | None:
+    """Where a browser finds the row of the run in the workspace; None without a tracking server or such a row."""
+    if not _store_uri().startswith("http") or not paths.MANIFEST.is_file():
+        return None
+    item = records.begin(load_params().leaves(), records.stage_names()[-1])
+    try:
+        with _connected() as client:
+            experiment = _experiment_id(client)
+            found = client.search_runs([experiment], f"tags.`{KEY}` = '{item.key}'", max_results=1)
+    except UnreachableError as error:
+        _warn(f"no link to the run, since {_store_uri()} cannot be reached: {_line(error)}")
+        return None
+    return f"{_store_uri().rstrip('/')}/#/experiments/{experiment}/runs/{found[0].info.run_id}" if found else None
 
 
 # --- the store
