@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.special import softmax
 from tqdm import tqdm
 
-from pipeline import heads, networks, paths, stage
+from pipeline import heads, networks, paths, registry, stage
 from pipeline.dataset import load_classes, load_examples, load_split
 from pipeline.engine import keras
 from pipeline.outputs import Outputs
@@ -111,4 +111,4 @@ def main(params: Params, outputs: Outputs) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    stage.run("evaluate", main)
+    stage.run("evaluate", main, recorded=registry.register)

@@ -119,8 +119,9 @@ def test_prepare_loads_no_tensorflow_and_no_mlflow():
 
 
 def test_only_tracking_knows_mlflow():
+    knowing = {"outbox.py", "packaging.py", "registry.py", "runs.py", "tracker.py", "recording.py"}
     for file in (ROOT / "pipeline").glob("*.py"):
-        if file.name != "tracking.py":
+        if file.name not in knowing:
             assert "mlflow" not in {
                 alias.name.split(".")[0]
                 for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
