@@ -8,6 +8,7 @@ server that is away, and nothing comes twice.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-VERDICT, EVALUATION = "headstart.verdict", "headstart.evaluation"
+VERDICT, EVALUATION = "verdict", "headstart.evaluation"
 FIRST, UNKNOWN = "first", "not comparable"  # verdicts beside those of paired.py
 VERSION = "model_version"  # of the row: the name of the registered model, and the version
 SHOWN = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "latency_ms", "model_mb")
@@ -85,13 +86,14 @@ def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> Non
             client.create_registered_model(name)
         version = client.create_model_version(
             name,
-            model.model_uri,
+            model.artifact_location,  # models:/ID would be looked up in MLflow's global store, not in the client's
             run_id=row.info.run_id,
-            tags={JUDGED: digest, EVALUATION: run.info.run_id, VERDICT: judgement.verdict, **_told(row)},
+            tags={**_told(row), VERDICT: judgement.verdict, EVALUATION: run.info.run_id, JUDGED: digest},
             description=judgement.why,
             model_id=model.model_id,
         )
-        print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {judgement.why}")
+        why = judgement.why.replace("**", "")
+        print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {why}")
     if version.tags.get(EVALUATION) == run.info.run_id:  # else it was registered, and named, for another run
         _name(client, name, version)
     client.set_tag(row.info.run_id, VERSION, f"{name} {version.version}")
@@ -100,8 +102,9 @@ def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> Non
 
 def _told(row: Run) -> dict[str, str]:
     """What a version says of its experiment."""
-    told = {name: row.data.tags[name] for name in ("git_commit", "data_version") if name in row.data.tags}
-    return told | {name: f"{row.data.metrics[name]:.4f}" for name in ("accuracy",) if name in row.data.metrics}
+    told = {name: f"{row.data.metrics[name]:.4f}" for name in ("accuracy",) if name in row.data.metrics}
+    told |= {name: row.data.params[name] for name in ("backbone",) if name in row.data.params}
+    return told | {name: row.data.tags[name] for name in ("git_commit", "data_version") if name in row.data.tags}
 
 
 def _name(client: MlflowClient, name: str, version: ModelVersion) -> None:
@@ -175,7 +178,7 @@ def _artifact(client: MlflowClient, run: str, path: Path, folder: Path) -> Path 
 
 def _logged(client: MlflowClient, experiment: str, run: Run, row: Run, scratch: Path) -> LoggedModel:
     """The model in MLflow, made where there is none; one that was broken off on the way is made whole."""
-    from mlflow.entities import LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     digest = run.data.tags[JUDGED]
     found = client.search_logged_models([experiment], f"tags.`{JUDGED}` = '{digest}'")
@@ -200,6 +203,7 @@ def _logged(client: MlflowClient, experiment: str, run: Run, row: Run, scratch: 
         for point in client.get_metric_history(row.info.run_id, name)[-1:]
     ]
     client.log_batch(row.info.run_id, metrics=metrics)
+    client.log_outputs(row.info.run_id, [LoggedModelOutput(model.model_id, 0)])
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
@@ -220,8 +224,6 @@ def _model_file(client: MlflowClient, experiment: str, run: Run, digest: str, sc
 
 def classes_of(model_file: Path) -> list[str]:
     """The class names inside a model of this pipeline, without loading it."""
-    import json
-
     try:
         with zipfile.ZipFile(model_file) as archive:
             return list(json.loads(archive.read("classes.json")))

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "headstart"
-# One try, and no long wait: what a server that is down does not take is kept.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # One try, and no long wait: what a server that is down does not take is kept.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 
 
 class UnreachableError(Exception):
@@ -51,7 +56,7 @@ def connected() -> Iterator[MlflowClient]:
     Raises:
         UnreachableError: for whatever goes wrong inside that may go right another time.
     """
-    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", **PATIENCE}.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     lock = kept("tracking.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)

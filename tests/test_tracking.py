@@ -18,16 +18,6 @@ from pipeline.records import Record
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "copy").mkdir()
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as DVC sets it in a temporary experiment
-    return tmp_path
-
-
 def make_record(stage: str = "train_head", key: str = "k1", **changes) -> Record:
     file = Path("models/head.keras")
     file.parent.mkdir(exist_ok=True)
@@ -100,6 +90,51 @@ def test_another_result_of_the_same_stage_replaces_the_first(workspace):
     _, (parent,), (child,) = rows(workspace)
     assert child.data.metrics["val_accuracy"] == 0.7
     assert parent.data.metrics["train_head/val_accuracy"] == 0.7
+
+
+def test_the_row_says_at_a_glance_what_came_of_it(workspace):
+    """Short names beside the long ones, the curves of all stages, the data, a note, files to look at."""
+    Path("reports").mkdir()
+    Path("reports/report.html").write_text("<p>all")
+    dataset = {
+        "name": "photos", "digest": "abc", "source_type": "local", "source": "{}", "schema": "{}", "profile": "{}",
+    }  # fmt: skip
+    item = make_record(
+        headline={"accuracy": 0.5}, dataset=dataset, note="# Note", shown=["reports/report.html"],
+        samples=[("cpu_utilization_percentage", 1_699_999_996_000, 50.0),
+                 ("cpu_utilization_percentage", 1_699_999_997_000, 70.0)],
+    )  # fmt: skip
+    recording.send_or_keep([item])
+    client, (parent,), (child,) = rows(workspace)
+    assert (parent.data.metrics["accuracy"], parent.data.metrics["train_head/val_accuracy"]) == (0.5, 0.5)
+    assert points(client, parent, "train_head/epoch/loss") == [(1, 0.9), (2, 0.4)]
+    assert parent.data.tags["mlflow.note.content"] == "# Note"
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "reports")] == ["reports/report.html"]
+    for run, context in ((parent, "training"), (child, "training")):
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("photos", "abc")
+        assert [tag.value for tag in used.tags] == [context]
+    sampled = client.get_metric_history(child.info.run_id, "system/cpu_utilization_percentage")
+    assert [(point.step, point.timestamp, point.value) for point in sampled] == [
+        (0, 1_699_999_996_000, 50.0), (1, 1_699_999_997_000, 70.0),
+    ]  # fmt: skip
+
+
+def test_the_note_tells_of_the_results_and_is_never_written_over_the_users_own(workspace):
+    def note() -> str:
+        return rows(workspace)[1][0].data.tags["mlflow.note.content"]
+
+    recording.send_or_keep([make_record("train_head", note="way")])
+    recording.send_or_keep([make_record("evaluate", note="results, way", restored=True)])
+    assert note() == "results, way"
+    recording.send_or_keep([make_record("fine_tune", note="way")])
+    assert note() == "results, way"
+    recording.send_or_keep([make_record("evaluate", note="other results", metrics={"accuracy": 0.7})])
+    assert note() == "other results"
+    client, (parent,), _ = rows(workspace)
+    client.set_tag(parent.info.run_id, "mlflow.note.content", "mine")
+    recording.send_or_keep([make_record("evaluate", note="results", metrics={"accuracy": 0.8})])
+    assert note() == "mine"
 
 
 def test_a_run_that_was_broken_off_is_made_anew(workspace, monkeypatch):
@@ -191,6 +226,7 @@ def test_long_curves_are_sent_whole(workspace):
 
 
 def test_several_processes_may_open_a_fresh_store_at_once(workspace):
+    (workspace / "mlflow.db").unlink()
     values = json.dumps(dataclasses.asdict(make_record()))
     code = (
         "import json, sys; from pipeline import recording; from pipeline.records import Record;"
@@ -207,40 +243,6 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
     assert len(rows(workspace)[1]) == 2
 
 
-def test_a_server_takes_the_records(workspace, monkeypatch):
-    import time
-    import urllib.request
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{workspace}/server.db"),
-            *("--artifacts-destination", str(workspace / "artifacts")),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=workspace,
-    )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert recording.send_or_keep([make_record()])
-        client, (_,), (child,) = rows(workspace, uri)
-        assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 def live(monkeypatch, key: str = "k1") -> recording.Live:
     begun = make_record("fine_tune", key, metrics={}, curves=[], artifacts={})
     monkeypatch.setattr(recording.records, "begin", lambda params, stage: begun)
@@ -254,18 +256,20 @@ def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
 def test_curves_are_shown_as_they_come_and_the_record_completes_the_run(workspace, monkeypatch):
     show = live(monkeypatch)
     show({"epoch": 0, "val_loss": 1.5})
-    show({"epoch": 1, "loss": 0.9, "val_loss": 0.75})
+    show({"epoch": 1, "loss": 0.9000001, "val_loss": 0.75})
     client, (_,), (begun,) = rows(workspace)
     assert points(client, begun, "epoch/val_loss") == [(0, 1.5), (1, 0.75)]
     assert begun.info.status == "RUNNING"
     assert begun.data.params == {"seed": "42"}
-    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]
+    assert points(client, rows(workspace)[1][0], "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75)]
+    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]  # as rounded in the file
     recording.send_or_keep([make_record("fine_tune", curves=curves)])
     client, (parent,), (done,) = rows(workspace)
     assert done.info.run_id == begun.info.run_id
     assert done.info.status == "FINISHED"
     assert points(client, done, "epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
-    assert points(client, done, "epoch/loss") == [(1, 0.9)]
+    assert points(client, done, "epoch/loss") == [(1, 0.9000001)]
+    assert points(client, parent, "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
     assert parent.data.metrics["fine_tune/val_accuracy"] == 0.5
 
 
