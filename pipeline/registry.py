@@ -92,6 +92,9 @@ def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> Non
             description=judgement.why,
             model_id=model.model_id,
         )
+        # As MLflow's own `register_model` does, so that the UI finds the version of a model.
+        place = json.dumps([{"name": name, "version": version.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": place})
         why = judgement.why.replace("**", "")
         print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {why}")
     if version.tags.get(EVALUATION) == run.info.run_id:  # else it was registered, and named, for another run
@@ -203,7 +206,8 @@ def _logged(client: MlflowClient, experiment: str, run: Run, row: Run, scratch: 
         for point in client.get_metric_history(row.info.run_id, name)[-1:]
     ]
     client.log_batch(row.info.run_id, metrics=metrics)
-    client.log_outputs(row.info.run_id, [LoggedModelOutput(model.model_id, 0)])
+    if not any(output.model_id == model.model_id for output in row.outputs.model_outputs):
+        client.log_outputs(row.info.run_id, [LoggedModelOutput(model.model_id, 0)])
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
