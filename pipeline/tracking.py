@@ -61,8 +61,9 @@ def ui(port: int) -> int:
     # Without the last part the UI opens on its pages for language models.
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     print(f"Open {page}\nor, the best experiment first, {page}&viewStateShareKey={VIEW}", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Without the processes that work for language models it is there in half the time.
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
         return subprocess.run([*command, "--backend-store-uri", tracker.uri()], env=environment, check=False).returncode
     except KeyboardInterrupt:

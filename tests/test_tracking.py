@@ -198,7 +198,9 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
     monkeypatch.setattr(tracking.subprocess, "run", lambda command, **_: commands.append(command) or Done)
     assert tracking.ui(5001) == 0
     assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
-    ((*_, host, _, port, _, uri),) = commands
+    (command,) = commands
+    given = dict(zip(command[4::2], command[5::2], strict=True))
+    host, port, uri = given["--host"], given["--port"], given["--backend-store-uri"]
     assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{workspace}/mlflow.db")
 
     with socket.socket() as taken:
