@@ -56,7 +56,7 @@ WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 
 
 class Silent(contextlib.AbstractContextManager):
-    """In the place of tracking.Live."""
+    """In the place of recording.Live."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     os.environ.pop("DVC_ROOT", None)
-    fine_tune.tracking.Live = Silent  # there is no repository to record
+    fine_tune.recording.Live = Silent  # there is no repository to record
     print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
     print(
         f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",

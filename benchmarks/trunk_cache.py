@@ -59,7 +59,7 @@ class Clock(keras.callbacks.Callback):
 def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
     """Seconds of epochs, those before the first one, and val accuracy."""
     clock, start = Clock(), time.perf_counter()
-    fine_tune.tracking.Live = lambda *_: contextlib.nullcontext(clock)
+    fine_tune.recording.Live = lambda *_: contextlib.nullcontext(clock)
     trunk = fine_tune.build(params, meta, "float32")
     head, _ = networks.load(paths.HEAD)
     tuned, _ = fine_tune.train(params, trunk, head, meta, None)

@@ -142,8 +142,26 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
-    """All that `text` and `markdown` tell, as JSON can hold it.
+@dataclass(frozen=True)
+class Common:
+    """What two sides have in common.
+
+    Attributes:
+        pair: the predictions of the images that both have seen, under the same label, of a class that both know.
+        base: rows of those images, as in Side.predictions, and `head` likewise, in the same order.
+        classes: names that both know.
+        relabelled: images that are left out, since their label is another one now.
+    """
+
+    pair: Pair
+    base: pd.DataFrame
+    head: pd.DataFrame
+    classes: list[str]
+    relabelled: int
+
+
+def common(base: Side, head: Side, top_k: int) -> Common:
+    """Pair what both sides say of the same images.
 
     Raises:
         UserError: where both do not share two images and two classes.
@@ -163,6 +181,17 @@ def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
     a, b = a.loc[shared], b.loc[shared]
     targets = pd.Categorical(a.label, classes).codes.astype(int)
     pair = Pair(*(_of_classes(side, rows, classes, targets, top_k) for side, rows in ((base, a), (head, b))))
+    return Common(pair, a, b, classes, relabelled)
+
+
+def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
+    """All that `text` and `markdown` tell, as JSON can hold it.
+
+    Raises:
+        UserError: where both do not share two images and two classes.
+    """
+    found = common(base, head, top_k)
+    pair, a, b, classes = found.pair, found.base, found.head, found.classes
     right = pair.right
     flipped = [
         {"image_id": a.index[place], "path": b.path.iloc[place], "label": a.label.iloc[place],
@@ -175,10 +204,10 @@ def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
         "verdict": pair.verdict(),
         "p": pair.p_value(),
         "images": {
-            "compared": len(shared),
+            "compared": len(a),
             "only_base": len(base.predictions.index.difference(head.predictions.index)),
             "only_head": len(head.predictions.index.difference(base.predictions.index)),
-            "relabelled": relabelled,
+            "relabelled": found.relabelled,
         },
         "classes_left_out": sorted(set(base.classes) ^ set(head.classes)),
         "mended": pair.mended,

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.special import softmax
 from tqdm import tqdm
 
-from pipeline import heads, networks, paths, results, stage
+from pipeline import heads, networks, paths, registry, results, stage
 from pipeline.dataset import load_classes, load_examples, load_split
 from pipeline.engine import keras, take_gpus
 from pipeline.outputs import Outputs
@@ -113,4 +113,4 @@ def main(params: Params, outputs: Outputs) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    stage.run("evaluate", main, after=results.write)
+    stage.run("evaluate", main, after=results.write, recorded=registry.register)

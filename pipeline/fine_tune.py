@@ -37,8 +37,8 @@ from pipeline import (
     networks,
     paths,
     pixels,
+    recording,
     stage,
-    tracking,
     trunk_cache,
     verdict,
 )
@@ -140,7 +140,7 @@ def train(
             batch_size=choice.batch_size,
         )
         details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
-        with tracking.Live("fine_tune", params.leaves()) as live:
+        with recording.Live("fine_tune", params.leaves()) as live:
             tuned = tune(
                 network,
                 batches(rows=np.arange(count), views=views, seed=params.seed),

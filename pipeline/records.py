@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -18,10 +16,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from pipeline import paths, timings
+from pipeline import headline, origin, paths, timings
+from pipeline.resources import Sample
 
 LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
+# What makes the content of a record; the rest is about its making, or follows from these.
+LEFT = ("key", "stage", "experiment_params", "params", "metrics", "curves", "artifacts", "trials")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Record:
         time: milliseconds since 1970, of the making of the record.
         trials: rows of a search, to be shown as runs of their own.
         costs: figures of what the stage cost, which no two runs share.
+        headline: figures for the row of the experiment, under short names.
+        dataset: name, digest, source_type, source, schema and profile of the data; empty where they are not known yet.
+        note: Markdown for the row.
+        shown: those paths that the row shows too, and files that are no outputs.
+        samples: (figure, milliseconds since 1970, value) of what the stage took of the machine.
+        model: SHA-256 of the model that evaluate judged.
     """
 
     key: str
@@ -54,20 +61,27 @@ class Record:
     time: int
     trials: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
+    headline: dict[str, float] = field(default_factory=dict)
+    dataset: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    shown: list[str] = field(default_factory=list)
+    samples: list[tuple[str, int, float]] = field(default_factory=list)
+    model: str = ""
 
     def content(self) -> str:
         """A fingerprint of what the stage left, whenever and however it came about."""
         parts = asdict(self)
-        for name in ("tags", "restored", "started", "time", "costs"):
-            del parts[name]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps({name: parts[name] for name in LEFT}, sort_keys=True).encode()).hexdigest()
 
 
-def collect(params: dict[str, Any], just_ran: str | None, started: float | None = None) -> list[Record]:
+def collect(
+    params: dict[str, Any], just_ran: str | None, started: float | None = None, samples: list[Sample] | None = None
+) -> list[Record]:
     """The records of `just_ran`, and of all other stages whose outputs in the workspace are what dvc.lock says.
 
     Args:
         started: when `just_ran` began, in seconds since 1970.
+        samples: what `just_ran` took of the machine.
     """
     now, params = time.time(), _of_runs(params)
     stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
@@ -75,10 +89,16 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
     if not paths.MANIFEST.is_file():
         return []
     key = _experiment_key(stages, params)
-    tags = _tags()
+    digest = _sha256(paths.MANIFEST)[:12]
+    data = headline.dataset(params["data.source"], digest)
+    tags = {**origin.tags(), "data_version": digest}
+    command = origin.command(tags.get("git_commit", ""), params)
+    way = headline.way(command, tags.get("git_dirty") == "true", params["data.source"], digest)
     records = []
     for stage in standing(stages, lock, params, _md5, Path.is_file, just_ran):
-        metrics, curves = _metrics(stage), _curves(stage)
+        ran, metrics, costs = stage == just_ran, _metrics(stage), timings.of(stage)
+        artifacts = _artifacts(stages[stage])
+        figures = headline.metrics(stage, metrics, costs)
         records.append(
             Record(
                 key,
@@ -86,14 +106,20 @@ def collect(params: dict[str, Any], just_ran: str | None, started: float | None 
                 {name: _text(value) for name, value in params.items()},
                 {name: _text(params[name]) for name in stages[stage]["params"]},
                 metrics,
-                curves,
-                {path: _sha256(Path(path)) for path in _artifacts(stages[stage])},
-                tags,
-                restored=stage != just_ran,
-                started=round(1000 * (started if started and stage == just_ran else now)),
+                _curves(stage),
+                {path: _sha256(Path(path)) for path in artifacts},
+                {**tags, **_made_by(stage, ran)},
+                restored=not ran,
+                started=round(1000 * (started if started and ran else now)),
                 time=round(1000 * now),
                 trials=_trials(params) if stage == "train_head" else [],
-                costs=timings.of(stage),
+                costs=costs,
+                headline=figures,
+                dataset=data,
+                note=f"{_results(figures)}\n\n{way}" if stage == "evaluate" else way,
+                shown=[path for path in artifacts if path.startswith(("plots/", "reports/"))] + _page(stage, started),
+                samples=[(name, at, value) for at, row in samples or () for name, value in row.items()] if ran else [],
+                model=_sha256(paths.MODEL) if stage == "evaluate" and paths.MODEL.is_file() else "",
             )
         )
     return records
@@ -105,7 +131,8 @@ def begin(params: dict[str, Any], stage: str) -> Record:
     now, params = round(1000 * time.time()), _of_runs(params)
     everything = {name: _text(value) for name, value in params.items()}
     used = {name: everything[name] for name in stages[stage]["params"]}
-    return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, _tags(), False, now, now)
+    tags = {**origin.tags(), **origin.versions()}
+    return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, tags, False, now, now)
 
 
 def stage_names() -> list[str]:
@@ -243,17 +270,37 @@ def _trials(params: dict[str, Any]) -> list[dict[str, Any]]:
     return pd.read_csv(paths.TRIALS).to_dict("records")
 
 
-def _tags() -> dict[str, str]:
-    """The git commit, or that which the DVC experiment starts from, and the experiment's name."""
-    commit = os.environ.get("DVC_EXP_BASELINE_REV", "")
-    if not commit:
-        try:
-            found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-            commit = found.stdout.strip() if found.returncode == 0 else ""
-        except OSError:
-            commit = ""
-    tags = {"git_commit": commit, "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
-    return {name: value for name, value in tags.items() if value}
+def _made_by(stage: str, ran: bool) -> dict[str, str]:
+    """The versions that made the result, and the device; of a stage that did not run, as far as the features tell."""
+    found = origin.versions() if ran else {}
+    if stage != "prepare":
+        if not ran and paths.FEATURES_META.is_file():
+            known = json.loads(paths.FEATURES_META.read_bytes()).get("versions", {})
+            found = {name: known[name] for name in origin.LIBRARIES if name in known}
+        file = paths.metrics("extract")
+        device = json.loads(file.read_bytes()).get("device") if file.is_file() else None
+        found |= {"device": device} if device else {}
+    return found
+
+
+def _results(figures: dict[str, float]) -> str:
+    """Of evaluate, which stands; a note is not worth an error."""
+    try:
+        evaluation = json.loads(paths.EVALUATION.read_bytes())
+        tuned = json.loads(paths.metrics("fine_tune").read_bytes()).get("fine_tuned")
+        without = {name: value for name, value in figures.items() if name not in evaluation["final"]["metrics"]}
+        for bound in ("accuracy_low", "accuracy_high"):
+            without.pop(bound, None)
+        return headline.results(evaluation, without, tuned)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _page(stage: str, started: float | None) -> list[str]:
+    """The page of all results, which evaluate leaves; one of an earlier experiment is not shown for this one's."""
+    file = paths.RESULTS
+    fresh = stage == "evaluate" and file.is_file() and started is not None and file.stat().st_mtime >= started
+    return [file.as_posix()] if fresh else []
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import timings, tracking
+from pipeline import recording, resources, timings
 from pipeline.errors import UserError
 from pipeline.outputs import Outputs
 from pipeline.params import Params, load_params
@@ -25,10 +25,12 @@ def run(
     stage: str,
     main: Callable[[Params, Outputs], dict[str, float] | None],
     after: Callable[[], None] = lambda: None,
+    recorded: Callable[[], object] = lambda: None,
 ) -> None:
     """Run `main` as the stage named `stage` and end the process. What it returns are figures of cost, by name.
 
-    `after` makes what is no output of the stage, from its outputs; what goes wrong there costs a line.
+    `after` makes what is no output of the stage, from its outputs; what goes wrong there costs a line. `recorded` goes
+    on from the record in MLflow, and never raises.
 
     A mistake in the input ends in its message and exit code 1. Whatever fails, the outputs of the last good run are
     back in their places: DVC removes them before it starts a stage.
@@ -38,7 +40,8 @@ def run(
     try:
         params = load_params()
         check_inputs(stage)
-        costs = main(params, outputs)
+        with resources.Sampler() as sampler:
+            costs = main(params, outputs)
         outputs.commit()
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,7 +64,8 @@ def run(
         after()
     except Exception as error:
         print(f"{stage}: {explain(stage, error) or ' '.join(str(error).split())[:300]}", file=sys.stderr)
-    tracking.record(stage, params.leaves(), started)
+    recording.record(stage, params.leaves(), started, sampler.samples)
+    recorded()
 
 
 def check_inputs(stage: str) -> None:

@@ -67,6 +67,28 @@ def write_params(file: Path, **changes: object) -> None:
     file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory) -> Path:
+    """An MLflow store without runs: its first use takes seconds, a copy of it none."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch, fresh_store: Path) -> Path:
+    """A repository with a store; the current folder is a copy of it, as DVC makes one for a temporary experiment."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
 class Project:
     """A clone of this repository with photos of its own."""
 

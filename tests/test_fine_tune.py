@@ -140,12 +140,12 @@ def test_a_killed_stage_goes_on_to_the_same_file(here, monkeypatch):
                 raise SystemExit
 
     with monkeypatch.context() as killed:
-        killed.setattr(fine_tune.tracking, "Live", Kill)
+        killed.setattr(fine_tune.recording, "Live", Kill)
         with pytest.raises(SystemExit):
             tuned()
     seen = []
     monkeypatch.setattr(Kill, "__call__", lambda self, row: seen.append(row["epoch"]))
-    monkeypatch.setattr(fine_tune.tracking, "Live", Kill)
+    monkeypatch.setattr(fine_tune.recording, "Live", Kill)
     tuned()
     assert seen == [3, 4]
     assert paths.MODEL.read_bytes() == whole

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, write_params
 
-from pipeline import stage, tracking
+from pipeline import recording, stage
 from pipeline.errors import UserError
 
 DVC_YAML = "stages:\n  train_head:\n    deps: ['${data.source}', features/train.npy]\n"
@@ -22,7 +22,7 @@ OUT = Path("models/head.keras")
 def here(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(tracking, "record", lambda *_: None)
+    monkeypatch.setattr(recording, "record", lambda *_: None)
     write_params(Path("params.yaml"))
     Path("dvc.yaml").write_text(DVC_YAML)
     Path("features").mkdir()

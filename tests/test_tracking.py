@@ -11,21 +11,11 @@ import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
 
-from pipeline import tracking
+from pipeline import outbox, recording, tracking
 from pipeline.errors import UserError
 from pipeline.records import Record
 
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "copy").mkdir()
-    monkeypatch.chdir(tmp_path / "copy")
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # as DVC sets it in a temporary experiment
-    return tmp_path
 
 
 def make_record(stage: str = "train_head", key: str = "k1", **changes) -> Record:
@@ -59,7 +49,7 @@ def rows(root: Path, uri: str | None = None) -> tuple[MlflowClient, list, list]:
 
 
 def test_an_experiment_is_one_row_with_a_run_a_stage(workspace):
-    tracking._send_or_keep([make_record("prepare", restored=True), make_record("train_head")])
+    recording.send_or_keep([make_record("prepare", restored=True), make_record("train_head")])
     client, parents, children = rows(workspace)
     (parent,) = parents
     assert parent.info.run_name == "nice-name"
@@ -83,10 +73,10 @@ def test_an_experiment_is_one_row_with_a_run_a_stage(workspace):
 
 
 def test_the_same_again_makes_no_second_run(workspace):
-    tracking._send_or_keep([make_record()])
+    recording.send_or_keep([make_record()])
     first = [run.info.run_id for run in rows(workspace)[2]]
-    tracking._send_or_keep([make_record(time=1_800_000_000_000, restored=True)])
-    tracking._send_or_keep(
+    recording.send_or_keep([make_record(time=1_800_000_000_000, restored=True)])
+    recording.send_or_keep(
         [make_record(metrics={"val_accuracy": 0.500001}, restored=True)]
     )  # as another machine rounds
     _, parents, children = rows(workspace)
@@ -95,32 +85,77 @@ def test_the_same_again_makes_no_second_run(workspace):
 
 
 def test_another_result_of_the_same_stage_replaces_the_first(workspace):
-    tracking._send_or_keep([make_record()])
-    tracking._send_or_keep([make_record(metrics={"val_accuracy": 0.7})])
+    recording.send_or_keep([make_record()])
+    recording.send_or_keep([make_record(metrics={"val_accuracy": 0.7})])
     _, (parent,), (child,) = rows(workspace)
     assert child.data.metrics["val_accuracy"] == 0.7
     assert parent.data.metrics["train_head/val_accuracy"] == 0.7
 
 
+def test_the_row_says_at_a_glance_what_came_of_it(workspace):
+    """Short names beside the long ones, the curves of all stages, the data, a note, files to look at."""
+    Path("reports").mkdir()
+    Path("reports/report.html").write_text("<p>all")
+    dataset = {
+        "name": "photos", "digest": "abc", "source_type": "local", "source": "{}", "schema": "{}", "profile": "{}",
+    }  # fmt: skip
+    item = make_record(
+        headline={"accuracy": 0.5}, dataset=dataset, note="# Note", shown=["reports/report.html"],
+        samples=[("cpu_utilization_percentage", 1_699_999_996_000, 50.0),
+                 ("cpu_utilization_percentage", 1_699_999_997_000, 70.0)],
+    )  # fmt: skip
+    recording.send_or_keep([item])
+    client, (parent,), (child,) = rows(workspace)
+    assert (parent.data.metrics["accuracy"], parent.data.metrics["train_head/val_accuracy"]) == (0.5, 0.5)
+    assert points(client, parent, "train_head/epoch/loss") == [(1, 0.9), (2, 0.4)]
+    assert parent.data.tags["mlflow.note.content"] == "# Note"
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "reports")] == ["reports/report.html"]
+    for run, context in ((parent, "training"), (child, "training")):
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("photos", "abc")
+        assert [tag.value for tag in used.tags] == [context]
+    sampled = client.get_metric_history(child.info.run_id, "system/cpu_utilization_percentage")
+    assert [(point.step, point.timestamp, point.value) for point in sampled] == [
+        (0, 1_699_999_996_000, 50.0), (1, 1_699_999_997_000, 70.0),
+    ]  # fmt: skip
+
+
+def test_the_note_tells_of_the_results_and_is_never_written_over_the_users_own(workspace):
+    def note() -> str:
+        return rows(workspace)[1][0].data.tags["mlflow.note.content"]
+
+    recording.send_or_keep([make_record("train_head", note="way")])
+    recording.send_or_keep([make_record("evaluate", note="results, way", restored=True)])
+    assert note() == "results, way"
+    recording.send_or_keep([make_record("fine_tune", note="way")])
+    assert note() == "results, way"
+    recording.send_or_keep([make_record("evaluate", note="other results", metrics={"accuracy": 0.7})])
+    assert note() == "other results"
+    client, (parent,), _ = rows(workspace)
+    client.set_tag(parent.info.run_id, "mlflow.note.content", "mine")
+    recording.send_or_keep([make_record("evaluate", note="results", metrics={"accuracy": 0.8})])
+    assert note() == "mine"
+
+
 def test_a_run_that_was_broken_off_is_made_anew(workspace, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        tracking._send_or_keep([make_record()])
-    tracking._send_or_keep([])
+        recording.send_or_keep([make_record()])
+    recording.send_or_keep([])
     _, (_,), (child,) = rows(workspace)
     assert child.data.tags["headstart.content"] == make_record().content()
 
 
 def test_a_row_keeps_the_commit_that_its_stages_ran_at(workspace):
-    tracking._send_or_keep([make_record()])
-    tracking._send_or_keep([make_record("prepare", restored=True, tags={"git_commit": "beef"})])
+    recording.send_or_keep([make_record()])
+    recording.send_or_keep([make_record("prepare", restored=True, tags={"git_commit": "beef"})])
     assert rows(workspace)[1][0].data.tags["git_commit"] == "c0ffee"
-    tracking._send_or_keep([make_record("extract", tags={"git_commit": "beef"})])
+    recording.send_or_keep([make_record("extract", tags={"git_commit": "beef"})])
     assert rows(workspace)[1][0].data.tags["mlflow.source.git.commit"] == "beef"
 
 
 def test_other_params_make_another_row(workspace):
-    tracking._send_or_keep([make_record(), make_record(key="k2", experiment_params={**PARAMS, "seed": "43"})])
+    recording.send_or_keep([make_record(), make_record(key="k2", experiment_params={**PARAMS, "seed": "43"})])
     assert len(rows(workspace)[1]) == 2
 
 
@@ -128,27 +163,27 @@ def test_what_cannot_be_sent_is_kept_with_its_files_and_sent_later(workspace, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     item = make_record()
-    assert not tracking._send_or_keep([item, make_record("prepare", restored=True)])
+    assert not recording.send_or_keep([item, make_record("prepare", restored=True)])
     assert "kept and sent later, since http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
     Path("models/head.keras").unlink()  # a temporary experiment's folder goes away
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking._send_or_keep([])
+    assert recording.send_or_keep([])
     client, (_,), (child,) = rows(workspace)
     assert (child.info.start_time, child.info.end_time) == (item.started, item.time)
     assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
-    assert tracking._outbox_entries() == []
+    assert outbox.entries() == []
 
 
 def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracking._send_or_keep([make_record("prepare")])
-    tracking._send_or_keep([make_record("train_head")])
-    first, _ = tracking._outbox_entries()
+    recording.send_or_keep([make_record("prepare")])
+    recording.send_or_keep([make_record("train_head")])
+    first, _ = outbox.entries()
     (first / "record.json").write_text("{half")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking._send_or_keep([])
+    assert recording.send_or_keep([])
     assert "put aside" in capsys.readouterr().err
     assert [run.info.run_name for run in rows(workspace)[2]] == ["train_head"]
     assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
@@ -161,41 +196,44 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
         returncode = 0
 
     monkeypatch.setattr(tracking.subprocess, "run", lambda command, **_: commands.append(command) or Done)
-    assert tracking._ui(5001) == 0
+    assert tracking.ui(5001) == 0
     assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
-    ((*_, host, _, port, _, uri),) = commands
+    (command,) = commands
+    given = dict(zip(command[4::2], command[5::2], strict=True))
+    host, port, uri = given["--host"], given["--port"], given["--backend-store-uri"]
     assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{workspace}/mlflow.db")
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="is taken; name another: make ui PORT="):
-            tracking._ui(taken.getsockname()[1])
+            tracking.ui(taken.getsockname()[1])
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
-    assert tracking._ui(5001) == 0
+    assert tracking.ui(5001) == 0
     assert "http://tracking.example.org: open it" in capsys.readouterr().out
     assert len(commands) == 1
 
 
 def test_tracking_never_costs_a_result(workspace, capsys):
-    tracking.record("train_head", {"seed": 1}, 0.0)  # there is no dvc.yaml here
+    recording.record("train_head", {"seed": 1}, 0.0, [])  # there is no dvc.yaml here
     assert "tracking: train_head could not be recorded" in capsys.readouterr().err
 
 
 def test_long_curves_are_sent_whole(workspace):
     curves = [("loss", epoch, 1.0) for epoch in range(1, 2502)]
-    tracking._send_or_keep([make_record(curves=curves)])
+    recording.send_or_keep([make_record(curves=curves)])
     client, _, (child,) = rows(workspace)
     assert len(client.get_metric_history(child.info.run_id, "epoch/loss")) == 2501
 
 
 def test_several_processes_may_open_a_fresh_store_at_once(workspace):
+    (workspace / "mlflow.db").unlink()
     values = json.dumps(dataclasses.asdict(make_record()))
     code = (
-        "import json, sys; from pipeline import tracking; from pipeline.records import Record;"
+        "import json, sys; from pipeline import recording; from pipeline.records import Record;"
         "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
-        "sys.exit(not tracking._send_or_keep([Record(**values)]))"
+        "sys.exit(not recording.send_or_keep([Record(**values)]))"
     )
     processes = [
         subprocess.Popen(
@@ -207,44 +245,10 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
     assert len(rows(workspace)[1]) == 2
 
 
-def test_a_server_takes_the_records(workspace, monkeypatch):
-    import time
-    import urllib.request
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{workspace}/server.db"),
-            *("--artifacts-destination", str(workspace / "artifacts")),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=workspace,
-    )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert tracking._send_or_keep([make_record()])
-        client, (_,), (child,) = rows(workspace, uri)
-        assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def live(monkeypatch, key: str = "k1") -> tracking.Live:
+def live(monkeypatch, key: str = "k1") -> recording.Live:
     begun = make_record("fine_tune", key, metrics={}, curves=[], artifacts={})
-    monkeypatch.setattr(tracking.records, "begin", lambda params, stage: begun)
-    return tracking.Live("fine_tune", {})
+    monkeypatch.setattr(recording.records, "begin", lambda params, stage: begun)
+    return recording.Live("fine_tune", {})
 
 
 def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
@@ -254,18 +258,20 @@ def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
 def test_curves_are_shown_as_they_come_and_the_record_completes_the_run(workspace, monkeypatch):
     show = live(monkeypatch)
     show({"epoch": 0, "val_loss": 1.5})
-    show({"epoch": 1, "loss": 0.9, "val_loss": 0.75})
+    show({"epoch": 1, "loss": 0.9000001, "val_loss": 0.75})
     client, (_,), (begun,) = rows(workspace)
     assert points(client, begun, "epoch/val_loss") == [(0, 1.5), (1, 0.75)]
     assert begun.info.status == "RUNNING"
     assert begun.data.params == {"seed": "42"}
-    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]
-    tracking._send_or_keep([make_record("fine_tune", curves=curves)])
+    assert points(client, rows(workspace)[1][0], "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75)]
+    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]  # as rounded in the file
+    recording.send_or_keep([make_record("fine_tune", curves=curves)])
     client, (parent,), (done,) = rows(workspace)
     assert done.info.run_id == begun.info.run_id
     assert done.info.status == "FINISHED"
     assert points(client, done, "epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
-    assert points(client, done, "epoch/loss") == [(1, 0.9)]
+    assert points(client, done, "epoch/loss") == [(1, 0.9000001)]
+    assert points(client, parent, "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
     assert parent.data.metrics["fine_tune/val_accuracy"] == 0.5
 
 
@@ -291,7 +297,7 @@ def test_each_trial_of_a_search_is_a_run_under_its_stage(workspace):
         {"trial": 1, "hidden": "[]", "val_loss": 0.5, "val_accuracy": 0.8, "rank": 2},
         {"trial": 2, "hidden": "[64]", "val_loss": 0.4, "val_accuracy": 0.9, "rank": 1},
     ]
-    tracking._send_or_keep([make_record(trials=trials)])
+    recording.send_or_keep([make_record(trials=trials)])
     client, _, (stage,) = rows(workspace)
 
     def shown() -> list:
@@ -304,16 +310,16 @@ def test_each_trial_of_a_search_is_a_run_under_its_stage(workspace):
     assert [run.data.params for run in shown()] == [{"train_head.hidden": "[]"}, {"train_head.hidden": "[64]"}]
     assert shown()[1].data.metrics == {"val_loss": 0.4, "val_accuracy": 0.9, "rank": 1}
     # Another search takes the place of the first.
-    tracking._send_or_keep([make_record(trials=trials[:1])])
+    recording.send_or_keep([make_record(trials=trials[:1])])
     (left,) = shown()
     assert left.data.tags["mlflow.parentRunId"] == rows(workspace)[2][0].info.run_id
 
 
 def test_the_same_again_leaves_no_run_that_never_ends(workspace, monkeypatch):
-    tracking._send_or_keep([make_record("fine_tune")])
+    recording.send_or_keep([make_record("fine_tune")])
     live(monkeypatch)({"epoch": 1, "val_loss": 0.5})
     assert len(rows(workspace)[2]) == 2
-    tracking._send_or_keep([make_record("fine_tune")])
+    recording.send_or_keep([make_record("fine_tune")])
     _, (parent,), (stage,) = rows(workspace)
     assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
 

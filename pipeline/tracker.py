@@ -1,0 +1,96 @@
+"""Where MLflow keeps its runs, and the way there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from pipeline.paths import kept, workspace_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "headstart"
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of each run that ends
+    # One try, and no long wait: what a server that is down does not take is kept.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class UnreachableError(Exception):
+    """The store did not take a record, and may take it later."""
+
+
+def embedded() -> bool:
+    """Whether the store is mlflow.db in the root of the repository."""
+    return not os.environ.get("MLFLOW_TRACKING_URI")
+
+
+def uri() -> str:
+    """The address of the store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace_root() / 'mlflow.db').as_posix()}"
+
+
+def is_there() -> bool:
+    """Whether there is a store; of a server, that is to be found out."""
+    return not embedded() or (workspace_root() / "mlflow.db").is_file()
+
+
+def experiment_name() -> str:
+    """Of the experiment in MLflow that the runs belong to, and of the registered model."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+@contextmanager
+def connected() -> Iterator[MlflowClient]:
+    """A client of the store, alone among the processes of this repository: a fresh store must be opened by one.
+
+    Raises:
+        UnreachableError: for whatever goes wrong inside that may go right another time.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    lock = kept("tracking.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            import logging
+
+            from mlflow import MlflowClient  # takes two seconds, and sets its own logger
+
+            for name in ("alembic", "mlflow"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            yield MlflowClient(uri())
+    except Exception as error:
+        raise UnreachableError(line(error)) from error
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """The experiment in MLflow; made where there is none, brought back where it was deleted."""
+    name = experiment_name()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        artifacts = (workspace_root() / "mlartifacts").as_uri() if embedded() else None
+        return client.create_experiment(name, artifact_location=artifacts)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return experiment.experiment_id
+
+
+def warn(message: str) -> None:
+    """Say what went wrong; tracking never costs a result."""
+    print(f"tracking: {message}", file=sys.stderr)
+
+
+def line(error: BaseException) -> str:
+    """`error` in one line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
