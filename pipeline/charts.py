@@ -11,6 +11,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 300, 200  # of a drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 36, 12, 10, 34  # around the plot
+TICKS = 6  # of an axis at most
 POINTS = 300  # of a line, of more as many at equal distances
 
 
@@ -34,6 +35,7 @@ class Chart:
         lines: kind (a CSS class) and points, as SVG's polyline takes them.
         marks: points with their intervals.
         best: a place across to be marked, or None.
+        whole: whether only whole numbers of x have a sense.
     """
 
     title: str
@@ -44,13 +46,14 @@ class Chart:
     lines: list[tuple[str, str]] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     best: float | None = None
+    whole: bool = False
     width: int = WIDTH
     height: int = HEIGHT
 
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Place and text."""
-        return [(self.across(value), f"{value:g}") for value in ticks(*self.x)]
+        return [(self.across(value), f"{value:g}") for value in ticks(*self.x, least=1 if self.whole else 0)]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
@@ -78,9 +81,9 @@ class Chart:
         self.marks.append(Mark(kind, self.across(x), self.down(y), self.down(low), self.down(high), text))
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers in [low, high], at most `most`."""
-    rough = (high - low) / max(most - 1, 1)
+def ticks(low: float, high: float, least: float = 0) -> list[float]:
+    """Round numbers in [low, high], at most TICKS, not closer than `least`."""
+    rough = max((high - low) / (TICKS - 1), least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -37,7 +37,7 @@ def frequent(table: pd.DataFrame) -> pd.DataFrame:
     """
     wrong = table[table.label != table.predicted]
     found = wrong.groupby(["label", "predicted"]).size().rename("images").reset_index()
-    found["share"] = found.images / found.label.map(table.label.value_counts())
+    found["share"] = found.images / table.label.value_counts().reindex(found.label).to_numpy()
     return found.sort_values(["images", "share"], ascending=False, kind="stable", ignore_index=True)
 
 

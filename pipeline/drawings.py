@@ -31,7 +31,7 @@ def training(title: str, file: Path, best: int | None) -> list[Chart]:
     lowest = np.nanmin(np.where(np.isfinite(shares), shares, np.nan), initial=0.95)
     drawn = []
     for name, y in (("loss", (0.0, 1.05 * highest)), ("accuracy", (np.floor(10 * lowest) / 10, 1.0))):
-        chart = Chart(f"{title}, {name}", "epoch", name, across, y)
+        chart = Chart(f"{title}, {name}", "epoch", name, across, y, whole=True)
         chart.best = chart.across(best) if best else None
         chart.line("train", table.epoch, table[name])
         chart.line("val", table.epoch, table[f"val_{name}"])

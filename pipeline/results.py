@@ -33,6 +33,9 @@ NEEDED = (
     paths.RELIABILITY,
     paths.PRECISION_RECALL,
 )
+OUTDATED = (
+    "As far as dvc.lock tells, these results are not those of the params and the code in this folder: run dvc repro."
+)
 FIRST_ROWS, MOST_ROWS = 30, 300  # classes in the table: at once, and at a click
 FINGERPRINT = re.compile(rb'<meta name="results" content="([0-9a-f]+)">')
 
@@ -123,8 +126,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--if-stale", action="store_true", help="only where the page is not of the present results")
     if parser.parse_args(argv).if_stale and is_current():
         return 0
+    from pipeline import records
+    from pipeline.params import load_params
+
     try:
-        write()
+        stages = {record.stage for record in records.collect(load_params().leaves(), None)}
+        write([] if "evaluate" in stages else [OUTDATED])
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

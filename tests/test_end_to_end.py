@@ -106,6 +106,22 @@ def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
     assert [file.read_text() for file in files] == figures
 
 
+def test_the_page_of_results_follows_the_results(done):
+    """Also where DVC restores them."""
+    page = done.root / "reports/report.html"
+    done.run("git checkout -q params.yaml && dvc repro && python -m pipeline.results --if-stale")
+    before = page.read_bytes()
+    assert b"dvc repro</pre>" in before
+    done.run("dvc exp run -S evaluate.resamples=200 evaluate")
+    assert b"-S evaluate.resamples=200</pre>" in page.read_bytes()
+    done.run("git checkout -q params.yaml")
+    assert "Running stage" not in done.run("dvc repro").replace("Running stage 'prepare'", "")
+    assert done.run("python -m pipeline.results --if-stale") == "results: reports/report.html\n"
+    assert b"dvc repro</pre>" in page.read_bytes()
+    assert b"run dvc repro." not in page.read_bytes()
+    assert done.run("python -m pipeline.results --if-stale") == ""
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

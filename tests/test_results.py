@@ -165,6 +165,16 @@ def test_the_surest_error_comes_first_and_the_least_sure_right_answer(workspace)
     assert "data:image/webp" in errors
 
 
+@pytest.mark.parametrize("accuracy", [1.0, 0.0])
+@pytest.mark.parametrize("count", [3, 30])
+def test_all_right_and_all_wrong(workspace, accuracy, count):
+    workspace([f"c{number}" for number in range(count)], images=4, accuracy=accuracy, model=True)
+    results.write()
+    surest = paths.RESULTS.read_text(encoding="utf-8").split("The surest errors")[1].split("</div>\n<h3")[0]
+    assert text().count("None.") == (2 if accuracy else 1)
+    assert surest.count("said c") == (0 if accuracy else min(24, 4 * count))
+
+
 def test_names_cannot_act(workspace):
     evil = EVIL.replace("/", "")
     workspace([evil, "<script>document.title='owned'<\\script>", "a & b", "}}{{ 7 * 7 }}"], model=True)
@@ -212,6 +222,13 @@ def test_the_page_is_current_until_a_result_changes(workspace):
     paths.PREDICTIONS.write_bytes(paths.PREDICTIONS.read_bytes() + b"\n")
     assert results.main(["--if-stale"]) == 0
     assert results.is_current()
+
+
+def test_the_command_says_where_params_have_moved_on(workspace, capsys):
+    workspace(["ant", "bee"])  # without dvc.lock nothing tells what they were made of
+    assert results.main([]) == 0
+    assert capsys.readouterr().out == "results: reports/report.html\n"
+    assert results.OUTDATED in text()
 
 
 @pytest.mark.parametrize("file", [paths.PREDICTIONS, paths.EVALUATION, paths.curves("fine_tune")])
@@ -378,6 +395,7 @@ def test_the_picture_shows_each_share_where_it_belongs():
 def test_ticks_are_few_and_round(low, high):
     found = ticks(low, high)
     assert 2 <= len(found) <= 6
+    assert all(tick == int(tick) for tick in ticks(low, high, least=1))
     assert all(low - 1e-9 * high <= tick <= high * (1 + 1e-9) for tick in found)
 
 
