@@ -1,107 +1,140 @@
 """Name what is on images, with the model that the pipeline made.
 
-Command: python -m pipeline.predict IMAGE_OR_FOLDER... [--json] [--model models/model.keras]
+Command: python -m pipeline.predict IMAGE... [--format text|csv|json] [--output FILE] [--model models/model.keras]
+
+An IMAGE is a file; a folder, for the images below it; a pattern in quotes, as 'photos/**/*.jpg'; an http(s)://, s3://
+or gs:// address of a file; or -, for a list of files and addresses on standard input, one a line. Where
+`python -m pipeline.unlike` has learnt what the training images look like, those that are unlike them are flagged.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
+import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import paths
+from pipeline import paths, unlike
+from pipeline.answers import FORMATS, MARK, Answer, Counted
 from pipeline.errors import UserError
-from pipeline.files import Folder
-from pipeline.images import SUFFIXES, ImageError
-from pipeline.pixels import load
+from pipeline.given import find_images, load_given
+from pipeline.images import ImageError
+from pipeline.machine import cores
+from pipeline.outputs import Outputs
 
 
-def find_images(given: list[Path]) -> list[Path]:
-    """The files that are named, and those below the folders that are named, sorted, which are images by their name.
-
-    Raises:
-        UserError: where a name leads nowhere, or a folder holds no image.
-    """
-    found = []
-    for path in given:
-        if path.is_dir():
-            below = [path / name for name in Folder(path).scan().files if Path(name).suffix.lower() in SUFFIXES]
-            if not below:
-                raise UserError(f"{path}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
-            found += sorted(below)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UserError(f"{path} does not exist; give images, or folders with images")
-    return found
-
-
-def predict(
-    files: list[Path], model_file: Path
-) -> tuple[list[str], list[tuple[Path, np.ndarray]], list[tuple[Path, str]]]:
-    """Class names; the probabilities (n_classes,) of each file that is an image; name and reason of those that are not.
+class Network:
+    """The model, with what tells images unlike the training images where that is there.
 
     Raises:
         UserError: where there is no model.
     """
-    from pipeline import networks  # loads TensorFlow: a wrong path is told before that
 
-    model, classes = networks.load(model_file)
-    size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-    results, unreadable = [], []
-    bar = tqdm(total=len(files), desc="predict", unit=" images", disable=None)
-    for start in range(0, len(files), batch_size):
-        images = []
-        for file in files[start : start + batch_size]:
-            try:
-                images.append((file, load(file, size)))
-            except ImageError as error:
-                unreadable.append((file, str(error)))
-        if images:
-            probabilities = networks.predict(model, np.stack([pixels for _, pixels in images]), batch_size)
-            results += zip([file for file, _ in images], probabilities, strict=True)
-        bar.update(len(files[start : start + batch_size]))
-    bar.close()
-    return classes, results, unreadable
+    def __init__(self, model_file: Path) -> None:
+        from pipeline import networks  # loads TensorFlow: a wrong path is told before that
+
+        self._model, self.classes = networks.load(model_file)
+        self.size, self.most = networks.image_size(self._model), networks.PREDICTION_BATCH
+        self._predict = networks.predict
+        self.unlike: unlike.Unlike | None = None
+        try:
+            self.unlike = unlike.load(model_file)
+            self._model = unlike.with_features(self._model)
+        except UserError as error:
+            print(f"predict: images {MARK} are not flagged: {error}", file=sys.stderr)
+
+    def __call__(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[float | None]]:
+        """Probabilities (b, n_classes) and distances of (b, size, size, 3) uint8, b <= batch_size."""
+        if self.unlike is None:
+            return self._predict(self._model, images, batch_size), [None] * len(images)
+        features, probabilities = unlike.ask(self._model, images, batch_size)
+        return probabilities, self.unlike.distances(features).tolist()
+
+
+def predict(names: list[str], network: Network, show_progress: bool | None = None) -> Iterator[Answer]:
+    """An answer for each image, in order, as batches of them are done.
+
+    Args:
+        show_progress: False for no bar; None for one where stderr is a terminal.
+    """
+    batch_size = min(network.most, len(names))
+    bar = tqdm(total=len(names), desc="predict", unit=" images", disable=None if show_progress is None else True)
+    with ThreadPoolExecutor(cores()) as pool, bar:
+        for start in range(0, len(names), batch_size):
+            batch = names[start : start + batch_size]
+            loaded = list(pool.map(partial(_load, size=network.size), batch))
+            images = [image for image in loaded if isinstance(image, np.ndarray)]
+            probabilities, distances = network(np.stack(images), batch_size) if images else (np.empty(0), [])
+            found = zip(probabilities, distances, strict=True)
+            for name, image in zip(batch, loaded, strict=True):
+                yield (
+                    Answer(name, *next(found))
+                    if isinstance(image, np.ndarray)
+                    else Answer(name, np.empty(0), problem=image)
+                )
+            bar.update(len(batch))
+
+
+def _load(name: str, size: int) -> np.ndarray | str:
+    """The image, or why it cannot be read."""
+    try:
+        return load_given(name, size)
+    except ImageError as error:
+        return str(error)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print a line an image, or JSON; 1 where an image could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.predict", description=__doc__.split("\n")[0])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--json", action="store_true", help="print JSON with the probability of every class")
-    parser.add_argument("--model", type=Path, default=paths.MODEL, help="default: %(default)s")
+    """Write what is found; 1 where an image could not be read."""
+    text: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog="python -m pipeline.predict", description=__doc__, **text)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, folder, 'pattern', address, or -")
+    parser.add_argument("--format", choices=list(FORMATS), default="text", help="default: %(default)s")
+    parser.add_argument("--json", action="store_const", const="json", dest="format", help="as --format json")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a file to write instead of printing")
+    parser.add_argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="default: %(default)s")
     arguments = parser.parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
+    outputs = Outputs()
     try:
-        classes, results, unreadable = predict(find_images(arguments.paths), arguments.model)
+        names = find_images(arguments.images)
+        file = outputs.path(arguments.output) if arguments.output else None
+        network = Network(arguments.model)
+        quiet = True if not arguments.output and sys.stdout.isatty() else None  # lines and a bar would mix
+        given = Counted(predict(names, network, quiet))
+        if file:
+            with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                FORMATS[arguments.format](stream, network.classes, given)
+            outputs.commit()
+        else:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
+            FORMATS[arguments.format](sys.stdout, network.classes, given)
+            sys.stdout.flush()
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    if arguments.json:
-        rows = [
-            {
-                "path": str(file),
-                "label": classes[row.argmax()],
-                "probability": round(float(row.max()), 6),
-                "probabilities": {name: round(float(value), 6) for name, value in zip(classes, row, strict=True)},
-            }
-            for file, row in results
-        ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif results:
-        width = max(len(classes[row.argmax()]) for _, row in results)
-        for file, row in results:
-            print(f"{classes[row.argmax()]:<{width}}  {row.max():.4f}  {file}")
-    for file, reason in unreadable:
-        print(f"{file}: {reason}", file=sys.stderr)
-    return 1 if unreadable else 0
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 0
+    finally:
+        outputs.discard()
+    for name, problem in given.problems:
+        print(f"{name}: {problem}", file=sys.stderr)
+    if given.flagged and network.unlike:
+        known = network.unlike
+        print(
+            f"predict: {given.flagged} of {given.read} images are {MARK}: their labels may mean nothing; of the test "
+            f"split {known.alarms / known.tested:.1%} are flagged",
+            file=sys.stderr,
+        )
+    return 1 if given.problems else 0
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_the_classic_recipe(here, backbone, weights):
     assert 0 <= json.loads(paths.metrics("evaluate").read_text())["accuracy"] <= 1
 
 
-def test_predict_names_single_images_and_folders(here, capsys):
+def test_predict_answers_as_evaluate_does(here, capsys):
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.epochs": 30})
     run(*STAGES)
     capsys.readouterr()

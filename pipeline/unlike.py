@@ -1,0 +1,203 @@
+"""Tell images unlike those that the model was trained on: what they show, no class of it may be.
+
+Command: python -m pipeline.unlike [--rate 0.05] [--model models/model.keras]    # once, when the model is there
+
+Reads the model, the manifest and the images of its splits; writes models/model.unlike.npz, which predict.py uses where
+it lies beside the model. The score is the distance to the KTHth nearest of the training images, by features of unit
+length (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022). The features are those of the
+shipped network: features/train.npy are of the backbone before fine-tuning. The limit is set on val, so that of images
+like those `rate` are flagged at most; how many of the test split are is measured and told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline import paths
+from pipeline.errors import UserError
+from pipeline.images import file_hash
+
+if TYPE_CHECKING:
+    import keras
+
+RATE = 0.05
+KTH = 5
+AT_MOST = {"train": 5000, "val": 2000, "test": 2000}  # images of a split, drawn at random: more change little
+
+
+class Unlike(NamedTuple):
+    """What tells images unlike the training images.
+
+    Attributes:
+        features: (n, feature_dim) float32 of training images, each of length 1.
+        limit: the distance above which an image is unlike them.
+        rate: the share of images of the same kind that may be flagged.
+        alarms, tested: how many images of the test split are flagged, and of how many.
+    """
+
+    features: np.ndarray
+    limit: float
+    rate: float
+    alarms: int
+    tested: int
+
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """(n,) for (n, feature_dim), in units of the limit: above 1 an image is unlike the training images."""
+        return distances(self.features, features) / self.limit
+
+
+def normed(features: np.ndarray) -> np.ndarray:
+    """Each row (feature_dim,) at length 1."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def distances(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """(n,): how far each of `features` (n, d) is from the KTHth nearest of `reference` (m, d), of unit length."""
+    squares = 2 - 2 * normed(features) @ reference.T
+    return np.sqrt(np.maximum(np.partition(squares, KTH - 1, axis=1)[:, KTH - 1], 0))
+
+
+def fit(train: np.ndarray, val: np.ndarray, test: np.ndarray, rate: float) -> Unlike:
+    """The limit is that of split conformal prediction: a new image like those in val is above it at `rate` or less.
+
+    Args:
+        train, val, test: features (n, feature_dim) of the splits.
+
+    Raises:
+        UserError: where the splits are too small.
+    """
+    place = math.ceil((len(val) + 1) * (1 - rate))
+    if place > len(val) or len(train) < KTH:
+        raise UserError(
+            f"val has {len(val)} images and train {len(train)}; for a rate of {rate:g} val must have "
+            f"{math.ceil(1 / rate) - 1} or more, and train {KTH}: allow a higher --rate, or bring more images"
+        )
+    reference = normed(train)
+    limit = max(float(np.sort(distances(reference, val))[place - 1]), 1e-6)
+    return Unlike(reference, limit, rate, int((distances(reference, test) > limit).sum()), len(test))
+
+
+def with_features(model: keras.Model) -> keras.Model:
+    """The classifier, giving its features (N, feature_dim) beside the probabilities (N, n_classes)."""
+    import keras
+
+    image = x = keras.Input((None, None, 3), name="image")
+    outputs = []
+    for layer in model.layers[1:]:  # resize, trunk, head
+        x = layer(x, training=False)
+        outputs.append(x)
+    return keras.Model(image, outputs[-2:])
+
+
+def ask(both: keras.Model, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and probabilities of a batch, padded as `networks.predict` does it."""
+    padded = np.zeros((max(batch_size, 2), *images.shape[1:]), np.float32)
+    padded[: len(images)] = images
+    features, probabilities = both.predict_on_batch(padded)
+    return np.asarray(features)[: len(images)], np.asarray(probabilities)[: len(images)]
+
+
+def file_of(model_file: Path) -> Path:
+    """Where what `fit` makes lies: beside the model."""
+    return model_file.with_suffix(".unlike.npz")
+
+
+def save(unlike: Unlike, model_file: Path) -> Path:
+    """Write it beside the model, whole or not at all; features in float16."""
+    file = file_of(model_file)
+    partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
+    values = {**unlike._asdict(), "features": unlike.features.astype(np.float16)}
+    try:
+        np.savez(partial, model=np.array(file_hash(model_file.read_bytes())), **values)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def load(model_file: Path) -> Unlike:
+    """What lies beside the model.
+
+    Raises:
+        UserError: where there is none, or it is of another model, or damaged.
+    """
+    file, run = file_of(model_file), "run `python -m pipeline.unlike`"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; {run}")
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            model = str(kept["model"])
+            found = Unlike(
+                normed(kept["features"].astype(np.float32)),
+                *(float(kept["limit"]), float(kept["rate"]), int(kept["alarms"]), int(kept["tested"])),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read ({error}); {run}") from error
+    if model != file_hash(model_file.read_bytes()):
+        raise UserError(f"{file} is of another model; {run}")
+    return found
+
+
+def learn(model_file: Path, rate: float) -> Unlike:
+    """Run the model over the splits, and fit.
+
+    Raises:
+        UserError: where there is no model, or the images are not those that were prepared.
+    """
+    if not paths.MANIFEST.is_file():
+        raise UserError(f"{paths.MANIFEST} does not exist; run `dvc repro`: this needs the images of the splits")
+    from tqdm import tqdm
+
+    from pipeline import networks
+    from pipeline.dataset import load_split
+    from pipeline.params import load_params
+    from pipeline.pixels import read_images
+    from pipeline.sources import open_source
+
+    params = load_params()
+    model, _ = networks.load(model_file)
+    size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
+    both, features = with_features(model), {}
+    with open_source(params.data.source, params.data.root) as source:
+        for split, most in AT_MOST.items():
+            images = load_split(split)
+            images = images.sample(min(most, len(images)), random_state=0)
+            batches = read_images(source, list(images.path), list(images.file_hash), size, batch_size)
+            bar = tqdm(batches, total=-(-len(images) // batch_size), desc=split, unit=" batches", disable=None)
+            features[split] = np.concatenate([ask(both, batch, batch_size)[0] for batch in bar])
+    return fit(features["train"], features["val"], features["test"], rate)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.unlike", description=__doc__.split("\n")[0])
+    parser.add_argument("--rate", type=float, default=RATE, help="of images like val that may be flagged (%(default)s)")
+    parser.add_argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        if not 0 < arguments.rate < 1:
+            raise UserError(f"--rate must be in (0, 1), got {arguments.rate:g}")
+        unlike = learn(arguments.model, arguments.rate)
+        file = save(unlike, arguments.model)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    from scipy.stats import binomtest
+
+    interval = binomtest(unlike.alarms, unlike.tested).proportion_ci(method="wilson")
+    share = f"{unlike.alarms} of {unlike.tested} test images are flagged, {unlike.alarms / unlike.tested:.1%}"
+    print(f"unlike: {file}: the limit flags {unlike.rate:.1%} of images like those in val")
+    print(f"unlike: {share} (95 % interval {interval.low:.1%} to {interval.high:.1%})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
