@@ -21,20 +21,27 @@ import yaml
 ROOT = Path(__file__).parent.parent
 # Runs one stage as `python -m pipeline.STAGE` does and writes the seconds of its parts to the file named last.
 STAGE = """
-import importlib, json, sys, time
+import importlib, json, runpy, sys, time
+name, parts_file = sys.argv[1:]
 begun = time.perf_counter()
-module = importlib.import_module(f"pipeline.{sys.argv[1]}")
+importlib.import_module(f"pipeline.{name}")
 loaded = time.perf_counter()
-from pipeline import stage, tracking
-record, recorded = tracking.record, []
-def timed(*arguments):
-    start = time.perf_counter()
-    record(*arguments)
-    recorded.append(time.perf_counter() - start)
-tracking.record = timed
-stage.run(sys.argv[1], module.main)
+recorded = []
+def timed(function):
+    def call(*arguments):
+        start = time.perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            recorded.append(time.perf_counter() - start)
+    return call
+for module, function in (("recording", "record"), ("registry", "register")):
+    found = sys.modules.get(f"pipeline.{module}")
+    if found:
+        setattr(found, function, timed(getattr(found, function)))
+runpy.run_module(f"pipeline.{name}", run_name="__main__")
 parts = {"loading": loaded - begun, "recording": sum(recorded)}
-json.dump(parts, open(sys.argv[2], "w"))
+json.dump(parts, open(parts_file, "w"))
 """
 
 

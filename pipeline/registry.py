@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from pipeline import compare, outbox, paths, runs, serving
 from pipeline.errors import UserError
+from pipeline.paths import kept
 from pipeline.runs import JUDGED, MODEL, PARENT, WAITING
-from pipeline.tracker import UnreachableError, connected, experiment_id, experiment_name, line, warn
+from pipeline.tracker import UnreachableError, connected, experiment_id, line, model_name, warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +60,7 @@ def register() -> bool:
         return False  # the store was not to be reached a moment ago, and what is older comes first
     try:
         with connected() as client:
-            experiment, name = experiment_id(client), experiment_name()
+            experiment, name = experiment_id(client), model_name()
             waiting = f"tags.`{MODEL}` = '{WAITING}'"
             for run in client.search_runs([experiment], waiting, order_by=["attributes.end_time ASC"]):
                 try:
@@ -70,6 +71,7 @@ def register() -> bool:
         return True
     except UnreachableError as error:
         warn(f"models are registered later: {line(error)}")
+    kept("tracking-state").unlink(missing_ok=True)  # `python -m pipeline.tracking` is to look again
     return False
 
 

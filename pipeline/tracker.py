@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,13 @@ def is_there() -> bool:
 
 
 def experiment_name() -> str:
-    """Of the experiment in MLflow that the runs belong to, and of the registered model."""
+    """Of the experiment in MLflow that the runs belong to."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def model_name() -> str:
+    """Of the registered model: that of the experiment, without the letters that such a name may not have."""
+    return re.sub(r"[^\w.-]+", "-", experiment_name()).strip("-") or EXPERIMENT
 
 
 @contextmanager

@@ -44,9 +44,19 @@ def experiments(project: Project) -> dict[str, dict[str, str | None]]:
     }
 
 
+def versions(project: Project) -> list[str]:
+    """The row of each version of the registered model, oldest first; nothing may wait to be registered."""
+    client = MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("headstart").experiment_id
+    assert client.search_runs([experiment], "tags.`headstart.model_version` = 'waiting'") == []
+    found = sorted(client.search_model_versions("name = 'headstart'"), key=lambda version: int(version.version))
+    return [client.get_run(version.run_id).info.run_name for version in found]
+
+
 def test_a_run_leaves_its_row_and_nothing_for_git(done):
     ((_, stages),) = experiments(done).items()
     assert stages == dict.fromkeys(["prepare", "extract", "train_head", "fine_tune", "evaluate"])
+    assert len(versions(done)) == 1
     assert done.run("git status --porcelain") == ""
     for table in (done.run("dvc metrics show"), done.run("dvc metrics diff --all")):
         assert "metrics/evaluate.json" in table
@@ -90,6 +100,7 @@ def test_temporary_and_queued_experiments_land_in_the_same_store(done):
     assert set(found) >= {"temporary", "queued", "four"}
     assert len(found) == 4
     assert {name: len(stages) for name, stages in found.items()} == dict.fromkeys(found, 5)
+    assert {"four", "queued"} <= set(versions(done))  # temporary is judged otherwise, but it is the same model
     done.run("dvc queue stop", code=None)
 
 

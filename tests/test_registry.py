@@ -191,6 +191,13 @@ def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, c
     assert len(client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])) == 2
 
 
+def test_the_model_is_named_after_the_experiment(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Users/me@example.org/Cats: 'all'")
+    assert run(*evaluated("a", wrong=10))
+    (model,) = MlflowClient(tracker.uri()).search_registered_models()
+    assert model.name == "Users-me-example.org-Cats-all"
+
+
 def test_a_model_that_can_never_be_registered_holds_up_no_other(workspace, capsys):
     bad = evaluated("a", wrong=10, time=1_700_000_000_000)
     recording.send_or_keep(bad[1:])  # its model is not in the store

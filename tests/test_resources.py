@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,3 +60,34 @@ def test_what_goes_wrong_ends_the_sampling_alone(monkeypatch):
     with resources.Sampler(interval=0.001) as sampler:
         sampler._thread.join(5)
     assert sampler.samples == []
+
+
+def test_gpus_are_sampled_by_nvidias_library(monkeypatch):
+    class Library:
+        """NVIDIA's, with two GPUs."""
+
+        nvmlInit = staticmethod(lambda: None)  # noqa: N815
+        nvmlDeviceGetCount = staticmethod(lambda: 2)  # noqa: N815
+        nvmlDeviceGetHandleByIndex = staticmethod(int)  # noqa: N815
+
+        @staticmethod
+        def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:  # noqa: N802
+            return SimpleNamespace(used=(handle + 1) * 2e9, total=8e9)
+
+        @staticmethod
+        def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:  # noqa: N802
+            return SimpleNamespace(gpu=90 + handle)
+
+    monkeypatch.setitem(sys.modules, "pynvml", Library)
+    figures = resources._looking()()
+    assert figures["gpu_0_memory_usage_megabytes"] == 2000
+    assert figures["gpu_1_memory_usage_percentage"] == 50
+    assert (figures["gpu_0_utilization_percentage"], figures["gpu_1_utilization_percentage"]) == (90, 91)
+
+
+def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):
+    def missing() -> None:
+        raise RuntimeError("NVML Shared Library Not Found")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(nvmlInit=missing))
+    assert not [name for name in resources._looking()() if name.startswith("gpu")]
