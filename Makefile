@@ -7,7 +7,7 @@ STAMP := .venv/installed
 # DVC runs `python -m pipeline.STAGE`; this is the python it must find.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test lint setup ui serve lock
+.PHONY: repro sweep test lint setup ui serve lock
 .DEFAULT_GOAL := repro
 
 repro: setup ## set up, check params.yaml, run what changed, complete the tracking record and the page of results
@@ -17,6 +17,13 @@ repro: setup ## set up, check params.yaml, run what changed, complete the tracki
 	python -m pipeline.results --if-stale
 # After an experiment that failed, DVC can leave these changed and Git blind to it: new times open Git's eyes.
 	@touch -c metrics/*.json plots/*.csv
+
+# Only up to the head: what to fine-tune is chosen first. Other sweeps: make sweep SWEEP='-S backbone=mobilenetv2,resnet50'
+SWEEP ?= -S 'train_head.hidden=[],[128]'
+sweep: setup ## try heads, two at once, through DVC's queue; then show all experiments, the best first
+	dvc exp run --queue $(SWEEP) train_head
+	dvc exp run --run-all --jobs $(or $(JOBS),2)
+	python -m pipeline.leaderboard
 
 test: setup ## set up, run the tests
 	python -m pytest

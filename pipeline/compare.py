@@ -180,7 +180,8 @@ def common(base: Side, head: Side, top_k: int) -> Common:
         )
     a, b = a.loc[shared], b.loc[shared]
     targets = pd.Categorical(a.label, classes).codes.astype(int)
-    pair = Pair(*(_of_classes(side, rows, classes, targets, top_k) for side, rows in ((base, a), (head, b))))
+    strange = set(base.classes) != set(head.classes)
+    pair = Pair(*(_of_classes(side, rows, classes, targets, top_k, strange) for side, rows in ((base, a), (head, b))))
     return Common(pair, a, b, classes, relabelled)
 
 
@@ -230,9 +231,17 @@ def changed(base: dict[str, Any], head: dict[str, Any]) -> dict[str, dict[str, A
     }
 
 
-def _of_classes(side: Side, rows: pd.DataFrame, classes: list[str], targets: np.ndarray, top_k: int) -> Predictions:
-    """The side's predictions; what it gives to classes that the other one does not know is a wrong answer."""
+def _of_classes(
+    side: Side, rows: pd.DataFrame, classes: list[str], targets: np.ndarray, top_k: int, strange: bool
+) -> Predictions:
+    """The side's predictions; what it gives to classes that the other one does not know is a wrong answer.
+
+    Args:
+        strange: whether one of both sides knows such classes.
+    """
     known = rows[[PROBABILITY + name for name in classes]].to_numpy(np.float64)
+    if not strange:
+        return Predictions(targets, known, top_k)
     other = rows[[PROBABILITY + name for name in side.classes if name not in set(classes)]].to_numpy(np.float64)
     # One more class on both sides, which no label has.
     return Predictions(targets, np.column_stack([known, other.max(axis=1, initial=0.0)]), top_k)

@@ -3,7 +3,8 @@
 Command: python -m pipeline.gate [BASE]
 
 BASE is what pipeline.compare takes: a revision, the name of an experiment or a .csv file of predictions; without one
-`gate.max_drop` is not judged. Exit code 1 where a rule is broken, or where a figure that it needs is missing.
+`gate.max_drop` is not judged. Exit code 1 where a rule is broken, where a figure that it needs is missing, or where the
+results are of other params or other code than those in the workspace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import compare, paths
+from pipeline import compare, paths, records
 from pipeline.errors import UserError, did_you_mean
 from pipeline.params import Params, load_params
 
@@ -161,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
         def against() -> dict[str, Any]:
             return compare.compare(compare.load(base), compare.load(compare.WORKSPACE), params.evaluate.top_k)
 
+        if "evaluate" not in records.reached(params.leaves()):
+            raise UserError("the results in the workspace are not those of its params and code; run `dvc repro`")
         verdicts = list(judge(params, read_figures(), against if base else None))
     except UserError as error:
         print(f"gate: {error}", file=sys.stderr)

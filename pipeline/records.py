@@ -157,6 +157,13 @@ def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([params, hashes], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def reached(params: dict[str, Any]) -> list[str]:
+    """The stages whose results in the workspace are those of its params and code."""
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    return standing(stages, lock, params, _md5, Path.is_file)
+
+
 def standing(
     stages: dict[str, Any],
     lock: dict[str, Any],

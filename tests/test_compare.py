@@ -10,6 +10,7 @@ import yaml
 from conftest import Project
 
 from pipeline import compare
+from pipeline.scores import Predictions
 
 
 def table(
@@ -43,6 +44,15 @@ def test_what_was_mended_is_named(tmp_path):
     accuracy = found["metrics"][0]
     assert (accuracy["metric"], accuracy["base"], accuracy["head"]) == ("accuracy", 0.9, 0.98)
     assert {row["class"]: row["mended"] for row in found["classes"]} == {"cat": 4, "dog": 4}
+
+
+def test_the_metrics_are_those_of_evaluate(tmp_path):
+    rows = table(90, range(7), classes=("cat", "dog", "owl"))
+    base, head = rows, table(90, range(2), classes=("cat", "dog", "owl"))
+    targets = rows.label.map({"cat": 0, "dog": 1, "owl": 2}).to_numpy()
+    alone = Predictions(targets, rows[["p_cat", "p_dog", "p_owl"]].to_numpy(), 3).metrics()
+    found = {row["metric"]: row["base"] for row in compared(tmp_path, base, head)["metrics"]}
+    assert found == pytest.approx(alone)
 
 
 def test_other_test_sets_are_compared_on_what_they_share(tmp_path):

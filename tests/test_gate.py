@@ -45,6 +45,7 @@ def write_run(right: int = RIGHT, latency_ms: float = 12.0, file: Path | None = 
 def run(tmp_path, monkeypatch, capsys):
     """Runs the command under those rules on those files: its exit code, what it printed, and the reasons."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(records, "reached", lambda params: ["evaluate"])
     write_run()
 
     def call(*argv: str, **rules: object) -> tuple[int, str, str]:
@@ -143,9 +144,14 @@ def test_figures_of_two_runs_are_not_mixed(run):
     assert "metrics/evaluate.json and reports/evaluation.json are of two runs; run `dvc checkout`" in reasons
 
 
+def test_results_of_other_params_are_not_judged(run, monkeypatch):
+    monkeypatch.setattr(records, "reached", lambda params: ["prepare", "extract", "train_head"])
+    code, said, reasons = run()
+    assert (code, said) == (1, "")
+    assert reasons == "gate: the results in the workspace are not those of its params and code; run `dvc repro`\n"
+
+
 def test_other_rules_make_no_other_experiment(run, monkeypatch):
-    for name in ("stages", "lock"):
-        Path(f"{name}.yaml").write_text("{}")
     monkeypatch.setattr(records, "PIPELINE", Path("pipeline.yaml"))
     Path("pipeline.yaml").write_text("stages: {evaluate: {deps: [], params: [seed]}}")
     monkeypatch.setattr(paths, "MANIFEST", Path("params.lock"))
