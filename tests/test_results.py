@@ -191,7 +191,8 @@ def test_names_cannot_act(workspace):
 
 
 @pytest.mark.parametrize("count", [60, 200])
-def test_of_many_classes_the_page_stays_small(workspace, count):
+def test_of_many_classes_the_page_stays_small(workspace, monkeypatch, count):
+    monkeypatch.setattr(drawings, "HOVERS", 50)
     workspace([f"class number {number:03}" for number in range(count)], images=12, accuracy=0.6)
     results.write()
     page = paths.RESULTS.read_text(encoding="utf-8")
@@ -200,7 +201,7 @@ def test_of_many_classes_the_page_stays_small(workspace, count):
     assert "data:image/png" in page.split('id="confusion"')[1].split("<h2")[0]
     table = pd.read_csv(paths.CONFUSION)
     wrong = table[table.actual != table.predicted]
-    assert len(re.findall(r"<rect.*?taken for", page)) == min(drawings.HOVERS, len(wrong.drop_duplicates()))
+    assert len(re.findall(r"<rect.*?taken for", page)) == 50 < len(wrong.drop_duplicates())
     assert f"{count - results.FIRST_ROWS} more" in text()
     assert f"{count:,} classes have fewer than 20 test images" in text()
 
