@@ -1,6 +1,6 @@
 """How many images of another kind are told from those that a model was trained on, at how many false alarms.
 
-Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # each with class folders, or packed
+Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # folders or archives of images
 
 Each score gets its limit on val, for several rates; false alarms are counted on test, detections on up to 500 images of
 each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of train; the same to the nearest and to
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline import networks, paths, unlike  # noqa: E402
 from pipeline.dataset import load_split  # noqa: E402
-from pipeline.layouts import list_items  # noqa: E402
+from pipeline.images import SUFFIXES  # noqa: E402
 from pipeline.params import load_params  # noqa: E402
 from pipeline.pixels import pixels, read_images, resize  # noqa: E402
 from pipeline.sources import open_source  # noqa: E402
@@ -77,9 +77,9 @@ def main(others: list[str]) -> None:
                 targets = rows.target.to_numpy()
     for other in others:
         with open_source(other) as source:
-            items = list_items(source, other).items
-            order = np.random.default_rng(0).permutation(len(items))[:OTHERS]
-            images = np.stack([resize(pixels(source.read(items[row].path), size), size) for row in order])
+            files = sorted(name for name in source.scan().files if name.lower().endswith(SUFFIXES))
+            chosen = np.random.default_rng(0).permutation(files)[:OTHERS]
+            images = np.stack([resize(pixels(source.read(name), size), size) for name in chosen])
         batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
         found[other] = unlike.ask_all(both, batches, batch_size)
     print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
