@@ -56,6 +56,7 @@ def arguments(model_file: Path) -> Iterator[dict[str, Any]]:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # importing it sets another
     outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
     signature = ModelSignature(
         inputs=Schema([ColSpec("string", "image")]),
@@ -138,7 +139,6 @@ def serve(model_file: Path, host: str, port: int) -> None:
             ) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the folder below would stay
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model", model_file)
         import uvicorn

@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,6 +106,12 @@ def ask(both: keras.Model, images: np.ndarray, batch_size: int) -> tuple[np.ndar
     return np.asarray(features)[: len(images)], np.asarray(probabilities)[: len(images)]
 
 
+def ask_all(both: keras.Model, batches: Iterable[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
+    features, probabilities = zip(*(ask(both, batch, batch_size) for batch in batches), strict=True)
+    return np.concatenate(features), np.concatenate(probabilities)
+
+
 def file_of(model_file: Path) -> Path:
     """Where what `fit` makes lies: beside the model."""
     return model_file.with_suffix(".unlike.npz")
@@ -172,7 +179,7 @@ def learn(model_file: Path, rate: float) -> Unlike:
             images = images.sample(min(most, len(images)), random_state=0)
             batches = read_images(source, list(images.path), list(images.file_hash), size, batch_size)
             bar = tqdm(batches, total=-(-len(images) // batch_size), desc=split, unit=" batches", disable=None)
-            features[split] = np.concatenate([ask(both, batch, batch_size)[0] for batch in bar])
+            features[split], _ = ask_all(both, bar, batch_size)
     return fit(features["train"], features["val"], features["test"], rate)
 
 

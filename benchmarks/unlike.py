@@ -1,0 +1,105 @@
+"""How many images of another kind are told from those that a model was trained on, at how many false alarms.
+
+Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # folders or archives of images
+
+Each score gets its limit on val, for several rates; false alarms are counted on test, detections on up to 500 images of
+each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of train; the same to the nearest and to
+the 20th; Mahalanobis' distance to the nearest class (Lee et al. 2018, covariance by Ledoit and Wolf); 1 - the highest
+probability (Hendrycks and Gimpel 2017).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline import networks, paths, unlike  # noqa: E402
+from pipeline.dataset import load_split  # noqa: E402
+from pipeline.images import SUFFIXES  # noqa: E402
+from pipeline.params import load_params  # noqa: E402
+from pipeline.pixels import pixels, read_images, resize  # noqa: E402
+from pipeline.sources import open_source  # noqa: E402
+
+RATES = (0.05, 0.02, 0.01)
+OTHERS = 500
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of features (n, d) and probabilities (n, c): (n,)
+
+
+def scores(train: np.ndarray, targets: np.ndarray) -> dict[str, Score]:
+    """The scores by name, each fitted on features (n, d) of train; higher is stranger."""
+    reference = unlike.normed(train)
+
+    def neighbour(k: int) -> Score:
+        return lambda features, _: -np.partition(unlike.normed(features) @ reference.T, -k, axis=1)[:, -k]
+
+    means = np.stack([train[targets == target].mean(axis=0) for target in np.unique(targets)])
+    precision = LedoitWolf(assume_centered=True).fit(train - means[targets]).precision_
+
+    def mahalanobis(features: np.ndarray, _: np.ndarray) -> np.ndarray:
+        apart = [features - mean for mean in means]
+        return np.min([((rows @ precision) * rows).sum(axis=1) for rows in apart], axis=0)
+
+    return {
+        "5th nearest": lambda features, _: unlike.distances(reference, features),
+        "nearest": neighbour(1),
+        "20th nearest": neighbour(20),
+        "Mahalanobis": mahalanobis,
+        "1 - probability": lambda _, probabilities: -probabilities.max(axis=1),
+    }
+
+
+def share(hits: np.ndarray) -> str:
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return f"{hits.mean():5.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+
+def main(others: list[str]) -> None:
+    params = load_params()
+    model, _ = networks.load(paths.MODEL)
+    size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
+    both, found = unlike.with_features(model), {}
+    with open_source(params.data.source, params.data.root) as source:
+        for split in ("train", "val", "test"):
+            rows = load_split(split)
+            batches = read_images(source, list(rows.path), list(rows.file_hash), size, batch_size)
+            found[split] = unlike.ask_all(both, batches, batch_size)
+            if split == "train":
+                targets = rows.target.to_numpy()
+    for other in others:
+        with open_source(other) as source:
+            files = sorted(name for name in source.scan().files if name.lower().endswith(SUFFIXES))
+            chosen = np.random.default_rng(0).permutation(files)[:OTHERS]
+            images = np.stack([resize(pixels(source.read(name), size), size) for name in chosen])
+        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        found[other] = unlike.ask_all(both, batches, batch_size)
+    print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
+    for name, score in scores(found["train"][0], targets).items():
+        val, test, *rest = (score(*found[split]) for split in ("val", "test", *others))
+        print(f"{name}: ROC AUC " + ", ".join(
+            f"{roc_auc_score(np.repeat([0, 1], [len(test), len(other)]), np.concatenate([test, other])):.3f}"
+            f" {Path(label).name}" for label, other in zip(others, rest, strict=True)
+        ))  # fmt: skip
+        for rate in RATES:
+            place = math.ceil((len(val) + 1) * (1 - rate))
+            if place > len(val):
+                print(f"  rate {rate:g}: val is too small")
+                continue
+            limit = np.sort(val)[place - 1]
+            told = [f"{Path(o).name} {share(values > limit)}" for o, values in zip(others, rest, strict=True)]
+            print(f"  rate {rate:g}: false alarms {share(test > limit)}; detected: " + ", ".join(told))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(sys.argv[1:])
