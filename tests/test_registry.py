@@ -89,9 +89,7 @@ def test_the_champion_changes_only_for_one_that_is_better(workspace, capsys):
     }  # fmt: skip
     client = MlflowClient(tracker.uri())
     better = client.get_model_version("headstart", "3")
-    assert better.description.startswith(
-        "**Better** than the champion, version 1, so it is the champion: accuracy 0.75"
-    )
+    assert better.description.startswith("Better than the champion, version 1, so it is the champion: accuracy 0.75")
     assert "10 mended, 0 broken" in better.description
     row = client.get_run(better.run_id)
     assert row.data.tags["model_version"] == "headstart 3"
