@@ -80,7 +80,7 @@ def _share_view(client: MlflowClient, experiment: str) -> None:
     state = {
         "selectedColumns": COLUMNS,
         "columnOrder": COLUMNS,
-        "columnWidths": {column: 60 + 9 * len(column.split("`")[1]) for column in COLUMNS},  # pixels: headers fit
+        "columnWidths": {column: max(100, 36 + 7 * len(column.split("`")[1])) for column in COLUMNS},  # pixels
         "searchFilter": f"tags.`{runs.KEY}` != ''",
         "orderByKey": "metrics.`accuracy`",
         "orderByAsc": False,
