@@ -28,7 +28,7 @@ def metrics(stage: str, of_stage: dict[str, float], costs: dict[str, float]) -> 
     if stage == "evaluate":
         seconds = [timings.of(name).get(f"{name}_seconds") for name in timings.RESULTS]
         if all(value is not None for value in seconds):
-            found["total_seconds"] = sum(value for value in seconds if value is not None)
+            found["total_seconds"] = round(sum(value for value in seconds if value is not None), 3)
     return found
 
 

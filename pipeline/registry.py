@@ -42,7 +42,7 @@ class Judgement:
 
     Attributes:
         verdict: that of paired.py over the champion, or FIRST or UNKNOWN.
-        why: Markdown, sentences.
+        why: sentences.
     """
 
     verdict: str
@@ -89,15 +89,14 @@ def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> Non
             name,
             model.artifact_location,  # models:/ID would be looked up in MLflow's global store, not in the client's
             run_id=row.info.run_id,
-            tags={**_told(row), VERDICT: judgement.verdict, EVALUATION: run.info.run_id, JUDGED: digest},
+            tags={VERDICT: judgement.verdict, **_told(row), EVALUATION: run.info.run_id, JUDGED: digest},
             description=judgement.why,
             model_id=model.model_id,
         )
         # As MLflow's own `register_model` does, so that the UI finds the version of a model.
         place = json.dumps([{"name": name, "version": version.version}])
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": place})
-        why = judgement.why.replace("**", "")
-        print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {why}")
+        print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {judgement.why}")
     if version.tags.get(EVALUATION) == run.info.run_id:  # else it was registered, and named, for another run
         _name(client, name, version)
     client.set_tag(row.info.run_id, VERSION, f"{name} {version.version}")
@@ -105,10 +104,11 @@ def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> Non
 
 
 def _told(row: Run) -> dict[str, str]:
-    """What a version says of its experiment."""
-    told = {name: f"{row.data.metrics[name]:.4f}" for name in ("accuracy",) if name in row.data.metrics}
-    told |= {name: row.data.params[name] for name in ("backbone",) if name in row.data.params}
-    return told | {name: row.data.tags[name] for name in ("git_commit", "data_version") if name in row.data.tags}
+    """What the list of versions shows of a version's experiment."""
+    told = {"backbone": row.data.params.get("backbone"), "accuracy": row.data.metrics.get("accuracy")}
+    return {
+        name: value if isinstance(value, str) else f"{value:.4f}" for name, value in told.items() if value is not None
+    }
 
 
 def _name(client: MlflowClient, name: str, version: ModelVersion) -> None:
@@ -142,9 +142,9 @@ def _judge(client: MlflowClient, name: str, run: Run, scratch: Path) -> Judgemen
     before, now = (float(right.mean()) for right in pair.right)
     verdict = pair.verdict()
     words = {
-        "better": f"**Better** than {base.name}, so it is the champion",
-        "worse": f"**Worse** than {base.name}",
-        "no evidence": f"**No evidence** that it and {base.name}, differ",
+        "better": f"Better than {base.name}, so it is the champion",
+        "worse": f"Worse than {base.name}",
+        "no evidence": f"No evidence that it and {base.name}, differ",
     }[verdict]
     return Judgement(
         verdict,

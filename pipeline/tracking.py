@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -79,10 +80,14 @@ def ui(port: int) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # Without the processes that work for language models it is there in half the time.
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    server = subprocess.Popen([*command, "--backend-store-uri", tracker.uri()], env=environment)
     try:
-        return subprocess.run([*command, "--backend-store-uri", tracker.uri()], env=environment, check=False).returncode
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        server.terminate()  # whoever ends this process ends the server
 
 
 def _share_view(client: MlflowClient, experiment: str) -> None:
@@ -90,6 +95,7 @@ def _share_view(client: MlflowClient, experiment: str) -> None:
     state = {
         "selectedColumns": COLUMNS,
         "columnOrder": COLUMNS,
+        "columnWidths": {column: max(100, 36 + 7 * len(column.split("`")[1])) for column in COLUMNS},  # pixels
         "searchFilter": f"tags.`{runs.KEY}` != ''",
         "orderByKey": "metrics.`accuracy`",
         "orderByAsc": False,

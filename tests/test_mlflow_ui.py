@@ -37,7 +37,6 @@ def pages(workspace) -> Iterator[list[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(port)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True,
     )  # fmt: skip
     try:
         printed = [process.stdout.readline() for _ in range(2)]
@@ -49,8 +48,15 @@ def pages(workspace) -> Iterator[list[str]]:
                 time.sleep(0.2)
         yield [re.search(r"http\S+", line).group() for line in printed]
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+        process.terminate()
+        assert process.wait(30) == 128 + 15
+        for _ in range(150):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.2)
+        else:
+            raise AssertionError("the server outlives the command that started it")
 
 
 def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, tmp_path: Path):

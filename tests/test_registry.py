@@ -88,9 +88,7 @@ def test_the_champion_changes_only_for_one_that_is_better(workspace, capsys):
     }  # fmt: skip
     client = MlflowClient(tracker.uri())
     better = client.get_model_version("headstart", "3")
-    assert better.description.startswith(
-        "**Better** than the champion, version 1, so it is the champion: accuracy 0.75"
-    )
+    assert better.description.startswith("Better than the champion, version 1, so it is the champion: accuracy 0.75")
     assert "10 mended, 0 broken" in better.description
     row = client.get_run(better.run_id)
     assert row.data.tags["model_version"] == "headstart 3"
@@ -189,6 +187,24 @@ def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, c
     assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
     client = MlflowClient(tracker.uri())
     assert len(client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])) == 2
+
+
+def test_an_alias_that_comes_late_is_not_taken_from_a_later_version(workspace, monkeypatch):
+    assert run(*evaluated("a", wrong=10))
+    recording.send_or_keep(evaluated("b", wrong=0))
+
+    def breaks(*_) -> None:
+        raise MlflowException("connection lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_registered_model_alias", breaks)
+        assert not registry.register()
+    client = MlflowClient(tracker.uri())
+    source = client.get_model_version("headstart", "2").source
+    client.create_model_version("headstart", source, tags={registry.VERDICT: "better"})  # by another machine
+    client.set_registered_model_alias("headstart", "champion", "3")
+    assert registry.register()
+    assert versions() == {1: ("first", []), 2: ("better", []), 3: ("better", ["champion"])}
 
 
 def test_the_model_is_named_after_the_experiment(workspace, monkeypatch):

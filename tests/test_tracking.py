@@ -192,10 +192,11 @@ def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatc
 def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, capsys):
     commands = []
 
-    class Done:
-        returncode = 0
+    class Server:
+        wait = terminate = staticmethod(lambda: 0)
 
-    monkeypatch.setattr(tracking.subprocess, "run", lambda command, **_: commands.append(command) or Done)
+    monkeypatch.setattr(tracking.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(tracking.subprocess, "Popen", lambda command, **_: commands.append(command) or Server)
     assert tracking.ui(5001) == 0
     assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
     (command,) = commands
