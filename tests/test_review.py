@@ -79,9 +79,9 @@ def test_of_many_classes_it_names_what_is_confused_most(here):
 
 
 def test_it_fits_into_a_comment(here):
-    names = tuple(f"a class of a rather long name, number {number}" for number in range(300))
-    write(paths.PREDICTIONS, table(3000, range(0, 3000, 2), classes=names))
-    base = write(here / "base.csv", table(3000, range(0, 3000, 3), classes=names))
+    names = tuple(f"a class of a rather long name, number {number}" for number in range(60))
+    write(paths.PREDICTIONS, table(600, range(0, 600, 2), classes=names))
+    base = write(here / "base.csv", table(600, range(0, 600, 3), classes=names))
     assert len(review.report(base, {})) < 65536  # GitHub's limit
 
 
