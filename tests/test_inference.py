@@ -60,9 +60,12 @@ def test_an_image_has_the_same_features_in_any_batch(engine, precision, images):
     first, *others = [all_of(way, images) for way in ways]
     assert np.abs(first).max() > 0.1
     for other in others:
-        assert (other == first).all()
-    assert (all_of(ways[1], images[::-1])[::-1] == first).all()
-    assert (ways[2](images[4:5])[0] == first[4]).all()
+        if engine is OpenVINOEngine:
+            assert (other == first).all()
+        else:  # whose kernels go by the size of the batch on some processors: the fingerprint of features has it
+            assert np.abs(other - first).max() <= (1e-5 if precision == "float32" else 0.05) * np.abs(first).max()
+    assert (all_of(ways[1], images[::-1])[::-1] == others[0]).all()
+    assert (ways[2](images[4:5])[0] == others[1][4]).all()
 
 
 def test_precision_is_that_which_is_asked_for(images):
