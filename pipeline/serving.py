@@ -39,7 +39,18 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 # What served.py imports, also by way of others; inferring it takes MLflow 18 s.
 REQUIREMENTS = (
-    *("blake3", "keras", "mlflow", "numpy", "opencv-python-headless", "pandas", "pillow", "simplejpeg", "tensorflow"),
+    *(
+        "blake3",
+        "filelock",
+        "keras",
+        "mlflow",
+        "numpy",
+        "opencv-python-headless",
+        "pandas",
+        "pillow",
+        "simplejpeg",
+        "tensorflow",
+    ),
 )
 
 
