@@ -69,8 +69,7 @@ def test_poolings(pooling, width, images):
 def test_an_image_has_the_same_features_in_any_batch(images):
     trunk = trunk_of(weights="pretrained")
     whole = networks.predict(trunk, images, 5)
-    assert (np.concatenate([networks.predict(trunk, images[[n]], 5) for n in range(5)]) == whole).all()
-    for size in (1, 64):  # on some processors TensorFlow's kernels go by it
+    for size in (1, 5, 64):  # on some processors TensorFlow rounds by size and place
         other = np.concatenate([networks.predict(trunk, images[[n]], size) for n in range(5)])
         assert np.abs(other - whole).max() <= 1e-5 * np.abs(whole).max()
 
