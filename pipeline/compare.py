@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import yaml
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.outputs import Outputs
 from pipeline.paired import Pair
 from pipeline.scores import Predictions
 
@@ -73,8 +73,9 @@ def load(name: str) -> Side:
         raise UserError(f"{name}: {paths.PREDICTIONS} is not there; {advice}")
     cost = json.loads(read(paths.COST) or b"{}")
     size = json.loads(read(paths.metrics("evaluate")) or b"{}").get("model_mb")
+    cost = {name: value for name, value in cost.items() if not isinstance(value, str)}  # no fingerprints
     cost |= {} if size is None else {"model_mb": size}
-    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), params_of(read), _leaves(cost))
+    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), params_of(read), cost)
 
 
 def params_of(read: Callable[[Path], bytes | None]) -> dict[str, Any]:
@@ -351,6 +352,20 @@ def text(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def put(made: str, file: Path | None) -> None:
+    """Print what was made, or write it to `file`, whole or not at all.
+
+    Raises:
+        UserError: where the file cannot be written.
+    """
+    if file is None:
+        sys.stdout.write(made)
+        return
+    outputs = Outputs()
+    outputs.path(file).write_text(made, encoding="utf-8")
+    outputs.commit()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the comparison; 0 whatever the verdict, which `pipeline.gate` can turn into an exit code."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare", description=__doc__.split("\n")[0])
@@ -362,17 +377,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         head, base = load(arguments.head), load(arguments.base)
         found = compare(base, head, int(head.params.get("evaluate.top_k", 3)))
+        form = {"text": text, "markdown": markdown, "json": lambda found: json.dumps(found, indent=2) + "\n"}
+        put(form[arguments.format](found), arguments.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    form = {"text": text, "markdown": markdown, "json": lambda found: json.dumps(found, indent=2) + "\n"}
-    made = form[arguments.format](found)
-    if arguments.output:
-        partial = arguments.output.with_name(f".{arguments.output.name}.partial.{os.getpid()}")
-        partial.write_text(made, encoding="utf-8")
-        os.replace(partial, arguments.output)
-    else:
-        sys.stdout.write(made)
     return 0
 
 

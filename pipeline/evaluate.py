@@ -44,14 +44,14 @@ def latency(model: keras.Model, image: np.ndarray) -> float:
     return statistics.median(seconds[1:])  # the first one compiles
 
 
-def judged(predictions: Predictions, classes: list[str], resamples: int, seed: int) -> dict[str, Any]:
+def judged(predictions: Predictions, per_class: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     """Metrics with their intervals, and a row a class, as JSON can hold them."""
     low_high = predictions.intervals(resamples, seed)
     metrics = {
         name: {"value": value, "low": low_high[name][0], "high": low_high[name][1]}
         for name, value in predictions.metrics().items()
     }
-    rows = predictions.per_class(classes).astype(object)
+    rows = per_class.astype(object)
     return {"metrics": metrics, "classes": rows.where(rows.notna(), None).to_dict("records")}
 
 
@@ -71,8 +71,11 @@ def main(params: Params, outputs: Outputs) -> dict[str, float]:
         probabilities = np.concatenate([networks.predict(model, batch, batch_size) for batch in bar])
     final = Predictions(targets, probabilities, top_k)
 
-    resamples, seed = params.evaluate.resamples, params.seed
-    found = {"final": judged(final, classes, resamples, seed), "head": judged(of_head, classes, resamples, seed)}
+    resamples, seed, per_class = params.evaluate.resamples, params.seed, final.per_class(classes)
+    found = {
+        "final": judged(final, per_class, resamples, seed),
+        "head": judged(of_head, of_head.per_class(classes), resamples, seed),
+    }
     gain = Pair(of_head, final)
     found["gain"] = {
         "verdict": gain.verdict(),
@@ -92,7 +95,7 @@ def main(params: Params, outputs: Outputs) -> dict[str, float]:
     outputs.json(paths.EVALUATION, found)
     predicted = np.array(classes)[final.predicted]
     outputs.csv(paths.CONFUSION, pd.DataFrame({"actual": test.label, "predicted": predicted}))
-    outputs.csv(paths.CLASSES_PLOT, final.per_class(classes))
+    outputs.csv(paths.CLASSES_PLOT, per_class)
     outputs.csv(paths.RELIABILITY, final.reliability())
     curves = final.curves()
     for name, file, columns in (

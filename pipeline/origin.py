@@ -9,9 +9,11 @@ import platform
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
-import yaml
+from pipeline.errors import UserError
+from pipeline.params import PARAMS_FILE, parse
 
 LIBRARIES = ("tensorflow", "keras", "dvc")
 # What results come from. Of params.yaml the command tells the difference; outputs follow from the rest.
@@ -22,33 +24,47 @@ _WORDS = {"true", "false", "null", "nan", "inf"}  # but these
 
 def commit() -> str:
     """The commit of Git, or that which the DVC experiment starts from; empty outside of Git."""
-    return os.environ.get("DVC_EXP_BASELINE_REV") or (_git("rev-parse", "HEAD") or "").strip()
+    return os.environ.get("DVC_EXP_BASELINE_REV") or (_git("rev-parse", "HEAD") or b"").decode().strip()
 
 
-def is_dirty(commit: str) -> bool | None:
-    """Whether code is not as in `commit`, new files among it; None where Git cannot tell."""
-    changed = _git("diff", "--name-only", commit, "--", *CODE)
-    new = _git("ls-files", "--others", "--exclude-standard", "--", *CODE)
-    return None if changed is None or new is None else bool(changed or new)
+def changed(places: Sequence[str], commit: str) -> list[str] | None:
+    """Files below `places` that are not as in `commit`, new ones among them; None where Git cannot tell."""
+    differing = _git("diff", "--name-only", "--relative", "-z", commit, "--", *places)
+    new = _git("ls-files", "--others", "--exclude-standard", "--directory", "-z", "--", *places)
+    if differing is None or new is None:
+        return None
+    return sorted({os.fsdecode(name) for name in (differing + new).split(b"\0") if name})
 
 
 def tags() -> dict[str, str]:
     """git_commit, git_dirty (`true` or `false`) and dvc_experiment, as far as there are any."""
     found = {"git_commit": commit(), "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
-    dirty = is_dirty(found["git_commit"]) if found["git_commit"] else None
-    found["git_dirty"] = "" if dirty is None else json.dumps(dirty)
+    files = changed(CODE, found["git_commit"]) if found["git_commit"] else None
+    found["git_dirty"] = "" if files is None else json.dumps(bool(files))
     return {name: value for name, value in found.items() if value}
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that results depend on."""
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Of Python and of `libraries`, as far as they are there."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in libraries:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def differences(commit: str, params: dict[str, Any]) -> list[tuple[str, Any, Any]] | None:
+    """Name, value in `commit` and value here of the leaves that are not the same; None where the commit has none."""
+    content = _git("show", f"{commit}:./{PARAMS_FILE}")
+    try:
+        before = parse(content.decode("utf-8")).leaves() if content is not None else None
+    except (UserError, UnicodeDecodeError):  # of another version of this code
+        before = None
+    if before is None:
+        return None
+    return [(name, before.get(name), value) for name, value in params.items() if before.get(name) != value]
 
 
 def command(commit: str, params: dict[str, Any]) -> str:
@@ -59,23 +75,8 @@ def command(commit: str, params: dict[str, Any]) -> str:
     """
     if not commit:
         return "dvc repro"
-    try:
-        committed = yaml.safe_load(_git("show", f"{commit}:./params.yaml") or "")
-    except yaml.YAMLError:
-        committed = None
-    changes = [
-        f"-S {shlex.quote(text)}"
-        for name, value in params.items()
-        if (before := _leaf(committed, name)) != value
-        for text in options(name, before, value)
-    ]
+    changes = [f"-S {shlex.quote(text)}" for row in differences(commit, params) or () for text in options(*row)]
     return f"git checkout {commit} && " + (" ".join(["dvc exp run", *changes]) if changes else "dvc repro")
-
-
-def _leaf(params: Any, name: str) -> Any:
-    for part in name.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
 
 
 def options(name: str, before: Any, value: Any) -> list[str]:
@@ -104,10 +105,10 @@ def _override(value: Any) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda part: 2 * part[1] + ("\\'" if part[2] else ""), value) + "'"
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> bytes | None:
     """What git prints; None where it fails or is not there."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except OSError:
         return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None

@@ -279,6 +279,15 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{path}: {error.strerror}; run from the folder that holds {path.name}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path = PARAMS_FILE) -> Params:
+    """Check the content of a params.yaml, which messages call `path`.
+
+    Raises:
+        UserError: as `load_params`.
+    """
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -20,7 +20,6 @@ import pandas as pd
 from pipeline import compare, paths, tracking
 from pipeline.compare import escaped, markdown_table
 from pipeline.errors import UserError
-from pipeline.outputs import Outputs
 
 MARK = "<!-- headstart -->"  # finds the comment that is to be renewed
 MOST_CLASSES = 20  # of a confusion matrix; of more, the pairs that are confused most
@@ -120,16 +119,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--link must be TEXT=URL, got {' and '.join(arguments.link)}")
         links = dict(link.split("=", 1) for link in arguments.link)
         run = tracking.address()
-        made = report(arguments.base, links | ({"The run in MLflow": run} if run else {}))
+        compare.put(report(arguments.base, links | ({"The run in MLflow": run} if run else {})), arguments.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    if arguments.output:
-        outputs = Outputs()
-        outputs.path(arguments.output).write_text(made, encoding="utf-8")
-        outputs.commit()
-    else:
-        sys.stdout.write(made)
     return 0
 
 

@@ -29,7 +29,8 @@ def run(
 ) -> None:
     """Run `main` as the stage named `stage` and end the process. What it returns are figures of cost, by name.
 
-    `after` makes what is no output of the stage, from its outputs; what goes wrong there costs a line. `recorded` goes
+    `after` makes what is no output of the stage, from its outputs; what goes wrong there, as with the figures of cost,
+    costs a line. `recorded` goes
     on from the record in MLflow, and never raises.
 
     A mistake in the input ends in its message and exit code 1. Whatever fails, the outputs of the last good run are
@@ -58,9 +59,9 @@ def run(
             raise
         print(f"{stage}: {message}", file=sys.stderr)
         sys.exit(1)
-    timings.note(stage, time.time() - started, costs or {})
-    timings.follow()
     try:
+        timings.note(stage, time.time() - started, costs or {})
+        timings.follow()
         after()
     except Exception as error:
         print(f"{stage}: {explain(stage, error) or ' '.join(str(error).split())[:300]}", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 No two runs share such figures, so they cannot be outputs of a stage: dvc.lock would change where no result did. But
 then DVC does not bring them back when it restores the results from its cache. So each is also kept under the
-fingerprint of what it speaks of, and brought back from there.
+fingerprint of what it speaks of, and brought back from there. Both files hold that fingerprint: where another machine
+made the results, they came with Git and stay.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RESULTS = {
     "fine_tune": paths.MODEL,
     "evaluate": paths.PREDICTIONS,
 }
+FIGURES = {"evaluate": ("latency_ms",)}  # of a stage's result, beside its seconds
 
 
 def write(outputs: Outputs, values: dict[str, object], meta: Path) -> None:
@@ -48,13 +50,17 @@ def of(stage: str) -> dict[str, float]:
     if result is None or not result.is_file():
         return {}
     file = _kept(f"costs-{stage}", _fingerprint(result))
-    return json.loads(file.read_bytes()) if file.is_file() else {}
+    if file.is_file():
+        return json.loads(file.read_bytes())
+    told = json.loads(paths.COST.read_bytes()) if paths.COST.is_file() else {}
+    names = (f"{stage}_seconds", *FIGURES.get(stage, ()))
+    return {name: told[name] for name in names if name in told} if told.get("results") == _all_results() else {}
 
 
 def follow() -> None:
     """Make both files those of the results in the workspace; no figures are better than others' figures."""
-    costs = {name: value for stage in RESULTS for name, value in of(stage).items()}
-    _replace(paths.COST, costs)
+    costs: dict[str, Any] = {name: value for stage in RESULTS for name, value in of(stage).items()}
+    _replace(paths.COST, {**costs, "results": _all_results()} if costs else {})
     if not paths.FEATURES_META.is_file():
         return
     fingerprint = _fingerprint(paths.FEATURES_META)
@@ -62,6 +68,12 @@ def follow() -> None:
         return
     found = _kept("extract-metrics", fingerprint)
     _replace(METRICS, json.loads(found.read_bytes()) if found.is_file() else {})
+
+
+def _all_results() -> str:
+    """A fingerprint of the results in the workspace."""
+    found = [_fingerprint(file) if file.is_file() else "" for file in RESULTS.values()]
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()[:12]
 
 
 def _replace(file: Path, values: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import zipfile
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ import numpy as np
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.images import file_hash
+from pipeline.outputs import Outputs
 
 if TYPE_CHECKING:
     import keras
@@ -120,13 +120,12 @@ def file_of(model_file: Path) -> Path:
 def save(unlike: Unlike, model_file: Path) -> Path:
     """Write it beside the model, whole or not at all; features in float16."""
     file = file_of(model_file)
-    partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
-    values = {**unlike._asdict(), "features": unlike.features.astype(np.float16)}
+    outputs, values = Outputs(), {**unlike._asdict(), "features": unlike.features.astype(np.float16)}
     try:
-        np.savez(partial, model=np.array(file_hash(model_file.read_bytes())), **values)
-        os.replace(partial, file)
+        np.savez(outputs.path(file), model=np.array(file_hash(model_file.read_bytes())), **values)
+        outputs.commit()
     finally:
-        partial.unlink(missing_ok=True)
+        outputs.discard()
     return file
 
 

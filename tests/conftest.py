@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +90,60 @@ def workspace(tmp_path: Path, monkeypatch, fresh_store: Path) -> Path:
     monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def browser():
+    """Chromium without a window, by Playwright; skips where none is installed."""
+    names = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
+    file = next((path for path in names if path), None)
+    if file is None:
+        pytest.skip("no Chromium or Chrome on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def shown(browser) -> Callable[[Path], tuple]:
+    """Opens a page with all that is folded, when its pictures are there: the tab, what it asked for, its complaints."""
+
+    def show(page: Path) -> tuple:
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
+        requests, errors = [], []
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("console", lambda message: errors.append(message.text))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page.resolve().as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        tab.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        tab.wait_for_function("[...document.images].every(i => i.complete)")
+        return tab, requests, errors
+
+    return show
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(url: str, process: subprocess.Popen) -> None:
+    """Return when the server that `process` starts answers at `url`."""
+    until = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            assert process.poll() is None, process.communicate()[0] or f"it ended with {process.returncode}"
+            assert time.monotonic() < until, f"no answer at {url}"
+            time.sleep(0.1)
 
 
 class Project:

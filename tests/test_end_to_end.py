@@ -107,7 +107,7 @@ def test_temporary_and_queued_experiments_land_in_the_same_store(done):
 def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
     files = [done.root / f"metrics/{name}.json" for name in ("extract", "cost")]
     figures = [file.read_text() for file in files]
-    assert set(json.loads(figures[1])) == {*(f"{stage}_seconds" for stage in STAGES), "latency_ms"}
+    assert set(json.loads(figures[1])) == {*(f"{stage}_seconds" for stage in STAGES), "latency_ms", "results"}
     done.run("dvc exp run -S weights=none extract")
     assert not {file.read_text() for file in files} & set(figures)
     done.run("git checkout -q params.yaml")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import free_port, wait_for
 from mlflow import MlflowClient
 from test_registry import _light as _light  # a fixture
 from test_registry import evaluated, run, versions
@@ -25,9 +23,7 @@ class Server:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -40,13 +36,7 @@ class Server:
         environment.pop("MLFLOW_TRACKING_URI", None)
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, cwd=self._root, env=environment, start_new_session=True, **silent)
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.2)
-        raise TimeoutError("mlflow server does not answer")
+        wait_for(f"{self.uri}/health", self._process)
 
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

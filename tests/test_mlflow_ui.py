@@ -9,12 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port, wait_for
 from test_registry import _light as _light  # a fixture
 from test_registry import evaluated, run
 from test_tracking import make_record
@@ -31,21 +29,14 @@ def pages(workspace) -> Iterator[list[str]]:
         assert run(make_record("train_head", key, curves=curves, tags=tags), *evaluated(key, wrong, tags=tags))
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(port)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
         printed = [process.stdout.readline() for _ in range(2)]
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+        wait_for(f"http://127.0.0.1:{port}/health", process)
         yield [re.search(r"http\S+", line).group() for line in printed]
     finally:
         process.terminate()
@@ -59,44 +50,37 @@ def pages(workspace) -> Iterator[list[str]]:
             raise AssertionError("the server outlives the command that started it")
 
 
-def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, tmp_path: Path):
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
-    browser_file = next((path for path in found if path), None)
-    if browser_file is None:
-        pytest.skip("no Chromium or Chrome on this machine")
-    from playwright.sync_api import expect, sync_playwright
+def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, browser):
+    from playwright.sync_api import expect
 
     expect.set_options(timeout=PATIENCE)
     every, best_first = pages
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1800, "height": 1000})
-        tab.set_default_timeout(PATIENCE)
+    tab = browser.new_page(viewport={"width": 1800, "height": 1000})
+    tab.set_default_timeout(PATIENCE)
 
-        tab.goto(every)
-        grid = tab.get_by_role("treegrid").or_(tab.get_by_role("grid")).first
-        expect(grid.get_by_text("second", exact=True)).to_be_visible()
-        expect(grid.get_by_text("evaluate", exact=True)).to_have_count(0)  # stages are folded away
-        tab.locator('[role="row"]').filter(has_text="second").locator('[col-id="attributes.`Run Name`"] button').click()
-        for stage in ("train_head", "fine_tune", "evaluate"):
-            expect(grid.get_by_text(stage, exact=True)).to_have_count(1)
+    tab.goto(every)
+    grid = tab.get_by_role("treegrid").or_(tab.get_by_role("grid")).first
+    expect(grid.get_by_text("second", exact=True)).to_be_visible()
+    expect(grid.get_by_text("evaluate", exact=True)).to_have_count(0)  # stages are folded away
+    tab.locator('[role="row"]').filter(has_text="second").locator('[col-id="attributes.`Run Name`"] button').click()
+    for stage in ("train_head", "fine_tune", "evaluate"):
+        expect(grid.get_by_text(stage, exact=True)).to_have_count(1)
 
-        tab.goto(best_first)
-        tab.reload()
-        expect(grid.get_by_text("1", exact=True).first).to_be_visible()
-        names = tab.locator('[role="row"] a').filter(has_text=re.compile("^(first|second|evaluate)$"))
-        assert names.all_inner_texts() == ["second", "first"]
-        for text in ("accuracy", "backbone", "0.75", "headstart 2"):
-            expect(grid.get_by_text(text, exact=True).first).to_be_visible()
+    tab.goto(best_first)
+    tab.reload()
+    expect(grid.get_by_text("1", exact=True).first).to_be_visible()
+    names = tab.locator('[role="row"] a').filter(has_text=re.compile("^(first|second|evaluate)$"))
+    assert names.all_inner_texts() == ["second", "first"]
+    for text in ("accuracy", "backbone", "0.75", "headstart 2"):
+        expect(grid.get_by_text(text, exact=True).first).to_be_visible()
 
-        tab.goto(f"{every}&compareRunsMode=CHART")
-        tab.reload()
-        tab.get_by_placeholder("Search metric charts").fill("train_head/epoch")
-        chart = tab.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="train_head/epoch/val_loss")
-        for name in ("first", "second"):
-            expect(chart.get_by_text(name)).to_be_visible()
+    tab.goto(f"{every}&compareRunsMode=CHART")
+    tab.reload()
+    tab.get_by_placeholder("Search metric charts").fill("train_head/epoch")
+    chart = tab.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="train_head/epoch/val_loss")
+    for name in ("first", "second"):
+        expect(chart.get_by_text(name)).to_be_visible()
 
-        tab.goto(f"{every.split('#')[0]}#/models/headstart")
-        row = tab.get_by_role("row").filter(has_text="Version 2")
-        expect(row.get_by_text("@ champion")).to_be_visible()
-        browser.close()
+    tab.goto(f"{every.split('#')[0]}#/models/headstart")
+    row = tab.get_by_role("row").filter(has_text="Version 2")
+    expect(row.get_by_text("@ champion")).to_be_visible()

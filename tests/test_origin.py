@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import write_params
 from dvc.utils.hydra import apply_overrides
 
@@ -76,6 +77,21 @@ def test_the_command_brings_back_every_param(repository):
     assert named == {"train_head.search.dropout", "train_head.search.hidden", *changes} - {"train_head.search"}
     apply_overrides(Path("params.yaml"), overrides)  # what DVC does with -S
     assert load_params().leaves() == wanted
+
+
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [
+        (1, 2), (0.5, None), (None, True), ("a", "s3://bucket/a b?x=1"), ("a", "null"), ("a", 'it\'s "q" \\ b\\'),
+        ("a", r"(\d+)_[a-z]"), ([128], []), ([], [64, 32]), ({}, {"dropout": [0, 0.5], "hidden": [[], [256]]}),
+        ({"dropout": [0], "epochs": [1]}, {"dropout": [1, 2], "activation": ["relu"]}), ({"dropout": [0]}, {}),
+    ],
+)  # fmt: skip
+def test_dvc_reads_the_options_as_they_are_meant(tmp_path, before, value):
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump({"section": {"key": before, "other": 1}}))
+    apply_overrides(file, origin.options("section.key", before, value))
+    assert yaml.safe_load(file.read_text()) == {"section": {"key": value, "other": 1}}
 
 
 def test_outside_of_git_there_is_a_command_still(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -51,36 +50,19 @@ def test_equal_data_give_an_equal_page(page, run, tmp_path):
     assert page.read_bytes() == before
 
 
-def test_a_browser_shows_it(page):
+def test_a_browser_shows_it(page, shown):
     """Every thumbnail is drawn, nothing is fetched, no name acts."""
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
-    browser_file = next((path for path in found if path), None)
-    if browser_file is None:
-        pytest.skip("no Chromium or Chrome on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 900})
-        requests, errors = [], []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: errors.append(message.text))
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(page.as_uri())
-        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        tab.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-        tab.wait_for_function("[...document.images].every(i => i.complete)")
-        assert errors == []
-        assert {url.split(":")[0] for url in requests} <= {"file", "data"}
-        assert tab.title() == "Data: 19 images of 2 classes"
-        widths = tab.evaluate("[...document.images].map(i => i.naturalWidth)")
-        assert len(widths) > 19
-        assert min(widths) > 0
-        names = tab.locator("table").first.locator("td.name").all_inner_texts()
-        assert sorted(names) == sorted(["cat", EVIL])
-        copies = tab.locator(".group").all()
-        assert [len(group.locator("figure").all()) for group in copies] == [2]
-        assert "wide 1" in tab.locator("#outliers ~ h3").all_inner_texts()
-        assert "a name that" not in tab.inner_text("body")
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
+    tab, requests, errors = shown(page)
+    assert errors == []
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+    assert tab.title() == "Data: 19 images of 2 classes"
+    widths = tab.evaluate("[...document.images].map(i => i.naturalWidth)")
+    assert len(widths) > 19
+    assert min(widths) > 0
+    names = tab.locator("table").first.locator("td.name").all_inner_texts()
+    assert sorted(names) == sorted(["cat", EVIL])
+    copies = tab.locator(".group").all()
+    assert [len(group.locator("figure").all()) for group in copies] == [2]
+    assert "wide 1" in tab.locator("#outliers ~ h3").all_inner_texts()
+    assert "a name that" not in tab.inner_text("body")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

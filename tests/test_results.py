@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT, SMALL, write_params
 from PIL import Image
 
@@ -69,7 +68,9 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         monkeypatch.setattr("pipeline.paired.RESAMPLES", 50)
         outputs, gain = Outputs(), Pair(head, final)
         outputs.json(paths.CLASSES, classes)
-        found = {name: judged(side, classes, 100, 0) for name, side in (("final", final), ("head", head))}
+        found = {
+            name: judged(side, side.per_class(classes), 100, 0) for name, side in (("final", final), ("head", head))
+        }
         gained = {"verdict": gain.verdict(), "p": gain.p_value(), "mended": gain.mended, "broken": gain.broken}
         found["gain"] = {**gained, "metrics": gain.differences().to_dict("records")}
         outputs.json(paths.EVALUATION, found)
@@ -293,7 +294,7 @@ def test_without_fine_tuning_there_are_no_curves_of_it(workspace):
 def told(predictions: Predictions) -> str:
     """The warnings about predictions, as a text."""
     classes = [f"class {number}" for number in range(predictions.n_classes)]
-    evaluation = {"final": judged(predictions, classes, 100, 0), "gain": {"verdict": "better"}}
+    evaluation = {"final": judged(predictions, predictions.per_class(classes), 100, 0), "gain": {"verdict": "better"}}
     found = findings.warnings(evaluation, True, predictions.reliability(), len(predictions.targets))
     return "\n".join(f"{sentence} {names} {more}" for sentence, names, more in found)
 
@@ -352,23 +353,6 @@ def test_the_command_makes_the_results_again(workspace):
     results.write()
     assert f"not as in commit {commit[:10]}" in text()
     assert "dvc exp run -S" not in text()
-
-
-@pytest.mark.parametrize(
-    ("before", "value"),
-    [
-        (1, 2), (0.5, None), (None, True), ("a", "s3://bucket/a b?x=1"), ("a", "null"), ("a", 'it\'s "q" \\ b\\'),
-        ("a", r"(\d+)_[a-z]"), ([128], []), ([], [64, 32]), ({}, {"dropout": [0, 0.5], "hidden": [[], [256]]}),
-        ({"dropout": [0], "epochs": [1]}, {"dropout": [1, 2], "activation": ["relu"]}), ({"dropout": [0]}, {}),
-    ],
-)  # fmt: skip
-def test_dvc_reads_the_options_as_they_are_meant(tmp_path, before, value):
-    from dvc.utils.hydra import apply_overrides
-
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump({"section": {"key": before, "other": 1}}))
-    apply_overrides(str(file), provenance.options("section.key", before, value))
-    assert yaml.safe_load(file.read_text()) == {"section": {"key": value, "other": 1}}
 
 
 # --- drawings
@@ -434,45 +418,28 @@ def test_a_planted_region_is_found(tmp_path, pooling):
 # --- in a browser
 
 
-def test_a_browser_shows_it(workspace):
+def test_a_browser_shows_it(workspace, shown):
     """Every picture is drawn, nothing is fetched, no name acts, by day, by night and on paper."""
-    names = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
-    browser_file = next((path for path in names if path), None)
-    if browser_file is None:
-        pytest.skip("no Chromium or Chrome on this machine")
-    from playwright.sync_api import sync_playwright
-
     evil = EVIL.replace("/", "")
     workspace([evil, "b" * 200, *(f"class {number}" for number in range(28))], images=8, accuracy=0.6, model=True)
     results.write()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 900})
-        requests, errors = [], []
-        tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: errors.append(message.text))
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.goto(paths.RESULTS.resolve().as_uri())
-        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        tab.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-        tab.wait_for_function("[...document.images].every(i => i.complete)")
-        assert errors == []
-        assert {url.split(":")[0] for url in requests} <= {"file", "data"}
-        assert len([url for url in requests if url.startswith("file")]) == 1
-        assert tab.title().startswith("Results: ")
-        assert min(tab.evaluate("[...document.images].map(i => i.naturalWidth)")) > 0
-        assert tab.locator(".look").count() == 10
-        assert tab.locator("#classes ~ .scroll td.name", has_text=evil).count() == 1
-        assert tab.locator(".heat rect title").count() > 20
-        for media in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"media": "print"}):
-            tab.emulate_media(**media)
-            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), media
-        colours = "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])"
-        tab.emulate_media(media="screen", color_scheme="dark")
-        by_night = tab.evaluate(colours)
-        tab.emulate_media(media="print", color_scheme="dark")
-        assert tab.evaluate(colours) != by_night  # ink is not wasted on a dark page
-        tab.emulate_media(media="screen")
-        tab.set_viewport_size({"width": 420, "height": 800})
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        browser.close()
+    tab, requests, errors = shown(paths.RESULTS)
+    assert errors == []
+    assert {url.split(":")[0] for url in requests} <= {"file", "data"}
+    assert len([url for url in requests if url.startswith("file")]) == 1
+    assert tab.title().startswith("Results: ")
+    assert min(tab.evaluate("[...document.images].map(i => i.naturalWidth)")) > 0
+    assert tab.locator(".look").count() == 10
+    assert tab.locator("#classes ~ .scroll td.name", has_text=evil).count() == 1
+    assert tab.locator(".heat rect title").count() > 20
+    for media in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"media": "print"}):
+        tab.emulate_media(**media)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), media
+    colours = "['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name])"
+    tab.emulate_media(media="screen", color_scheme="dark")
+    by_night = tab.evaluate(colours)
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert tab.evaluate(colours) != by_night  # ink is not wasted on a dark page
+    tab.emulate_media(media="screen")
+    tab.set_viewport_size({"width": 420, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

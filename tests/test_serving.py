@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,21 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, paint
+from conftest import ROOT, free_port, paint, wait_for
 from PIL import Image
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 
 from pipeline import networks, serving
 from pipeline.errors import UserError
 from pipeline.pixels import load
-
-SECONDS_TO_START = 120
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +36,8 @@ def server(shipped, tmp_path_factory) -> Iterator[str]:  # noqa: F811
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    address, started = f"http://127.0.0.1:{port}", time.monotonic()
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/ping")
-            break
-        except OSError:
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() - started < SECONDS_TO_START
-            time.sleep(0.1)
+    address = f"http://127.0.0.1:{port}"
+    wait_for(f"{address}/ping", process)
     yield address
     process.terminate()
     printed, _ = process.communicate(timeout=30)
