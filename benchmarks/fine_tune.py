@@ -158,9 +158,16 @@ def main() -> None:
                 shipped += better
                 seconds.append(took)
                 judged.append((found["final"], targets))
-                print(f"{name}, seed {seed}: {took}", file=sys.stderr, flush=True)
                 for way in WAYS:
                     accuracy[way].append(float((found[way].argmax(axis=1) == targets).mean()))
+                print(
+                    f"{text}, seed {seed}: "
+                    + ", ".join(f"{way} {values[-1]:.4f}" for way, values in accuracy.items())
+                    + f"; {'shipped' if better else 'not shipped'}; seconds: "
+                    + ", ".join(f"{way} {value:.0f}" for way, value in took.items()),
+                    file=sys.stderr,
+                    flush=True,
+                )
             os.chdir(ROOT)
         probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
         targets = np.concatenate([targets for _, targets in judged])

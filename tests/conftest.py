@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
@@ -33,6 +34,14 @@ SMALL = {  # a run of seconds
 }
 
 
+# The longest first, so that no process is left with one of them when the others have nothing more to do.
+LONGEST = ("test_end_to_end", "test_experiments", "test_fine_tune", "test_stages", "test_extract")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def paint(file: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (24, 20)) -> None:
     """Write an image, under noise: plain red, green with vertical stripes, or blue with horizontal ones.
 
@@ -45,17 +54,18 @@ def paint(file: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, 
     Image.fromarray(np.uint8(np.clip(noise + stripes * colour, 0, 255))).save(file)
 
 
+def paint_classes(folder: Path, count: int = 16, suffix: str = ".png", first: int = 0) -> Path:
+    """Write `count` images a class; returns the folder."""
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        for index in range(first, first + count):
+            paint(folder / label / f"{index:03}{suffix}", colour, 1000 * number + index)
+    return folder
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of `count` images a class under tmp_path."""
-
-    def make(name: str = "photos", count: int = 16, suffix: str = ".png", first: int = 0) -> Path:
-        for number, (label, colour) in enumerate(COLOURS.items()):
-            for index in range(first, first + count):
-                paint(tmp_path / name / label / f"{index:03}{suffix}", colour, 1000 * number + index)
-        return tmp_path / name
-
-    return make
+    return lambda name="photos", **options: paint_classes(tmp_path / name, **options)
 
 
 def write_params(file: Path, **changes: object) -> None:
@@ -68,6 +78,30 @@ def write_params(file: Path, **changes: object) -> None:
             target = target[section]
         target[last] = value
     file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def run_stages(*stages: str) -> None:
+    """Run them here, by the params.yaml of the current folder."""
+    from pipeline.outputs import Outputs
+    from pipeline.params import load_params
+
+    for stage in stages:
+        outputs = Outputs()
+        importlib.import_module(f"pipeline.{stage}").main(load_params(), outputs)
+        outputs.commit()
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory) -> Path:
+    """A folder with photos, params.yaml and what prepare and extract make of them: to be copied."""
+    folder = tmp_path_factory.mktemp("extracted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        paint_classes(Path("photos"))
+        write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos"})
+        run_stages("prepare", "extract")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -186,9 +220,7 @@ def make_project(root: Path) -> Project:
         else:
             shutil.copy(source, root / name)
     project = Project(root)
-    for number, (label, colour) in enumerate(COLOURS.items()):
-        for index in range(16):
-            paint(root / "photos" / label / f"{index:03}.png", colour, 1000 * number + index)
+    paint_classes(root / "photos")
     project.set()
     project.run("git init -q && dvc init -q && git add -A && git commit -qm start")
     return project

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -71,70 +73,63 @@ def test_a_second_run_runs_nothing(done):
     assert len(experiments(done)) == 1
 
 
-def test_only_what_depends_on_a_change_runs_and_the_way_back_is_free(done):
-    before = lock(done)
-    output = done.run("dvc exp run -n four -S 'train_head.hidden=[4]'")
-    assert [stage for stage in ("prepare", "extract") if f"Running stage '{stage}'" in output] == []
-    assert output.count("Running stage") == 3
-    assert experiments(done)["four"] == {
-        **dict.fromkeys(["prepare", "extract"], "true"),
-        **dict.fromkeys(["train_head", "fine_tune", "evaluate"]),
-    }
-    assert "train_head.hidden" in done.run("dvc params diff")
-    assert "metrics/train_head.json" in done.run("dvc metrics diff")
-    done.run("git checkout -q params.yaml")
-    assert "Running stage" not in done.run("dvc repro")
-    assert lock(done) == before
+@pytest.fixture(scope="module")
+def tried(done) -> dict[str, Any]:
+    """What is there before an experiment, after it, and after the way back."""
+    page = done.root / "reports/report.html"
+    done.run("python -m pipeline.results --if-stale")
 
+    def state(output: str) -> dict[str, Any]:
+        figures = [json.loads((done.root / f"metrics/{name}.json").read_text()) for name in ("extract", "cost")]
+        return {"output": output, "lock": lock(done), "figures": figures, "page": page.read_text(encoding="utf-8")}
 
-def test_temporary_and_queued_experiments_land_in_the_same_store(done):
-    done.run("dvc exp run --temp -n temporary -S evaluate.top_k=3")
-    done.run("dvc exp run --queue -n queued -S train_head.epochs=2")
-    done.run("dvc queue start")
-    for _ in range(120):
-        if "Success" in done.run("dvc queue status") or "Failed" in done.run("dvc queue status"):
-            break
-        done.run("sleep 1")
-    assert "Success" in done.run("dvc queue status")
-    found = experiments(done)
-    assert set(found) >= {"temporary", "queued", "four"}
-    assert len(found) == 4
-    assert {name: len(stages) for name, stages in found.items()} == dict.fromkeys(found, 5)
-    assert {"four", "queued"} <= set(versions(done))  # temporary is judged otherwise, but it is the same model
-    done.run("dvc queue stop", code=None)
-
-
-def test_a_backbone_that_was_tried_before_is_restored_with_its_figures(done):
-    files = [done.root / f"metrics/{name}.json" for name in ("extract", "cost")]
-    figures = [file.read_text() for file in files]
-    assert set(json.loads(figures[1])) == {*(f"{stage}_seconds" for stage in STAGES), "latency_ms", "results"}
-    done.run("dvc exp run -S weights=none extract")
-    assert not {file.read_text() for file in files} & set(figures)
+    before = state("")
+    there = state(done.run("dvc exp run -n four -S weights=none -S 'train_head.hidden=[4]'"))
+    there |= {"params": done.run("dvc params diff"), "metrics": done.run("dvc metrics diff")}
     done.run("git checkout -q params.yaml")
     output = done.run("dvc repro")
-    assert "Running stage" not in output.replace("Running stage 'prepare'", "")
     done.run("python -m pipeline.tracking")
-    assert files[0].read_text() == figures[0]
-    costs = [json.loads(text) for text in (files[1].read_text(), figures[1])]
-    for cost in costs:
-        del cost["prepare_seconds"]  # DVC restores nothing of prepare: it ran again
-    assert costs[0] == costs[1]
-
-
-def test_the_page_of_results_follows_the_results(done):
-    """Also where DVC restores them."""
-    page = done.root / "reports/report.html"
-    done.run("git checkout -q params.yaml && dvc repro && python -m pipeline.results --if-stale")
-    before = page.read_bytes()
-    assert b"dvc repro</pre>" in before
-    done.run("dvc exp run -S evaluate.resamples=200 evaluate")
-    assert b"-S evaluate.resamples=200</pre>" in page.read_bytes()
-    done.run("git checkout -q params.yaml")
-    assert "Running stage" not in done.run("dvc repro").replace("Running stage 'prepare'", "")
     assert done.run("python -m pipeline.results --if-stale") == "results: reports/report.html\n"
-    assert b"dvc repro</pre>" in page.read_bytes()
-    assert b"run dvc repro." not in page.read_bytes()
+    return {"before": before, "there": there, "back": state(output)}
+
+
+def test_only_what_depends_on_a_change_runs_and_the_way_back_is_free(done, tried):
+    output = tried["there"]["output"]
+    assert "Running stage 'prepare'" not in output
+    assert output.count("Running stage") == 4
+    assert experiments(done)["four"] == {"prepare": "true", **dict.fromkeys(STAGES[1:])}
+    assert set(versions(done)) >= {"four"}
+    assert "train_head.hidden" in tried["there"]["params"]
+    assert "metrics/train_head.json" in tried["there"]["metrics"]
+    # DVC restores nothing of prepare: it may run again, to the same files.
+    assert "Running stage" not in tried["back"]["output"].replace("Running stage 'prepare'", "")
+    assert tried["back"]["lock"] == tried["before"]["lock"] != tried["there"]["lock"]
+
+
+def test_what_is_restored_has_the_figures_of_what_was_computed(tried):
+    before, there, back = (tried[when]["figures"] for when in ("before", "there", "back"))
+    assert set(before[1]) == {*(f"{stage}_seconds" for stage in STAGES), "latency_ms", "results"}
+    assert there[0] != before[0] == back[0]
+    assert there[1] != before[1]
+    for _, cost in (before, back):
+        del cost["prepare_seconds"]
+    assert before[1] == back[1]
+
+
+def test_the_page_of_results_follows_the_results(done, tried):
+    """Also where DVC restores them."""
+    before, there, back = (tried[when]["page"] for when in ("before", "there", "back"))
+    assert "dvc repro</pre>" in before
+    assert "train_head.hidden=[4]" in there
+    assert "dvc repro</pre>" in back
+    assert "run dvc repro." not in back
     assert done.run("python -m pipeline.results --if-stale") == ""
+
+
+def test_a_temporary_experiment_has_its_row_and_shares_the_feature_store(done, tried):
+    output = done.run("dvc exp run --temp -n temporary -S seed=5 extract", TQDM_DISABLE="1")
+    assert "0 computed; 48 from the feature store" in output
+    assert set(experiments(done)["temporary"]) == {"prepare", "extract"}
 
 
 @pytest.mark.parametrize(
@@ -194,15 +189,15 @@ def test_wrong_params_leave_earlier_results(done, changes, message):
 
 
 def test_an_output_that_cannot_be_written(done):
-    shutil.move(done.root / "features", done.root / "aside")
-    (done.root / "features").write_text("a file in the place of the folder")
+    shutil.move(done.root / "data/prepared", done.root / "aside")
+    (done.root / "data/prepared").write_text("a file in the place of the folder")
     try:
-        output = done.run("python -m pipeline.extract", code=1)
-        assert "features/train.npy: cannot be written" in output
+        output = done.run("python -m pipeline.prepare", code=1)
+        assert re.search(r"data/prepared/\S+: cannot be written", output)
         assert "Traceback" not in output
     finally:
-        (done.root / "features").unlink()
-        shutil.move(done.root / "aside", done.root / "features")
+        (done.root / "data/prepared").unlink()
+        shutil.move(done.root / "aside", done.root / "data/prepared")
 
 
 def test_the_same_bits_again_without_any_cache(done):

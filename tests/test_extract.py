@@ -53,6 +53,15 @@ def here(tmp_path: Path, photos, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def known(tmp_path: Path, extracted, monkeypatch) -> Path:
+    """The same photos, with their features and the store of these."""
+    shutil.copytree(extracted, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
 def run(**changes: object) -> dict:
     """Run prepare and extract; what metrics/extract.json says."""
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
@@ -138,8 +147,7 @@ CHANGES = [
 ]
 
 
-def test_each_ingredient_changes_the_fingerprint_and_nothing_else_does(here, monkeypatch):
-    run()
+def test_each_ingredient_changes_the_fingerprint_and_nothing_else_does(known, monkeypatch):
     trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 1)  # for this test alone: it is changed
     variables = trunk.get_layer("backbone").weights
     variables[0].assign(variables[0].numpy() * 1.001)
@@ -195,8 +203,7 @@ def test_views_are_made_once_and_drawn_from_the_image_alone(here):
     assert contents() == kept
 
 
-def test_float16_halves_the_files(here):
-    run()
+def test_float16_halves_the_files(known):
     exact = np.load(paths.FEATURES["train"])
     run(**{"extract.storage": "float16"})
     found = np.load(paths.FEATURES["train"])
@@ -212,8 +219,7 @@ def test_features_that_are_no_numbers_are_told_with_the_image(here, monkeypatch)
         run(**{"extract.storage": "float16"})
 
 
-def test_a_damaged_row_is_computed_anew_with_a_warning(here, capsys):
-    run()
+def test_a_damaged_row_is_computed_anew_with_a_warning(known, capsys):
     fresh = contents()
     with sqlite3.connect(stores()[0]) as db:
         db.execute("UPDATE features SET feature = zeroblob(5120) WHERE rowid IN (3, 9)")
@@ -225,8 +231,7 @@ def test_a_damaged_row_is_computed_anew_with_a_warning(here, capsys):
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 4, 8, 12])
-def test_pages_that_are_lost_are_computed_anew(here, page):
-    run()
+def test_pages_that_are_lost_are_computed_anew(known, page):
     fresh = contents()
     with stores()[0].open("r+b") as file:
         file.seek(page * 16384)
@@ -245,8 +250,7 @@ def test_a_store_that_is_damaged_again_at_once_stops(here, monkeypatch):
         run()
 
 
-def test_an_image_that_changed_after_prepare_is_not_taken(here):
-    run()
+def test_an_image_that_changed_after_prepare_is_not_taken(known):
     paint(Path("photos/red/003.png"), (1, 2, 3), 5)
     forget()
     with pytest.raises(UserError, match=r"red/003\.png has changed since prepare ran"):
@@ -326,9 +330,3 @@ def plain_environment() -> dict[str, str]:
 )
 def test_what_the_store_cannot_do_is_told(error, message):
     assert re.search(message, stage.explain("extract", error))
-
-
-def test_temporary_experiments_share_the_store(project):
-    project.run("dvc repro extract && git add -A && git commit -qm run")
-    output = project.run("dvc exp run --temp -S seed=5 -S extract.batch_size=3 extract", TQDM_DISABLE="1")
-    assert "0 computed; 48 from the feature store" in output

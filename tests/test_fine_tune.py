@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL, write_params
-from test_stages import run
+from conftest import run_stages as run
 
 from pipeline import calibration, defaults, fine_tune, heads, networks, paths, trunk_cache
 from pipeline.augmentation import NONE, Augmentation
@@ -32,13 +33,22 @@ QUICK = {
 }
 
 
+@pytest.fixture(scope="module")
+def with_head(tmp_path_factory, extracted) -> Path:
+    folder = tmp_path_factory.mktemp("head") / "here"
+    shutil.copytree(extracted, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_params(Path("params.yaml"), **QUICK)
+        run("train_head")
+    return folder
+
+
 @pytest.fixture
-def here(tmp_path: Path, photos, monkeypatch) -> Path:
+def here(tmp_path: Path, with_head, monkeypatch) -> Path:
     """Photos with features and a head that still has something to learn."""
+    shutil.copytree(with_head, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    photos()
-    write_params(Path("params.yaml"), **QUICK)
-    run("prepare", "extract", "train_head")
     return tmp_path
 
 
