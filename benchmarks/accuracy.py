@@ -23,13 +23,14 @@ from types import ModuleType
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dvc.utils.hydra import apply_overrides  # noqa: E402
+from dvc.utils.hydra import apply_overrides
 
-from pipeline import extract, heads, networks, paths, prepare, train_head  # noqa: E402
-from pipeline.dataset import load_examples  # noqa: E402
-from pipeline.engine import device_name  # noqa: E402
-from pipeline.outputs import Outputs  # noqa: E402
-from pipeline.params import load_params  # noqa: E402
+from pipeline import extract, paths, prepare, train_head
+from pipeline.learning import heads, networks
+from pipeline.learning.dataset import load_examples
+from pipeline.learning.engine import device_name
+from pipeline.outputs import Outputs
+from pipeline.params import load_params
 
 CHANGES = ("extract.views=2", "extract.views=8", "extract.storage=float16", "extract.precision=bfloat16")
 

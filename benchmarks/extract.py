@@ -27,22 +27,23 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import yaml  # noqa: E402
-from blake3 import blake3  # noqa: E402
-from PIL import Image  # noqa: E402
-from prepare import machine, seconds  # noqa: E402
+import numpy as np
+import pandas as pd
+import yaml
+from blake3 import blake3
+from PIL import Image
+from prepare import machine, seconds
 
-from pipeline import inference, networks  # noqa: E402
-from pipeline.augmentation import Augmentation  # noqa: E402
-from pipeline.backbones import BACKBONES  # noqa: E402
-from pipeline.engine import device_name, keras, tf  # noqa: E402
-from pipeline.extraction import Extraction, Jobs  # noqa: E402
-from pipeline.files import Folder  # noqa: E402
-from pipeline.images import decode, file_hash  # noqa: E402
-from pipeline.pixels import pixels, read_images, resize  # noqa: E402
-from pipeline.store import FeatureStore  # noqa: E402
+from pipeline.backbones import BACKBONES
+from pipeline.data.files import Folder
+from pipeline.data.images import decode, file_hash
+from pipeline.data.pixels import pixels, read_images, resize
+from pipeline.features import inference
+from pipeline.features.augmentation import Augmentation
+from pipeline.features.extraction import Extraction, Jobs
+from pipeline.features.store import FeatureStore
+from pipeline.learning import networks
+from pipeline.learning.engine import device_name, keras, tf
 
 ROUNDS = 5
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")

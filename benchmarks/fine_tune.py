@@ -34,18 +34,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from accuracy import run  # noqa: E402
-from dvc.utils.hydra import apply_overrides  # noqa: E402
-from scipy.special import softmax  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
+import numpy as np
+from accuracy import run
+from dvc.utils.hydra import apply_overrides
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
-from pipeline import calibration, extract, fine_tune, heads, networks, paths, prepare, train_head  # noqa: E402
-from pipeline.dataset import load_examples, load_split  # noqa: E402
-from pipeline.engine import device_name, keras  # noqa: E402
-from pipeline.params import load_params  # noqa: E402
-from pipeline.pixels import read_images  # noqa: E402
-from pipeline.sources import open_source  # noqa: E402
+from pipeline import extract, fine_tune, paths, prepare, train_head
+from pipeline.data.pixels import read_images
+from pipeline.data.sources import open_source
+from pipeline.learning import calibration, heads, networks
+from pipeline.learning.dataset import load_examples, load_split
+from pipeline.learning.engine import device_name, keras
+from pipeline.params import load_params
 
 LINEAR_DECAY = 0.02
 TEXTBOOK = [

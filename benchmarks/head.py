@@ -22,9 +22,9 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import heads, networks  # noqa: E402
-from pipeline.engine import device_name, keras  # noqa: E402
-from pipeline.params import load_params  # noqa: E402
+from pipeline.learning import heads, networks
+from pipeline.learning.engine import device_name, keras
+from pipeline.params import load_params
 
 FEATURES, CLASSES, ROUNDS = 1280, 100, 5
 

@@ -18,12 +18,12 @@ from PIL import Image, ImageEnhance
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.duplicates import near_pairs  # noqa: E402
-from pipeline.images import decode  # noqa: E402
-from pipeline.inspection import DESCRIPTOR_DIM, look  # noqa: E402
-from pipeline.layouts import list_items  # noqa: E402
-from pipeline.params import load_params  # noqa: E402
-from pipeline.sources import open_source  # noqa: E402
+from pipeline.data.duplicates import near_pairs
+from pipeline.data.images import decode
+from pipeline.data.inspection import DESCRIPTOR_DIM, look
+from pipeline.data.layouts import list_items
+from pipeline.data.sources import open_source
+from pipeline.params import load_params
 
 KINDS = ("resized", "recompressed", "brightened", "all three", "cropped")
 

@@ -29,10 +29,10 @@ from PIL import Image, features
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.duplicates import near_pairs  # noqa: E402
-from pipeline.files import Folder  # noqa: E402
-from pipeline.inspection import DESCRIPTOR_DIM, inspect  # noqa: E402
-from pipeline.memory import Memory  # noqa: E402
+from pipeline.data.duplicates import near_pairs
+from pipeline.data.files import Folder
+from pipeline.data.inspection import DESCRIPTOR_DIM, inspect
+from pipeline.data.memory import Memory
 
 ROUNDS = 3
 IMAGES = 16_000

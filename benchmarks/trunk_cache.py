@@ -22,14 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from accuracy import run  # noqa: E402
-from dvc.utils.hydra import apply_overrides  # noqa: E402
+from accuracy import run
+from dvc.utils.hydra import apply_overrides
 
-from pipeline import blocks, extract, fine_tune, networks, paths, prepare, train_head  # noqa: E402
-from pipeline.backbones import BACKBONES  # noqa: E402
-from pipeline.dataset import load_split  # noqa: E402
-from pipeline.engine import device_name, keras, tf  # noqa: E402
-from pipeline.params import Params, load_params  # noqa: E402
+from pipeline import extract, fine_tune, paths, prepare, train_head
+from pipeline.backbones import BACKBONES
+from pipeline.learning import blocks, networks
+from pipeline.learning.dataset import load_split
+from pipeline.learning.engine import device_name, keras, tf
+from pipeline.params import Params, load_params
 
 EPOCHS, TURNS = 4, 3
 PLAIN = ["crop=1", "flip=false", "jitter=0", f"epochs={EPOCHS}", "interpolate=false", "trunk_cache=on"]

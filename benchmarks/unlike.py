@@ -23,12 +23,13 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import networks, paths, unlike  # noqa: E402
-from pipeline.dataset import load_split  # noqa: E402
-from pipeline.images import SUFFIXES  # noqa: E402
-from pipeline.params import load_params  # noqa: E402
-from pipeline.pixels import pixels, read_images, resize  # noqa: E402
-from pipeline.sources import open_source  # noqa: E402
+from pipeline import paths, unlike
+from pipeline.data.images import SUFFIXES
+from pipeline.data.pixels import pixels, read_images, resize
+from pipeline.data.sources import open_source
+from pipeline.learning import networks
+from pipeline.learning.dataset import load_split
+from pipeline.params import load_params
 
 RATES = (0.05, 0.02, 0.01)
 OTHERS = 500

@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in BACKBONES:
         print(f"backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES)}", file=sys.stderr)
         return 1
-    from pipeline import blocks  # loads TensorFlow, which the table does without
+    from pipeline.learning import blocks  # loads TensorFlow, which the table does without
 
     blocks.show(name, BACKBONES[name])
     return 0

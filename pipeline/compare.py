@@ -23,9 +23,9 @@ import yaml
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.judging.paired import Pair
+from pipeline.judging.scores import Predictions
 from pipeline.outputs import Outputs
-from pipeline.paired import Pair
-from pipeline.scores import Predictions
 
 WORKSPACE = "workspace"
 SHOWN = 20  # flipped images and moved classes that text and Markdown name

@@ -21,15 +21,17 @@ import pandas as pd
 from scipy.special import softmax
 from tqdm import tqdm
 
-from pipeline import heads, networks, paths, registry, results, stage
-from pipeline.dataset import load_classes, load_examples, load_split
-from pipeline.engine import keras, take_gpus
+from pipeline import paths, results, stage
+from pipeline.data.pixels import read_images
+from pipeline.data.sources import open_source
+from pipeline.journal import registry
+from pipeline.judging.paired import Pair
+from pipeline.judging.scores import Predictions
+from pipeline.learning import heads, networks
+from pipeline.learning.dataset import load_classes, load_examples, load_split
+from pipeline.learning.engine import keras, take_gpus
 from pipeline.outputs import Outputs
-from pipeline.paired import Pair
 from pipeline.params import Params
-from pipeline.pixels import read_images
-from pipeline.scores import Predictions
-from pipeline.sources import open_source
 
 TIMED = 15  # images that the latency is the median of
 

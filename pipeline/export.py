@@ -168,7 +168,7 @@ def at_fixed_size(model: keras.Model, size: int) -> keras.Model:
     """The classifier without its resize: (N, size, size, 3) -> (N, n_classes), of the same layers."""
     import keras
 
-    from pipeline.networks import RESIZE_LAYER
+    from pipeline.learning.networks import RESIZE_LAYER
 
     names = [layer.name for layer in model.layers]
     image = x = keras.Input((size, size, 3), name="image")
@@ -181,10 +181,10 @@ def at_fixed_size(model: keras.Model, size: int) -> keras.Model:
 
 def some_images(size: int) -> tuple[np.ndarray, str]:
     """(n, size, size, 3) uint8, n <= IMAGES, and what they are: of the test split where that is here, else made up."""
-    from pipeline.dataset import load_split
+    from pipeline.data.pixels import read_images
+    from pipeline.data.sources import open_source
+    from pipeline.learning.dataset import load_split
     from pipeline.params import load_params
-    from pipeline.pixels import read_images
-    from pipeline.sources import open_source
 
     try:
         params, test = load_params(), load_split("test")
@@ -220,7 +220,7 @@ def export(model_file: Path, name: str, folder: Path) -> str:
     """
     # OpenVINO's converter reports to its makers unless this module is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    from pipeline import networks
+    from pipeline.learning import networks
 
     form = FORMATS[name]
     model, classes = networks.load(model_file)

@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import engine, inference, networks, paths, stage, store, timings
-from pipeline.augmentation import Augmentation
+from pipeline import paths, stage
 from pipeline.backbones import BACKBONES, PREPROCESSING
-from pipeline.extraction import Extraction, Jobs, ingredients, patiently
+from pipeline.data.sources import open_source
+from pipeline.features import inference, store
+from pipeline.features.augmentation import Augmentation
+from pipeline.features.extraction import Extraction, Jobs, ingredients, patiently
+from pipeline.journal import timings
+from pipeline.learning import engine, networks
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.sources import open_source
 
 BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "opencv-python-headless", "openvino", "pillow", "simplejpeg", "tensorflow")

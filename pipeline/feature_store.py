@@ -19,8 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.errors import UserError
+from pipeline.features.store import SECONDS_TO_WAIT, folder, is_whole
 from pipeline.sqlite import files_of, is_damaged, remove
-from pipeline.store import SECONDS_TO_WAIT, folder, is_whole
 
 
 def verify(file: Path) -> tuple[int, int]:

@@ -24,36 +24,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import (
-    augmentation,
+from pipeline import paths, stage
+from pipeline.backbones import BACKBONES
+from pipeline.data import pixels
+from pipeline.data.sources import open_source
+from pipeline.errors import UserError
+from pipeline.features import augmentation, extraction, inference
+from pipeline.features.augmentation import NONE
+from pipeline.features.extraction import patiently
+from pipeline.journal import recording
+from pipeline.learning import (
     blocks,
     calibration,
     checkpoint,
     defaults,
-    extraction,
     fine_tuning,
     heads,
-    inference,
     networks,
-    paths,
-    pixels,
-    recording,
-    stage,
     trunk_cache,
     verdict,
 )
-from pipeline.augmentation import NONE
-from pipeline.backbones import BACKBONES
-from pipeline.checkpoint import Checkpoint
-from pipeline.dataset import load_examples, load_split
-from pipeline.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
-from pipeline.errors import UserError
-from pipeline.extraction import patiently
-from pipeline.fine_tuning import Batches, Tuned, tune
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.dataset import load_examples, load_split
+from pipeline.learning.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
+from pipeline.learning.fine_tuning import Batches, Tuned, tune
+from pipeline.learning.training import COLUMNS
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.sources import open_source
-from pipeline.training import COLUMNS
 
 
 def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:

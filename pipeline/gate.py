@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import compare, paths, records
+from pipeline import compare, paths
 from pipeline.errors import UserError, did_you_mean
+from pipeline.journal import records
 from pipeline.params import Params, load_params
 
 OK, BROKEN, NOT_ASKED, NOT_JUDGED = "ok", "BROKEN", "not asked", "not judged"

@@ -21,8 +21,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import compare, paths, records
+from pipeline import compare, paths
 from pipeline.errors import UserError
+from pipeline.journal import records
 
 BY = {"val_loss": True, "val_accuracy": False}  # whether less is better
 NOT_DONE = ("Queued", "Running", "Failed")

@@ -23,10 +23,10 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import paths, unlike
-from pipeline.answers import FORMATS, MARK, Answer, Counted
+from pipeline.answering.answers import FORMATS, MARK, Answer, Counted
+from pipeline.answering.given import find_images, load_given
+from pipeline.data.images import ImageError
 from pipeline.errors import UserError
-from pipeline.given import find_images, load_given
-from pipeline.images import ImageError
 from pipeline.machine import cores
 from pipeline.outputs import Outputs
 
@@ -39,7 +39,7 @@ class Network:
     """
 
     def __init__(self, model_file: Path) -> None:
-        from pipeline import networks  # loads TensorFlow: a wrong path is told before that
+        from pipeline.learning import networks  # loads TensorFlow: a wrong path is told before that
 
         self._model, self.classes = networks.load(model_file)
         self.size, self.most = networks.image_size(self._model), networks.PREDICTION_BATCH

@@ -21,20 +21,21 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import decisions, paths, report, splits, stage
+from pipeline import paths, stage
+from pipeline.data import decisions, report, splits
+from pipeline.data.files import Source
+from pipeline.data.inspection import DESCRIPTOR_DIM, inspect
+from pipeline.data.layouts import Item, Listing, list_items, twins
+from pipeline.data.memory import Facts, Memory
+from pipeline.data.sources import open_source
+from pipeline.data.splits import SHOWN, SPLITS
 from pipeline.errors import UserError
-from pipeline.files import Source
-from pipeline.inspection import DESCRIPTOR_DIM, inspect
-from pipeline.layouts import Item, Listing, list_items, twins
-from pipeline.memory import Facts, Memory
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.sources import open_source
-from pipeline.splits import SHOWN, SPLITS
 
 
 def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """The facts about the items as the table of `pipeline.decisions`, in their order.
+    """The facts about the items as the table of `pipeline.data.decisions`, in their order.
 
     Returns:
         The table, and the (n, DESCRIPTOR_DIM) float16 descriptors.

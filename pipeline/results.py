@@ -20,7 +20,7 @@ from blake3 import blake3
 from pipeline import paths
 from pipeline.errors import UserError
 from pipeline.outputs import Outputs
-from pipeline.page import render
+from pipeline.pages.page import render
 
 PARAMS = Path("params.yaml")
 STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
@@ -84,7 +84,7 @@ def _content() -> dict[str, Any]:
     # Late, and so is TensorFlow: a page that is current asks for none of it.
     import pandas as pd
 
-    from pipeline import drawings, findings, gallery, provenance
+    from pipeline.pages import drawings, findings, gallery, provenance
     from pipeline.params import load_params
 
     params = load_params()
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--if-stale", action="store_true", help="only where the page is not of the present results")
     if parser.parse_args(argv).if_stale and is_current():
         return 0
-    from pipeline import records
+    from pipeline.journal import records
     from pipeline.params import load_params
 
     try:

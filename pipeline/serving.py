@@ -77,7 +77,7 @@ def arguments(model_file: Path) -> Iterator[dict[str, Any]]:
         code = Path(folder) / PACKAGE.name  # without the weights of tiny, which the model has inside
         shutil.copytree(PACKAGE, code, ignore=shutil.ignore_patterns("__pycache__", "weights", "*.html"))
         yield {
-            "python_model": str(PACKAGE / "served.py"),
+            "python_model": str(PACKAGE / "answering" / "served.py"),
             "artifacts": {"model": str(model_file)},
             "code_paths": [str(code)],
             "signature": signature,

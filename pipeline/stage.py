@@ -14,11 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import recording, resources, timings
 from pipeline.errors import UserError
+from pipeline.journal import recording, resources, timings
+from pipeline.journal.records import LOCK, PIPELINE
 from pipeline.outputs import Outputs
 from pipeline.params import Params, load_params
-from pipeline.records import LOCK, PIPELINE
 
 
 def run(

@@ -19,8 +19,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline import outbox, paths, recording, records, registry, runs, timings, tracker
+from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.journal import outbox, recording, records, registry, runs, timings, tracker
 from pipeline.params import load_params
 from pipeline.paths import kept
 

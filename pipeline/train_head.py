@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline import calibration, heads, networks, paths, stage
-from pipeline.dataset import load_classes, load_examples, load_split
-from pipeline.engine import make_repeatable, take_gpus
+from pipeline import paths, stage
+from pipeline.learning import calibration, heads, networks
+from pipeline.learning.dataset import load_classes, load_examples, load_split
+from pipeline.learning.engine import make_repeatable, take_gpus
+from pipeline.learning.search import search
 from pipeline.outputs import Outputs
 from pipeline.params import Params
-from pipeline.search import search
 
 
 def main(params: Params, outputs: Outputs) -> None:

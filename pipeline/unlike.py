@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline import paths
+from pipeline.data.images import file_hash
 from pipeline.errors import UserError
-from pipeline.images import file_hash
 from pipeline.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -162,11 +162,11 @@ def learn(model_file: Path, rate: float) -> Unlike:
         raise UserError(f"{paths.MANIFEST} does not exist; run `dvc repro`: this needs the images of the splits")
     from tqdm import tqdm
 
-    from pipeline import networks
-    from pipeline.dataset import load_split
+    from pipeline.data.pixels import read_images
+    from pipeline.data.sources import open_source
+    from pipeline.learning import networks
+    from pipeline.learning.dataset import load_split
     from pipeline.params import load_params
-    from pipeline.pixels import read_images
-    from pipeline.sources import open_source
 
     params = load_params()
     model, _ = networks.load(model_file)

@@ -49,7 +49,7 @@ def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray
 
 def build(classes: int, size: int, steps: int, learning_rate: float, seed: int):
     """The backbone under its preprocessing and a linear layer over the categories, compiled."""
-    from pipeline.engine import keras
+    from pipeline.learning.engine import keras
 
     keras.utils.set_random_seed(seed)
     row = BACKBONES["tiny"]
@@ -76,7 +76,7 @@ def build(classes: int, size: int, steps: int, learning_rate: float, seed: int):
 
 def train(arguments: argparse.Namespace) -> None:
     """Run what is left of the steps, then write the weights."""
-    from pipeline.engine import keras
+    from pipeline.learning.engine import keras
 
     if arguments.checkpoint.is_file():
         model = keras.models.load_model(arguments.checkpoint)

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import backbones, blocks, networks
+from pipeline import backbones
 from pipeline.backbones import BACKBONES
 from pipeline.errors import UserError
+from pipeline.learning import blocks, networks
 
 # A backbone a family, with the name of its last block, how many blocks it has, and the first layer of the last two.
 FAMILIES = {

@@ -10,7 +10,7 @@ import yaml
 from conftest import Project
 
 from pipeline import compare
-from pipeline.scores import Predictions
+from pipeline.judging.scores import Predictions
 
 
 def table(

@@ -18,11 +18,11 @@ from conftest import paint, write_params
 from PIL import Image, PngImagePlugin
 
 from pipeline import paths, prepare
-from pipeline.files import Folder
-from pipeline.images import image_id
+from pipeline.data.files import Folder
+from pipeline.data.images import image_id
+from pipeline.data.pixels import load, read_images, resize
 from pipeline.outputs import Outputs
 from pipeline.params import load_params
-from pipeline.pixels import load, read_images, resize
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:

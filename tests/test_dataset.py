@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import dataset, paths
+from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.learning import dataset
 
 ROWS = 6
 

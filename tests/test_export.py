@@ -12,8 +12,9 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import export, networks
+from pipeline import export
 from pipeline.errors import UserError
+from pipeline.learning import networks
 
 CLASSES = ["blue", "green", "rosé"]
 
@@ -134,9 +135,9 @@ def test_what_was_compared_is_the_test_split_where_it_is_here(here, monkeypatch,
     from conftest import SMALL, write_params
 
     from pipeline import prepare
+    from pipeline.data.pixels import load
     from pipeline.outputs import Outputs
     from pipeline.params import load_params
-    from pipeline.pixels import load
 
     photos()
     write_params(here / "params.yaml", **{**SMALL, "data.source": "photos"})

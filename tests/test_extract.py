@@ -21,12 +21,14 @@ import pytest
 from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image
 
-from pipeline import extract, inference, networks, paths, prepare, probes, stage, store
-from pipeline.augmentation import Augmentation, view
+from pipeline import extract, paths, prepare, stage
+from pipeline.data.pixels import load, pixels
 from pipeline.errors import UserError
+from pipeline.features import inference, probes, store
+from pipeline.features.augmentation import Augmentation, view
+from pipeline.learning import networks
 from pipeline.outputs import Outputs
 from pipeline.params import load_params
-from pipeline.pixels import load, pixels
 
 
 @pytest.fixture(autouse=True, scope="module")

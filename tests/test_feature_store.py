@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from pipeline import feature_store
-from pipeline.store import FeatureStore, fingerprint, folder, open_store, remove
+from pipeline.features.store import FeatureStore, fingerprint, folder, open_store, remove
 
 KEYS = [bytes([number]) * 16 for number in range(10)]
 
@@ -123,7 +123,7 @@ def test_to_verify_is_not_to_use(file, rows):
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from pipeline.store import FeatureStore
+from pipeline.features.store import FeatureStore
 first, last = int(sys.argv[2]), int(sys.argv[3])
 with FeatureStore(Path(sys.argv[1]), {}, 100, "float32") as store:
     for number in range(first, last):

@@ -13,14 +13,15 @@ import pytest
 from conftest import SMALL, write_params
 from conftest import run_stages as run
 
-from pipeline import calibration, defaults, fine_tune, heads, networks, paths, trunk_cache
-from pipeline.augmentation import NONE, Augmentation
-from pipeline.dataset import load_examples
+from pipeline import fine_tune, paths
+from pipeline.data.files import Folder
+from pipeline.data.images import file_hash
 from pipeline.errors import UserError
-from pipeline.files import Folder
-from pipeline.images import file_hash
+from pipeline.features.augmentation import NONE, Augmentation
+from pipeline.learning import calibration, defaults, heads, networks, trunk_cache
+from pipeline.learning.dataset import load_examples
+from pipeline.learning.verdict import Candidates
 from pipeline.params import load_params
-from pipeline.verdict import Candidates
 
 QUICK = {
     **SMALL,

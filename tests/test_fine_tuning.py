@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from pipeline import fine_tuning
-from pipeline.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.fine_tuning import Batches, LayerwiseAdamW, Trainer, tune
+from pipeline.learning import fine_tuning
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.fine_tuning import Batches, LayerwiseAdamW, Trainer, tune
 from pipeline.params import load_params
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from conftest import write_params
 
-from pipeline import gate, paths, records
+from pipeline import gate, paths
+from pipeline.journal import records
 from pipeline.params import load_params
 
 RIGHT = 80  # of 100 test images, half of each of two classes

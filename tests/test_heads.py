@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import heads
 from pipeline.errors import UserError
-from pipeline.heads import Examples
+from pipeline.learning import heads
+from pipeline.learning.heads import Examples
+from pipeline.learning.search import search
 from pipeline.params import load_params
-from pipeline.search import search
 
 FEATURES, CLASSES = 20, 3
 NO_GROUPS = np.arange(300)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import ImageError, decode, image_id
+from pipeline.data.images import ImageError, decode, image_id
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

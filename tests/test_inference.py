@@ -14,10 +14,11 @@ import tensorflow as tf
 from conftest import ROOT
 from test_networks import FAMILIES
 
-from pipeline import inference, networks
 from pipeline.backbones import BACKBONES
 from pipeline.errors import UserError
-from pipeline.inference import OpenVINOEngine, TensorFlowEngine, open_engine
+from pipeline.features import inference
+from pipeline.features.inference import OpenVINOEngine, TensorFlowEngine, open_engine
+from pipeline.learning import networks
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,8 @@ def test_every_device_takes_batches():
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from pipeline import inference, networks
+from pipeline.features import inference
+from pipeline.learning import networks
 made = []
 def build():
     trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
@@ -158,7 +160,8 @@ def test_nobody_is_told_what_is_converted(tmp_path):
 import socket, sys
 def refuse(*_, **__): raise AssertionError("a connection")
 socket.socket.connect = socket.getaddrinfo = refuse
-from pipeline import inference, networks
+from pipeline.features import inference
+from pipeline.learning import networks
 inference.OpenVINOEngine(lambda: networks.build_trunk("tiny", "pretrained", 32, "avg", 0), "float32", 4)
 print(sys.modules["openvino_telemetry"])
 """

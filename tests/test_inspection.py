@@ -17,11 +17,11 @@ from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image, ImageFilter
 from test_sources import pack
 
-from pipeline import memory as memory_module
-from pipeline.files import SETTLED, Folder
-from pipeline.inspection import inspect, look
-from pipeline.memory import Memory
-from pipeline.sources import open_source
+from pipeline.data import memory as memory_module
+from pipeline.data.files import SETTLED, Folder
+from pipeline.data.inspection import inspect, look
+from pipeline.data.memory import Memory
+from pipeline.data.sources import open_source
 
 
 class Counted(Folder):
@@ -71,7 +71,7 @@ def test_a_file_that_changed_is_seen_anew_and_a_renamed_one_is_read_but_not_deco
     first, _ = seen(folder, tmp_path / "m.sqlite")
     paint(folder / "003.png", (77, 77, 77), 3)
     (folder / "000.png").rename(folder / "zzz.png")
-    from pipeline import inspection
+    from pipeline.data import inspection
 
     decoded = []
     real = inspection.decode

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from pipeline import networks
 from pipeline.backbones import BACKBONES
 from pipeline.errors import UserError
+from pipeline.learning import networks
 
 # One backbone a way of preprocessing; `inside` twice, since EfficientNet and ConvNeXt do it by other layers.
 FAMILIES = {

@@ -11,7 +11,7 @@ import yaml
 from conftest import write_params
 from dvc.utils.hydra import apply_overrides
 
-from pipeline import origin
+from pipeline.journal import origin
 from pipeline.params import load_params
 
 
@@ -28,7 +28,7 @@ def repository(tmp_path: Path, monkeypatch) -> str:
         monkeypatch.delenv(name, raising=False)
     write_params(Path("params.yaml"))
     Path("pipeline").mkdir()
-    Path("pipeline/heads.py").write_text("1")
+    Path("pipeline/train_head.py").write_text("1")
     git("init", "-q")
     git("add", "-A")
     git("commit", "-qm", "start")

@@ -18,10 +18,12 @@ from conftest import ROOT, SMALL, paint, write_params
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 from test_remote import serve
 
-from pipeline import given, networks, predict, unlike
+from pipeline import predict, unlike
+from pipeline.answering import given
+from pipeline.data.images import ImageError
+from pipeline.data.pixels import load
 from pipeline.errors import UserError
-from pipeline.images import ImageError
-from pipeline.pixels import load
+from pipeline.learning import networks
 
 
 @pytest.fixture

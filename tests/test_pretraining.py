@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import networks
+from pipeline.learning import networks
 from pretraining import train
 from pretraining.formula_images import FAMILIES, draw
 

@@ -12,7 +12,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from test_tracking import make_record
 
-from pipeline import outbox, recording, registry, serving, tracker
+from pipeline import serving
+from pipeline.journal import outbox, recording, registry, tracker
 
 IMAGES = 40
 

@@ -15,9 +15,9 @@ import fsspec
 import pytest
 from test_sources import list_items, pack
 
+from pipeline.data.images import ImageError
+from pipeline.data.sources import open_source
 from pipeline.errors import UserError
-from pipeline.images import ImageError
-from pipeline.sources import open_source
 
 
 @pytest.fixture(autouse=True)

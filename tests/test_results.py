@@ -17,15 +17,17 @@ import pytest
 from conftest import ROOT, SMALL, write_params
 from PIL import Image
 
-from pipeline import attention, confusions, drawings, findings, networks, paths, provenance, results
-from pipeline.charts import ticks
-from pipeline.engine import keras
+from pipeline import paths, results
+from pipeline.data.images import file_hash
 from pipeline.errors import UserError
 from pipeline.evaluate import judged
-from pipeline.images import file_hash
+from pipeline.judging.paired import Pair
+from pipeline.judging.scores import Predictions
+from pipeline.learning import networks
+from pipeline.learning.engine import keras
 from pipeline.outputs import Outputs
-from pipeline.paired import Pair
-from pipeline.scores import Predictions
+from pipeline.pages import attention, confusions, drawings, findings, provenance
+from pipeline.pages.charts import ticks
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
@@ -65,7 +67,7 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         table = pd.DataFrame(rows, columns=["path", "image_id", "label", "file_hash", "split"])
         paths.MANIFEST.parent.mkdir(parents=True)
         table.to_parquet(paths.MANIFEST)
-        monkeypatch.setattr("pipeline.paired.RESAMPLES", 50)
+        monkeypatch.setattr("pipeline.judging.paired.RESAMPLES", 50)
         outputs, gain = Outputs(), Pair(head, final)
         outputs.json(paths.CLASSES, classes)
         found = {

@@ -22,9 +22,10 @@ from conftest import ROOT, free_port, paint, wait_for
 from PIL import Image
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 
-from pipeline import networks, serving
+from pipeline import serving
+from pipeline.data.pixels import load
 from pipeline.errors import UserError
-from pipeline.pixels import load
+from pipeline.learning import networks
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_the_requirements_are_what_the_code_imports(shipped):  # noqa: F811
     from test_contract import imported
 
     names = set()
-    for file in imported(ROOT / "pipeline/served.py"):
+    for file in imported(ROOT / "pipeline/answering/served.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}

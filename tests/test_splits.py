@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import decisions, splits
+from pipeline.data import decisions, splits
+from pipeline.data.inspection import DESCRIPTOR_DIM
 from pipeline.errors import UserError
-from pipeline.inspection import DESCRIPTOR_DIM
 
 LABELS = st.sampled_from(["a", "b", "ß"])
 IMAGES = st.integers(0, 40)  # few, so that many files show the same image

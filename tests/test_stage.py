@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, write_params
 
-from pipeline import recording, stage
+from pipeline import stage
 from pipeline.errors import UserError
+from pipeline.journal import recording
 
 DVC_YAML = "stages:\n  train_head:\n    deps: ['${data.source}', features/train.npy]\n"
 OUT = Path("models/head.keras")

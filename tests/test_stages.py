@@ -13,9 +13,10 @@ import pytest
 from conftest import SMALL, write_params
 from conftest import run_stages as run
 
-from pipeline import networks, paths, predict
+from pipeline import paths, predict
+from pipeline.data.pixels import load
 from pipeline.errors import UserError
-from pipeline.pixels import load
+from pipeline.learning import networks
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
 
-from pipeline import outbox, recording, tracking
+from pipeline import tracking
 from pipeline.errors import UserError
-from pipeline.records import Record
+from pipeline.journal import outbox, recording
+from pipeline.journal.records import Record
 
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
 
@@ -232,7 +233,7 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
     (workspace / "mlflow.db").unlink()
     values = json.dumps(dataclasses.asdict(make_record()))
     code = (
-        "import json, sys; from pipeline import recording; from pipeline.records import Record;"
+        "import json, sys; from pipeline import recording; from pipeline.journal.records import Record;"
         "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
         "sys.exit(not recording.send_or_keep([Record(**values)]))"
     )

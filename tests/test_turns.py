@@ -13,9 +13,10 @@ import pytest
 from conftest import ROOT
 from filelock import FileLock
 
-from pipeline import engine, turns
+from pipeline.data.memory import Facts, Memory
 from pipeline.errors import UserError
-from pipeline.memory import Facts, Memory
+from pipeline.features import turns
+from pipeline.learning import engine
 
 
 @pytest.fixture

@@ -1,0 +1,113 @@
+"""Images that a user names: files, folders, patterns, addresses, or a list of them on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+import queue
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.files import Folder
+from pipeline.data.images import SUFFIXES, ImageError
+from pipeline.data.pixels import load, pixels, resize
+from pipeline.data.remote import filesystem
+from pipeline.errors import UserError
+from pipeline.paths import is_address
+
+STDIN = "-"
+MAX_BYTES, SECONDS = 2**26, 30.0  # of an image at an address: how large, and how long it may take
+_CHUNK = 2**20
+
+
+def find_images(given: Sequence[str]) -> list[str]:
+    """The names of all images that are meant, those of a folder or pattern sorted.
+
+    Args:
+        given: paths of images; of folders, for the images below them; patterns, as `photos/**/*.jpg`; addresses of
+            images; `-`: lines of standard input, each a path or an address.
+
+    Raises:
+        UserError: where a name leads nowhere, or a folder or pattern to no image.
+    """
+    found: list[str] = []
+    for name in given:
+        if name == STDIN:
+            for line in os.fsdecode(sys.stdin.buffer.read()).splitlines():
+                # What is listed and gone by now is told with the other images that cannot be read.
+                found += _below(Path(line)) if os.path.isdir(line) else [line] if line.strip() else []
+        elif is_address(name) or os.path.isfile(name):
+            found.append(name)
+        elif os.path.isdir(name):
+            found += _below(Path(name))
+        elif os.path.exists(name):
+            raise UserError(f"{name} is no file and no folder")
+        elif glob.has_magic(name):
+            found += _matching(name)
+        else:
+            raise UserError(f"{name} does not exist; give images, folders with images, patterns in quotes, addresses")
+    if not found:
+        raise UserError("no image is named: standard input is empty")
+    return found
+
+
+def _below(folder: Path) -> list[str]:
+    below = [str(folder / name) for name in Folder(folder).scan().files if Path(name).suffix.lower() in SUFFIXES]
+    if not below:
+        raise UserError(f"{folder}: no image in this folder ({', '.join(sorted(SUFFIXES))})")
+    return sorted(below)
+
+
+def _matching(pattern: str) -> list[str]:
+    matches = sorted(glob.glob(pattern, recursive=True))
+    found = [name for name in matches if Path(name).suffix.lower() in SUFFIXES and os.path.isfile(name)]
+    if not found:
+        raise UserError(f"{pattern}: no image matches this pattern ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def load_given(name: str, size: int) -> np.ndarray:
+    """The image as the networks see it: (size, size, 3) uint8.
+
+    Raises:
+        ImageError: where it cannot be read.
+    """
+    return resize(pixels(fetch(name), size), size) if is_address(name) else load(Path(name), size)
+
+
+def fetch(address: str) -> bytes:
+    """The file at an address, never more than MAX_BYTES of it, for SECONDS at most.
+
+    Raises:
+        ImageError: missing, unreadable or too_large.
+    """
+    answers: queue.SimpleQueue[bytes | ImageError] = queue.SimpleQueue()
+    # In a thread that is left behind where it hangs: not every driver has a limit of its own.
+    threading.Thread(target=lambda: answers.put(_fetch(address)), daemon=True).start()
+    try:
+        answer = answers.get(timeout=SECONDS)
+    except queue.Empty:
+        raise ImageError("unreadable", f"not here within {SECONDS:g} s") from None
+    if isinstance(answer, ImageError):
+        raise answer
+    return answer
+
+
+def _fetch(address: str) -> bytes | ImageError:
+    try:
+        fs, path = filesystem(address)
+        # Over HTTP in one piece: not every server gives parts of a file.
+        with fs.open(path, "rb", **({"block_size": 0} if address.startswith("http") else {})) as stream:
+            data = bytearray()
+            while len(data) <= MAX_BYTES and (chunk := stream.read(_CHUNK)):
+                data += chunk
+    except FileNotFoundError as error:  # over HTTP also where no server answers
+        cause = " ".join(str(error.__cause__ or "").split())[:200]
+        return ImageError("missing", f"no such file, or no answer ({cause})" if cause else "no such file")
+    except Exception as error:  # each driver has errors of its own; a UserError's line tells what to do
+        return ImageError("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
+    return bytes(data) if len(data) <= MAX_BYTES else ImageError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

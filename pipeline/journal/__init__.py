@@ -1,0 +1,1 @@
+"""What was run, what it cost, and how MLflow learns of it."""

@@ -1,0 +1,334 @@
+"""What a stage leaves for the tracker: params, metrics, curves and artifacts, read from the files that dvc.yaml names.
+
+A stage that DVC restores or skips does not run, so it cannot log. Its record is made from its files all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from pipeline import paths
+from pipeline.journal import headline, origin, timings
+from pipeline.journal.resources import Sample
+
+LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
+MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
+# What makes the content of a record; the rest is about its making, or follows from these.
+LEFT = ("key", "stage", "experiment_params", "params", "metrics", "curves", "artifacts", "trials")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One stage of one experiment.
+
+    Attributes:
+        key: names the experiment; equal params, code and data have equal keys.
+        experiment_params: all leaves of params.yaml as text; `params` are those that the stage uses.
+        metrics: nested metrics under joined names, e.g. `head/accuracy`.
+        curves: (metric, epoch, value).
+        artifacts: relative path and SHA-256.
+        restored: True where DVC brought the outputs back and the stage did not run.
+        started: milliseconds since 1970; that of the record where the stage did not run.
+        time: milliseconds since 1970, of the making of the record.
+        trials: rows of a search, to be shown as runs of their own.
+        costs: figures of what the stage cost, which no two runs share.
+        headline: figures for the row of the experiment, under short names.
+        dataset: name, digest, source_type, source, schema and profile of the data; empty where they are not known yet.
+        note: Markdown for the row.
+        shown: those paths that the row shows too, and files that are no outputs.
+        samples: (figure, milliseconds since 1970, value) of what the stage took of the machine.
+        model: SHA-256 of the model that evaluate judged.
+    """
+
+    key: str
+    stage: str
+    experiment_params: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    curves: list[tuple[str, int, float]]
+    artifacts: dict[str, str]
+    tags: dict[str, str]
+    restored: bool
+    started: int
+    time: int
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+    headline: dict[str, float] = field(default_factory=dict)
+    dataset: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+    shown: list[str] = field(default_factory=list)
+    samples: list[tuple[str, int, float]] = field(default_factory=list)
+    model: str = ""
+
+    def content(self) -> str:
+        """A fingerprint of what the stage left, whenever and however it came about."""
+        parts = asdict(self)
+        return hashlib.sha256(json.dumps({name: parts[name] for name in LEFT}, sort_keys=True).encode()).hexdigest()
+
+
+def collect(
+    params: dict[str, Any], just_ran: str | None, started: float | None = None, samples: list[Sample] | None = None
+) -> list[Record]:
+    """The records of `just_ran`, and of all other stages whose outputs in the workspace are what dvc.lock says.
+
+    Args:
+        started: when `just_ran` began, in seconds since 1970.
+        samples: what `just_ran` took of the machine.
+    """
+    now, params = time.time(), _of_runs(params)
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    if not paths.MANIFEST.is_file():
+        return []
+    key = _experiment_key(stages, params)
+    digest = _sha256(paths.MANIFEST)[:12]
+    data = headline.dataset(params["data.source"], digest)
+    tags = {**origin.tags(), "data_version": digest}
+    command = origin.command(tags.get("git_commit", ""), params)
+    way = headline.way(command, tags.get("git_dirty") == "true", params["data.source"], digest)
+    records = []
+    for stage in standing(stages, lock, params, _md5, Path.is_file, just_ran):
+        ran, metrics, costs = stage == just_ran, _metrics(stage), timings.of(stage)
+        artifacts = _artifacts(stages[stage])
+        figures = headline.metrics(stage, metrics, costs)
+        records.append(
+            Record(
+                key,
+                stage,
+                {name: _text(value) for name, value in params.items()},
+                {name: _text(params[name]) for name in stages[stage]["params"]},
+                metrics,
+                _curves(stage),
+                {path: _sha256(Path(path)) for path in artifacts},
+                {**tags, **_made_by(stage, ran)},
+                restored=not ran,
+                started=round(1000 * (started if started and ran else now)),
+                time=round(1000 * now),
+                trials=_trials(params) if stage == "train_head" else [],
+                costs=costs,
+                headline=figures,
+                dataset=data,
+                note=f"{_results(figures)}\n\n{way}" if stage == "evaluate" else way,
+                shown=[path for path in artifacts if path.startswith(("plots/", "reports/"))] + _page(stage, started),
+                samples=[(name, at, value) for at, row in samples or () for name, value in row.items()] if ran else [],
+                model=_sha256(paths.MODEL) if stage == "evaluate" and paths.MODEL.is_file() else "",
+            )
+        )
+    return records
+
+
+def begin(params: dict[str, Any], stage: str) -> Record:
+    """The record of a stage that has just begun: what there is before any result."""
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    now, params = round(1000 * time.time()), _of_runs(params)
+    everything = {name: _text(value) for name, value in params.items()}
+    used = {name: everything[name] for name in stages[stage]["params"]}
+    tags = {**origin.tags(), **origin.versions()}
+    return Record(_experiment_key(stages, params), stage, everything, used, {}, [], {}, tags, False, now, now)
+
+
+def stage_names() -> list[str]:
+    """The stages in the order of dvc.yaml."""
+    return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
+
+
+def state() -> str:
+    """A fingerprint of all that `collect` depends on, cheap to have."""
+    files = (LOCK, Path("params.yaml"), paths.metrics("extract"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() if file.is_file() else b"" for file in files)).hexdigest()
+
+
+def _of_runs(params: dict[str, Any]) -> dict[str, Any]:
+    """Without the gate's, which judge runs and shape none: the same run under other rules is the same experiment."""
+    return {name: value for name, value in params.items() if not name.startswith("gate.")}
+
+
+def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
+    code = {dep for stage in stages.values() for dep in stage["deps"] if dep.startswith("pipeline/")}
+    hashes = {path: _sha256(Path(path)) for path in sorted([*code, paths.MANIFEST.as_posix()])}
+    return hashlib.sha256(json.dumps([params, hashes], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reached(params: dict[str, Any]) -> list[str]:
+    """The stages whose results in the workspace are those of its params and code."""
+    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    return standing(stages, lock, params, _md5, Path.is_file)
+
+
+def standing(
+    stages: dict[str, Any],
+    lock: dict[str, Any],
+    params: dict[str, Any],
+    md5: Callable[[Path], str | None],
+    is_there: Callable[[Path], bool],
+    just_ran: str | None = None,
+) -> list[str]:
+    """Names of the stages that stand, in order: `just_ran`, and those whose entry in dvc.lock still describes them.
+
+    Args:
+        stages, lock: what dvc.yaml and dvc.lock hold under `stages`.
+        params: all leaves of params.yaml.
+        md5: of a file that Git tracks, None where it is not there.
+        is_there: whether an output is in reach.
+    """
+    produced: dict[str, str] = {}  # path -> md5 of the outputs of stages that stand
+    valid = []
+    for stage, definition in stages.items():
+        outs = [path for path, _ in _outs(definition)]
+        if stage == just_ran:
+            produced.update({path: md5(Path(path)) for path in outs})
+        else:
+            entry = lock.get(stage)
+            if not entry or not _matches(entry, definition, params, produced, md5, is_there):
+                continue
+            produced.update({out["path"]: out["md5"] for out in entry["outs"]})
+        valid.append(stage)
+    return valid
+
+
+def _matches(
+    entry: dict[str, Any],
+    definition: dict[str, Any],
+    params: dict[str, Any],
+    produced: dict[str, str],
+    md5: Callable[[Path], str | None],
+    is_there: Callable[[Path], bool],
+) -> bool:
+    locked = entry.get("params", {}).get("params.yaml", {})
+    if entry["cmd"] != definition["cmd"] or locked.keys() != set(definition["params"]):
+        return False
+    if not all(name in params and _is_same(locked[name], params[name]) for name in definition["params"]):
+        return False
+    deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
+    for path in definition["deps"]:
+        if path == "${data.source}":
+            continue  # DVC has just compared it, and the manifest tells what was in it
+        now = md5(Path(path)) if path.startswith("pipeline/") else produced.get(path)
+        if now is None or deps.get(path) != now:
+            return False
+    small = {path for path, options in _outs(definition) if options.get("cache") is False}
+    return all(
+        is_there(Path(out["path"])) and (out["path"] not in small or md5(Path(out["path"])) == out["md5"])
+        for out in entry["outs"]
+    )
+
+
+def _is_same(locked: Any, value: Any) -> bool:
+    """Whether dvc.lock has that value; DVC writes the words on and off bare, which YAML 1.1 reads as true and false."""
+    return locked == value or (isinstance(locked, bool) and value == ("on" if locked else "off"))
+
+
+def _outs(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Path and options of each output of a stage, metrics and plots among them."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
+    return [(out, {}) if isinstance(out, str) else next(iter(out.items())) for out in listed]
+
+
+def _artifacts(definition: dict[str, Any]) -> list[str]:
+    """Outputs to look at and to ship; feature matrices stay with DVC alone."""
+    return [
+        path
+        for path, _ in _outs(definition)
+        if not path.endswith(".npy") and Path(path).stat().st_size <= MAX_ARTIFACT_BYTES
+    ]
+
+
+def _metrics(stage: str) -> dict[str, float]:
+    """The stage's metrics; of fine_tune also what it chose, which MLflow has one place for."""
+    files = [paths.metrics(stage), *([paths.CHOICES] if stage == "fine_tune" else [])]
+    return _flat({k: v for file in files if file.is_file() for k, v in json.loads(file.read_bytes()).items()})
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def _curves(stage: str) -> list[tuple[str, int, float]]:
+    file = paths.curves(stage)
+    if not file.is_file():
+        return []
+    table = pd.read_csv(file)
+    return [
+        (name, int(row["epoch"]), float(row[name]))
+        for row in table.to_dict("records")
+        for name in table.columns
+        if name != "epoch" and pd.notna(row[name])
+    ]
+
+
+def _trials(params: dict[str, Any]) -> list[dict[str, Any]]:
+    if not params["train_head.log_trials"] or not paths.TRIALS.is_file():
+        return []
+    return pd.read_csv(paths.TRIALS).to_dict("records")
+
+
+def _made_by(stage: str, ran: bool) -> dict[str, str]:
+    """The versions that made the result, and the device; of a stage that did not run, as far as the features tell."""
+    found = origin.versions() if ran else {}
+    if stage != "prepare":
+        if not ran and paths.FEATURES_META.is_file():
+            known = json.loads(paths.FEATURES_META.read_bytes()).get("versions", {})
+            found = {name: known[name] for name in origin.LIBRARIES if name in known}
+        file = paths.metrics("extract")
+        device = json.loads(file.read_bytes()).get("device") if file.is_file() else None
+        found |= {"device": device} if device else {}
+    return found
+
+
+def _results(figures: dict[str, float]) -> str:
+    """Of evaluate, which stands; a note is not worth an error."""
+    try:
+        evaluation = json.loads(paths.EVALUATION.read_bytes())
+        tuned = json.loads(paths.metrics("fine_tune").read_bytes()).get("fine_tuned")
+        without = {name: value for name, value in figures.items() if name not in evaluation["final"]["metrics"]}
+        for bound in ("accuracy_low", "accuracy_high"):
+            without.pop(bound, None)
+        return headline.results(evaluation, without, tuned)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _page(stage: str, started: float | None) -> list[str]:
+    """The page of all results, which evaluate leaves; one of an earlier experiment is not shown for this one's."""
+    file = paths.RESULTS
+    fresh = stage == "evaluate" and file.is_file() and started is not None and file.stat().st_mtime >= started
+    return [file.as_posix()] if fresh else []
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _md5(file: Path) -> str | None:
+    """DVC's own fingerprint of a file."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return _digest(stream, hashlib.md5(usedforsecurity=False))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return _digest(stream, hashlib.sha256())
+
+
+def _digest(stream: Any, digest: Any) -> str:
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Networks and how they are trained: trunk, head, blocks, calibration, fine-tuning, and which is better."""

@@ -1,0 +1,60 @@
+"""What fine_tune does where params.yaml leaves it open: it follows from the data, and what the head makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from pipeline.data.files import Source
+from pipeline.features.augmentation import NONE, Augmentation
+from pipeline.learning import networks
+from pipeline.learning.engine import keras
+from pipeline.learning.trunk_cache import Pixels
+from pipeline.params import FineTune
+
+# Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
+# data of up to 20,000 images, within bounds for the epochs.
+STEPS, EPOCHS, MAX_VIEWS = 750, (5, 15), 9
+PROBES = 1000  # images of val that tell how they may be changed
+# What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
+# that it cannot tell any more may be of another class, as a digit is.
+STILL_KNOWN = 0.9
+CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)
+
+
+def schedule(choice: FineTune, images: int) -> tuple[int, int]:
+    """Epochs, and augmented views of an image: as `choice` says, or by the number of training images."""
+    epochs = choice.epochs or int(np.clip(round(STEPS / -(-images // choice.batch_size)), *EPOCHS))
+    return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
+
+
+def augmentation(
+    choice: FineTune, network: keras.Model, images: pd.DataFrame, source: Source, size: int, seed: int
+) -> Augmentation:
+    """How training images are changed: as `choice` says, or as much as leaves them what they are.
+
+    Left open, flips are used, and the strongest crop of CROPS, where `network`, the trunk with the head, still knows
+    STILL_KNOWN of what it knew before.
+
+    Args:
+        images: of val.
+    """
+    if choice.flip is not None and choice.crop is not None:
+        return Augmentation(choice.crop, choice.flip, choice.jitter)
+    some = images.sample(min(PROBES, len(images)), random_state=seed)
+
+    def right(changes: Augmentation, number: int, mirrored: bool = False) -> np.ndarray:
+        batches = Pixels(some, source, size, changes).batches(number, networks.PREDICTION_BATCH)
+        views = (batch[:, :, ::-1] if mirrored else batch for batch in batches)
+        found = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in views]
+        return np.concatenate(found) == some.target.to_numpy()
+
+    plain = right(NONE, 0)
+
+    def still_known(changed: np.ndarray) -> bool:
+        return bool(plain.any() and changed[plain].mean() >= STILL_KNOWN)
+
+    flip = still_known(right(NONE, 0, mirrored=True)) if choice.flip is None else choice.flip
+    candidates = (Augmentation(crop, flip, choice.jitter) for crop in CROPS)
+    crop = choice.crop or next((one.crop for one in candidates if still_known(right(one, 1))), CROPS[-1])
+    return Augmentation(crop, flip, choice.jitter)

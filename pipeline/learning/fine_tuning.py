@@ -1,0 +1,300 @@
+"""Training the upper part of a network with its head: epoch by epoch, to be stopped at any moment and gone on with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.engine import keras, tf
+from pipeline.learning.training import BestEpoch, FusedAdam
+from pipeline.learning.trunk_cache import Inputs
+from pipeline.learning.verdict import Candidates
+from pipeline.params import FineTune
+
+SHARES = (0.75, 0.5, 0.25)  # of the way from the start to the best epoch, that are tried between them
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of an epoch: inputs (b, ...), one-hot targets (b, n_classes) and weights (b,), whose mean is 1 / b.
+
+    Epoch n is the same whatever came before it.
+
+    Args:
+        inputs: gives the images of rows.
+        targets: (n,) int32, of all of its rows.
+        rows: (N,), those that are used.
+        weights: (n_classes,) float32, of the classes.
+        views: how many augmented views there are: epochs take the images as they are, then view after view, and again.
+        seed: shuffles every epoch anew; None keeps the order.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        targets: np.ndarray,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        views: int,
+        seed: int | None,
+    ) -> None:
+        super().__init__(workers=inputs.workers, max_queue_size=8)
+        self.targets = targets[rows]
+        self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
+        self._views, self._seed = views, seed
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        """Turn to an epoch, counted from 0."""
+        self._epoch = epoch
+        count = len(self._rows)
+        shuffled = self._seed is not None
+        self._order = np.random.default_rng([self._seed, epoch]).permutation(count) if shuffled else np.arange(count)
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        inputs = self._inputs.read(self._rows[places], self._epoch % (1 + self._views))
+        targets = self.targets[places]
+        one_hot = np.eye(len(self._weights), dtype=np.float32)[targets]
+        return inputs, one_hot, self._weights[targets] / np.float32(len(places))
+
+
+class LayerwiseAdamW(FusedAdam):
+    """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables.
+
+    What is no matrix, biases above all, does not decay.
+    """
+
+    scales: Sequence[float] = ()
+    decay = 0.0
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        rate = learning_rate * self.scales[self._get_variable_index(variable)]
+        if self.decay and len(variable.shape) > 1:
+            self.assign_sub(variable, self.decay * tf.cast(rate, variable.dtype) * variable)
+        super().update_step(gradient, variable, rate)
+
+
+class Trainer(keras.Model):
+    """Steps of a model that gives logits; a batch goes through it in `parts`, one after the other, to save memory.
+
+    The weights of the examples add up to the mean over the whole batch, in however many parts, on however many devices.
+    """
+
+    def __init__(self, network: keras.Model, label_smoothing: float, parts: int) -> None:
+        super().__init__(name="trainer")
+        self.network, self.parts = network, parts
+        self._cross_entropy = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
+        self._loss = keras.metrics.Mean("loss")
+        self._accuracy = keras.metrics.CategoricalAccuracy("accuracy")
+
+    @property
+    def metrics(self) -> list[keras.Metric]:
+        return [self._loss, self._accuracy]
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return self.network(inputs, training=training)
+
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs, targets, weights = data
+        variables = self.trainable_variables
+        size = -(-tf.shape(inputs)[0] // self.parts)
+
+        def part(number: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            rows = slice(number * size, (number + 1) * size)
+            with tf.GradientTape() as tape:
+                logits = self(inputs[rows], training=True)
+                each = self._cross_entropy(targets[rows], logits)
+                loss = self.optimizer.scale_loss(tf.reduce_sum(each * weights[rows]))
+            self._loss.update_state(each)
+            self._accuracy.update_state(targets[rows], logits)
+            found = tape.gradient(loss, variables)
+            return (number + 1, *(a + b for a, b in zip(gradients, found, strict=True)))
+
+        start = (tf.constant(0), *(tf.zeros_like(variable) for variable in variables))
+        _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, part, start, parallel_iterations=1)
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            # The optimizer adds up after it has clipped: each part of the sum must be clipped as the whole would be.
+            whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients = [gradient / replicas for gradient in whole]
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+class _EachEpoch(keras.callbacks.Callback):
+    """Judges the model after each epoch, by its averaged weights where there are such, and keeps the state."""
+
+    def __init__(
+        self,
+        train_set: Batches,
+        after: Callable[[int, dict[str, float]], None],
+        checkpoint: Callable[[], None],
+        average: bool,
+    ) -> None:
+        super().__init__()
+        self._train_set, self._after, self._checkpoint, self._average = train_set, after, checkpoint, average
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._train_set.begin(epoch)  # the dataset's own on_epoch_end is called before the first epoch, too
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        logs = dict(logs or {})
+        if not np.isfinite(logs["loss"]):
+            print(f"fine_tune: the loss is no number in epoch {epoch + 1}: training stops", file=sys.stderr)
+            self.model.stop_training = True
+            return
+        variables = self.model.trainable_variables
+        own = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._average else []
+        if self._average:
+            self.model.optimizer.finalize_variable_values(variables)
+        self._after(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
+        for variable, value in zip(variables, own, strict=False):
+            variable.assign(value)
+        self._checkpoint()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What training came to.
+
+    Attributes:
+        share: how far from its start towards its best epoch the network was left, in (0, 1].
+        logits: (N, n_classes) float32 of val.
+        candidates: the epochs, the start first, and what was tried between.
+    """
+
+    epochs: BestEpoch
+    share: float
+    logits: np.ndarray
+    candidates: Candidates
+
+
+def tune(
+    network: keras.Model,
+    train_set: Batches,
+    val_set: Batches,
+    scales: Sequence[float],
+    choice: FineTune,
+    epochs: int,
+    checkpoint: Checkpoint,
+    tell: Callable[[dict[str, float]], None],
+) -> Tuned:
+    """Train what is trainable in `network`, which gives logits, and leave it as it was best on val.
+
+    Candidates are the epochs, the network as it comes being epoch 0, and with `choice.interpolate` the weights between
+    those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
+
+    Args:
+        scales: of the learning rate, for each trainable variable.
+        tell: is given the row of each epoch.
+
+    Raises:
+        UserError: where not one image fits into the memory of the device.
+    """
+    parts, start = 1, [keras.ops.convert_to_numpy(variable) for variable in network.trainable_variables]
+    while True:
+        try:
+            return _tune(network, train_set, val_set, scales, choice, epochs, checkpoint, tell, parts, start)
+        except tf.errors.ResourceExhaustedError as error:
+            if parts >= choice.batch_size:
+                raise UserError("fine_tune: not one image fits into the memory of the device") from error
+            parts = min(2 * parts, choice.batch_size)
+            print(f"fine_tune: a batch does not fit into the memory; on in {parts} parts of it")
+            for variable, value in zip(network.trainable_variables, start, strict=True):
+                variable.assign(value)  # the checkpoint knows how far it came since
+
+
+def _tune(
+    network: keras.Model,
+    train_set: Batches,
+    val_set: Batches,
+    scales: Sequence[float],
+    choice: FineTune,
+    epochs: int,
+    checkpoint: Checkpoint,
+    tell: Callable[[dict[str, float]], None],
+    parts: int,
+    start: list[np.ndarray],
+) -> Tuned:
+    trainer = Trainer(network, choice.label_smoothing, parts)
+    trainer.compile(_optimizer(choice, epochs * len(train_set), scales), jit_compile=False)  # XLA times its kernels
+    variables = trainer.trainable_variables
+    trainer.optimizer.build(variables)
+    best = BestEpoch(variables)
+    # Beside what is trained, dropout's place in its random numbers.
+    random = [variable for variable in trainer.variables if "int" in variable.dtype]
+    state = [*variables, *random, *trainer.optimizer.variables]
+
+    candidates = Candidates.of(val_set.targets, 0)
+
+    def note(epoch: int, logs: dict[str, float]) -> None:
+        loss, accuracy = candidates.add(trainer.predict(val_set, verbose=0))
+        best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
+        if epoch:
+            print(
+                f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}, val loss {loss:.4f}, "
+                f"val accuracy {accuracy:.4f}",
+                flush=True,
+            )
+        tell(best.rows[-1])
+
+    if not checkpoint.load(state, best, candidates):
+        note(0, {})
+        checkpoint.save(state, best, candidates)
+    done = best.rows[-1]["epoch"]
+    if done:
+        print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
+    each = _EachEpoch(train_set, note, lambda: checkpoint.save(state, best, candidates), bool(choice.ema))
+    try:
+        trainer.fit(
+            train_set,
+            initial_epoch=done,
+            epochs=epochs,
+            callbacks=[each, keras.callbacks.TerminateOnNaN()],
+            shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
+            verbose=1 if sys.stdout.isatty() else 0,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        print(f"fine_tune: stopped; the same again goes on after epoch {best.rows[-1]['epoch']}", file=sys.stderr)
+        raise
+    best.restore()
+    logits = trainer.predict(val_set, verbose=0)
+    share, lowest = 1.0, best.best["val_loss"]
+    for candidate in SHARES if choice.interpolate and best.best["epoch"] else ():
+        _assign(variables, start, best.weights, candidate)
+        between = trainer.predict(val_set, verbose=0)
+        loss, _ = candidates.add(between)
+        if loss < lowest:
+            share, lowest, logits = candidate, loss, between
+    _assign(variables, start, best.weights, share)
+    checkpoint.remove()
+    return Tuned(best, share, logits, candidates)
+
+
+def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: list[np.ndarray], share: float) -> None:
+    for variable, before, after in zip(variables, start, end, strict=True):
+        variable.assign(before + np.float32(share) * (after - before))
+
+
+def _optimizer(choice: FineTune, steps: int, scales: Sequence[float]) -> keras.optimizers.Optimizer:
+    warm_up = max(1, round(choice.warm_up * steps))
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm_up), warmup_target=choice.learning_rate, warmup_steps=warm_up
+    )
+    optimizer = LayerwiseAdamW(
+        rate,
+        global_clipnorm=choice.clip_norm and choice.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync,
+        use_ema=choice.ema is not None,
+        ema_momentum=choice.ema or 0.99,
+    )
+    optimizer.scales, optimizer.decay = scales, choice.weight_decay
+    return keras.optimizers.LossScaleOptimizer(optimizer) if choice.precision == "float16" else optimizer

@@ -1,0 +1,86 @@
+"""What training a head and fine-tuning share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.errors import UserError
+from pipeline.learning.engine import keras, tf
+
+COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Adam whose step is one kernel for each variable, not a dozen: TensorFlow's own, with the same numbers."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=tf.pow(tf.cast(self.beta_1, variable.dtype), step),
+            beta2_power=tf.pow(tf.cast(self.beta_2, variable.dtype), step),
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
+        )
+
+
+class BestEpoch:
+    """Notes the curves, and the weights of the epoch whose val_loss was the lowest.
+
+    Attributes:
+        rows: a row an epoch: epoch (counted from 1; 0 is before any training), and what is known of the other COLUMNS.
+        best: the row of that epoch.
+        weights: the values of the variables after it.
+    """
+
+    def __init__(self, variables: Sequence[keras.Variable]) -> None:
+        self._variables = variables
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
+        self.weights: list[np.ndarray] = []
+
+    def note(self, epoch: int, **values: float) -> None:
+        """Take the variables as they stand for the result of `epoch`."""
+        row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
+        self.rows.append(row)
+        if row["val_loss"] < self.best.get("val_loss", float("inf")):
+            self.best = row
+            self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+
+    def keep_last(self) -> None:
+        """Take the last epoch for the best: what has converged is not to be stopped on the way.
+
+        Raises:
+            UserError: where its loss is not a number.
+        """
+        self.best = self.rows[-1] if self.rows and np.isfinite(self.rows[-1]["val_loss"]) else {}
+        self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the variables the values that they had after the best epoch.
+
+        Raises:
+            UserError: where the loss was never a number.
+        """
+        if not self.best:
+            raise UserError("the loss is not a number after any epoch: training diverged; lower the learning_rate")
+        for variable, value in zip(self._variables, self.weights, strict=True):
+            variable.assign(value)
+
+    def epochs_since(self) -> int:
+        """How many epochs the best one lies back."""
+        return self.rows[-1]["epoch"] - self.best.get("epoch", 0)
+
+    def curves(self) -> pd.DataFrame:
+        """A row an epoch, counted from 1: nothing is known of the training images before the first."""
+        return pd.DataFrame([row for row in self.rows if row["epoch"] > 0], columns=COLUMNS)
