@@ -245,7 +245,7 @@ def _of_classes(
         return Predictions(targets, known, top_k)
     other = rows[[PROBABILITY + name for name in side.classes if name not in set(classes)]].to_numpy(np.float64)
     # One more class on both sides, which no label has.
-    return Predictions(targets, np.column_stack([known, other.max(axis=1, initial=0.0)]), top_k)
+    return Predictions(targets, np.column_stack([known, other.max(axis=1, initial=0.0)]), top_k, rest=True)
 
 
 # --- words

@@ -73,6 +73,8 @@ def test_an_answer_that_the_other_side_cannot_give_is_a_wrong_one(tmp_path):
     found = compared(tmp_path, base, head)
     assert found["classes_left_out"] == ["owl"]
     assert found["images"]["compared"] == 40
+    macro_f1 = next(row for row in found["metrics"] if row["metric"] == "macro_f1")
+    assert macro_f1["base"] == 1  # of the classes that both know
     base.loc[base.image_id == "id0", ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0.1, 0.1, 0.8]
     assert compared(tmp_path, base, head)["metrics"][0]["base"] == pytest.approx(39 / 40)
 

@@ -47,11 +47,13 @@ class Predictions:
         targets: (N,) int, N >= 2.
         probabilities: (N, n_classes), n_classes >= 2; each row sums to 1.
         top_k: a label among the k most probable counts; told where there are more than k classes.
+        rest: whether the last column stands for all that is none of the classes: macro F1 leaves it out.
     """
 
     targets: np.ndarray
     probabilities: np.ndarray
     top_k: int
+    rest: bool = False
 
     @cached_property
     def exact(self) -> np.ndarray:
@@ -68,12 +70,18 @@ class Predictions:
     def n_classes(self) -> int:
         return self.probabilities.shape[1]
 
+    @property
+    def _n_averaged(self) -> int:
+        return self.n_classes - self.rest
+
     def metrics(self) -> dict[str, float]:
         """Accuracy, macro F1, log loss, expected calibration error and top-k accuracy."""
         labels = np.arange(self.n_classes)
         found = {
             "accuracy": accuracy_score(self.targets, self.predicted),
-            "macro_f1": f1_score(self.targets, self.predicted, labels=labels, average="macro", zero_division=0),
+            "macro_f1": f1_score(
+                self.targets, self.predicted, labels=labels[: self._n_averaged], average="macro", zero_division=0
+            ),
             "log_loss": log_loss(self.targets, self.exact, labels=labels),
             "calibration_error": calibration_error(self.exact, self.targets),
         }
@@ -99,7 +107,7 @@ class Predictions:
             targets, predicted = self.targets[rows], self.predicted[rows]
             hits = np.bincount(targets[targets == predicted], minlength=self.n_classes)
             both = np.bincount(targets, minlength=self.n_classes) + np.bincount(predicted, minlength=self.n_classes)
-            return float((2 * hits / np.maximum(both, 1)).mean())
+            return float((2 * hits / np.maximum(both, 1))[: self._n_averaged].mean())
         if metric == "calibration_error":
             return calibration_error(self.exact[rows], self.targets[rows])
         return float(self._each[metric][rows].mean())
