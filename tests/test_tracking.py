@@ -233,7 +233,7 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
     (workspace / "mlflow.db").unlink()
     values = json.dumps(dataclasses.asdict(make_record()))
     code = (
-        "import json, sys; from pipeline import recording; from pipeline.journal.records import Record;"
+        "import json, sys; from pipeline.journal import recording; from pipeline.journal.records import Record;"
         "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
         "sys.exit(not recording.send_or_keep([Record(**values)]))"
     )

@@ -36,7 +36,7 @@ def elsewhere(code: str, root: Path, **env: str) -> subprocess.Popen:
     )
 
 
-HOLD = "from pipeline import turns; print(turns.gpus({count}, 'extract')); input()"
+HOLD = "from pipeline.features import turns; print(turns.gpus({count}, 'extract')); input()"
 
 
 def test_a_run_takes_what_no_other_one_holds(repository):
@@ -106,7 +106,7 @@ def test_two_that_open_a_fresh_memory_at_once_both_have_it(repository, capsys):
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(repository):
-    code = "from pathlib import Path; from pipeline import turns\n"
+    code = "from pathlib import Path; from pipeline.features import turns\n"
     code += "with turns.alone(Path('x/y.lock'), 'waits'): print('in'); input()"
     first = elsewhere(code, repository)
     assert first.stdout.readline() == "in\n"
