@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import yaml
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.journal import records
 from pipeline.judging.paired import Pair
 from pipeline.judging.scores import Predictions
 from pipeline.outputs import Outputs
@@ -30,6 +32,7 @@ from pipeline.outputs import Outputs
 WORKSPACE = "workspace"
 SHOWN = 20  # flipped images and moved classes that text and Markdown name
 PROBABILITY = "p_"
+ROUNDED = 0.02  # what the sum of a row may lack of 1, being rounded: a thousand classes may lack 0.0005
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,14 @@ class Side:
         predictions: indexed by image_id: path, label, predicted, then the probability of each class.
         params: the leaves of params.yaml; none where only predictions are given.
         cost: figures of metrics/cost.json and sizes.
+        outdated: whether the predictions are known to be of other params or other code than those that are there now.
     """
 
     name: str
     predictions: pd.DataFrame
     params: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    outdated: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -71,16 +76,40 @@ def load(name: str) -> Side:
     if content is None:
         advice = "run `dvc repro`" if name == WORKSPACE else f"`dvc pull`, or `dvc repro` there; {name} must have run"
         raise UserError(f"{name}: {paths.PREDICTIONS} is not there; {advice}")
-    cost = json.loads(read(paths.COST) or b"{}")
-    size = json.loads(read(paths.metrics("evaluate")) or b"{}").get("model_mb")
-    cost = {name: value for name, value in cost.items() if not isinstance(value, str)}  # no fingerprints
-    cost |= {} if size is None else {"model_mb": size}
-    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), params_of(read), cost)
+    cost, evaluate = (figures(read(file), f"{name}: {file}") for file in (paths.COST, paths.metrics("evaluate")))
+    cost = {**cost, "model_mb": evaluate.get("model_mb")}
+    cost = {name: value for name, value in cost.items() if isinstance(value, (int, float))}  # no fingerprints
+    params = params_of(read, name)
+    known = name == WORKSPACE and records.PIPELINE.is_file()
+    outdated = known and "evaluate" not in records.reached(params)
+    return Side(name, _predictions(content, f"{name}: {paths.PREDICTIONS}"), params, cost, outdated)
 
 
-def params_of(read: Callable[[Path], bytes | None]) -> dict[str, Any]:
-    """The leaves of the params.yaml that `read` gives."""
-    return _leaves(yaml.safe_load(read(Path("params.yaml")) or b"{}"))
+def figures(content: bytes | None, name: str) -> dict[str, Any]:
+    """The figures in a JSON file of metrics; none where there is no file.
+
+    Raises:
+        UserError: naming the file, where it holds something else, as one does that Git could not merge.
+    """
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError as error:
+        raise UserError(f"{name} is no JSON ({error}); `git checkout` a good one, or run `dvc repro`") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{name} holds no figures by name; `git checkout` a good one, or run `dvc repro`")
+    return found
+
+
+def params_of(read: Callable[[Path], bytes | None], name: str) -> dict[str, Any]:
+    """The leaves of the params.yaml that `read` gives.
+
+    Raises:
+        UserError: naming `name`, where it is no YAML.
+    """
+    try:
+        return _leaves(yaml.safe_load(read(Path("params.yaml")) or b"{}") or {})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{name}: params.yaml is no YAML of params ({' '.join(str(error).split())})") from error
 
 
 def read_workspace(path: Path) -> bytes | None:
@@ -97,7 +126,8 @@ def reader(revision: str) -> Callable[[Path], bytes | None]:
     try:
         with Repo() as repo:
             files = DVCFileSystem(rev=resolve_rev(repo.scm, revision))
-    except (DvcException, SCMError) as error:
+        files.isfile("dvc.yaml")  # raises here what no file could be read of
+    except (DvcException, SCMError, AttributeError, ValueError) as error:  # the last two: of a file or a tree in Git
         raise UserError(
             f"{revision} is no revision, experiment or .csv file ({' '.join(str(error).split())}); `git log` and "
             "`dvc exp list` name some"
@@ -124,8 +154,12 @@ def _predictions(content: bytes, name: str) -> pd.DataFrame:
         probabilities = table[[column for column in table if column.startswith(PROBABILITY)]].to_numpy(np.float64)
         if probabilities.shape[1] < 2 or not np.isfinite(probabilities).all():
             raise ValueError("without numbers as the probabilities of two classes or more")
-        if not table.label.isin([column.removeprefix(PROBABILITY) for column in table]).all():
-            raise ValueError("with a label that has no column of probabilities")
+        if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > ROUNDED).any():
+            raise ValueError("with a row of probabilities that are below 0, or do not sum to 1")
+        known = [column.removeprefix(PROBABILITY) for column in table if column.startswith(PROBABILITY)]
+        for column in ("label", "predicted"):
+            if not table[column].isin(known).all():
+                raise ValueError(f"with a {column} that has no column of probabilities")
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         raise UserError(
             f"{name}: not predictions: {' '.join(str(error).split())}; the columns must be path, image_id, label, "
@@ -203,6 +237,7 @@ def compare(base: Side, head: Side, top_k: int) -> dict[str, Any]:
     return {
         "base": base.name,
         "head": head.name,
+        "outdated": [side.name for side in (base, head) if side.outdated],
         "verdict": pair.verdict(),
         "p": pair.p_value(),
         "images": {
@@ -241,11 +276,13 @@ def _of_classes(
         strange: whether one of both sides knows such classes.
     """
     known = rows[[PROBABILITY + name for name in classes]].to_numpy(np.float64)
+    answers = pd.Index(classes).get_indexer(rows.predicted)  # -1 where it is none of them
     if not strange:
-        return Predictions(targets, known, top_k)
+        return Predictions(targets, known, top_k, answers=answers)
     other = rows[[PROBABILITY + name for name in side.classes if name not in set(classes)]].to_numpy(np.float64)
     # One more class on both sides, which no label has.
-    return Predictions(targets, np.column_stack([known, other.max(axis=1, initial=0.0)]), top_k, rest=True)
+    probabilities = np.column_stack([known, other.max(axis=1, initial=0.0)])
+    return Predictions(targets, probabilities, top_k, rest=True, answers=np.where(answers < 0, len(classes), answers))
 
 
 # --- words
@@ -268,7 +305,9 @@ def summary(found: dict[str, Any]) -> str:
 
 def remarks(found: dict[str, Any]) -> list[str]:
     """What limits the comparison, in sentences."""
-    images, said = found["images"], []
+    images = found["images"]
+    said = [f"The results in the {name} are not those of its params and code; run `dvc repro`."
+            for name in found["outdated"]]  # fmt: skip
     if images["only_base"] or images["only_head"]:
         said.append(
             f"The test sets differ: {images['only_base']:,} images only in {found['base']}, {images['only_head']:,} "
@@ -333,8 +372,9 @@ def markdown_table(title: str, header: list[str], rows: list[list[str]], below: 
     return f"**{title}**\n\n{body}"
 
 
+# Those that start a mention, a formula or a strike-through on GitHub among them.
 _LETTERS = str.maketrans(
-    {**{letter: f"\\{letter}" for letter in "\\`*_[]#"}, "<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;"}
+    {**{letter: f"\\{letter}" for letter in "\\`*_[]#"}, **{letter: f"&#{ord(letter)};" for letter in "<>&|@$~"}}
 )
 
 
@@ -356,10 +396,16 @@ def put(made: str, file: Path | None) -> None:
     """Print what was made, or write it to `file`, whole or not at all.
 
     Raises:
-        UserError: where the file cannot be written.
+        UserError: where it cannot be written.
     """
     if file is None:
-        sys.stdout.write(made)
+        try:
+            sys.stdout.write(made)
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            if not isinstance(error, BrokenPipeError):  # there the reader has seen enough, as `head` does
+                raise UserError(f"standard output: {error.strerror}") from error
         return
     outputs = Outputs()
     outputs.path(file).write_text(made, encoding="utf-8")

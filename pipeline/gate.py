@@ -10,7 +10,7 @@ results are of other params or other code than those in the workspace.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,17 +62,21 @@ def read_figures() -> Figures:
     Raises:
         UserError: where the files are of two runs.
     """
-    metrics, evaluation = _read(paths.metrics("evaluate")), _read(paths.EVALUATION)
-    final = evaluation.get("final", {})
-    if metrics and final and final["metrics"]["accuracy"]["value"] != metrics.get("accuracy"):
+    metrics, final = _read(paths.metrics("evaluate")), _read(paths.EVALUATION).get("final")
+    try:
+        if metrics and final and final["metrics"]["accuracy"]["value"] != metrics.get("accuracy"):
+            raise ValueError
+        classes = {row["class"]: row for row in final["classes"]} if final else {}
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{paths.metrics('evaluate')} and {paths.EVALUATION} are of two runs; run `dvc checkout`, or `dvc repro`"
-        )
-    return Figures(metrics, {row["class"]: row for row in final.get("classes", [])}, _read(paths.COST))
+        ) from error
+    cost = {name: value for name, value in _read(paths.COST).items() if isinstance(value, (int, float))}
+    return Figures(metrics, classes, cost)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return compare.figures(compare.read_workspace(file), str(file))
 
 
 def judge(params: Params, figures: Figures, against: Callable[[], dict[str, Any]] | None) -> Iterator[Verdict]:
@@ -148,8 +152,18 @@ def _drop(most: float | None, against: Callable[[], dict[str, Any]] | None) -> V
     except UserError as error:
         return Verdict("max_drop", f"{most:g}", f"missing: {error}", BROKEN)
     accuracy = next(row for row in found["metrics"] if row["metric"] == "accuracy")
-    broken = found["verdict"] == "worse" and -accuracy["difference"] > most
+    drop = accuracy["base"] - accuracy["head"]
+    broken = found["verdict"] == "worse" and drop > most and not math.isclose(drop, most)  # 0.98 - 0.96 is above 0.02
     return Verdict("max_drop", f"{most:g}", compare.summary(found).replace("**", ""), BROKEN if broken else OK)
+
+
+def _table(verdicts: list[Verdict]) -> str:
+    widths = [max(len(getattr(row, name)) for row in verdicts) for name in ("verdict", "rule", "asked")]
+    lines = []
+    for row in verdicts:
+        cells = zip((row.verdict, row.rule, row.asked), widths, strict=True)
+        lines.append("  ".join([*(cell.ljust(width) for cell, width in cells), row.found]).rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,13 +180,10 @@ def main(argv: list[str] | None = None) -> int:
         if "evaluate" not in records.reached(params.leaves()):
             raise UserError("the results in the workspace are not those of its params and code; run `dvc repro`")
         verdicts = list(judge(params, read_figures(), against if base else None))
+        compare.put(_table(verdicts), None)
     except UserError as error:
         print(f"gate: {error}", file=sys.stderr)
         return 1
-    widths = [max(len(getattr(row, name)) for row in verdicts) for name in ("verdict", "rule", "asked")]
-    for row in verdicts:
-        cells = zip((row.verdict, row.rule, row.asked), widths, strict=True)
-        print("  ".join([*(cell.ljust(width) for cell, width in cells), row.found]).rstrip())
     broken = [row for row in verdicts if row.verdict == BROKEN]
     for row in broken:
         print(f"gate: {row.rule} {row.asked} is broken: {row.found}", file=sys.stderr)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import compare, paths, tracking
@@ -57,14 +58,14 @@ def alone(base: str, why: str, params: dict[str, Any]) -> str:
     ]
     if not paths.EVALUATION.is_file():
         raise UserError(f"{paths.EVALUATION} is not there; run `dvc repro`")
-    final = json.loads(paths.EVALUATION.read_text(encoding="utf-8"))["final"]
+    final = compare.figures(paths.EVALUATION.read_bytes(), str(paths.EVALUATION))["final"]
     rows = [
         [name, f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"]
         for name, row in final["metrics"].items()
     ]
     parts.append(markdown_table("Metrics of this run", ["metric", "value", "95 % interval"], rows, folded=False))
     if not base.endswith(".csv"):
-        changed = compare.changed(compare.params_of(compare.reader(base)), params)
+        changed = compare.changed(compare.params_of(compare.reader(base), base), params)
         rows = [[name, *map(json.dumps, pair.values())] for name, pair in changed.items()]
         parts += [markdown_table("Params", ["", "base", "head"], rows)] if rows else []
     return "\n\n".join(parts)
@@ -88,8 +89,11 @@ def curves() -> list[str]:
     drawn = []
     for stage, title in (("train_head", "Training of the head"), ("fine_tune", "Fine-tuning")):
         file = paths.curves(stage)
-        table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
-        shown = [name for name in COLOURS if name in table]
+        try:
+            table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+        except (ValueError, UnicodeDecodeError):  # a picture less
+            continue
+        shown = [name for name in COLOURS if name in table and np.isfinite(pd.to_numeric(table[name], "coerce")).all()]
         if len(table) < 2 or not shown:
             continue
         palette = ", ".join(COLOURS[name] for name in shown)

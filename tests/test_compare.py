@@ -10,6 +10,7 @@ import yaml
 from conftest import Project
 
 from pipeline import compare
+from pipeline.errors import UserError
 from pipeline.judging.scores import Predictions
 
 
@@ -79,6 +80,18 @@ def test_an_answer_that_the_other_side_cannot_give_is_a_wrong_one(tmp_path):
     assert compared(tmp_path, base, head)["metrics"][0]["base"] == pytest.approx(39 / 40)
 
 
+def test_what_was_named_counts_where_rounded_probabilities_are_alike(tmp_path):
+    rows = table(40)
+    rows[["p_cat", "p_dog"]] = 0.5
+    assert compared(tmp_path, rows, rows)["metrics"][0]["base"] == 1
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}", b"[]", b"\xff"])
+def test_figures_that_git_could_not_merge_are_told(content):
+    with pytest.raises(UserError, match=r"^other: metrics/cost\.json (is no JSON|holds no figures)"):
+        compare.figures(content, "other: metrics/cost.json")
+
+
 def test_names_are_text_in_markdown(tmp_path):
     base, head = (table(40, wrong, classes=("<img src=x>", "a|b*c")) for wrong in (range(1), range(1, 2)))
     base["path"] = head["path"] = base.path + "</details>"
@@ -96,6 +109,9 @@ def test_names_are_text_in_markdown(tmp_path):
         (lambda rows: pd.concat([rows, rows]), "there twice"),
         (lambda rows: rows.assign(p_cat="much"), "could not convert"),
         (lambda rows: rows.assign(label="bird"), "no column of probabilities"),
+        (lambda rows: rows.assign(predicted="bird"), "with a predicted that has no column of probabilities"),
+        (lambda rows: rows.assign(p_cat=0.0, p_dog=0.0), "do not sum to 1"),
+        (lambda rows: rows.assign(p_cat=-0.5, p_dog=1.5), "below 0"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, capsys, spoil, message):

@@ -126,6 +126,14 @@ def test_the_page_of_results_follows_the_results(done, tried):
     assert done.run("python -m pipeline.results --if-stale") == ""
 
 
+def test_results_of_other_params_are_compared_with_a_warning(done, tried):
+    warning = "The results in the workspace are not those of its params and code; run `dvc repro`."
+    assert warning not in done.run("python -m pipeline.compare HEAD")
+    done.set(**{"train_head.epochs": 77})
+    assert warning in done.run("python -m pipeline.compare HEAD")
+    done.set()
+
+
 def test_a_temporary_experiment_has_its_row_and_shares_the_feature_store(done, tried):
     output = done.run("dvc exp run --temp -n temporary -S seed=5 extract", TQDM_DISABLE="1")
     assert "0 computed; 48 from the feature store" in output

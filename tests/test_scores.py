@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import softmax
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from pipeline.judging.paired import Pair
 from pipeline.judging.scores import Predictions, share
@@ -44,6 +44,43 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(metric):
         low, high = made(150, seed=100 + seed).intervals(200, 0)[metric]
         covered += low <= truth <= high
     assert 87 <= covered <= 100  # 95 expected; 87 or fewer would happen once in a thousand times
+
+
+@pytest.mark.parametrize(("sharpness", "truth"), [(1.0, 0.0), (2.0, 0.16)])
+def test_the_interval_of_the_calibration_error_holds_zero_as_well_as_what_is_there(sharpness, truth):
+    """Of probabilities that are right as often as they say, and of the same ones sharpened."""
+
+    def sharpened(count: int, seed: int) -> Predictions:
+        drawn = made(count, seed=seed)
+        return Predictions(drawn.targets, softmax(sharpness * np.log(drawn.exact), axis=1), 3)
+
+    value = sharpened(200_000, 1).metrics()["calibration_error"]
+    assert value == pytest.approx(truth, abs=0.05)
+    found = [sharpened(150, 100 + seed).intervals(200, 0)["calibration_error"] for seed in range(60)]
+    assert sum(low <= value <= high for low, high in found) >= 50
+    assert all(low <= high for low, high in found)
+    assert (sum(low == 0 for low, _ in found) > 50) is (truth == 0)
+
+
+def test_those_that_are_alike_are_as_likely_among_the_first():
+    """Rounded probabilities are 0 for many classes: no order of these decides."""
+    targets = np.array([0, 1, 2, 9])
+    probabilities = np.tile(np.r_[0.7, 0.3, np.zeros(8)], (4, 1))
+    predictions = Predictions(targets, probabilities, 3)
+    assert predictions.metrics()["top_3_accuracy"] == pytest.approx((1 + 1 + 1 / 8 + 1 / 8) / 4)
+    assert predictions.of_rows("top_3_accuracy", np.arange(4)) == predictions.metrics()["top_3_accuracy"]
+    drawn = made(300)
+    assert drawn.metrics()["top_3_accuracy"] == top_k_accuracy_score(drawn.targets, drawn.exact, k=3, labels=range(4))
+
+
+def test_a_class_that_is_drawn_by_no_chance_does_not_pull_the_interval_down():
+    """Each of twenty classes has two images, all right but one: hardly a draw holds all of them."""
+    targets = np.repeat(np.arange(20), 2)
+    probabilities = np.full((40, 20), 0.01)
+    probabilities[np.arange(40), targets] = 0.81
+    probabilities[0, :2] = 0.01, 0.81
+    low, high = Predictions(targets, probabilities, 3).intervals(300, 0)["macro_f1"]
+    assert low <= Predictions(targets, probabilities, 3).metrics()["macro_f1"] <= high
 
 
 def test_intervals_are_the_same_again_and_narrow_with_more_images():

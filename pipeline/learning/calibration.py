@@ -29,15 +29,19 @@ def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """The expected calibration error in [0, 1] of (N, n_classes) probabilities.
+    """The expected calibration error in [0, 1] of (N, n_classes) probabilities against (N,) int targets."""
+    return error_of(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
+
+
+def error_of(confidence: np.ndarray, right: np.ndarray) -> float:
+    """The expected calibration error in [0, 1] of (N,) confidences and (N,) bool, whether the answers are right.
 
     The mean distance of confidence and accuracy over BINS bins of equal width, weighted by their images. Few images
     have one above zero by chance alone.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     places = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gaps = np.bincount(places, right - confidence, BINS)
-    return float(np.abs(gaps).sum() / len(targets))
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:

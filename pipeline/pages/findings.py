@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from pipeline.compare import figures, read_workspace
 
 # When the page warns.
 WIDE = 0.03  # half of the interval of the accuracy
@@ -26,8 +27,12 @@ LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 def values(file: Path) -> dict[str, Any]:
-    """A file of metrics; nothing where there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """A file of metrics; nothing where there is none.
+
+    Raises:
+        UserError: where the file holds something else.
+    """
+    return figures(read_workspace(file), str(file))
 
 
 def headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
