@@ -206,7 +206,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("backbone", nargs="?", help="lists the blocks of this one, for fine_tune.unfreeze")
     name = parser.parse_args(argv).backbone
     if name is None:
-        _print_table()
+        try:
+            _print_table()
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 0
     if name not in BACKBONES:
         print(f"backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES)}", file=sys.stderr)

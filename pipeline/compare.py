@@ -294,12 +294,13 @@ def summary(found: dict[str, Any]) -> str:
     words = {
         "better": f"**{found['head']} is better** than {found['base']}",
         "worse": f"**{found['head']} is worse** than {found['base']}",
-        "no evidence": f"**No evidence** that {found['head']} and {found['base']} differ",
+        "no evidence": f"**No evidence** that {found['head']} differs from {found['base']}",
     }[found["verdict"]]
     return (
-        f"{words}: accuracy {accuracy['base']:.4f} -> {accuracy['head']:.4f} ({accuracy['difference']:+.4f}, 95 % "
-        f"interval {accuracy['low']:+.4f} to {accuracy['high']:+.4f}) on {found['images']['compared']:,} test images; "
-        f"{found['mended']} mended, {found['broken']} broken, McNemar's exact test p = {found['p']:.2g}."
+        f"{words}: accuracy {accuracy['base']:.4f} ({found['base']}) -> {accuracy['head']:.4f} ({found['head']}), "
+        f"difference {accuracy['difference']:+.4f} (95 % interval {accuracy['low']:+.4f} to {accuracy['high']:+.4f}), "
+        f"on {found['images']['compared']:,} test images; {found['mended']} mended, {found['broken']} broken, "
+        f"McNemar's exact test p = {found['p']:.2g}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.journal import recording, resources, timings
+from pipeline.journal import origin, recording, resources, timings
 from pipeline.journal.records import LOCK, PIPELINE
 from pipeline.outputs import Outputs
 from pipeline.params import Params, load_params
@@ -101,7 +102,10 @@ def explain(stage: str, error: BaseException) -> str | None:
 
 
 def put_back(stage: str) -> None:
-    """Copy those outputs of `stage` that dvc.lock has and the workspace has not out of DVC's cache."""
+    """Bring back those outputs of `stage` that dvc.lock has and the workspace has not, from DVC's cache or from Git.
+
+    Git alone has metrics and plots where the results were pulled.
+    """
     if not LOCK.is_file():
         return
     locked = yaml.safe_load(LOCK.read_text(encoding="utf-8")).get("stages", {}).get(stage, {})
@@ -113,11 +117,20 @@ def put_back(stage: str) -> None:
     cache = Repo().cache.local
     for out in missing:
         cached, final = Path(cache.oid_to_path(out["md5"])), Path(out["path"])
-        if cached.is_file() and (final.parent.is_dir() or not final.parent.exists()):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            partial = final.with_name(f".{final.stem}.partial{final.suffix}")
-            try:
+        if not (final.parent.is_dir() or not final.parent.exists()):
+            continue
+        content = None if cached.is_file() else origin.committed(out["path"])
+        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != out["md5"]:
+            content = None  # of other results
+        if content is None and not cached.is_file():
+            continue
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{final.stem}.partial{final.suffix}")
+        try:
+            if content is None:
                 shutil.copyfile(cached, partial)
-                os.replace(partial, final)
-            finally:
-                partial.unlink(missing_ok=True)
+            else:
+                partial.write_bytes(content)
+            os.replace(partial, final)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -96,6 +96,12 @@ def test_another_clone_runs_nothing(swept, found):
     assert "Running stage" not in clone.run("dvc repro")
     clone.run("python -m pipeline.tracking")  # here nothing was computed: what it cost stays as Git has it
     assert clone.run("git status --porcelain") == ""
+    # A mistake there: what came with Git alone is back too.
+    params = clone.root / "params.yaml"
+    params.write_text(params.read_text().replace("epochs: 3", "epochs: -3"))
+    assert "train_head.epochs must be" in clone.run("dvc repro", code=255)
+    assert clone.run("git status --porcelain") == " M params.yaml\n"
+    clone.run("git checkout -q params.yaml")
     clone.run("dvc exp pull -q origin --rev HEAD~1")
     assert set(clone.run("dvc exp list --names-only --rev HEAD~1").split()) == {row["experiment"] for row in found}
     # The base of a pull request, out of the remote.

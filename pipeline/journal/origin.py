@@ -36,6 +36,11 @@ def changed(places: Sequence[str], commit: str) -> list[str] | None:
     return sorted({os.fsdecode(name) for name in (differing + new).split(b"\0") if name})
 
 
+def committed(path: str) -> bytes | None:
+    """The content of a file in the last commit, `path` being relative to this folder; None where Git has none."""
+    return _git("show", f"HEAD:./{path}")
+
+
 def tags() -> dict[str, str]:
     """git_commit, git_dirty (`true` or `false`) and dvc_experiment, as far as there are any."""
     found = {"git_commit": commit(), "dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
