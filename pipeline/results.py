@@ -41,7 +41,7 @@ FINGERPRINT = re.compile(rb'<meta name="results" content="([0-9a-f]+)">')
 
 
 def write(remarks: Sequence[str] = ()) -> None:
-    """Build the page from the files in the workspace; it appears whole.
+    """Build the page from the files in the workspace, and print where it is; it appears whole.
 
     Args:
         remarks: warnings to put at its top.
@@ -59,6 +59,7 @@ def write(remarks: Sequence[str] = ()) -> None:
         outputs.commit()
     finally:
         outputs.discard()
+    print(f"results: {paths.RESULTS}")
 
 
 def is_current() -> bool:
@@ -135,7 +136,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"results: {paths.RESULTS}")
     return 0
 
 
