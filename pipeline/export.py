@@ -18,9 +18,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +31,7 @@ import numpy as np
 
 from pipeline import paths
 from pipeline.errors import UserError
+from pipeline.outputs import LEFT_SECONDS
 
 if TYPE_CHECKING:
     import keras
@@ -47,7 +51,8 @@ class Format(NamedTuple):
         runtime: the package that runs it.
         packages: what is needed beside the pipeline's own, as pip takes it, by the name of the module.
         any_size: whether it takes images of any size.
-        made: names of what is written, beside `file`.
+        made: names of what is written, beside `file`; patterns of those in a folder.
+        sign: the name that tells a folder of this format.
     """
 
     file: str
@@ -57,6 +62,10 @@ class Format(NamedTuple):
     packages: dict[str, str] = {}  # noqa: RUF012  a named tuple's default, never changed
     any_size: bool = False
     made: tuple[str, ...] = ()
+
+    @property
+    def sign(self) -> str:
+        return self.file if self.file != "." else "saved_model.pb"
 
 
 def _write_saved_model(model: keras.Model, folder: Path) -> None:
@@ -127,7 +136,7 @@ FORMATS = {
     "saved_model": Format(
         *(".", _write_saved_model, _run_saved_model, "tensorflow"),
         any_size=True,
-        made=("assets", "fingerprint.pb", "saved_model.pb", "variables"),
+        made=("assets", "fingerprint.pb", "saved_model.pb", "variables", "variables/variables.*"),
     ),
 }
 
@@ -156,12 +165,21 @@ def check_folder(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder} is no folder; name another one for the export")
-    known = {CLASSES, *(name for form in FORMATS.values() for name in (form.file, *form.made))}
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in known)
+    if Path.cwd().is_relative_to(folder.resolve()):  # it is replaced, and a shell would stand in one that is gone
+        raise UserError(f"{folder} is the folder that you are in, or holds it; name one below, such as exports/new")
+    if not any(folder.iterdir()):
+        return
+    form = next((form for form in FORMATS.values() if (folder / form.sign).is_file()), None)
+    known = [CLASSES, form.sign, *form.made] if form else [CLASSES]
+    # Folders are looked into: `assets` may be of another program.
+    found = [entry for inside in ("*", "assets/*", "variables/*") for entry in folder.glob(inside)]
+    names = sorted(entry.relative_to(folder).as_posix() for entry in found)
+    others = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in known)]
     if others:
         raise UserError(f"{folder} holds what is no export, such as {others[0]}; name a new folder")
-    if any(folder.iterdir()) and not (folder / CLASSES).is_file():
-        raise UserError(f"{folder} holds no export, for {CLASSES} is not there; name a new folder")
+    if form is None or not (folder / CLASSES).is_file():
+        missing = "a network" if form is None else CLASSES
+        raise UserError(f"{folder} holds no export, for {missing} is not there; name a new folder")
 
 
 def at_fixed_size(model: keras.Model, size: int) -> keras.Model:
@@ -231,6 +249,7 @@ def export(model_file: Path, name: str, folder: Path) -> str:
     if form.any_size:
         asked.append(np.repeat(asked[0], 2, axis=1))  # of another size, and not square
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(folder)
     partial = folder.with_name(f".{folder.name}.partial.{os.getpid()}")
     try:
         partial.mkdir()
@@ -260,15 +279,24 @@ def export(model_file: Path, name: str, folder: Path) -> str:
 def _put(partial: Path, folder: Path) -> None:
     """Give `partial` its name; an earlier export is back in its place where that fails."""
     aside = folder.with_name(f".{folder.name}.partial.{os.getpid()}.before")
-    if folder.exists():
-        os.replace(folder, aside)
     try:
+        if folder.exists():
+            os.replace(folder, aside)
         os.replace(partial, folder)
-    except OSError:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException:  # also where it is stopped between the two
+        with contextlib.suppress(OSError):  # there was none before, or the new one is in its place already
             os.replace(aside, folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what runs that were killed have left beside `folder`."""
+    for left in folder.parent.iterdir():
+        ours = left.name.startswith(f".{folder.name}.partial.")
+        only = left.suffix == ".before" and not folder.exists()  # the export itself, put aside
+        if ours and not only and time.time() - left.lstat().st_mtime > LEFT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -280,6 +308,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     folder = arguments.output or Path("exports", arguments.format)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else what is half written would stay
     try:
         check_packages(arguments.format)
         check_folder(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,30 @@ DECIMALS = 6  # of metrics and probabilities in text files: below it is the nois
 
 
 class Outputs:
-    """Collects a stage's outputs under temporary names beside their final ones; `commit` renames them.
+    """Collects outputs under temporary names beside their final ones; `commit` renames them.
+
+    Args:
+        through_links: whether the file that a link points to is written, else the link is replaced: it may lead into
+            DVC's cache.
 
     Raises:
         UserError: where a folder cannot be made or a file cannot be written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, through_links: bool = True) -> None:
+        self._through_links = through_links
         self._partial: dict[Path, Path] = {}
 
     def path(self, final: Path) -> Path:
-        """The temporary name to write `final` under, of the same suffix, in a folder that exists."""
+        """The temporary name to write `final` under, of the same suffix, in a folder that exists.
+
+        It is `final` itself where that is a pipe or a device as /dev/null, which no file may take the place of.
+        """
         try:
+            if self._through_links:
+                if _is_stream(final):
+                    return final
+                final = _pointed_to(final)
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.is_dir():
                 raise IsADirectoryError(21, "a folder lies where the file belongs")
@@ -73,6 +87,35 @@ class Outputs:
         for partial in self._partial.values():
             partial.unlink(missing_ok=True)
         self._partial.clear()
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether `file` takes what is written as it comes: a pipe, a terminal, /dev/null.
+
+    Raises:
+        OSError: where it is there and can hold nothing: a socket, a disk.
+    """
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # not there, or told when it is written
+        return False
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        if not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return True
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no regular file lies there")
+    return False
+
+
+def _pointed_to(file: Path) -> Path:
+    """Where a link leads, also where nothing is yet; another file as it is."""
+    if not file.is_symlink():
+        return file
+    found = Path(os.path.realpath(file))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import paths, unlike
-from pipeline.answering.answers import FORMATS, MARK, Answer, Counted
+from pipeline.answering.answers import FORMATS, MARK, Answer, Counted, shown
 from pipeline.answering.given import find_images, load_given
 from pipeline.data.images import ImageError
 from pipeline.errors import UserError
@@ -91,6 +91,11 @@ def _load(name: str, size: int) -> np.ndarray | str:
         return str(error)
 
 
+def _close_stdout() -> None:
+    """Keep Python from flushing it once more at its end, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write what is found; 1 where an image could not be read."""
     text: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -108,25 +113,33 @@ def main(argv: list[str] | None = None) -> int:
         network = Network(arguments.model)
         quiet = True if not arguments.output and sys.stdout.isatty() else None  # lines and a bar would mix
         given = Counted(predict(names, network, quiet))
-        if file:
-            with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-                FORMATS[arguments.format](stream, network.classes, given)
-            outputs.commit()
-        else:
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
-            FORMATS[arguments.format](sys.stdout, network.classes, given)
-            sys.stdout.flush()
+        try:
+            if file:
+                with file.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+                    FORMATS[arguments.format](stream, network.classes, given)
+                outputs.commit()
+            else:
+                if isinstance(sys.stdout, io.TextIOWrapper):
+                    sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
+                FORMATS[arguments.format](sys.stdout, network.classes, given)
+                sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough, as `head` does
+            _close_stdout()
+            return 0
+        except OSError as error:
+            if not file:
+                _close_stdout()
+            raise UserError(
+                f"{arguments.output or 'standard output'}: cannot be written: {error.strerror or error}; "
+                "take another file, or free some space"
+            ) from error
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 0
     finally:
         outputs.discard()
     for name, problem in given.problems:
-        print(f"{name}: {problem}", file=sys.stderr)
+        print(f"{shown(name)}: {problem}", file=sys.stderr)
     if given.flagged and network.unlike:
         known = network.unlike
         print(

@@ -6,12 +6,13 @@ Command: python -m pipeline.serving [--port 5002] [--host 127.0.0.1] [--model FI
         -d '{"dataframe_records": [{"image": "'$(base64 < photo.jpg | tr -d '\n')'"}]}'
 
 answers {"predictions": [{"label": ..., "probability": ..., "probabilities": {class: ...}}]}; what cannot be read is
-answered with 400 and the reason. `mlflow models serve` does the same with what `save` and `log` make.
+answered with 400 and the reason. `mlflow models serve` answers images alike with what `save` and `log` make.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import importlib.metadata
 import io
@@ -24,7 +25,7 @@ import socket
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,12 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from fastapi import Request, Response
     from mlflow.models.model import ModelInfo
 
 PACKAGE = Path(__file__).parent
+COLUMN = "image"
+FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")  # in which MLflow takes rows
 # What served.py imports, also by way of others; inferring it takes MLflow 18 s.
 REQUIREMENTS = (
     *(
@@ -70,7 +74,7 @@ def arguments(model_file: Path) -> Iterator[dict[str, Any]]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # importing it sets another
     outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
     signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "image")]),
+        inputs=Schema([ColSpec("string", COLUMN)]),
         outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +134,65 @@ def _example() -> pd.DataFrame:
 
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((32, 32)).save(buffer, "PNG")
-    return pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]})
+    return pd.DataFrame({COLUMN: [base64.b64encode(buffer.getvalue()).decode()]})
+
+
+async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    """What stands before MLflow's server, which answers some requests with a stack trace, and others with fewer answers
+    than there are images.
+    """
+    if request.url.path != "/invocations" or request.method != "POST":
+        return await go_on(request)
+    kind = request.headers.get("content-type") or "none"
+    if kind.split(";")[0].strip() != "application/json":
+        return _refusal(415, f"Content-Type must be application/json, got {kind}")
+    try:
+        wrong = await asyncio.to_thread(problem, await request.body())
+        answer = _refusal(400, wrong) if wrong else await go_on(request)
+    except Exception as error:  # whatever it is, the next request is answered
+        print(f"serving: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return _refusal(500, "this request cannot be answered; the server's log says why")
+    return await _without_trace(answer) if answer.status_code >= 400 and not wrong else answer
+
+
+def problem(body: bytes) -> str:
+    """What is wrong with the form of a request, or an empty text; what it says is MLflow's to judge."""
+    try:
+        given = json.loads(body)
+    except RecursionError:
+        return "the JSON is nested too deeply"
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return f"no JSON: {' '.join(str(error).split())[:200]}"
+    except ValueError:  # Python's bound for whole numbers
+        return "the JSON has a number of too many digits"
+    forms = [name for name in FORMS if name in given] if isinstance(given, dict) else []
+    if len(forms) != 1:
+        return f'give a JSON object with one of {", ".join(FORMS)}, as {{"{FORMS[0]}": [{{"{COLUMN}": "..."}}]}}'
+    rows = given[forms[0]] if isinstance(given[forms[0]], list) else []
+    # MLflow would pass over such a row.
+    wrong = [place for place, row in enumerate(rows) if isinstance(row, dict) and COLUMN not in row]
+    return "; ".join(f"{COLUMN} {place} (counted from 0, of {len(rows)}): missing" for place in wrong)
+
+
+async def _without_trace(answer: Response) -> Response:
+    text = b"".join([part async for part in answer.body_iterator]).decode("utf-8", "replace")
+    try:
+        told = json.loads(text)
+        told.pop("stack_trace", None)
+    except (ValueError, AttributeError):  # a line of text
+        return _refusal(answer.status_code, text)
+    return _told(answer.status_code, told)
+
+
+def _refusal(status: int, message: str) -> Response:
+    code = "INTERNAL_ERROR" if status >= 500 else "INVALID_PARAMETER_VALUE"
+    return _told(status, {"error_code": code, "message": message})
+
+
+def _told(status: int, answer: dict[str, Any]) -> Response:
+    from fastapi.responses import Response
+
+    return Response(json.dumps(answer), status, media_type="application/json")
 
 
 def serve(model_file: Path, host: str, port: int) -> None:
@@ -156,6 +218,7 @@ def serve(model_file: Path, host: str, port: int) -> None:
         from mlflow.pyfunc import load_model, scoring_server
 
         app = scoring_server.init(load_model(str(Path(folder) / "model")))
+        app.middleware("http")(guard)
         print(f"Serving {model_file} at http://{host}:{port}/invocations, until Ctrl-C", flush=True)
         uvicorn.run(app, host=host, port=port, log_level="warning")
 

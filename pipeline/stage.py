@@ -38,7 +38,7 @@ def run(
     back in their places: DVC removes them before it starts a stage.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    started, outputs = time.time(), Outputs()
+    started, outputs = time.time(), Outputs(through_links=False)
     try:
         params = load_params()
         check_inputs(stage)

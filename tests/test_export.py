@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from pipeline import export
 from pipeline.errors import UserError
@@ -75,6 +79,7 @@ def test_an_export_answers_as_keras_does(form, here, capsys):
     folder = here / "exports" / form
     assert json.loads((folder / "classes.json").read_text(encoding="utf-8")) == CLASSES
     assert [entry.name for entry in folder.parent.iterdir()] == [form]
+    export.check_folder(folder)  # another one may take its place
 
     # What the file itself takes, of other images and in another number than those that it was judged by.
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3)).astype(np.float32)
@@ -170,6 +175,81 @@ def test_wrong_arguments(arguments, message, here, capsys):
     assert export.main(["--format", "openvino", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert sorted(here.rglob("*")) == before
+
+
+def folder_of(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["classes.json", "assets/logo.svg"], "such as assets"),
+        (["classes.json", "model.onnx", "assets/logo.svg"], "such as assets"),
+        (["classes.json", "saved_model.pb", "assets/logo.svg"], "such as assets/logo.svg"),
+        (["classes.json", "saved_model.pb", "variables/mine.txt"], "such as variables/mine.txt"),
+        (["classes.json", "model.bin"], "such as model.bin"),
+        (["classes.json", "model.xml", "model.onnx"], "holds what is no export"),
+        (["classes.json"], "a network is not there"),
+        (["model.onnx"], "classes.json is not there"),
+        (["classes.json", "model.onnx"], ""),
+        (["classes.json", "model.xml", "model.bin"], ""),
+        (["classes.json", "saved_model.pb", "fingerprint.pb", "variables/variables.index"], ""),
+    ],
+)
+def test_only_what_is_an_export_is_replaced(names, message, tmp_path):
+    folder = folder_of(tmp_path / "web", *names)
+    if message:
+        with pytest.raises(UserError, match=message):
+            export.check_folder(folder)
+    else:
+        export.check_folder(folder)
+
+
+def test_the_folder_one_is_in_is_not_replaced(here, capsys):
+    (here / "empty").mkdir()
+    os.chdir("empty")
+    for name in (".", "..", "../empty"):
+        assert export.main(["--format", "openvino", "--output", name, "--model", "../models/model.keras"]) == 1
+        assert "is the folder that you are in, or holds it; name one below" in capsys.readouterr().err
+    assert list((here / "empty").iterdir()) == []
+
+
+STOPPED = """
+import os, signal, sys
+from pipeline import export
+def stop(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 1 / 0
+export.FORMATS["openvino"] = export.FORMATS["openvino"]._replace(write=stop)
+sys.exit(export.main(["--format", "openvino"]))
+"""
+
+
+def test_a_run_that_is_stopped_leaves_nothing(here):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], cwd=here, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert list((here / "exports").iterdir()) == []
+
+
+def test_what_killed_runs_left_is_removed_but_no_export(tmp_path):
+    old, partial = time.time() - 2 * 86400, "partial.17"
+    for name in (f".onnx.{partial}", f".onnx.{partial}.before", f".other.{partial}", ".onnx.partial.18"):
+        folder_of(tmp_path / name, "model.onnx")
+        if name != ".onnx.partial.18":  # of a run that goes on
+            os.utime(tmp_path / name, (old, old))
+    export._remove_left(tmp_path / "onnx")
+    kept = {f".onnx.{partial}.before", f".other.{partial}", ".onnx.partial.18"}
+    assert {entry.name for entry in tmp_path.iterdir()} == kept
+    folder_of(tmp_path / "onnx", "model.onnx")
+    export._remove_left(tmp_path / "onnx")
+    assert {entry.name for entry in tmp_path.iterdir()} == kept - {f".onnx.{partial}.before"} | {"onnx"}
 
 
 def test_packages_that_are_not_here_are_told_before_anything_is_loaded(here, monkeypatch):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data import images
 from pipeline.data.images import ImageError, decode, image_id
+from pipeline.data.pixels import pixels
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -97,3 +101,36 @@ def test_holes_in_float_images_are_black(hole):
 def test_a_decompression_bomb_is_refused():
     with pytest.raises(ImageError, match="decompression bomb"):
         decode(encoded(Image.new("1", (20000, 20000)), "PNG"))
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of few bytes, which do not suffice for that: to decode it would tell so."""
+    data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("read", [decode, lambda data: pixels(data, 32)])
+def test_the_pixels_of_an_image_are_limited_by_its_header(read):
+    with pytest.raises(ImageError, match="bomb: 13,300 x 13,300 pixels, 89,478,485 are allowed") as raised:
+        read(claiming(13300, 13300))
+    assert raised.value.reason == "bomb"
+    with pytest.raises(ImageError) as raised:
+        read(claiming(9400, 9400))
+    assert raised.value.reason != "bomb"
+    jpeg = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    start = jpeg.index(b"\xff\xc0") + 5
+    jpeg[start : start + 4] = struct.pack(">HH", 13300, 13300)
+    with pytest.raises(ImageError, match="13,300 x 13,300"):
+        read(bytes(jpeg))
+
+
+def test_grey_of_many_pixels_is_scaled_in_parts(monkeypatch):
+    values = np.random.default_rng(0).random((40, 30), np.float32)
+    values[3, 4] = np.nan
+    data = encoded(Image.fromarray(values), "TIFF")
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr(images, "_STEP", 7)
+    assert (np.asarray(decode(data)) == whole).all()
+    assert len(np.unique(whole)) > 100

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import fsspec
@@ -82,6 +85,37 @@ def test_a_list_names_what_is_gone_and_goes_on(here, capsys, monkeypatch):
     assert "photos/red/gone.png: no such file" in printed.err
 
 
+def test_a_list_goes_on_after_what_is_no_file(here, capsys, monkeypatch):
+    os.mkfifo(here / "photos/red/pipe.png")  # to open it would wait for ever
+    (here / "empty").mkdir()
+    stdin(monkeypatch, "empty\nphotos/red\nphotos/red/000.png\n./photos/red/001.png\n")
+    assert predict.main(["-", "photos/red/003.png"]) == 1
+    printed = capsys.readouterr()
+    assert [line.split()[-1] for line in printed.out.splitlines()] == [f"photos/red/00{n}.png" for n in range(4)]
+    assert "photos/red/pipe.png: not a file" in printed.err
+    assert "empty: no image in this folder" in printed.err
+
+
+def test_a_line_feed_alone_divides_names(here, capsys, monkeypatch):
+    odd = "photos/red/a\x0bb\u2028c.png"
+    paint(here / odd, (200, 40, 40), 9)
+    stdin(monkeypatch, f"{odd}\r\nphotos/red/000.png\r\n")
+    assert [row["path"] for row in rows(capsys, "-")] == [odd, "photos/red/000.png"]
+    stdin(monkeypatch, "photos/red/000.png\0photos/red/001.png\0")
+    assert predict.main(["-"]) == 1
+    assert "standard input: a NUL among the names; give one a line: find without -print0" in capsys.readouterr().err
+
+
+def test_names_do_not_steer_the_terminal(here, capsys):
+    paint(here / "photos/odd/a\n\x1b[31mé\u202e b.png", (200, 40, 40), 9)
+    (here / "photos/odd/\x1b[2J.png").write_text("no image")
+    assert predict.main(["photos/odd"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.endswith("photos/odd/a\\n\\x1b[31mé\\u202e b.png\n")
+    assert len(printed.out.splitlines()) == 1
+    assert "photos/odd/\\x1b[2J.png: not an image" in printed.err
+
+
 def test_csv_and_json_and_text_say_the_same(here, capsys):
     paint(here / 'photos/red/a "b",c.png', (200, 40, 40), 5)
     found = rows(capsys, "photos/red")
@@ -110,22 +144,41 @@ def test_a_file_is_written_whole_or_not_at_all(here, capsys):
     assert (here / "found/all.csv").read_bytes() == before
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(here):
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.predict",
-        str(here / "photos"),
-        "--model",
-        str(here / "models/model.keras"),
-    ]
+def run_apart(here: Path, stdout) -> subprocess.Popen:
+    """The command in a process of its own."""
+    model = str(here / "models/model.keras")
+    command = [sys.executable, "-m", "pipeline.predict", str(here / "photos"), "--model", model]
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(here):
+    process = run_apart(here, subprocess.PIPE)
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait() == 0
     assert [line for line in errors.splitlines() if "are not flagged" not in line] == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_standard_output_is_told(here):
+    with open("/dev/full", "w") as full:
+        process = run_apart(here, full)
+    errors = process.stderr.read()
+    assert process.wait() == 1
+    (line,) = [line for line in errors.splitlines() if "are not flagged" not in line]
+    assert line.startswith("standard output: cannot be written: No space left on device")
+
+
+def test_a_full_disk_is_told(here, capsys, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(predict.FORMATS, "csv", full)
+    assert predict.main(["photos/red", "--format", "csv", "--output", "found/all.csv"]) == 1
+    assert "found/all.csv: cannot be written: No space left on device" in capsys.readouterr().err
+    assert list((here / "found").iterdir()) == []
 
 
 def test_addresses(here, capsys):
@@ -161,14 +214,32 @@ def test_what_is_wrong_with_an_address_is_told(here, monkeypatch):
 
 
 def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
-    import threading
-
     asked = threading.Event()
     monkeypatch.setattr(given, "SECONDS", 0.05)
     monkeypatch.setattr(given, "_fetch", lambda address: asked.wait(5))
     with pytest.raises(ImageError, match=r"not here within 0\.05 s"):
         given.fetch("https://example.org/a.png")
     asked.set()
+
+
+@pytest.mark.parametrize(("status", "told"), [(404, "no such file"), (500, "the server answers with status 500")])
+def test_the_status_of_a_server_is_told(status, told):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def do_HEAD(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ImageError) as raised:
+            given.fetch(f"http://127.0.0.1:{server.server_port}/a.png")
+        server.shutdown()
+    assert str(raised.value) == told
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, paint, wait_for
+from fastapi import FastAPI, Request, Response
 from PIL import Image
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 
@@ -105,13 +107,13 @@ def test_one_image_and_more_than_a_batch_and_many_at_once(server, files):
     assert all(answer == (200, {"predictions": one}) for answer in answers)
 
 
-def test_every_form_of_input_that_mlflow_takes(server, files):
+def test_every_form_of_json_that_mlflow_takes(server, files):
     image = text(files[0])
     expected = ask(server, records(image))
     assert ask(server, {"dataframe_split": {"columns": ["image"], "data": [[image]]}}) == expected
     assert ask(server, {"inputs": {"image": [image]}}) == expected
     assert ask(server, {"instances": [{"image": image}]}) == expected
-    assert ask(server, f"image\n{image}\n".encode(), "text/csv") == expected
+    assert ask(server, {"inputs": [image]}) == ask(server, {"instances": [image]}) == expected
     broken = base64.encodebytes(files[0].read_bytes()).decode()  # in lines, as `base64` prints it
     assert ask(server, records(broken)) == expected
 
@@ -159,14 +161,58 @@ def test_a_bad_image_among_good_ones_is_named_by_its_place(image, reason, server
         (["abc"], "application/json", 400, "dataframe_records"),
         (b"{", "application/json", 400, "JSON"),
         (b"abc", "image/png", 415, "application/json"),
-        (b"\xff\xfe", "text/csv", 400, "UTF-8"),
+        (b"\xff\xfe", "application/json", 400, "no JSON"),
+        (b"image\nabc\n", "text/csv", 415, "application/json"),
+        (b"junk", "application/vnd.apache.parquet", 415, "application/json"),
+        (b"{}", "", 415, "application/json, got none"),
+        ({"instances": []}, "application/json; charset=latin1", 415, "only supports UTF-8"),
+        (b'{"instances": ' + b"[" * 100_000, "application/json", 400, "nested too deeply"),
+        (b'{"instances": [{"image": ' + b"9" * 5000 + b"}]}", "application/json", 400, "too many digits"),
+        ({"instances": [{"image": "abc"}, {"b": 1}]}, "application/json", 400, "image 1 (counted from 0, of 2)"),
+        ({"inputs": [{"b": 1}, {"image": "abc"}]}, "application/json", 400, "image 0 (counted from 0, of 2)"),
+        ({"prompt": "abc"}, "application/json", 400, "dataframe_records"),
     ],
 )
 def test_requests_that_are_none(body, kind, status, reason, server):
     found, answer = ask(server, body, kind)
     assert found == status, answer
-    assert reason in answer
+    assert reason in json.loads(answer)["message"]
     assert "Traceback" not in answer
+
+
+def test_what_goes_wrong_behind_the_guard_is_a_line(files, capsys):
+    app = FastAPI()
+    app.middleware("http")(serving.guard)
+
+    @app.post("/invocations")
+    async def answer(request: Request) -> Response:
+        await request.body()
+        if "two" in request.headers:
+            told = json.dumps({"error_code": "BAD_REQUEST", "message": "no", "stack_trace": "Traceback"})
+            return Response(told, 400)
+        raise ValueError("odd\nimage")
+
+    def status(**headers: str) -> tuple[int, dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(records(text(files[0]))).encode()}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        named = [
+            (name.encode(), value.encode()) for name, value in {"content-type": "application/json", **headers}.items()
+        ]
+        scope = {"type": "http", "method": "POST", "path": "/invocations", "query_string": b"", "headers": named}
+        asyncio.run(app(scope, receive, send))
+        return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+    assert status(two="") == (400, {"error_code": "BAD_REQUEST", "message": "no"})
+    found, told = status()
+    assert found == 500
+    assert told["message"] == "this request cannot be answered; the server's log says why"
+    assert capsys.readouterr().err == "serving: ValueError: odd image\n"
 
 
 def test_no_images_are_no_mistake(server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TextIO
 
@@ -12,6 +13,8 @@ import numpy as np
 from pipeline.outputs import DECIMALS
 
 MARK = "unlike the training images"
+# What ends a line, moves the cursor, or turns the order of letters.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Answer(NamedTuple):
@@ -47,13 +50,19 @@ class Counted:
                 yield answer
 
 
+def shown(name: str) -> str:
+    """`name` on a line of text: its control characters escaped as Python writes them."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], name)
+
+
 def write_text(stream: TextIO, classes: list[str], answers: Iterable[Answer]) -> None:
     """A line an image."""
+    classes = list(map(shown, classes))
     width = max(map(len, classes))
     for answer in answers:
         mark = f"  {MARK}" if answer.distance is not None and answer.distance > 1 else ""
         label, probability = classes[answer.probabilities.argmax()], answer.probabilities.max()
-        stream.write(f"{label:<{width}}  {probability:.4f}  {answer.name}{mark}\n")
+        stream.write(f"{label:<{width}}  {probability:.4f}  {shown(answer.name)}{mark}\n")
 
 
 def write_csv(stream: TextIO, classes: list[str], answers: Iterable[Answer]) -> None:

@@ -21,7 +21,10 @@ UNSUPPORTED = (
     *(".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".raf", ".orf", ".rw2"),
 )
+# Of one image: the most that Pillow opens without a warning. Up to twice of it only warns, and costs gigabytes.
+MAX_PIXELS = 2**30 // 4 // 3
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+_STEP = 2**20  # pixels that are scaled at once
 
 # About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -59,12 +62,17 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
     try:
         Image.init()
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        width, height = image.size  # as its header says
+        if width * height > MAX_PIXELS:
+            raise ImageError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
         if at_least:
             image.draft(None, (at_least, at_least))  # of JPEG alone
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image)
-    except Image.DecompressionBombError as error:
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own, where a header names more than twice of that
         raise ImageError("bomb", f"a decompression bomb: {error}") from error
     except Image.UnidentifiedImageError as error:
         if looks_like_image(data[:32]):
@@ -105,9 +113,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, 32 bits or float scaled to 8 bits; the last two have no range of their own: 1, 255 or 65535."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    values = np.asarray(image)
     if image.mode.startswith("I;16"):
         top = 65535.0
     else:
-        top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if values.max() <= top)
-    return Image.fromarray(np.uint8(np.round(np.clip(values / top, 0, 1) * 255)))
+        most = values.max(where=np.isfinite(values), initial=0)
+        top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if most <= top)
+    scaled, flat = np.empty(values.size, np.uint8), values.reshape(-1)
+    for start in range(0, values.size, _STEP):  # in doubles: of all pixels at once they would be many times the image
+        part = np.nan_to_num(flat[start : start + _STEP].astype(np.float64), posinf=0.0, neginf=0.0)
+        scaled[start : start + _STEP] = np.round(np.clip(part / top, 0, 1) * 255)
+    return Image.fromarray(scaled.reshape(values.shape))

@@ -5,6 +5,7 @@ No TensorFlow. Python's lock is hardly held: threads decode on all cores.
 
 from __future__ import annotations
 
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.data.images import ImageError, decode, file_hash
+from pipeline.data.images import MAX_PIXELS, ImageError, decode, file_hash
 from pipeline.errors import UserError
 from pipeline.machine import cores
 
@@ -57,7 +58,7 @@ def pixels(data: bytes, size: int) -> np.ndarray:
 def _plain_jpeg(data: bytes, size: int) -> np.ndarray | None:
     """(h, w, 3) uint8, or None where the image may have to be turned or is not one of three colours or grey."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if colours not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or np.inf) or _is_turned(data):
+    if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS or _is_turned(data):
         return None
     factor = next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(height, width) // size >= factor)
     return simplejpeg.decode_jpeg(
@@ -100,6 +101,8 @@ def load(path: Path, size: int) -> np.ndarray:
         ImageError: where it cannot be read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise ImageError("unreadable", "not a file")
         data = path.read_bytes()
     except OSError as error:
         raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
