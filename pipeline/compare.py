@@ -409,8 +409,13 @@ def put(made: str, file: Path | None) -> None:
                 raise UserError(f"standard output: {error.strerror}") from error
         return
     outputs = Outputs()
-    outputs.path(file).write_text(made, encoding="utf-8")
-    outputs.commit()
+    try:
+        outputs.path(file).write_text(made, encoding="utf-8")
+        outputs.commit()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from error
+    finally:
+        outputs.discard()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 Command: python -m pipeline.serving [--port 5002] [--host 127.0.0.1] [--model FILE]
 
     curl http://127.0.0.1:5002/invocations -H 'Content-Type: application/json' \
-        -d '{"dataframe_records": [{"image": "'$(base64 < photo.jpg | tr -d '\n')'"}]}'
+        --data-binary '{"dataframe_records": [{"image": "BASE64"}]}'
 
 answers {"predictions": [{"label": ..., "probability": ..., "probabilities": {class: ...}}]}; what cannot be read is
 answered with 400 and the reason. `mlflow models serve` answers images alike with what `save` and `log` make.
