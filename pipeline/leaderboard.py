@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +55,8 @@ class Entry:
 def experiments(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]:
     """The experiments of the repository in the current folder, and how many are not done, by their state.
 
+    Those with a file that cannot be read are left out, with a line on stderr.
+
     Args:
         commits: how many commits back from HEAD.
         heads: whether heads are judged, also of what was fine-tuned.
@@ -79,7 +83,10 @@ def experiments(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]
                     read = _of_folder(Path(repo.root_dir))
                 else:
                     read = _of_revision(GitFileSystem(scm=repo.scm, rev=row["rev"]), within)
-                entries.append(entry(row["Experiment"] or row["rev"], read, heads))
+                try:
+                    entries.append(entry(row["Experiment"] or row["rev"], read, heads))
+                except UserError as error:
+                    print(f"leaderboard: left out: {error}", file=sys.stderr)
     except (DvcException, SCMError) as error:
         raise UserError(f"there are no experiments here ({' '.join(str(error).split())}); run in a clone") from error
     return _joined(entries), waiting
@@ -103,14 +110,33 @@ def entry(name: str, read: Callable[[Path], bytes | None], heads: bool) -> Entry
     """What the files say that `read` gives by their path, as far as they belong to each other.
 
     DVC leaves the metrics of stages that did not run as they were: figures of other params, which are not to be told.
+
+    Raises:
+        UserError: where a file cannot be read, as with the marks of a conflict in it.
     """
-    from dvc.utils.serialize import parse_yaml  # reads numbers and words as DVC does
+    from dvc.utils.serialize import ParseError, parse_yaml  # reads numbers and words as DVC does
+
+    def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+        try:
+            found = parse((read(path) or b"{}").decode("utf-8"))
+        except (ParseError, ValueError) as error:
+            raise UserError(f"{name}: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{name}: {path} cannot be read: it is no mapping")
+        return found
 
     def parsed(path: Path) -> dict[str, Any]:
-        return parse_yaml((read(path) or b"{}").decode("utf-8"), path) or {}
+        return mapping(path, lambda text: parse_yaml(text, path) or {})
 
-    def metrics(path: Path) -> dict[str, Any]:
-        return json.loads(read(path) or b"{}")
+    def stages_of(path: Path) -> dict[str, Any]:
+        found = parsed(path).get("stages") or {}
+        if not isinstance(found, dict):
+            raise UserError(f"{name}: {path} cannot be read: its stages are no mapping")
+        return found
+
+    def metrics(path: Path) -> dict[str, float]:
+        found = mapping(path, json.loads)
+        return {key: value for key, value in found.items() if type(value) in (int, float) and math.isfinite(value)}
 
     def md5(path: Path) -> str | None:
         content = read(path)
@@ -121,13 +147,15 @@ def entry(name: str, read: Callable[[Path], bytes | None], heads: bool) -> Entry
         for key, value in parsed(Path("params.yaml")).items()
         for inner, leaf in (value.items() if isinstance(value, dict) else [("", value)])
     }
-    stages, lock = (parsed(file).get("stages", {}) for file in (records.PIPELINE, records.LOCK))
+    stages, lock = stages_of(records.PIPELINE), stages_of(records.LOCK)
     reached = records.standing(stages, lock, params, md5, lambda _: True)
     shown = {name: value for name, value in params.items() if not name.startswith("gate.")}
     if "train_head" not in reached:
         return Entry([name], shown, reached)
     judged = "fine_tune" if "fine_tune" in reached and not heads else "train_head"
     val, cost = metrics(paths.metrics(judged)), metrics(paths.COST)
+    if not val.keys() >= BY.keys():
+        raise UserError(f"{name}: {paths.metrics(judged)} lacks {' or '.join(BY)}")
     figures = {by: val[by] for by in BY}
     seconds = [cost[f"{stage}_seconds"] for stage in STAGES if stage in reached and f"{stage}_seconds" in cost]
     figures["seconds"] = sum(seconds) if seconds else None
@@ -201,7 +229,7 @@ def table(found: pd.DataFrame, test: bool) -> tuple[list[str], list[list[str]]]:
         cells = [str(row["rank"]), row["experiment"], row["reached"], *(_word(row[name]) for name in params)]
         cells += [FORMATS[name].format(row[name]) if pd.notna(row[name]) else "" for name in figures]
         if test:
-            known = pd.notna(row.get("accuracy"))
+            known = all(pd.notna(row.get(name)) for name in OF_TEST)
             cells.append("{accuracy:.4f} ({accuracy_low:.4f} to {accuracy_high:.4f})".format(**row) if known else "")
         rows.append(cells)
     return [*header, "test accuracy (95 %)"] if test else header, rows
@@ -258,11 +286,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.format == "json":
         rows = found.astype(object).where(found.notna(), None).drop(columns=[] if arguments.test else OF_TEST,
                                                                      errors="ignore")  # fmt: skip
-        print(json.dumps(rows.to_dict("records"), indent=2))
-        return 0
-    form = {"text": text, "markdown": markdown}[arguments.format]
-    said = remarks(entries, waiting, arguments.by, arguments.test)
-    sys.stdout.write(form(*table(found, arguments.test), said))
+        shown = json.dumps(rows.to_dict("records"), indent=2) + "\n"
+    else:
+        form = {"text": text, "markdown": markdown}[arguments.format]
+        shown = form(*table(found, arguments.test), remarks(entries, waiting, arguments.by, arguments.test))
+    try:
+        sys.stdout.write(shown)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
     return 0
 
 

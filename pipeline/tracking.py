@@ -57,8 +57,8 @@ def address() -> str | None:
     try:
         with tracker.connected() as client:
             experiment = tracker.experiment_id(client)
-            found = client.search_runs([experiment], f"tags.`{runs.KEY}` = '{item.key}'", max_results=1)
-    except tracker.UnreachableError as error:
+            found = runs.rows(client, experiment, item.key)
+    except (tracker.UnreachableError, UserError) as error:
         tracker.warn(f"no link to the run, since {tracker.uri()} cannot be reached: {tracker.line(error)}")
         return None
     return f"{tracker.uri().rstrip('/')}/#/experiments/{experiment}/runs/{found[0].info.run_id}" if found else None

@@ -17,6 +17,7 @@ from conftest import Project, make_project
 from mlflow import MlflowClient
 
 from pipeline import leaderboard
+from pipeline.errors import UserError
 from pipeline.leaderboard import Entry
 
 
@@ -85,6 +86,29 @@ def test_the_best_is_applied_completed_and_kept(swept, found):
     assert done["latency_ms"] > 0 < done["model_mb"]
     swept.run(f"dvc exp branch {other} other")
     assert "other" in swept.run("git branch --list other")
+
+
+def test_a_damaged_file_costs_its_entry_alone(swept, found):
+    """In the workspace and in a commit; the test leaves all as it was."""
+    damaged = {
+        "params.yaml": "<<<<<<< HEAD\na: [\n", "dvc.lock": "<<<<<<< HEAD\nstages: 5\n=======\n", "dvc.yaml": "[1]",
+        "metrics/cost.json": "<<<<<<< HEAD", "metrics/extract.json": "[]",
+    }  # fmt: skip
+    before = {name: (swept.root / name).read_bytes() for name in damaged}
+    for name, content in damaged.items():
+        (swept.root / name).write_text(content)
+        output = swept.run("python -m pipeline.leaderboard --commits 2")
+        assert f"leaderboard: left out: workspace: {name} cannot be read" in output
+        assert found[1]["experiment"] in output
+        if name == "metrics/cost.json":
+            swept.run("git commit -qam damaged")
+            commit = swept.run("git rev-parse --abbrev-ref HEAD").strip()
+        (swept.root / name).write_bytes(before[name])
+    output = swept.run("python -m pipeline.leaderboard --commits 3")
+    assert f"leaderboard: left out: {commit}: metrics/cost.json cannot be read" in output
+    assert "workspace: " not in output
+    swept.run("git reset -q --hard HEAD~1")
+    assert "Error" not in swept.run("python -m pipeline.leaderboard | true")
 
 
 def test_another_clone_runs_nothing(swept, found):
@@ -156,6 +180,25 @@ def test_figures_that_do_not_belong_to_the_params_are_left_out(files, val_loss, 
     assert (found.figures["val_loss"], found.figures["seconds"]) == (val_loss, seconds)
     assert "gate.max_drop" not in found.params
     assert leaderboard.entry("some-name", files.get, heads=True).figures["val_loss"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("params.yaml", b"[1]"), ("params.yaml", b"a: ["), ("dvc.yaml", b"\xff"), ("dvc.lock", b"<<<<<<< HEAD"),
+        ("dvc.lock", b"stages: [1]"), ("metrics/cost.json", b"<<<<<<< HEAD"), ("metrics/cost.json", b"[]"),
+        ("metrics/extract.json", b"null"), ("metrics/extract.json", b"\xff"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named_with_its_experiment(file, content):
+    with pytest.raises(UserError, match=f"some-name: {file} cannot be read"):
+        leaderboard.entry("some-name", {**described(), Path(file): content}.get, heads=False)
+
+
+def test_what_is_no_number_is_no_figure():
+    told = b'{"train_head_seconds": null, "fine_tune_seconds": "4", "latency_ms": NaN}'
+    found = leaderboard.entry("some-name", {**described(), Path("metrics/cost.json"): told}.get, heads=False)
+    assert (found.figures["val_loss"], found.figures["seconds"]) == (0.2, None)
 
 
 def test_without_a_head_there_is_nothing_to_rank():

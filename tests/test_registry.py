@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zipfile
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, c
     assert len(client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])) == 2
 
 
-def test_an_alias_that_comes_late_is_not_taken_from_a_later_version(workspace, monkeypatch):
+def test_who_comes_late_is_compared_with_the_champion_of_that_moment(workspace, monkeypatch):
     assert run(*evaluated("a", wrong=10))
     recording.send_or_keep(evaluated("b", wrong=0))
 
@@ -205,7 +206,49 @@ def test_an_alias_that_comes_late_is_not_taken_from_a_later_version(workspace, m
     client.create_model_version("headstart", source, tags={registry.VERDICT: "better"})  # by another machine
     client.set_registered_model_alias("headstart", "champion", "3")
     assert registry.register()
-    assert versions() == {1: ("first", []), 2: ("better", []), 3: ("better", ["champion"])}
+    assert versions() == {1: ("first", []), 2: ("not comparable", ["challenger"]), 3: ("better", ["champion"])}
+
+
+@pytest.mark.parametrize("step", ["create_logged_model", "create_model_version"])
+@pytest.mark.parametrize(("mine", "others", "verdict"), [(0, 6, "better"), (6, 0, "worse")])
+def test_two_clones_at_once_let_the_better_be_the_champion(workspace, step, mine, others, verdict):
+    """Both are better than the champion; another clone registers its model while this one is at `step`."""
+    assert run(*evaluated("a", wrong=20))
+    recording.send_or_keep(evaluated("mine", wrong=mine))
+    client, whole = MlflowClient(tracker.uri()), getattr(MlflowClient, step)
+    (waiting,) = client.search_runs([tracker.experiment_id(client)], f"tags.`{registry.MODEL}` = '{registry.WAITING}'")
+
+    def meanwhile(self, *args, **kwargs):
+        twin.undo()
+        client.set_tag(waiting.info.run_id, registry.MODEL, "not now")  # the other clone has its own to register
+        assert run(*evaluated("other", wrong=others))
+        client.set_tag(waiting.info.run_id, registry.MODEL, registry.WAITING)
+        return whole(self, *args, **kwargs)
+
+    twin = pytest.MonkeyPatch()
+    twin.setattr(MlflowClient, step, meanwhile)
+    twin.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())  # the other clone has a lock of its own
+    assert registry.register()
+    assert versions()[3] == (verdict, ["champion" if verdict == "better" else "challenger"])
+    assert versions()[2] == ("better", ["champion"] if verdict == "worse" else [])
+    said = client.get_model_version("headstart", "3").description
+    assert said.startswith(f"{verdict.capitalize()} than the champion, version 2")
+
+
+def test_two_clones_make_one_version_of_one_model(workspace):
+    assert run(*evaluated("a", wrong=20))
+    recording.send_or_keep(evaluated("b", wrong=0))
+
+    def meanwhile(*args, **kwargs):
+        twin.undo()
+        assert registry.register()
+        return whole(*args, **kwargs)
+
+    whole, twin = MlflowClient.create_model_version, pytest.MonkeyPatch()
+    twin.setattr(MlflowClient, "create_model_version", meanwhile)
+    twin.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())
+    assert registry.register()
+    assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
 
 
 def test_the_model_is_named_after_the_experiment(workspace, monkeypatch):

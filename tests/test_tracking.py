@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import socket
 import subprocess
@@ -10,11 +12,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from pipeline import tracking
 from pipeline.errors import UserError
-from pipeline.journal import outbox, recording
+from pipeline.journal import outbox, recording, registry, tracker
 from pipeline.journal.records import Record
+from pipeline.params import load_params
 
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
 
@@ -188,6 +193,157 @@ def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatc
     assert "put aside" in capsys.readouterr().err
     assert [run.info.run_name for run in rows(workspace)[2]] == ["train_head"]
     assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "5", "{}", '{"curves": [1]}', "a file"])
+def test_what_is_no_record_does_not_hold_up_the_others(workspace, capsys, content):
+    for stage in ("prepare", "train_head"):
+        outbox.keep(make_record(stage))
+    first, _ = outbox.entries()
+    if content == "a file":
+        first = first.parent / "1note.txt"
+        first.write_text(content)
+    else:
+        (first / "record.json").write_text(content)
+    assert recording.send_or_keep([make_record("extract")])
+    assert capsys.readouterr().err.count("put aside") == 1
+    assert "train_head" in [run.info.run_name for run in rows(workspace)[2]]
+    assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
+
+
+POISON = [
+    {"metrics": {'a b:c*"?': 1.0}},
+    {"params": {'a b:c*"?': "1"}},
+    {"experiment_params": {**PARAMS, "seed": "43"}},
+]
+
+
+@pytest.mark.parametrize("changes", POISON)
+def test_what_the_store_refuses_is_put_aside_and_leaves_no_half_run(workspace, capsys, changes):
+    assert recording.send_or_keep([make_record("prepare")])
+    outbox.keep(make_record("extract", **changes))
+    assert recording.send_or_keep([make_record("fine_tune", **changes), make_record("train_head")])
+    assert capsys.readouterr().err.count("put aside") == 2
+    assert outbox.entries() == []
+    assert sorted(run.info.run_name for run in rows(workspace)[2]) == ["prepare", "train_head"]
+    assert recording.send_or_keep([make_record("fine_tune", **changes, restored=True)])  # the files are still there
+    assert "fine_tune is not recorded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [
+    MlflowException("database is locked", error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE),
+    MlflowException("no login", error_code=databricks_pb2.UNAUTHENTICATED),
+    MlflowException("connection lost"),
+    OSError("disk full"),
+])  # fmt: skip
+def test_what_may_go_right_another_time_is_kept(workspace, monkeypatch, error):
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_terminated", lambda *_, **__: (_ for _ in ()).throw(error))
+        assert not recording.send_or_keep([make_record()])
+        assert len(outbox.entries()) == 1
+    assert recording.send_or_keep([])
+    assert len(rows(workspace)[2]) == 1
+
+
+def test_where_nothing_is_kept_nothing_is_promised(workspace, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert not recording.send_or_keep([make_record(restored=True)])
+    said = capsys.readouterr().err
+    assert "nothing is sent, since http://127.0.0.1:9 cannot be reached" in said
+    assert "kept" not in said
+
+
+WRONG = ["ftp://x/y", "file:///tmp/mlruns", "./mlruns", "127.0.0.1:5000", "http://", "http://[::1", "http:/x",
+         "sqlite:///no.db", "nodriver+x://y"]  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", WRONG)
+def test_a_wrong_address_is_told_as_what_it_is_and_costs_no_result(workspace, monkeypatch, capsys, uri):
+    Path("no.db").write_text("no database" * 1000)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(recording.records, "collect", lambda *_: [make_record()])
+    recording.record("train_head", {}, 0.0, [])
+    said = capsys.readouterr().err
+    assert f"train_head could not be recorded, but is kept: MLFLOW_TRACKING_URI: no runs can be kept at {uri!r}" in said
+    assert "sqlite:///mlflow.db" in said
+    assert "reached" not in said
+    assert len(outbox.entries()) == 1
+    monkeypatch.setattr(tracking.records, "state", lambda: "")
+    monkeypatch.setattr(tracking.timings, "follow", lambda: None)
+    monkeypatch.setattr(tracking, "load_params", lambda: load_params(ROOT / "params.yaml"))
+    assert tracking.main([]) == 1
+    assert capsys.readouterr().err.startswith("MLFLOW_TRACKING_URI: no runs can be kept at")
+    assert not registry.register()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert recording.send_or_keep([])
+    assert len(rows(workspace)[2]) == 1
+
+
+CALLS = ("search_runs", "create_run", "log_batch", "log_artifact", "set_terminated", "set_tag")
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_two_clones_at_once_make_one_row_and_one_run_a_stage(workspace, restored):
+    """Another clone sends the same, a little older or newer, at every call that this one makes of the store."""
+    trials = [{"trial": 1, "hidden": "[]", "val_loss": 0.5, "val_accuracy": 0.8, "rank": 1}]
+    count, reached = 0, True
+    while reached:
+        mine = make_record(key=f"k{count}", trials=trials, restored=restored)
+        other = dataclasses.replace(mine, started=mine.started + (-1) ** count)
+        left, reached = count, False
+
+        def call(self, *args, whole, other=other, **kwargs):
+            nonlocal left, reached
+            left -= 1
+            if left == -1:
+                reached = True
+                assert recording.send_or_keep([other])
+            return whole(self, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())  # each clone has a lock of its own
+            for name in CALLS:
+                patch.setattr(MlflowClient, name, functools.partialmethod(call, whole=getattr(MlflowClient, name)))
+            assert recording.send_or_keep([mine])
+        count += 1
+    assert count > 10
+    _, parents, children = rows(workspace)
+    assert sorted(run.data.tags["headstart.key"] for run in parents) == sorted(f"k{number}" for number in range(count))
+    assert sorted(run.data.tags["mlflow.parentRunId"] for run in children) == sorted(run.info.run_id for run in parents)
+    assert all(run.data.metrics["train_head/val_accuracy"] == 0.5 for run in parents)
+    client = MlflowClient(tracker.uri())
+    runs = client.search_runs([tracker.experiment_id(client)])
+    assert len(runs) == 3 * count  # with a trial each
+    assert outbox.entries() == []
+
+
+def test_what_was_made_twice_is_healed(workspace):
+    """The first stays, with all that the others had."""
+    recording.send_or_keep([make_record(key="k2", metrics={"val_accuracy": 0.5})])
+    recording.send_or_keep([make_record("prepare", started=1_699_999_990_000), make_record(started=1_699_999_990_001)])
+    client, parents, _ = rows(workspace)
+    double, first = sorted(parents, key=lambda run: -run.info.start_time)
+    client.set_tag(double.info.run_id, "headstart.key", "k1")
+    (of_double,) = [run for run in rows(workspace)[2] if run.data.tags["mlflow.parentRunId"] == double.info.run_id]
+    client.set_tag(of_double.info.run_id, "headstart.content", make_record().content())
+    recording.send_or_keep([make_record(restored=True)])
+    _, (parent,), children = rows(workspace)
+    assert parent.info.run_id == first.info.run_id
+    assert sorted(run.info.run_name for run in children) == ["prepare", "train_head"]
+    assert of_double.info.run_id not in {run.info.run_id for run in children}
+
+
+def test_curves_go_on_where_another_process_deleted_the_run(workspace, monkeypatch, capsys):
+    show = live(monkeypatch)
+    show({"epoch": 1, "val_loss": 0.5})
+    client, (parent,), (run,) = rows(workspace)
+    for deleted in (parent, run):
+        client.delete_run(deleted.info.run_id)
+    show({"epoch": 2, "val_loss": 0.4})
+    client, (_,), (run,) = rows(workspace)
+    assert points(client, run, "epoch/val_loss") == [(2, 0.4)]
+    assert capsys.readouterr().err == ""
 
 
 def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, capsys):

@@ -11,11 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.journal.records import Record
-from pipeline.journal.tracker import line, warn
+from pipeline.journal.tracker import RefusedError, line, warn
 from pipeline.paths import kept
 
-SERVER_REFUSES = range(400, 500)
-ASKS_TO_TRY_AGAIN = {401, 403, 408, 429}  # answers that another moment or another login may change
 TUPLES = ("curves", "samples")
 
 
@@ -24,8 +22,8 @@ def entries() -> list[Path]:
     return sorted(entry for entry in _folder().glob("*") if entry.name[0].isdigit())
 
 
-def keep(item: Record) -> None:
-    """Put a record with copies of its files into the outbox; it appears there at once or not at all."""
+def keep(item: Record) -> Path:
+    """Put a record with copies of its files into the outbox, its place; it appears there at once or not at all."""
     name = f"{time.time_ns()}-{item.stage}"
     partial = _folder() / f".{name}.partial"
     for path in {*item.artifacts, *item.shown}:
@@ -33,7 +31,7 @@ def keep(item: Record) -> None:
         shutil.copyfile(path, partial / "files" / path)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "record.json").write_text(json.dumps(asdict(item)), encoding="utf-8")
-    os.replace(partial, _folder() / name)
+    return partial.rename(_folder() / name)
 
 
 def send(entry: Path, deliver: Callable[[Record, Path], None]) -> None:
@@ -42,8 +40,6 @@ def send(entry: Path, deliver: Callable[[Record, Path], None]) -> None:
     Args:
         deliver: takes the record and the folder that its paths start from.
     """
-    from mlflow.exceptions import RestException
-
     try:
         values = json.loads((entry / "record.json").read_text(encoding="utf-8"))
         values |= {name: [tuple(point) for point in values.get(name, [])] for name in TUPLES}
@@ -51,23 +47,25 @@ def send(entry: Path, deliver: Callable[[Record, Path], None]) -> None:
         missing = [path for path in (*item.artifacts, *item.shown) if not (entry / "files" / path).is_file()]
         if missing:
             raise ValueError(f"without its file {missing[0]}")
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, AttributeError) as error:
+        put_aside(entry, error)
+        return
+    try:
         deliver(item, entry / "files")
-    except RestException as error:
-        status = error.get_http_status_code()
-        if status not in SERVER_REFUSES or status in ASKS_TO_TRY_AGAIN:
-            raise
-        _put_aside(entry, error)
-    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        _put_aside(entry, error)
+    except RefusedError as error:
+        put_aside(entry, error)
     else:
         shutil.rmtree(entry)
 
 
-def _folder() -> Path:
-    return kept("tracking-outbox")
-
-
-def _put_aside(entry: Path, error: Exception) -> None:
+def put_aside(entry: Path, error: Exception) -> None:
+    """Take a kept record that can never be sent out of the others' way."""
     aside = _folder() / f"damaged-{entry.name}"
+    if aside.exists():
+        aside = aside.with_name(f"{aside.name}-{time.time_ns()}")
     os.replace(entry, aside)
     warn(f"a kept record cannot be sent and was put aside as {aside}: {line(error)}")
+
+
+def _folder() -> Path:
+    return kept("tracking-outbox")

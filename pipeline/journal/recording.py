@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
 from pipeline.journal import outbox, records, runs, tracker
 from pipeline.journal.records import Record
 from pipeline.journal.resources import Sample
-from pipeline.journal.tracker import UnreachableError, connected, line, warn
+from pipeline.journal.tracker import RefusedError, UnreachableError, connected, line, warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,30 +26,59 @@ def record(stage: str, params: dict[str, Any], started: float, samples: list[Sam
         samples: what the stage took of the machine.
     """
     try:
-        send_or_keep(records.collect(params, stage, started, samples))
+        found = records.collect(params, stage, started, samples)
+        try:
+            send_or_keep(found)
+        except UserError as error:
+            warn(f"{stage} could not be recorded, but is kept: {error}")
     except Exception as error:
         warn(f"{stage} could not be recorded: {line(error)}")
 
 
 def send_or_keep(found: list[Record]) -> bool:
-    """Send what was kept and what was found, in this order; keep what the store does not take."""
+    """Send what was kept and what was found, in this order; keep what the store does not take.
+
+    Raises:
+        UserError: where MLFLOW_TRACKING_URI is no address of a store; what was found is kept all the same.
+    """
+    waiting = list(found)
     try:
         with connected() as client:
+            tracker.experiment_id(client)  # a store that answers: what is refused from here on is the record's fault
             for entry in outbox.entries():
                 outbox.send(entry, lambda item, files: runs.send(client, item, files))
             for item in found:
-                runs.send(client, item, Path())
+                try:
+                    runs.send(client, item, Path())
+                except RefusedError as error:
+                    waiting.remove(item)
+                    _give_up(item, error)
         return True
     except UnreachableError as error:
+        _keep(waiting)
         advice = "; if it stays so, move mlflow.db away and run `python -m pipeline.tracking`"
         warn(
-            f"the record is kept and sent later, since {tracker.uri()} cannot be reached: {line(error)}"
-            f"{advice if tracker.embedded() else ''}"
+            f"{'the record is kept and sent later' if outbox.entries() else 'nothing is sent'}, since {tracker.uri()} "
+            f"cannot be reached: {line(error)}{advice if tracker.embedded() else ''}"
         )
+    except UserError:
+        _keep(waiting)
+        raise
+    return False
+
+
+def _keep(found: list[Record]) -> None:
     for item in found:
         if not item.restored:
             outbox.keep(item)
-    return False
+
+
+def _give_up(item: Record, error: Exception) -> None:
+    """Put a record aside; one that the files in the workspace can give again is not worth it."""
+    if item.restored:
+        warn(f"{item.stage} is not recorded: {line(error)}")
+    else:
+        outbox.put_aside(outbox.keep(item), error)
 
 
 class Live:
@@ -67,15 +97,13 @@ class Live:
             return
         try:
             with connected() as client:
-                if not self._run:
-                    self._begin(client)
-                points = {
-                    f"epoch/{name}": [(int(row["epoch"]), value)] for name, value in row.items() if name != "epoch"
-                }
-                now = round(1000 * time.time())
-                runs.log(client, self._run, {}, points, now)
-                above = {f"{self._stage}/{name}": series for name, series in points.items()}
-                runs.log(client, self._row, {}, above, now)
+                try:
+                    self._show(client, row)
+                except Exception as error:
+                    if not tracker.is_refused(error):
+                        raise
+                    self._run = ""  # another process may have deleted the run
+                    self._show(client, row)
         except Exception as error:
             self._works = False
             warn(f"{self._stage} is not shown while it runs: {line(error)}")
@@ -89,6 +117,15 @@ class Live:
         with contextlib.suppress(Exception), connected() as client:
             for run in (self._run, self._row):
                 client.set_terminated(run, status="FAILED")
+
+    def _show(self, client: MlflowClient, row: dict[str, float]) -> None:
+        if not self._run:
+            self._begin(client)
+        points = {f"epoch/{name}": [(int(row["epoch"]), value)] for name, value in row.items() if name != "epoch"}
+        now = round(1000 * time.time())
+        runs.log(client, self._run, {}, points, now)
+        above = {f"{self._stage}/{name}": series for name, series in points.items()}
+        runs.log(client, self._row, {}, above, now)
 
     def _begin(self, client: MlflowClient) -> None:
         """Find the run and the row, or make them."""

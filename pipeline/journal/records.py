@@ -17,11 +17,13 @@ import pandas as pd
 import yaml
 
 from pipeline import paths
+from pipeline.errors import UserError
 from pipeline.journal import headline, origin, timings
 from pipeline.journal.resources import Sample
 
 LOCK, PIPELINE = Path("dvc.lock"), Path("dvc.yaml")
 MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
+MAX_HASHED_BYTES = 64 * 2**20  # of larger outputs the size has to tell whether they are those of dvc.lock
 # What makes the content of a record; the rest is about its making, or follows from these.
 LEFT = ("key", "stage", "experiment_params", "params", "metrics", "curves", "artifacts", "trials")
 
@@ -83,10 +85,12 @@ def collect(
     Args:
         started: when `just_ran` began, in seconds since 1970.
         samples: what `just_ran` took of the machine.
+
+    Raises:
+        UserError: where dvc.yaml or dvc.lock cannot be read.
     """
     now, params = time.time(), _of_runs(params)
-    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
-    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
+    stages, lock = _stages(PIPELINE), _stages(LOCK) if LOCK.is_file() else {}
     if not paths.MANIFEST.is_file():
         return []
     key = _experiment_key(stages, params)
@@ -96,7 +100,7 @@ def collect(
     command = origin.command(tags.get("git_commit", ""), params)
     way = headline.way(command, tags.get("git_dirty") == "true", params["data.source"], digest)
     records = []
-    for stage in standing(stages, lock, params, _md5, Path.is_file, just_ran):
+    for stage in standing(stages, lock, params, _md5, _is_as_locked, just_ran):
         ran, metrics, costs = stage == just_ran, _metrics(stage), timings.of(stage)
         artifacts = _artifacts(stages[stage])
         figures = headline.metrics(stage, metrics, costs)
@@ -128,7 +132,7 @@ def collect(
 
 def begin(params: dict[str, Any], stage: str) -> Record:
     """The record of a stage that has just begun: what there is before any result."""
-    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
+    stages = _stages(PIPELINE)
     now, params = round(1000 * time.time()), _of_runs(params)
     everything = {name: _text(value) for name, value in params.items()}
     used = {name: everything[name] for name in stages[stage]["params"]}
@@ -138,7 +142,7 @@ def begin(params: dict[str, Any], stage: str) -> Record:
 
 def stage_names() -> list[str]:
     """The stages in the order of dvc.yaml."""
-    return list(yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"])
+    return list(_stages(PIPELINE))
 
 
 def state() -> str:
@@ -159,10 +163,13 @@ def _experiment_key(stages: dict[str, Any], params: dict[str, Any]) -> str:
 
 
 def reached(params: dict[str, Any]) -> list[str]:
-    """The stages whose results in the workspace are those of its params and code."""
-    stages = yaml.safe_load(PIPELINE.read_text(encoding="utf-8"))["stages"]
-    lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"] if LOCK.is_file() else {}
-    return standing(stages, lock, params, _md5, Path.is_file)
+    """The stages whose results in the workspace are those of its params and code.
+
+    Raises:
+        UserError: where dvc.yaml or dvc.lock cannot be read.
+    """
+    stages, lock = _stages(PIPELINE), _stages(LOCK) if LOCK.is_file() else {}
+    return standing(stages, lock, params, _md5, _is_as_locked)
 
 
 def standing(
@@ -170,7 +177,7 @@ def standing(
     lock: dict[str, Any],
     params: dict[str, Any],
     md5: Callable[[Path], str | None],
-    is_there: Callable[[Path], bool],
+    is_there: Callable[[dict[str, Any]], bool],
     just_ran: str | None = None,
 ) -> list[str]:
     """Names of the stages that stand, in order: `just_ran`, and those whose entry in dvc.lock still describes them.
@@ -179,7 +186,7 @@ def standing(
         stages, lock: what dvc.yaml and dvc.lock hold under `stages`.
         params: all leaves of params.yaml.
         md5: of a file that Git tracks, None where it is not there.
-        is_there: whether an output is in reach.
+        is_there: whether an output is in reach, by its entry in dvc.lock.
     """
     produced: dict[str, str] = {}  # path -> md5 of the outputs of stages that stand
     valid = []
@@ -188,8 +195,11 @@ def standing(
         if stage == just_ran:
             produced.update({path: md5(Path(path)) for path in outs})
         else:
-            entry = lock.get(stage)
-            if not entry or not _matches(entry, definition, params, produced, md5, is_there):
+            try:
+                entry = lock.get(stage)
+                if not entry or not _matches(entry, definition, params, produced, md5, is_there):
+                    continue
+            except (AttributeError, KeyError, TypeError):  # an entry that DVC did not write describes nothing
                 continue
             produced.update({out["path"]: out["md5"] for out in entry["outs"]})
         valid.append(stage)
@@ -202,7 +212,7 @@ def _matches(
     params: dict[str, Any],
     produced: dict[str, str],
     md5: Callable[[Path], str | None],
-    is_there: Callable[[Path], bool],
+    is_there: Callable[[dict[str, Any]], bool],
 ) -> bool:
     locked = entry.get("params", {}).get("params.yaml", {})
     if entry["cmd"] != definition["cmd"] or locked.keys() != set(definition["params"]):
@@ -218,9 +228,32 @@ def _matches(
             return False
     small = {path for path, options in _outs(definition) if options.get("cache") is False}
     return all(
-        is_there(Path(out["path"])) and (out["path"] not in small or md5(Path(out["path"])) == out["md5"])
-        for out in entry["outs"]
+        is_there(out) and (out["path"] not in small or md5(Path(out["path"])) == out["md5"]) for out in entry["outs"]
     )
+
+
+def _is_as_locked(out: dict[str, Any]) -> bool:
+    """Whether the workspace has an output as its entry in dvc.lock tells of it."""
+    file = Path(out["path"])
+    if not file.is_file():
+        return False
+    size = file.stat().st_size
+    return size == out.get("size", size) and (size > MAX_HASHED_BYTES or _md5(file) == out["md5"])
+
+
+def _stages(file: Path) -> dict[str, Any]:
+    """What dvc.yaml or dvc.lock holds under `stages`.
+
+    Raises:
+        UserError: where it cannot be read, as with the marks of a conflict in it.
+    """
+    try:
+        return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: cannot be read: {' '.join(str(error).split())[:200]}; "
+            f"run `git checkout HEAD -- {file}`, then `dvc repro`"
+        ) from error
 
 
 def _is_same(locked: Any, value: Any) -> bool:
@@ -246,7 +279,7 @@ def _artifacts(definition: dict[str, Any]) -> list[str]:
 def _metrics(stage: str) -> dict[str, float]:
     """The stage's metrics; of fine_tune also what it chose, which MLflow has one place for."""
     files = [paths.metrics(stage), *([paths.CHOICES] if stage == "fine_tune" else [])]
-    return _flat({k: v for file in files if file.is_file() for k, v in json.loads(file.read_bytes()).items()})
+    return _flat({name: value for file in files for name, value in timings.read(file).items()})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -283,10 +316,9 @@ def _made_by(stage: str, ran: bool) -> dict[str, str]:
     found = origin.versions() if ran else {}
     if stage != "prepare":
         if not ran and paths.FEATURES_META.is_file():
-            known = json.loads(paths.FEATURES_META.read_bytes()).get("versions", {})
+            known = timings.read(paths.FEATURES_META).get("versions", {})
             found = {name: known[name] for name in origin.LIBRARIES if name in known}
-        file = paths.metrics("extract")
-        device = json.loads(file.read_bytes()).get("device") if file.is_file() else None
+        device = timings.read(paths.metrics("extract")).get("device")
         found |= {"device": device} if device else {}
     return found
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 VERDICT, EVALUATION = "verdict", "headstart.evaluation"
+AGAINST = "headstart.champion"  # the version that the verdict is over; empty where there was none
+TRIES = 5  # of naming a version: other clones may move the champion meanwhile
 FIRST, UNKNOWN = "first", "not comparable"  # verdicts beside those of paired.py
 VERSION = "model_version"  # of the row: the name of the registered model, and the version
 SHOWN = ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "latency_ms", "model_mb")
@@ -44,10 +46,12 @@ class Judgement:
     Attributes:
         verdict: that of paired.py over the champion, or FIRST or UNKNOWN.
         why: sentences.
+        against: the version that was the champion; empty where there was none.
     """
 
     verdict: str
     why: str
+    against: str
 
     @property
     def alias(self) -> str:
@@ -70,7 +74,7 @@ def register() -> bool:
                     client.set_tag(run.info.run_id, MODEL, f"none: {line(error)}")
                     warn(f"the model of {run.info.run_id} is not registered: {line(error)}")
         return True
-    except UnreachableError as error:
+    except (UnreachableError, UserError) as error:
         warn(f"models are registered later: {line(error)}")
     kept("tracking-state").unlink(missing_ok=True)  # `python -m pipeline.tracking` is to look again
     return False
@@ -79,27 +83,34 @@ def register() -> bool:
 def _register(client: MlflowClient, experiment: str, name: str, run: Run) -> None:
     """Make the model that `run`, an evaluation, judged a version, unless it is one."""
     digest, row = run.data.tags[JUDGED], client.get_run(run.data.tags[PARENT])
-    version = next(iter(client.search_model_versions(f"name = '{name}' AND tags.`{JUDGED}` = '{digest}'")), None)
+    version = _version(client, name, digest)
+    made = version is None
     if version is None:
         with tempfile.TemporaryDirectory() as scratch:
-            judgement = _judge(client, name, run, Path(scratch))
+            judgement = _judge(client, name, run.info.run_id, Path(scratch))
             model = _logged(client, experiment, run, row, Path(scratch))
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
+        told = {VERDICT: judgement.verdict, AGAINST: judgement.against, **_told(row)}
         version = client.create_model_version(
             name,
             model.artifact_location,  # models:/ID would be looked up in MLflow's global store, not in the client's
             run_id=row.info.run_id,
-            tags={VERDICT: judgement.verdict, **_told(row), EVALUATION: run.info.run_id, JUDGED: digest},
+            tags={**told, EVALUATION: run.info.run_id, JUDGED: digest},
             description=judgement.why,
             model_id=model.model_id,
         )
+        first = _version(client, name, digest) or version
+        if first.version != version.version:  # another clone was a moment earlier
+            client.delete_model_version(name, version.version)
+            version, made = first, False
         # As MLflow's own `register_model` does, so that the UI finds the version of a model.
         place = json.dumps([{"name": name, "version": version.version}])
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": place})
-        print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {judgement.why}")
     if version.tags.get(EVALUATION) == run.info.run_id:  # else it was registered, and named, for another run
-        _name(client, name, version)
+        judgement = _name(client, name, version)
+        if made:
+            print(f"tracking: model {name}, version {version.version}: {judgement.alias}. {judgement.why}")
     client.set_tag(row.info.run_id, VERSION, f"{name} {version.version}")
     client.set_tag(run.info.run_id, MODEL, version.version)  # the last thing: until then it waits
 
@@ -112,12 +123,37 @@ def _told(row: Run) -> dict[str, str]:
     }
 
 
-def _name(client: MlflowClient, name: str, version: ModelVersion) -> None:
-    """Give the version its alias, unless a later one has it already."""
-    alias = Judgement(version.tags[VERDICT], "").alias
-    holder = _aliases(client, name).get(alias)
-    if holder is None or int(holder) < int(version.version):
-        client.set_registered_model_alias(name, alias, version.version)
+def _version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """The version of a model, the first of several; None where there is none."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.`{JUDGED}` = '{digest}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _name(client: MlflowClient, name: str, version: ModelVersion) -> Judgement:
+    """Give the version its alias; as often as the champion is not the one that it was compared with, compare again.
+
+    The champion's alias is looked at right before it is moved and after that: other clones move it too.
+    """
+    number, tags = str(version.version), version.tags
+    judgement = Judgement(tags[VERDICT], version.description or "", tags.get(AGAINST, ""))
+    for _ in range(TRIES):
+        aliases = _aliases(client, name)
+        champion, holder = aliases.get(CHAMPION, ""), aliases.get(CHALLENGER)
+        if champion == number:
+            break
+        if champion != judgement.against:
+            with tempfile.TemporaryDirectory() as scratch:
+                judgement = _judge(client, name, tags[EVALUATION], Path(scratch))
+            client.update_model_version(name, number, judgement.why)
+            for tag, value in ((VERDICT, judgement.verdict), (AGAINST, judgement.against)):
+                client.set_model_version_tag(name, number, tag, value)
+        elif judgement.alias == CHAMPION:
+            client.set_registered_model_alias(name, CHAMPION, number)
+        else:
+            if holder is None or int(holder) < int(number):
+                client.set_registered_model_alias(name, CHALLENGER, number)
+            break
+    return judgement
 
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -126,19 +162,19 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
             for alias, of in model.aliases.items()}  # fmt: skip
 
 
-def _judge(client: MlflowClient, name: str, run: Run, scratch: Path) -> Judgement:
+def _judge(client: MlflowClient, name: str, run: str, scratch: Path) -> Judgement:
     """Compare the model that `run` judged with the champion."""
-    number = _aliases(client, name).get(CHAMPION)
-    if number is None:
-        return Judgement(FIRST, "There was no champion before it, so it is the champion.")
+    number = _aliases(client, name).get(CHAMPION, "")
+    if not number:
+        return Judgement(FIRST, "There was no champion before it, so it is the champion.", "")
     champion = client.get_model_version(name, number)
     try:
         # Both names stand in a sentence.
         base = _predictions(client, champion.tags.get(EVALUATION, ""), f"the champion, version {number}", scratch)
-        head = _predictions(client, run.info.run_id, "this version", scratch)
+        head = _predictions(client, run, "this version", scratch)
         common = compare.common(base, head, 1)
     except (UnfitError, UserError) as error:
-        return Judgement(UNKNOWN, f"It cannot be compared with the champion: {line(error)}.")
+        return Judgement(UNKNOWN, f"It cannot be compared with the champion: {line(error)}.", number)
     pair = common.pair
     before, now = (float(right.mean()) for right in pair.right)
     verdict = pair.verdict()
@@ -151,6 +187,7 @@ def _judge(client: MlflowClient, name: str, run: Run, scratch: Path) -> Judgemen
         verdict,
         f"{words}: accuracy {before:.4f} -> {now:.4f} on the {len(common.base):,} test images that both have seen; "
         f"{pair.mended} mended, {pair.broken} broken, McNemar's exact test p = {pair.p_value():.2g}.",
+        number,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.journal import headline
 from pipeline.journal.records import Record
-from pipeline.journal.tracker import experiment_id
+from pipeline.journal.tracker import RefusedError, experiment_id, is_refused, line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +28,7 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
 NOTE_CHARACTERS = 5000  # what every store of MLflow takes
 METRICS_AT_ONCE = 1000  # the most that one call of MLflow takes
+TRIES = 3  # of a record: another clone may delete what both make at once
 
 Series = dict[str, list[tuple[int, float]]]  # (step, value)s by name
 
@@ -35,27 +36,78 @@ Series = dict[str, list[tuple[int, float]]]  # (step, value)s by name
 def send(client: MlflowClient, item: Record, files: Path) -> None:
     """Put a record into the store; one that is there already changes nothing.
 
+    Other clones may do the same at once, and a store of MLflow keeps no two from making the same run. So each looks
+    again when it has made one, and all let the same one stay: the first by start and id.
+
     Args:
         files: the folder that the artifacts' paths start from.
+
+    Raises:
+        RefusedError: where the store will never take it.
     """
+    for left in reversed(range(TRIES)):
+        try:
+            if _send(client, item, files):
+                return
+        except Exception as error:
+            if not is_refused(error):
+                raise
+            if not left:
+                raise RefusedError(line(error)) from error
+    raise RuntimeError(f"the run of {item.stage} was deleted {TRIES} times")
+
+
+def _send(client: MlflowClient, item: Record, files: Path) -> bool:
+    """Put a record into the store once; whether it is there then."""
     experiment = experiment_id(client)
     parent = row(client, experiment, item)
     content = item.content()
     siblings = stage_runs(client, experiment, parent, item.stage)
-    if any(run.data.tags.get(CONTENT) == content or (item.restored and CONTENT in run.data.tags) for run in siblings):
-        for run in siblings:  # of the same again there is nothing to show
-            if is_live(run):
-                client.delete_run(run.info.run_id)
+    complete = [run for run in siblings if CONTENT in run.data.tags]
+    known = [run.data.tags[CONTENT] for run in complete]
+    if content in known or (item.restored and known):
+        # Of the same again there is nothing to show, and what DVC restored does not take the place of its maker.
+        doubles = [run for place, run in enumerate(complete) if known[place] in known[:place]]
+        for run in siblings:
+            if run in doubles or run not in complete:
+                _delete(client, experiment, run.info.run_id)
                 client.set_terminated(parent, end_time=item.time)
-        return  # what DVC restored does not take the place of the run that made it
+        return True
     begun = [run.info.run_id for run in siblings if is_live(run) and not item.restored][:1]
-    for run in siblings:  # of another content, or broken off on the way
-        if run.info.run_id not in begun:
-            for trial in client.search_runs([experiment], f"tags.`{PARENT}` = '{run.info.run_id}'"):
-                client.delete_run(trial.info.run_id)
-            client.delete_run(run.info.run_id)
     tags = {PARENT: parent, STAGE: item.stage, **({RESTORED: "true"} if item.restored else {})}
     child = begun[0] if begun else new_run(client, experiment, item, tags)
+    try:
+        _fill(client, experiment, parent, child, item, files)
+        for run in complete:  # of another content
+            _delete(client, experiment, run.info.run_id)
+        client.set_tag(child, CONTENT, content)  # the last thing: without it the run counts as broken off
+    except Exception as error:
+        if is_refused(error):  # else the next try finds it, and puts a whole one in its place
+            _delete(client, experiment, child)
+        raise
+    return _settle(client, experiment, parent, item.stage)
+
+
+def _settle(client: MlflowClient, experiment: str, parent: str, stage: str) -> bool:
+    """Of the runs of a stage let the first that is complete stay; whether there is one."""
+    found = stage_runs(client, experiment, parent, stage)
+    kept = next((run for run in found if CONTENT in run.data.tags), None)
+    for run in found if kept else []:
+        if run is not kept:
+            _delete(client, experiment, run.info.run_id)
+    # Another clone may have let another one stay, of which this one did not know yet that it was complete.
+    return any(CONTENT in run.data.tags for run in stage_runs(client, experiment, parent, stage))
+
+
+def _delete(client: MlflowClient, experiment: str, run: str) -> None:
+    """Delete the run of a stage with those of its trials."""
+    for trial in client.search_runs([experiment], f"tags.`{PARENT}` = '{run}'"):
+        client.delete_run(trial.info.run_id)
+    client.delete_run(run)
+
+
+def _fill(client: MlflowClient, experiment: str, parent: str, child: str, item: Record, files: Path) -> None:
+    """Put all that a record holds into the run of its stage and into the row."""
     log(client, child, item.params, _at_once(item.metrics), item.time)
     curves: Series = {}
     for name, epoch, value in item.curves:
@@ -72,7 +124,6 @@ def send(client: MlflowClient, item: Record, files: Path) -> None:
         client.set_terminated(run, end_time=item.time)
     if item.model:
         log(client, child, {}, {}, item.time, {JUDGED: item.model, MODEL: WAITING})
-    client.set_tag(child, CONTENT, content)  # the last thing: without it the run counts as broken off
 
 
 def _log_row(client: MlflowClient, parent: str, item: Record, curves: Series, files: Path) -> None:
@@ -158,31 +209,58 @@ def _send_trial(client: MlflowClient, experiment: str, stage_run: str, item: Rec
 
 
 def stage_runs(client: MlflowClient, experiment: str, parent: str, stage: str) -> list[Run]:
-    """The runs of a stage under a row: one, or others on the way to that."""
-    return client.search_runs([experiment], f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{stage}'")
+    """The runs of a stage under a row, the first first: one, or others on the way to that."""
+    wanted = f"tags.`{PARENT}` = '{parent}' AND tags.`{STAGE}` = '{stage}'"
+    return sorted(client.search_runs([experiment], wanted), key=_age)
+
+
+def rows(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+    """The rows of an experiment, the first first: one, or none; of several that were made at once the first stays."""
+    return sorted(client.search_runs([experiment], f"tags.`{KEY}` = '{key}'"), key=_age)
+
+
+def _age(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
 
 
 def row(client: MlflowClient, experiment: str, item: Record) -> str:
     """The row of the experiment, made where there is none; its id."""
-    found = client.search_runs([experiment], f"tags.`{KEY}` = '{item.key}'", max_results=1)
+    found = rows(client, experiment, item.key)
+    if not found:
+        tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml"}
+        name = item.tags.get("dvc_experiment") or f"{item.experiment_params['backbone']}-{item.key[:6]}"
+        client.create_run(experiment, start_time=item.started, tags=tags, run_name=name)
+        found = rows(client, experiment, item.key)
+    for double in found[1:]:
+        _merge(client, experiment, double, found[0])
+    run, known = found[0].info.run_id, found[0].data.tags
     tags = dict(item.tags)
     if "git_commit" in tags:
         tags["mlflow.source.git.commit"] = tags["git_commit"]  # the UI's column Version
-    if found:
-        run, known = found[0].info.run_id, found[0].data.tags
-        # What ran at another commit stays its own.
-        tags = {
-            name: value
-            for name, value in tags.items()
-            if known.get(name) != value and not (name in known and item.restored)
-        }
-    else:
-        tags = {KEY: item.key, "mlflow.source.name": "dvc.yaml", **tags}
-        name = item.tags.get("dvc_experiment") or f"{item.experiment_params['backbone']}-{item.key[:6]}"
-        run, tags = client.create_run(experiment, start_time=item.started, tags=tags, run_name=name).info.run_id, {}
+    # What ran at another commit stays its own.
+    tags = {
+        name: value
+        for name, value in tags.items()
+        if known.get(name) != value and not (name in known and item.restored)
+    }
     # Equal values are taken again without complaint: this also fills a row that was broken off.
     log(client, run, item.experiment_params, {}, item.time, tags)
     return run
+
+
+def _merge(client: MlflowClient, experiment: str, double: Run, row: Run) -> None:
+    """Bring what a row has that was made twice to the one that stays, and delete it."""
+    run, known = row.info.run_id, row.data
+    for child in client.search_runs([experiment], f"tags.`{PARENT}` = '{double.info.run_id}'"):
+        client.set_tag(child.info.run_id, PARENT, run)
+    metrics = {
+        name: [(point.step, point.value) for point in client.get_metric_history(double.info.run_id, name)]
+        for name in double.data.metrics
+        if name not in known.metrics
+    }
+    tags = {name: value for name, value in double.data.tags.items() if name not in known.tags}
+    log(client, run, {}, metrics, double.info.start_time, tags)
+    client.delete_run(double.info.run_id)
 
 
 def log(

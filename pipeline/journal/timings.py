@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,13 @@ def of(stage: str) -> dict[str, float]:
     result = RESULTS.get(stage)
     if result is None or not result.is_file():
         return {}
-    file = _kept(f"costs-{stage}", _fingerprint(result))
-    if file.is_file():
-        return json.loads(file.read_bytes())
-    told = json.loads(paths.COST.read_bytes()) if paths.COST.is_file() else {}
+    kept_here = _numbers(read(_kept(f"costs-{stage}", _fingerprint(result))))
+    if kept_here:
+        return kept_here
+    told = read(paths.COST)
     names = (f"{stage}_seconds", *FIGURES.get(stage, ()))
-    return {name: told[name] for name in names if name in told} if told.get("results") == _all_results() else {}
+    of_these = told.get("results") == _all_results()
+    return _numbers({name: told[name] for name in names if name in told}) if of_these else {}
 
 
 def follow() -> None:
@@ -64,10 +66,30 @@ def follow() -> None:
     if not paths.FEATURES_META.is_file():
         return
     fingerprint = _fingerprint(paths.FEATURES_META)
-    if METRICS.is_file() and json.loads(METRICS.read_bytes()).get("features") == fingerprint[:12]:
-        return
-    found = _kept("extract-metrics", fingerprint)
-    _replace(METRICS, json.loads(found.read_bytes()) if found.is_file() else {})
+    if read(METRICS).get("features") != fingerprint[:12]:
+        _replace(METRICS, read(_kept("extract-metrics", fingerprint)))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The figures in `file`; none where it is not there, or not readable, as Git leaves it in a conflict."""
+    try:
+        values = json.loads(file.read_bytes(), parse_constant=_no_number)
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")  # and could not be written back
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Those that can be added up."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    }
 
 
 def _all_results() -> str:
@@ -79,7 +101,7 @@ def _all_results() -> str:
 def _replace(file: Path, values: dict[str, Any]) -> None:
     if not values:
         file.unlink(missing_ok=True)
-    elif not file.is_file() or json.loads(file.read_bytes()) != values:
+    elif read(file) != values:
         _write(file, values)
 
 

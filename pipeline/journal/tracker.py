@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from pipeline.errors import UserError
 from pipeline.paths import kept, workspace_root
 
 if TYPE_CHECKING:
@@ -25,10 +27,20 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+SERVER_REFUSES = range(400, 500)
+ASKS_TO_TRY_AGAIN = {401, 403, 408, 429}  # answers that another moment or another login may change
+ADDRESSES = (
+    "http://... or https://... of a server, or sqlite:///mlflow.db, postgresql://..., mysql://... or mssql://... of a "
+    "database; without it the runs are kept in mlflow.db"
+)
 
 
 class UnreachableError(Exception):
     """The store did not take a record, and may take it later."""
+
+
+class RefusedError(Exception):
+    """The store will never take a record."""
 
 
 def embedded() -> bool:
@@ -62,6 +74,7 @@ def connected() -> Iterator[MlflowClient]:
 
     Raises:
         UnreachableError: for whatever goes wrong inside that may go right another time.
+        UserError: where MLFLOW_TRACKING_URI is no address of a store.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -69,15 +82,59 @@ def connected() -> Iterator[MlflowClient]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock):
-            import logging
-
-            from mlflow import MlflowClient  # takes two seconds, and sets its own logger
-
-            for name in ("alembic", "mlflow"):
-                logging.getLogger(name).setLevel(logging.WARNING)
-            yield MlflowClient(uri())
+            yield _client()
+    except UserError:
+        raise
     except Exception as error:
         raise UnreachableError(line(error)) from error
+
+
+def _client() -> MlflowClient:
+    """A client, which opens a database, but asks no server yet.
+
+    Raises:
+        UserError: where MLFLOW_TRACKING_URI is no address of a store.
+    """
+    import logging
+
+    from mlflow import MlflowClient  # takes two seconds, and sets its own logger
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        address = urlsplit(uri())
+        if address.scheme in ("http", "https") and (not address.hostname or address.port == 0):
+            raise ValueError("it names no server")
+        return MlflowClient(uri())
+    except OperationalError:  # locked, or not to be reached
+        raise
+    except (MlflowException, ImportError, ArgumentError, DatabaseError, ValueError) as error:
+        if embedded() or (isinstance(error, MlflowException) and not is_refused(error)):
+            raise
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: no runs can be kept at {uri()!r} ({line(error)[:120]}); it may be {ADDRESSES}"
+        ) from error
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the store would refuse the same another time too, so that a record is not worth being kept for it."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
+    from sqlalchemy.exc import DatabaseError
+
+    if isinstance(error, MlflowException):
+        # A database says so by its own error; of that name itself, and of no kind of it, is one that is damaged.
+        if type(error.__cause__) is DatabaseError:
+            return False
+        status = error.get_http_status_code()
+    elif isinstance(error, HTTPError) and error.response is not None:  # of an artifact on its way
+        status = error.response.status_code
+    else:
+        told = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # what a damaged record ends in
+        return isinstance(error, told) and not isinstance(error, OSError)
+    return status in SERVER_REFUSES and status not in ASKS_TO_TRY_AGAIN
 
 
 def experiment_id(client: MlflowClient) -> str:

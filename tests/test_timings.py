@@ -1,0 +1,71 @@
+"""What results cost, also where the files that tell it were damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import paths
+from pipeline.journal import timings
+from pipeline.outputs import Outputs
+
+DAMAGED = [
+    b"<<<<<<< HEAD\n{}\n=======\n{}\n>>>>>>> other\n", b"[]", b"null", b"5", b"", b"\xff\xfe", b'{"a": NaN}',
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch) -> Path:
+    """A workspace whose results were made here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    outputs = Outputs()
+    for stage, file in timings.RESULTS.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(stage)
+        if stage == "extract":
+            timings.write(outputs, {"images_per_second": 9.5}, file)
+            outputs.commit()
+        timings.note(stage, 2.0, {"latency_ms": 7.5} if stage == "evaluate" else {})
+    timings.follow()
+    return tmp_path
+
+
+def texts() -> tuple[str, str]:
+    return paths.COST.read_text(), timings.METRICS.read_text()
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_what_was_damaged_is_written_anew(here, content):
+    before = texts()
+    for file in (paths.COST, timings.METRICS):
+        file.write_bytes(content)
+    assert timings.of("evaluate") == {"evaluate_seconds": 2.0, "latency_ms": 7.5}
+    timings.follow()
+    assert texts() == before
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_what_was_damaged_and_cannot_be_made_again_is_removed(here, content):
+    for file in (here / ".dvc").rglob("*.json"):
+        file.write_bytes(content)
+    assert timings.of("evaluate") == {"evaluate_seconds": 2.0, "latency_ms": 7.5}  # as told by the other file
+    for file in (paths.COST, timings.METRICS):
+        file.write_bytes(content)
+    assert timings.of("evaluate") == {}
+    timings.follow()
+    assert not paths.COST.exists()
+    assert not timings.METRICS.exists()
+
+
+def test_words_are_no_figures(here):
+    for file in (here / ".dvc").rglob("*.json"):
+        file.unlink()
+    told = json.loads(paths.COST.read_text())
+    paths.COST.write_text(json.dumps({**told, "evaluate_seconds": "2 s", "prepare_seconds": None, "latency_ms": True}))
+    assert timings.of("evaluate") == timings.of("prepare") == {}
+    timings.follow()
+    assert "evaluate_seconds" not in json.loads(paths.COST.read_text())
+    assert timings.of("fine_tune") == {"fine_tune_seconds": 2.0}
