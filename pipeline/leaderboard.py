@@ -160,7 +160,10 @@ def entry(name: str, read: Callable[[Path], bytes | None], heads: bool) -> Entry
     seconds = [cost[f"{stage}_seconds"] for stage in STAGES if stage in reached and f"{stage}_seconds" in cost]
     figures["seconds"] = sum(seconds) if seconds else None
     figures["images_per_second"] = metrics(paths.metrics("extract")).get("images_per_second")
-    if "evaluate" in reached and not heads:
+    if "evaluate" in reached and heads:  # its interval is in DVC's cache alone
+        of_head = mapping(paths.metrics("evaluate"), json.loads).get("head")
+        figures["accuracy"] = of_head.get("accuracy") if isinstance(of_head, dict) else None
+    elif "evaluate" in reached:
         test = metrics(paths.metrics("evaluate"))
         figures["latency_ms"] = cost.get("latency_ms")
         figures |= {key: test.get(key) for key in ("model_mb", "accuracy", "accuracy_low", "accuracy_high")}
@@ -229,8 +232,9 @@ def table(found: pd.DataFrame, test: bool) -> tuple[list[str], list[list[str]]]:
         cells = [str(row["rank"]), row["experiment"], row["reached"], *(_word(row[name]) for name in params)]
         cells += [FORMATS[name].format(row[name]) if pd.notna(row[name]) else "" for name in figures]
         if test:
-            known = all(pd.notna(row.get(name)) for name in OF_TEST)
-            cells.append("{accuracy:.4f} ({accuracy_low:.4f} to {accuracy_high:.4f})".format(**row) if known else "")
+            known = [pd.notna(row.get(name)) for name in OF_TEST]
+            form = "{accuracy:.4f} ({accuracy_low:.4f} to {accuracy_high:.4f})" if all(known) else "{accuracy:.4f}"
+            cells.append(form.format(**row) if known[0] else "")
         rows.append(cells)
     return [*header, "test accuracy (95 %)"] if test else header, rows
 

@@ -158,7 +158,9 @@ def test_revisions_and_the_workspace(repository):
     assert found["params"] == {"train_head.hidden": {"base": [128], "head": [256]}}
     assert found["cost"] == {"latency_ms": {"base": 10.0, "head": 20.0}}
     told = repository.run("python -m pipeline.compare HEAD")
-    assert told.startswith("workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference -0.2800 (")
+    assert told.startswith(
+        "workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference -0.2800 ("
+    )
     repository.run("python -m pipeline.compare HEAD~1 HEAD --format markdown --output report.md")
     assert "**HEAD is better** than HEAD~1" in (repository.root / "report.md").read_text()
 

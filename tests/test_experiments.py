@@ -84,6 +84,8 @@ def test_the_best_is_applied_completed_and_kept(swept, found):
     done = next(row for row in now if row["reached"] == "evaluate")
     assert 0 <= done["accuracy_low"] <= done["accuracy"] <= done["accuracy_high"] <= 1
     assert done["latency_ms"] > 0 < done["model_mb"]
+    heads = rows(swept, "--commits 2 --test --heads")
+    assert [0 <= row["accuracy"] <= 1 for row in heads if row["experiment"] == done["experiment"]] == [True]
     swept.run(f"dvc exp branch {other} other")
     assert "other" in swept.run("git branch --list other")
 

@@ -33,6 +33,27 @@ def here(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
+def test_figures_of_this_machine_come_before_those_that_came_with_git(here):
+    before = texts()
+    for file in (paths.COST, timings.METRICS):
+        file.write_text('{"images_per_second": 1.5, "latency_ms": 1.5}')
+    timings.follow()
+    assert texts() == before
+
+
+def test_figures_that_came_with_git_stay_for_as_long_as_the_results_do(here):
+    for file in (here / ".dvc").rglob("*.json"):
+        file.unlink()
+    before = texts()
+    timings.follow()
+    assert texts() == before
+    for file in (paths.MODEL, paths.FEATURES_META):
+        file.write_text("others")
+    timings.follow()
+    assert not paths.COST.exists()
+    assert not timings.METRICS.exists()
+
+
 def texts() -> tuple[str, str]:
     return paths.COST.read_text(), timings.METRICS.read_text()
 

@@ -14,6 +14,7 @@ from pipeline.journal import timings
 # Metrics of stages that the row also shows under their short names.
 METRICS = {
     "extract": ("images_per_second",),
+    "train_head": ("val_accuracy", "val_loss"),  # until fine_tune has its own
     "fine_tune": ("val_accuracy", "val_loss"),
     "evaluate": ("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss", "calibration_error", "model_mb"),
 }
@@ -83,11 +84,9 @@ def results(evaluation: dict[str, Any], figures: dict[str, float], fine_tuned: b
         f"{shipped} on {images:,.0f} test images; {verdict} ({gain['mended']:.0f} mended, {gain['broken']:.0f} broken, "
         f"p = {gain['p']:.2g}).",
         "",
-        "| | | 95 % interval |",
-        "|---|---:|---|",
     ]
-    lines += [f"| {name} | {row['value']:.4f} | {row['low']:.4f} to {row['high']:.4f} |" for name, row in final.items()]
-    lines += [f"| {name} | {value:,.4g} | |" for name, value in figures.items()]
+    lines += [f"- {name} {row['value']:.4f} ({row['low']:.4f} to {row['high']:.4f})" for name, row in final.items()]
+    lines += [f"- {name} {value:,.4g}" for name, value in figures.items()]
     return "\n".join(lines)
 
 

@@ -100,7 +100,7 @@ def collect(
     command = origin.command(tags.get("git_commit", ""), params)
     way = headline.way(command, tags.get("git_dirty") == "true", params["data.source"], digest)
     records = []
-    for stage in standing(stages, lock, params, _md5, _is_as_locked, just_ran):
+    for place, stage in enumerate(standing(stages, lock, params, _md5, _is_as_locked, just_ran)):
         ran, metrics, costs = stage == just_ran, _metrics(stage), timings.of(stage)
         artifacts = _artifacts(stages[stage])
         figures = headline.metrics(stage, metrics, costs)
@@ -116,12 +116,12 @@ def collect(
                 {**tags, **_made_by(stage, ran)},
                 restored=not ran,
                 started=round(1000 * (started if started and ran else now)),
-                time=round(1000 * now),
+                time=round(1000 * now) + place,  # of figures that two stages have the later one is shown
                 trials=_trials(params) if stage == "train_head" else [],
                 costs=costs,
                 headline=figures,
                 dataset=data,
-                note=f"{_results(figures)}\n\n{way}" if stage == "evaluate" else way,
+                note="\n\n".join([*filter(None, [_note(stage, figures)]), way]),
                 shown=[path for path in artifacts if path.startswith(("plots/", "reports/"))] + _page(stage, started),
                 samples=[(name, at, value) for at, row in samples or () for name, value in row.items()] if ran else [],
                 model=_sha256(paths.MODEL) if stage == "evaluate" and paths.MODEL.is_file() else "",
@@ -323,8 +323,13 @@ def _made_by(stage: str, ran: bool) -> dict[str, str]:
     return found
 
 
-def _results(figures: dict[str, float]) -> str:
-    """Of evaluate, which stands; a note is not worth an error."""
+def _note(stage: str, figures: dict[str, float]) -> str:
+    """What a stage that stands says of itself; a note is not worth an error."""
+    if stage == "train_head":
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        return f"**{told}** of the head; nothing is fine-tuned yet." if told else ""
+    if stage != "evaluate":
+        return ""
     try:
         evaluation = json.loads(paths.EVALUATION.read_bytes())
         tuned = json.loads(paths.metrics("fine_tune").read_bytes()).get("fine_tuned")

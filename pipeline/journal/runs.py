@@ -26,6 +26,7 @@ JUDGED = "headstart.model_sha256"  # of models/model.keras that evaluate judged
 TRIAL_METRICS = ("val_loss", "val_accuracy", "rank")
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"
+NOTING = ("train_head", "evaluate")  # what a later one of these says takes the place of what was said before
 NOTE_CHARACTERS = 5000  # what every store of MLflow takes
 METRICS_AT_ONCE = 1000  # the most that one call of MLflow takes
 TRIES = 3  # of a record: another clone may delete what both make at once
@@ -138,7 +139,8 @@ def _log_row(client: MlflowClient, parent: str, item: Record, curves: Series, fi
     stage, _, ours = known.get(NOTED, "").partition(" ")
     if NOTE in known and _hash(known[NOTE]) != ours:
         return
-    if NOTE not in known or (item.stage == "evaluate" and not (item.restored and stage == "evaluate")):
+    old, new = (NOTING.index(name) if name in NOTING else -1 for name in (stage, item.stage))
+    if NOTE not in known or new > old or (new == old >= 0 and not item.restored):
         note = item.note[:NOTE_CHARACTERS]
         log(client, parent, {}, {}, item.time, {NOTE: note, NOTED: f"{item.stage} {_hash(note)}"})
 

@@ -2,8 +2,8 @@
 
 No two runs share such figures, so they cannot be outputs of a stage: dvc.lock would change where no result did. But
 then DVC does not bring them back when it restores the results from its cache. So each is also kept under the
-fingerprint of what it speaks of, and brought back from there. Both files hold that fingerprint: where another machine
-made the results, they came with Git and stay.
+fingerprint of what it speaks of, and brought back from there. A file beside them holds the fingerprints: where another
+machine made the results, the figures came with Git and stay.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.outputs import Outputs
 from pipeline.paths import kept
 
 METRICS = paths.metrics("extract")
+MADE = Path("metrics/fingerprints.json")  # no metrics: a word among these would be a column of every table
 # The file of a stage that names its result: equal files, equal results.
 RESULTS = {
     "prepare": paths.MANIFEST,
@@ -32,10 +33,8 @@ FIGURES = {"evaluate": ("latency_ms",)}  # of a stage's result, beside its secon
 
 def write(outputs: Outputs, values: dict[str, object], meta: Path) -> None:
     """Write `values` as the metrics of extract, and keep them for the features whose meta.json lies at `meta`."""
-    fingerprint = _fingerprint(meta)
-    values = {**values, "features": fingerprint[:12]}
     outputs.json(METRICS, values)
-    outputs.json(_kept("extract-metrics", fingerprint), values)
+    outputs.json(_kept("extract-metrics", _fingerprint(meta)), values)
 
 
 def note(stage: str, seconds: float, figures: dict[str, float]) -> None:
@@ -55,19 +54,22 @@ def of(stage: str) -> dict[str, float]:
         return kept_here
     told = read(paths.COST)
     names = (f"{stage}_seconds", *FIGURES.get(stage, ()))
-    of_these = told.get("results") == _all_results()
+    of_these = read(MADE).get(paths.COST.stem) == _all_results()
     return _numbers({name: told[name] for name in names if name in told}) if of_these else {}
 
 
 def follow() -> None:
-    """Make both files those of the results in the workspace; no figures are better than others' figures."""
-    costs: dict[str, Any] = {name: value for stage in RESULTS for name, value in of(stage).items()}
-    _replace(paths.COST, {**costs, "results": _all_results()} if costs else {})
-    if not paths.FEATURES_META.is_file():
-        return
-    fingerprint = _fingerprint(paths.FEATURES_META)
-    if read(METRICS).get("features") != fingerprint[:12]:
-        _replace(METRICS, read(_kept("extract-metrics", fingerprint)))
+    """Make all three files those of the results in the workspace; no figures are better than others' figures."""
+    costs = {name: value for stage in RESULTS for name, value in of(stage).items()}
+    features = _fingerprint(paths.FEATURES_META) if paths.FEATURES_META.is_file() else ""
+    extraction = read(_kept("extract-metrics", features))
+    if not extraction and read(MADE).get(METRICS.stem) == features[:12]:
+        extraction = read(METRICS)
+    made = {}
+    for file, values, fingerprint in ((paths.COST, costs, _all_results()), (METRICS, extraction, features[:12])):
+        _replace(file, values)
+        made |= {file.stem: fingerprint} if values else {}
+    _replace(MADE, made)
 
 
 def read(file: Path) -> dict[str, Any]:
