@@ -91,24 +91,17 @@ def test_the_best_is_applied_completed_and_kept(swept, found):
 
 
 def test_a_damaged_file_costs_its_entry_alone(swept, found):
-    """In the workspace and in a commit; the test leaves all as it was."""
-    damaged = {
-        "params.yaml": "<<<<<<< HEAD\na: [\n", "dvc.lock": "<<<<<<< HEAD\nstages: 5\n=======\n", "dvc.yaml": "[1]",
-        "metrics/cost.json": "<<<<<<< HEAD", "metrics/extract.json": "[]",
-    }  # fmt: skip
-    before = {name: (swept.root / name).read_bytes() for name in damaged}
-    for name, content in damaged.items():
-        (swept.root / name).write_text(content)
-        output = swept.run("python -m pipeline.leaderboard --commits 2")
-        assert f"leaderboard: left out: workspace: {name} cannot be read" in output
-        assert found[1]["experiment"] in output
-        if name == "metrics/cost.json":
-            swept.run("git commit -qam damaged")
-            commit = swept.run("git rev-parse --abbrev-ref HEAD").strip()
-        (swept.root / name).write_bytes(before[name])
+    """In a commit and in the workspace; the test leaves all as it was."""
+    cost, params = swept.root / "metrics/cost.json", swept.root / "params.yaml"
+    cost.write_text("<<<<<<< HEAD")
+    swept.run("git commit -qam damaged")
+    swept.run("git checkout -q HEAD~1 -- metrics")
+    params.write_text("<<<<<<< HEAD\na: [\n")
     output = swept.run("python -m pipeline.leaderboard --commits 3")
-    assert f"leaderboard: left out: {commit}: metrics/cost.json cannot be read" in output
-    assert "workspace: " not in output
+    branch = swept.run("git rev-parse --abbrev-ref HEAD").strip()
+    assert f"leaderboard: left out: {branch}: metrics/cost.json cannot be read" in output
+    assert "leaderboard: left out: workspace: params.yaml cannot be read" in output
+    assert found[1]["experiment"] in output
     swept.run("git reset -q --hard HEAD~1")
     assert "Error" not in swept.run("python -m pipeline.leaderboard | true")
 
