@@ -35,10 +35,19 @@ def here(tmp_path: Path, monkeypatch) -> Path:
 
 def test_figures_of_this_machine_come_before_those_that_came_with_git(here):
     before = texts()
-    for file in (paths.COST, timings.METRICS):
-        file.write_text('{"images_per_second": 1.5, "latency_ms": 1.5}')
+    paths.COST.write_text('{"latency_ms": 1.5}')
     timings.follow()
     assert texts() == before
+
+
+def test_each_experiment_has_a_ledger_of_its_own(here):
+    """Where another one of the same features was the last to leave its own."""
+    outputs = Outputs()
+    timings.write(outputs, {"computed": 0}, paths.FEATURES_META)
+    outputs.commit()
+    timings.METRICS.write_text('{"computed": 48}')
+    timings.follow()
+    assert json.loads(timings.METRICS.read_text()) == {"computed": 48}
 
 
 def test_figures_that_came_with_git_stay_for_as_long_as_the_results_do(here):

@@ -33,8 +33,10 @@ FIGURES = {"evaluate": ("latency_ms",)}  # of a stage's result, beside its secon
 
 def write(outputs: Outputs, values: dict[str, object], meta: Path) -> None:
     """Write `values` as the metrics of extract, and keep them for the features whose meta.json lies at `meta`."""
+    fingerprint = _fingerprint(meta)
     outputs.json(METRICS, values)
-    outputs.json(_kept("extract-metrics", _fingerprint(meta)), values)
+    outputs.json(MADE, {**read(MADE), METRICS.stem: fingerprint[:12]})
+    outputs.json(_kept("extract-metrics", fingerprint), values)
 
 
 def note(stage: str, seconds: float, figures: dict[str, float]) -> None:
@@ -62,9 +64,9 @@ def follow() -> None:
     """Make all three files those of the results in the workspace; no figures are better than others' figures."""
     costs = {name: value for stage in RESULTS for name, value in of(stage).items()}
     features = _fingerprint(paths.FEATURES_META) if paths.FEATURES_META.is_file() else ""
-    extraction = read(_kept("extract-metrics", features))
-    if not extraction and read(MADE).get(METRICS.stem) == features[:12]:
-        extraction = read(METRICS)
+    # Experiments that share features have a ledger each: the one that is there stays where it is of these features.
+    extraction = read(METRICS) if read(MADE).get(METRICS.stem) == features[:12] else {}
+    extraction = extraction or read(_kept("extract-metrics", features))
     made = {}
     for file, values, fingerprint in ((paths.COST, costs, _all_results()), (METRICS, extraction, features[:12])):
         _replace(file, values)
