@@ -38,7 +38,7 @@ def test_the_families_are_all_there():
     assert {BACKBONES[name].preprocessing for name in FAMILIES} == {row.preprocessing for row in BACKBONES.values()}
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize("backbone", ["tiny", "vgg16", "efficientnetb0"])  # preprocessing: tf, caffe, inside
 def test_cached_features_through_the_head_equal_the_saved_model(backbone, images, tmp_path):
     trunk = trunk_of(backbone)
     head = networks.build_head(trunk.output_shape[1], 3, [8], dropout=0.5)
@@ -48,15 +48,6 @@ def test_cached_features_through_the_head_equal_the_saved_model(backbone, images
     assert classes == ["a", "b", "c"]
     assert networks.image_size(model) == 32
     np.testing.assert_allclose(networks.predict(model, images, 8), head.predict(features, verbose=0), atol=1e-6)
-
-
-@pytest.mark.parametrize("backbone", FAMILIES)
-def test_the_preprocessing_is_that_of_the_family(backbone, images):
-    row = BACKBONES[backbone]
-    trunk = trunk_of(backbone)
-    by_hand = getattr(keras.applications, row.module).preprocess_input(images.astype("float32"))
-    expected = trunk.get_layer("backbone")(by_hand, training=False).numpy().mean(axis=(1, 2))
-    np.testing.assert_allclose(networks.predict(trunk, images, 5), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("avg", 1280), ("max", 1280), ("flatten", 1280)])
