@@ -166,3 +166,19 @@ def test_other_rules_make_no_other_experiment(run, monkeypatch):
     assert strict.key == lax.key
     assert strict.experiment_params == lax.experiment_params
     assert "seed" in lax.experiment_params
+
+
+def test_a_drop_of_exactly_what_is_allowed_holds():
+    """0.98 - 0.96 is a little more than 0.02 in floating point."""
+    accuracy = {
+        "metric": "accuracy",
+        "base": 0.98,
+        "head": 0.96,
+        "difference": 0.96 - 0.98,
+        "low": -0.03,
+        "high": -0.01,
+    }
+    found = {"verdict": "worse", "base": "a", "head": "b", "metrics": [accuracy], "images": {"compared": 300},
+             "mended": 0, "broken": 6, "p": 0.03}  # fmt: skip
+    assert gate._drop(0.02, lambda: found).verdict == gate.OK
+    assert gate._drop(0.0199, lambda: found).verdict == gate.BROKEN

@@ -89,3 +89,13 @@ def test_the_file_appears_whole(here):
     assert review.main(["main", "--output", "report.md"]) == 0
     assert Path("report.md").read_text().startswith(review.MARK)
     assert not list(Path().glob("*partial*"))
+
+
+def test_losses_that_are_no_numbers_are_not_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("plots").mkdir()
+    for content in ("epoch,loss\n1,0.5\n2,nan\n", "epoch,loss\n1,0.5\n2,inf\n", ""):
+        Path("plots/train_head.csv").write_text(content)
+        assert review.curves() == []
+    Path("plots/train_head.csv").write_text("epoch,loss\n1,0.5\n2,0.4\n")
+    assert "line [0.5000, 0.4000]" in review.curves()[0]
