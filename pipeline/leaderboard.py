@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -295,10 +294,10 @@ def main(argv: list[str] | None = None) -> int:
         form = {"text": text, "markdown": markdown}[arguments.format]
         shown = form(*table(found, arguments.test), remarks(entries, waiting, arguments.by, arguments.test))
     try:
-        sys.stdout.write(shown)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        compare.put(shown, None)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 
