@@ -35,7 +35,7 @@ def timed(function):
         finally:
             recorded.append(time.perf_counter() - start)
     return call
-for module, function in (("recording", "record"), ("registry", "register")):
+for module, function in (("journal.recording", "record"), ("journal.registry", "register")):
     found = sys.modules.get(f"pipeline.{module}")
     if found:
         setattr(found, function, timed(getattr(found, function)))
