@@ -47,7 +47,7 @@ from pipeline.learning import (
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.dataset import load_examples, load_split
 from pipeline.learning.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
-from pipeline.learning.fine_tuning import Batches, Tuned, tune
+from pipeline.learning.fine_tuning import Batches, Job, Tuned, tune
 from pipeline.learning.training import COLUMNS
 from pipeline.outputs import Outputs
 from pipeline.params import Params
@@ -138,7 +138,7 @@ def train(
         )
         details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
         with recording.Live("fine_tune", params.leaves()) as live:
-            tuned = tune(
+            job = Job(
                 network,
                 batches(rows=np.arange(count), views=views, seed=params.seed),
                 batches(rows=np.arange(count, len(images)), views=0, seed=None),
@@ -148,6 +148,7 @@ def train(
                 Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
                 live,
             )
+            tuned = tune(job)
     return tuned, {**details, "layers_trained": len(scales), "share": tuned.share}
 
 

@@ -2,11 +2,11 @@
 
 Reads:   the data source.
 Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
-         the source), label, split (train, val, test), group (of prepare.group_by, else missing), width, height (pixels,
-         int32), file_hash (of its bytes, see `images.file_hash`), sorted by path; classes.json, the labels in the order
-         of the model's outputs; quarantine.csv (path, label, reason, detail), the images that are left out; ignored.csv
-         (path, reason), the files that are not meant as images; reports/data.html, a page that shows all this;
-         metrics/prepare.json.
+         the source), label, split (train, val, test), group (of prepare.group_by, else missing), connected (shared by
+         images that groups and copies, exact or near, connect), width, height (pixels, int32), file_hash (of its
+         bytes, see `images.file_hash`), sorted by path; classes.json, the labels in the order of the model's outputs;
+         quarantine.csv (path, label, reason, detail), the images that are left out; ignored.csv (path, reason), the
+         files that are not meant as images; reports/data.html, a page that shows all this; metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
@@ -112,8 +112,9 @@ def main(params: Params, outputs: Outputs) -> None:
         good = table[table.reason == ""]
         splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
-        columns = ["image_id", "path", "label", "split", "group", "width", "height", "file_hash"]
-        manifest = good[columns].astype({"group": "string"}).sort_values("path")
+        first = good.image_id.groupby(decisions.connected(good, copies)).transform("min")
+        columns = ["image_id", "path", "label", "split", "group", "connected", "width", "height", "file_hash"]
+        manifest = good.assign(connected=first)[columns].astype({"group": "string"}).sort_values("path")
         manifest.to_parquet(manifest_file, index=False)
         outputs.json(paths.CLASSES, listing.classes)
         left_out = table[table.reason != ""][["path", "label", "reason", "detail"]].sort_values("path")

@@ -9,8 +9,6 @@ Command: python -m pipeline.train_head
 
 from __future__ import annotations
 
-import numpy as np
-
 from pipeline import paths, stage
 from pipeline.learning import calibration, heads, networks
 from pipeline.learning.dataset import load_classes, load_examples, load_split
@@ -27,9 +25,9 @@ def main(params: Params, outputs: Outputs) -> None:
     make_repeatable(params.seed)
     classes, images = load_classes(), load_split("train")
     train_set, val_set = load_examples("train"), load_examples("val")
-    groups = np.where(images.group.isna(), images.index.astype(str), images.group.astype(str))
 
-    found, trials = search(train_set, val_set, len(classes), groups, params.train_head, params.seed)
+    connected = images.connected.to_numpy()
+    found, trials = search(train_set, val_set, len(classes), connected, params.train_head, params.seed)
     choice = params.train_head.choice(**found)
     head, epochs = heads.train(train_set, val_set, len(classes), choice, params.seed)
 

@@ -15,7 +15,7 @@ from conftest import ROOT
 from pipeline.errors import UserError
 from pipeline.learning import fine_tuning
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.learning.fine_tuning import Batches, LayerwiseAdamW, Trainer, tune
+from pipeline.learning.fine_tuning import Batches, Job, LayerwiseAdamW, Trainer, tune
 from pipeline.params import load_params
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24
@@ -63,7 +63,8 @@ def trained(tmp_path: Path, points: Points | None = None, epochs: int = 6, tell=
     net, chosen = net or network(), choice(**changes)
     train_set, val_set = (points or Points()).sets(batch_size=chosen.batch_size)
     scales = [1.0] * len(net.trainable_variables)
-    return net, tune(net, train_set, val_set, scales, chosen, epochs, Checkpoint(tmp_path / "state.npz"), tell)
+    checkpoint = Checkpoint(tmp_path / "state.npz")
+    return net, tune(Job(net, train_set, val_set, scales, chosen, epochs, checkpoint, tell))
 
 
 def values(net: keras.Model) -> np.ndarray:
@@ -85,7 +86,7 @@ def test_it_learns_and_is_left_as_it_was_after_the_best_epoch(tmp_path):
 def test_a_state_that_cannot_be_written_costs_no_result(tmp_path, capsys):
     (tmp_path / "taken").touch()
     checkpoint = Checkpoint(tmp_path / "taken" / "state.npz")
-    tuned = tune(network(), *Points().sets(), [1.0] * 4, choice(), 3, checkpoint, lambda row: None)
+    tuned = tune(Job(network(), *Points().sets(), [1.0] * 4, choice(), 3, checkpoint, lambda row: None))
     assert len(tuned.epochs.rows) == 4
     assert capsys.readouterr().err.count("a kill would cost the whole training") == 1
 

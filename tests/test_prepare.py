@@ -31,7 +31,9 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 
 def test_the_manifest_has_a_row_an_image(run, photos):
     manifest = run(photos())
-    assert list(manifest.columns) == ["image_id", "path", "label", "split", "group", "width", "height", "file_hash"]
+    assert list(manifest.columns) == [
+        *("image_id", "path", "label", "split", "group", "connected", "width", "height", "file_hash")
+    ]
     assert len(manifest) == 48
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
     assert manifest.path.is_monotonic_increasing
@@ -147,6 +149,8 @@ def test_near_copies_are_left_out_or_kept_together(run, tmp_path, capsys):
         manifest = run(folder, **{**changes, "prepare.split": split})
         scene = manifest.path.str.extract(r"/(\d+)")[0]
         assert (manifest.split.groupby(scene).nunique() == 1).all()
+        assert (manifest.connected.groupby(scene).nunique() == 1).all()
+        assert manifest.connected.nunique() == scene.nunique()
         quarantine = pd.read_csv(paths.QUARANTINE)
         assert (len(quarantine) > 0) == left_out
         assert set(quarantine.reason) <= {"near_duplicate"}
@@ -163,7 +167,8 @@ def test_near_copies_are_left_out_or_kept_together(run, tmp_path, capsys):
 def test_groups_stay_in_one_split(run, photos):
     folder = photos(count=24)
     manifest = run(folder, **{"prepare.group_by": r"(\d)\.png"})
-    assert (manifest.split.groupby(manifest.path.str[-5]).nunique() == 1).all()
+    for column in (manifest.split, manifest.connected):
+        assert (column.groupby(manifest.path.str[-5]).nunique() == 1).all()
 
 
 def test_images_without_a_group_are_counted(run, photos, capsys):

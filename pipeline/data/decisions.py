@@ -95,13 +95,13 @@ def assign_splits(
         drawn = splits.by_hash(keys, seed, val_fraction, test_fraction)
     else:
         dealt = free[~free.duplicated(["image_id", "label"])]  # of the same image one counts
-        units = _units(free, copies)[dealt.index]
+        units = connected(free, copies)[dealt.index]
         drawn = splits.exactly(dealt.label, units, keys[dealt.index], seed, val_fraction, test_fraction)
         drawn = free.image_id.map(drawn.groupby(dealt.image_id).first())
     return good.split.where(good.split.isin(["val", "test"]), drawn)
 
 
-def _units(images: pd.DataFrame, copies: pd.Series) -> pd.Series:
+def connected(images: pd.DataFrame, copies: pd.Series) -> pd.Series:
     """A number for each image, shared by those that copies and groups connect."""
     rows = pd.Series(np.arange(len(images)), index=images.index)
     links = [np.stack([rows, rows.groupby(copies[images.index]).transform("first")], axis=1)]

@@ -178,55 +178,54 @@ class Tuned:
     candidates: Candidates
 
 
-def tune(
-    network: keras.Model,
-    train_set: Batches,
-    val_set: Batches,
-    scales: Sequence[float],
-    choice: FineTune,
-    epochs: int,
-    checkpoint: Checkpoint,
-    tell: Callable[[dict[str, float]], None],
-) -> Tuned:
-    """Train what is trainable in `network`, which gives logits, and leave it as it was best on val.
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, on what, and how.
+
+    Attributes:
+        network: gives logits; what is trainable in it is trained.
+        scales: of the learning rate, for each trainable variable.
+        tell: is given the row of each epoch.
+    """
+
+    network: keras.Model
+    train_set: Batches
+    val_set: Batches
+    scales: Sequence[float]
+    choice: FineTune
+    epochs: int
+    checkpoint: Checkpoint
+    tell: Callable[[dict[str, float]], None]
+
+
+def tune(job: Job) -> Tuned:
+    """Train the network, and leave it as it was best on val.
 
     Candidates are the epochs, the network as it comes being epoch 0, and with `choice.interpolate` the weights between
     those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
 
-    Args:
-        scales: of the learning rate, for each trainable variable.
-        tell: is given the row of each epoch.
-
     Raises:
         UserError: where not one image fits into the memory of the device.
     """
-    parts, start = 1, [keras.ops.convert_to_numpy(variable) for variable in network.trainable_variables]
+    variables, parts = job.network.trainable_variables, 1
+    start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     while True:
         try:
-            return _tune(network, train_set, val_set, scales, choice, epochs, checkpoint, tell, parts, start)
+            return _tune(job, parts, start)
         except tf.errors.ResourceExhaustedError as error:
-            if parts >= choice.batch_size:
+            if parts >= job.choice.batch_size:
                 raise UserError("fine_tune: not one image fits into the memory of the device") from error
-            parts = min(2 * parts, choice.batch_size)
+            parts = min(2 * parts, job.choice.batch_size)
             print(f"fine_tune: a batch does not fit into the memory; on in {parts} parts of it")
-            for variable, value in zip(network.trainable_variables, start, strict=True):
+            for variable, value in zip(variables, start, strict=True):
                 variable.assign(value)  # the checkpoint knows how far it came since
 
 
-def _tune(
-    network: keras.Model,
-    train_set: Batches,
-    val_set: Batches,
-    scales: Sequence[float],
-    choice: FineTune,
-    epochs: int,
-    checkpoint: Checkpoint,
-    tell: Callable[[dict[str, float]], None],
-    parts: int,
-    start: list[np.ndarray],
-) -> Tuned:
-    trainer = Trainer(network, choice.label_smoothing, parts)
-    trainer.compile(_optimizer(choice, epochs * len(train_set), scales), jit_compile=False)  # XLA times its kernels
+def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
+    choice, checkpoint, epochs = job.choice, job.checkpoint, job.epochs
+    trainer = Trainer(job.network, choice.label_smoothing, parts)
+    optimizer = _optimizer(choice, epochs * len(job.train_set), job.scales)
+    trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
     best = BestEpoch(variables)
@@ -234,10 +233,10 @@ def _tune(
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
 
-    candidates = Candidates.of(val_set.targets, 0)
+    candidates = Candidates.of(job.val_set.targets, 0)
 
     def note(epoch: int, logs: dict[str, float]) -> None:
-        loss, accuracy = candidates.add(trainer.predict(val_set, verbose=0))
+        loss, accuracy = candidates.add(trainer.predict(job.val_set, verbose=0))
         best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
         if epoch:
             print(
@@ -245,7 +244,7 @@ def _tune(
                 f"val accuracy {accuracy:.4f}",
                 flush=True,
             )
-        tell(best.rows[-1])
+        job.tell(best.rows[-1])
 
     if not checkpoint.load(state, best, candidates):
         note(0, {})
@@ -253,10 +252,10 @@ def _tune(
     done = best.rows[-1]["epoch"]
     if done:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
-    each = _EachEpoch(train_set, note, lambda: checkpoint.save(state, best, candidates), bool(choice.ema))
+    each = _EachEpoch(job.train_set, note, lambda: checkpoint.save(state, best, candidates), bool(choice.ema))
     try:
         trainer.fit(
-            train_set,
+            job.train_set,
             initial_epoch=done,
             epochs=epochs,
             callbacks=[each, keras.callbacks.TerminateOnNaN()],
@@ -267,11 +266,11 @@ def _tune(
         print(f"fine_tune: stopped; the same again goes on after epoch {best.rows[-1]['epoch']}", file=sys.stderr)
         raise
     best.restore()
-    logits = trainer.predict(val_set, verbose=0)
+    logits = trainer.predict(job.val_set, verbose=0)
     share, lowest = 1.0, best.best["val_loss"]
     for candidate in SHARES if choice.interpolate and best.best["epoch"] else ():
         _assign(variables, start, best.weights, candidate)
-        between = trainer.predict(val_set, verbose=0)
+        between = trainer.predict(job.val_set, verbose=0)
         loss, _ = candidates.add(between)
         if loss < lowest:
             share, lowest, logits = candidate, loss, between
