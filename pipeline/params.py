@@ -204,7 +204,7 @@ class FineTune(_Section):
     label_smoothing: Annotated[float, _within(float, "[0, 1)")]
     class_weight: Literal["balanced"] | None
     clip_norm: Annotated[float | None, _within(float, "(0, 1000000]", optional=True)]
-    ema: Annotated[float | None, _within(float, "(0, 1)", optional=True)]
+    ema: Annotated[float | None, _within(float, "[0, 1)", optional=True)]
     interpolate: StrictBool
     precision: Literal["float32", "bfloat16", "float16"]
     views: Annotated[int | None, _within(int, "[0, 1000]", optional=True)]

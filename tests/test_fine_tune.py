@@ -237,6 +237,12 @@ def test_epochs_follow_from_the_number_of_images(images, epochs, views):
     assert defaults.schedule(write.model_copy(update={"epochs": 3, "views": 7}), images) == (3, 7)
 
 
+@pytest.mark.parametrize(("ema", "steps", "momentum"), [(None, 100, 0.95), (None, 3, 0), (0, 100, 0), (0.9, 3, 0.9)])
+def test_the_average_of_the_weights_follows_from_the_number_of_steps(ema, steps, momentum):
+    choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune.model_copy(update={"ema": ema})
+    assert defaults.momentum(choice, steps) == pytest.approx(momentum)
+
+
 def side_network(margin: int) -> keras.Model:
     """Knows on which side of a 32 px image a bright stripe is, by its outermost `margin` pixels."""
     image = keras.Input((32, 32, 3))
