@@ -61,6 +61,7 @@ class Backbone:
         weight_sizes: the sizes that `{size}` can be; any other image size takes the last one.
         pinned_size: True where Keras gives ImageNet weights at the default size alone.
         arguments: further arguments of the constructor.
+        weights_sha256: of the weights file, hexadecimal, where it comes with this repository.
     """
 
     constructor: str
@@ -74,6 +75,7 @@ class Backbone:
     weight_sizes: tuple[int, ...] = ()
     pinned_size: bool = False
     arguments: tuple[tuple[str, float], ...] = ()
+    weights_sha256: str = ""
 
     def weights_path(self, image_size: int) -> Path:
         """Where the pretrained weights for images of `image_size` pixels lie, or would lie once downloaded."""
@@ -194,7 +196,15 @@ _ROWS = [
 
 BACKBONES: dict[str, Backbone] = {
     "tiny": Backbone(
-        "MobileNetV2", "mobilenet_v2", "tf", 1280, 0.4, 96, TINY_WEIGHTS.name, arguments=(("alpha", 0.35),)
+        "MobileNetV2",
+        "mobilenet_v2",
+        "tf",
+        1280,
+        0.4,
+        96,
+        TINY_WEIGHTS.name,
+        arguments=(("alpha", 0.35),),
+        weights_sha256="748fed1913529d30267d6dac035b3f08d2ddab3fd6b0612305ef69cb72a33ead",
     ),
     **{row.constructor.lower(): row for row in _ROWS},
 }

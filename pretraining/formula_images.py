@@ -1,108 +1,197 @@
 """Images drawn by formula: no photographs, no licences, no downloads.
 
-A category is a formula with its constants; an image is one view of it, with the constants shaken and with another
-pose, line width, colour and sharpness. A network that tells the categories apart has to see edges, strokes, curves,
-closed shapes and textures. After FractalDB (https://doi.org/10.1007/s11263-021-01555-8), Improving Fractal
-Pre-training (https://arxiv.org/abs/2110.03091) and the contours of https://arxiv.org/abs/2206.09132.
+A category is a formula with its constants; an image is one view of it: the constants shaken, in another pose, in other
+colours and materials, among other things, seen sharply or badly. A network that tells the categories apart has to see
+edges, strokes, curves, closed shapes and textures, whatever lies around them. After FractalDB
+(https://doi.org/10.1007/s11263-021-01555-8), Improving Fractal Pre-training (https://arxiv.org/abs/2110.03091), the
+contours of https://arxiv.org/abs/2206.09132, and the noise and dead leaves of https://arxiv.org/abs/2106.05963.
 """
 
 from __future__ import annotations
 
+import string
+from collections.abc import Callable
+from functools import cache, lru_cache
+
+import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
 
 SHAKE = 0.08  # how far an image's constants stray from those of its category
-POINTS, STEPS, SETTLE = 1500, 20, 8  # of the chaos game: particles, moves of each, first moves that are not drawn
+POINTS, STEPS, SETTLE = 500, 20, 8  # of the chaos game: particles, moves of each, first moves that are not drawn
+VARIANTS = 6  # of each attractor, computed once
+FIELD, FIELDS = 256, 48  # side and number of the noise fields that materials are cut from
+FRACTION_BITS = 4  # OpenCV draws at sixteenths of a pixel
+
+# Letters and signs, no digits, and of two letters that differ by their size alone only one.
+SIGNS = "".join(sorted(set(string.ascii_letters) - set("COPSUVWXZ"))) + "#$%&*+/<=>?@~{}^"
+FONTS = tuple(range(8))  # cv2.FONT_HERSHEY_*: drawn by strokes, as a hand does
+
+# mask(view, size): where the thing is, (size, size) float32 in [0, 1].
+Mask = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def draw(category: int, instance: int, size: int, seed: int) -> np.ndarray:
-    """The image number `instance` of `category`: (size, size, 3) uint8, the same for the same arguments."""
-    shape = np.random.default_rng([seed, category])
+    """The image number `instance` of `category`: (size, size, 3) uint8, RGB, the same for the same arguments."""
     view = np.random.default_rng([seed, category, 1 + instance])
-    return _paint(FAMILIES[category % len(FAMILIES)](shape, view, size), view)
+    return _see(_paint(_formula(category, seed), view, size), view)
 
 
-def _fractal(shape: np.random.Generator, view: np.random.Generator, size: int) -> Image.Image:
+@cache
+def _formula(category: int, seed: int) -> Mask:
+    shape = np.random.default_rng([seed, category])
+    family, number = FAMILIES[category % len(FAMILIES)], category // len(FAMILIES)
+    return family(shape, number)
+
+
+# --- families: each makes, from a category's own numbers, what draws its masks
+
+
+def _fractal(shape: np.random.Generator, number: int) -> Mask:
     """The attractor of an iterated function system, by the chaos game; maps drawn by their singular values."""
     maps = int(shape.integers(2, 7))
     turns = shape.uniform(0, 2 * np.pi, (2, maps))
     stretch = shape.uniform(0.25, 0.85, (2, maps)) * shape.choice([-1, 1], (2, maps))
     shift = shape.uniform(-1, 1, (maps, 2))
-    turns = turns + view.normal(0, SHAKE, turns.shape)
-    shift = shift + view.normal(0, SHAKE, shift.shape)
+    clouds = [
+        _attractor(turns + shape.normal(0, SHAKE, turns.shape), stretch, shift + shape.normal(0, SHAKE, shift.shape))
+        for _ in range(VARIANTS)
+    ]
+
+    def mask(view: np.random.Generator, size: int) -> np.ndarray:
+        pixels = _pose(clouds[view.integers(VARIANTS)], view, size).astype(np.int32)
+        inside = ((pixels >= 0) & (pixels < size)).all(1)
+        density = np.bincount(pixels[inside, 1] * size + pixels[inside, 0], minlength=size * size)
+        return np.minimum(1, density.reshape(size, size) / np.float32(3)).astype(np.float32)
+
+    return mask
+
+
+def _attractor(turns: np.ndarray, stretch: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(POINTS * (STEPS - SETTLE), 2) points, in [-1, 1] but for the outermost."""
+    random = np.random.default_rng(0)
     left, right = (np.stack([np.cos(t), -np.sin(t), np.sin(t), np.cos(t)], -1).reshape(-1, 2, 2) for t in turns)
     linear = left @ (stretch.T[:, :, None] * right)
     weight = np.abs(stretch.prod(0)) + 0.02
-    points, trail = view.uniform(-1, 1, (POINTS, 2)), []
+    points, trail = random.uniform(-1, 1, (POINTS, 2)), []
     for step in range(STEPS):
-        chosen = view.choice(maps, POINTS, p=weight / weight.sum())
+        chosen = random.choice(len(weight), POINTS, p=weight / weight.sum())
         points = np.einsum("nij,nj->ni", linear[chosen], points) + shift[chosen]
         if step >= SETTLE:
             trail.append(points)
     cloud = np.concatenate(trail)
     low, high = np.quantile(cloud, [0.01, 0.99], axis=0)
-    pixels = _pose((cloud - (low + high) / 2) / (np.max(high - low) / 2 + 1e-6), view, size).astype(int)
-    inside = ((pixels >= 0) & (pixels < size)).all(1)
-    density = np.zeros((size, size))
-    np.add.at(density, (pixels[inside, 1], pixels[inside, 0]), 1.0)
-    return Image.fromarray(np.uint8(255 * np.minimum(1, density / 3)))
+    return ((cloud - (low + high) / 2) / (np.max(high - low) / 2 + 1e-6)).astype(np.float32)
 
 
-def _contour(shape: np.random.Generator, view: np.random.Generator, size: int) -> Image.Image:
-    """A closed curve whose radius is a sum of waves, filled or as one to three outlines inside each other."""
+def _contour(shape: np.random.Generator, number: int) -> Mask:
+    """A closed curve whose radius is a sum of waves, or a polygon; filled, or as outlines inside each other."""
+    corners = int(shape.integers(3, 9)) if shape.random() < 0.3 else 90
     waves = int(shape.integers(2, 7))
     height, phase = shape.uniform(0, 0.7, waves) / np.arange(1, waves + 1) ** 0.5, shape.uniform(0, 2 * np.pi, waves)
-    rings, filled = int(shape.integers(1, 4)), bool(shape.integers(0, 2))
-    height = height * (1 + view.normal(0, 2 * SHAKE, waves))
-    angle = np.linspace(0, 2 * np.pi, 90)
-    radius = 1 + (height[:, None] * np.cos(np.arange(1, waves + 1)[:, None] * angle + phase[:, None])).sum(0)
-    curve = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1) / np.abs(radius).max()
-    curve = _pose(curve, view, size)
-    centre, mask = curve.mean(0), Image.new("L", (size, size))
-    pen, width = ImageDraw.Draw(mask), int(view.integers(1, max(2, size // 14)))
-    for ring in range(rings):
-        scaled = centre + (curve - centre) * (1 - ring / rings)
-        corners = [tuple(corner) for corner in scaled]
-        if filled:
-            pen.polygon(corners, fill=255 if ring % 2 == 0 else 0)
-        else:
-            pen.line(corners, fill=255, width=width, joint="curve")
+    rings, filled = int(shape.integers(1, 4)), bool(shape.integers(0, 3))
+    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+
+    def mask(view: np.random.Generator, size: int) -> np.ndarray:
+        tall = height * (1 + view.normal(0, 2 * SHAKE, waves))
+        radius = 1 + (tall[:, None] * np.cos(np.arange(1, waves + 1)[:, None] * angle + phase[:, None])).sum(0)
+        curve = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1) / np.abs(radius).max()
+        curve = _pose(curve, view, size)
+        centre, canvas = curve.mean(0), np.zeros((size, size), np.uint8)
+        width = int(view.integers(1, max(2, size // 14)))
+        for ring in range(rings):
+            scaled = _sixteenths(centre + (curve - centre) * (1 - ring / rings))
+            if filled:
+                cv2.fillPoly(canvas, [scaled], 0 if ring % 2 else 255, cv2.LINE_AA, FRACTION_BITS)
+            else:
+                cv2.polylines(canvas, [scaled], True, 255, width, cv2.LINE_AA, FRACTION_BITS)
+        return canvas / np.float32(255)
+
     return mask
 
 
-def _strokes(shape: np.random.Generator, view: np.random.Generator, size: int) -> Image.Image:
+def _strokes(shape: np.random.Generator, number: int) -> Mask:
     """One to four strokes through a few points, straight or curved, as in the signs of a script."""
-    mask = Image.new("L", (size, size))
-    pen, width = ImageDraw.Draw(mask), int(view.integers(max(1, size // 24), max(2, size // 7)))
-    turn, zoom, shift = view.normal(0, 0.2), view.uniform(0.55, 1.0), view.normal(0, 0.1, 2)
+    paths = []
     for _ in range(int(shape.integers(1, 5))):
-        corners = shape.uniform(-0.9, 0.9, (int(shape.integers(2, 6)), 2))
-        curved = bool(shape.integers(0, 3))
-        corners = corners + view.normal(0, SHAKE, corners.shape)
-        path = _bezier(corners) if curved else corners
-        rotated = path @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        pixels = (rotated * zoom + shift + 1) / 2 * size
-        pen.line([tuple(point) for point in pixels], fill=255, width=width, joint="curve")
-        for x, y in (pixels[0], pixels[-1]):
-            pen.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=255)
+        paths.append((shape.uniform(-0.9, 0.9, (int(shape.integers(2, 6)), 2)), bool(shape.integers(0, 3))))
+
+    def mask(view: np.random.Generator, size: int) -> np.ndarray:
+        canvas = np.zeros((size, size), np.uint8)
+        width = int(view.integers(max(1, size // 24), max(2, size // 7)))
+        turn, zoom, move = view.normal(0, 0.2), view.uniform(0.55, 1.0, 2), view.normal(0, 0.1, 2)
+        rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        for corners, curved in paths:
+            shaken = corners + view.normal(0, SHAKE, corners.shape)
+            line = _bezier(shaken) if curved else shaken
+            pixels = ((line * zoom) @ rotation + move + 1) / 2 * size
+            cv2.polylines(canvas, [_sixteenths(pixels)], False, 255, width, cv2.LINE_AA, FRACTION_BITS)
+        return canvas / np.float32(255)
+
     return mask
 
 
-def _texture(shape: np.random.Generator, view: np.random.Generator, size: int) -> Image.Image:
-    """One to three plane waves over each other, soft or hard."""
-    waves = int(shape.integers(1, 4))
-    frequency, direction = shape.uniform(1.5, 14, waves), shape.uniform(0, np.pi, waves)
+def _sign(shape: np.random.Generator, number: int) -> Mask:
+    """A letter or a sign, or two of them, in any of OpenCV's fonts, as thick and as crooked as a hand makes it."""
+    text = SIGNS[number] if number < len(SIGNS) else "".join(shape.choice(list(SIGNS), 2))
+
+    def mask(view: np.random.Generator, size: int) -> np.ndarray:
+        font = int(view.choice(FONTS)) | (cv2.FONT_ITALIC if view.random() < 0.3 else 0)
+        large, thick = 2 * size, int(view.integers(max(2, size // 14), max(3, size // 4)))
+        (width, height), base = cv2.getTextSize(text, font, 1.0, 1)
+        scale = 1.3 * size / max(width, height + base, 1)
+        canvas = np.zeros((large, large), np.uint8)
+        (width, height), base = cv2.getTextSize(text, font, scale, 1)
+        origin = (large // 2 - width // 2, large // 2 + (height - base) // 2)
+        cv2.putText(canvas, text, origin, font, scale, 255, thick, cv2.LINE_AA)
+        turn, shear, zoom = view.normal(0, 0.15), view.normal(0, 0.2), view.uniform(0.4, 0.8, 2)
+        linear = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ [[1, shear], [0, 1]] * zoom
+        y, x = np.mgrid[:size, :size].astype(np.float32)
+        points = np.stack([x, y], -1) - (size / 2 + view.normal(0, size / 14, 2))
+        source = points @ np.linalg.inv(linear).T + large / 2
+        bend = cv2.resize(np.float32(view.normal(0, size / 12, (4, 4, 2))), (size, size), interpolation=cv2.INTER_CUBIC)
+        return cv2.remap(canvas, np.float32(source + bend), None, cv2.INTER_AREA) / np.float32(255)
+
+    return mask
+
+
+def _texture(shape: np.random.Generator, number: int) -> Mask:
+    """One to three plane waves over each other, or noise of one grain and direction; soft or hard."""
     hard = bool(shape.integers(0, 2))
-    direction = direction + view.normal(0, SHAKE)
-    frequency = frequency * (1 + view.normal(0, SHAKE))
-    y, x = np.mgrid[:size, :size] / size
-    along = np.cos(direction)[:, None, None] * x + np.sin(direction)[:, None, None] * y
-    phase = view.uniform(0, 2 * np.pi, (waves, 1, 1))
-    field = np.sin(2 * np.pi * frequency[:, None, None] * along + phase).mean(0)
-    return Image.fromarray(np.uint8(255 * ((field > 0) if hard else (field + 1) / 2)))
+    if shape.random() < 0.5:
+        waves = int(shape.integers(1, 4))
+        frequency, direction = shape.uniform(1.5, 14, waves), shape.uniform(0, np.pi, waves)
+
+        def field(view: np.random.Generator, size: int) -> np.ndarray:
+            turned = direction + view.normal(0, SHAKE)
+            finer = frequency * (1 + view.normal(0, SHAKE))
+            y, x = np.mgrid[:size, :size].astype(np.float32) / size
+            phase = view.uniform(0, 2 * np.pi, waves)
+            total = np.zeros((size, size), np.float32)
+            for f, d, p in zip(finer, turned, phase, strict=True):
+                total += np.sin(np.float32(2 * np.pi * f) * (np.cos(d) * x + np.sin(d) * y) + np.float32(p))
+            return total / waves
+    else:
+        grain, aspect, direction = shape.uniform(0.8, 5), shape.uniform(1, 5), shape.uniform(0, np.pi)
+        ridges = bool(shape.integers(0, 2))
+
+        def field(view: np.random.Generator, size: int) -> np.ndarray:
+            turn, fine = direction + view.normal(0, SHAKE), grain * (1 + view.normal(0, SHAKE)) * size / 64
+            white = np.float32(view.normal(0, 1, (2 * size, 2 * size)))
+            noise = cv2.GaussianBlur(white, (0, 0), fine, sigmaY=fine * aspect)
+            matrix = cv2.getRotationMatrix2D((size, size), float(np.degrees(turn)), 1.0)
+            matrix[:, 2] -= size / 2
+            noise = cv2.warpAffine(noise, matrix, (size, size), borderMode=cv2.BORDER_WRAP)
+            noise = noise / (noise.std() + 1e-6)
+            return 1 - 2 * np.abs(noise) if ridges else noise / 2
+
+    def mask(view: np.random.Generator, size: int) -> np.ndarray:
+        found = field(view, size)
+        return np.float32(found > 0) if hard else np.clip((found + 1) / 2, 0, 1)
+
+    return mask
 
 
-FAMILIES = (_strokes, _fractal, _contour, _texture)
+FAMILIES = (_strokes, _fractal, _contour, _texture, _sign)
 
 
 def _bezier(corners: np.ndarray) -> np.ndarray:
@@ -121,29 +210,118 @@ def _pose(points: np.ndarray, view: np.random.Generator, size: int) -> np.ndarra
     return ((points * zoom) @ rotation.T + view.normal(0, 0.12, 2) + 1) / 2 * size
 
 
-def _paint(mask: Image.Image, view: np.random.Generator) -> np.ndarray:
-    """Foreground over background by `mask`: random colours or greys, gradients, noise, and sharpness."""
-    size = mask.width
-    if view.random() < 0.4:  # seen through few pixels: from a small file, or from far away
-        few, method = int(view.integers(8, 40)), int(view.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]))
-        mask = mask.resize((few, few), Image.Resampling.BOX).resize((size, size), method)
-    elif view.random() < 0.3:
-        mask = mask.filter(ImageFilter.GaussianBlur(view.uniform(0.3, 2)))
-    y, x = np.mgrid[:size, :size][..., None] / size
-    layers = []
-    for _ in range(2):
-        start, end = view.uniform(0, 255, (2, 3))
-        if view.random() < 0.4:
-            start[:], end[:] = start[0], end[0]
-        end = start + (end - start) * view.choice([0, 0, 1])
-        slope = view.random()
-        layers.append(start + (end - start) * (slope * x + (1 - slope) * y))
-    ground, figure = layers
+def _sixteenths(points: np.ndarray) -> np.ndarray:
+    return np.int32(np.round(points * 2**FRACTION_BITS))
+
+
+# --- pictures: materials, things around the thing, and how well all of it is seen
+
+
+@lru_cache(maxsize=1)
+def _fields() -> np.ndarray:
+    """(FIELDS, FIELD, FIELD) float32 noise in [0, 1] whose amplitude falls with the frequency, as in photographs."""
+    random = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(FIELD)[:, None], np.fft.rfftfreq(FIELD)[None])
+    frequency[0, 0] = 1
+    fields = []
+    for slope in np.linspace(0.6, 2.2, FIELDS):
+        spectrum = np.exp(2j * np.pi * random.random(frequency.shape)) / frequency**slope
+        field = np.fft.irfft2(spectrum)
+        fields.append(np.clip(0.5 + field / field.std() / 5, 0, 1))
+    return np.float32(fields)
+
+
+def _colour(view: np.random.Generator) -> np.ndarray:
+    """(3,) float32 in [0, 255]: any colour, or in three of ten a grey."""
+    colour = view.uniform(0, 255, 3)
+    return np.float32(colour if view.random() < 0.7 else [colour[0]] * 3)
+
+
+def _material(view: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) float32 in [0, 255], or one that broadcasts to it: plain, a gradient, or noise of two colours."""
+    start, kind = _colour(view), view.random()
+    if kind < 0.3:
+        return start[None, None]
+    end = start + (_colour(view) - start) * np.float32(view.uniform(0.2, 1))
+    if kind < 0.55:
+        slope = np.float32(view.random())
+        y, x = np.mgrid[:size, :size].astype(np.float32) / size
+        share = slope * x + (1 - slope) * y
+        share = 1 - share if view.random() < 0.5 else share
+    else:
+        field = _fields()[view.integers(FIELDS)]
+        wide = int(size * view.uniform(0.4, 2))
+        top, left = view.integers(0, FIELD - wide + 1, 2)
+        share = cv2.resize(field[top : top + wide, left : left + wide], (size, size), interpolation=cv2.INTER_LINEAR)
+    return start + (end - start) * share[:, :, None]
+
+
+def _litter(view: np.random.Generator, image: np.ndarray, count: int, least: float, most: float) -> np.ndarray:
+    """`image` under `count` blobs and polygons of a radius between shares `least` and `most` of the side."""
+    size = image.shape[0]
+    image = np.uint8(np.clip(image, 0, 255))
+    for _ in range(count):
+        corners = int(view.integers(3, 12))
+        angle = np.sort(view.uniform(0, 2 * np.pi, corners))
+        radius = view.uniform(least, most) * size * view.uniform(0.6, 1, corners)
+        points = view.uniform(0, size, 2) + np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None]
+        if view.random() < 0.7:
+            cv2.fillPoly(image, [_sixteenths(points)], _colour(view).tolist(), cv2.LINE_AA, FRACTION_BITS)
+            continue
+        left, top = np.clip(np.floor(points.min(0)), 0, size).astype(int)
+        right, bottom = np.clip(np.ceil(points.max(0)) + 1, 0, size).astype(int)
+        side = max(right - left, bottom - top)
+        if min(right - left, bottom - top) < 1:
+            continue
+        canvas = np.zeros((bottom - top, right - left), np.uint8)
+        cv2.fillPoly(canvas, [_sixteenths(points - (left, top))], 255, cv2.LINE_AA, FRACTION_BITS)
+        part = image[top:bottom, left:right].astype(np.float32)
+        material = np.broadcast_to(_material(view, side), (side, side, 3))[: bottom - top, : right - left]
+        image[top:bottom, left:right] = part + (material - part) * (canvas[:, :, None] / np.float32(255))
+    return image
+
+
+def _paint(mask: Mask, view: np.random.Generator, size: int) -> np.ndarray:
+    """The thing that `mask` draws, of one material, over a ground of another, among others: float32 in [0, 255]."""
+    image = np.broadcast_to(_material(view, size), (size, size, 3))
+    busy = view.random()
+    if busy < 0.45:
+        image = _litter(view, image, int(view.integers(1, 7)), 0.1, 0.6)
+    figure = _material(view, size)
     # A figure as bright as its ground would teach nothing.
-    if abs(figure.mean() - ground.mean()) < 60:
-        figure = 255 - ground if abs(255 - 2 * ground.mean()) > 60 else figure * 0.2
-    cover = np.asarray(mask, np.float32)[:, :, None] / 255
-    image = ground * (1 - cover) + figure * cover
-    if view.random() < 0.4:
-        image = image + view.normal(0, view.uniform(2, 20), image.shape)
-    return np.uint8(np.clip(image, 0, 255))
+    ground, own = image.mean(), figure.mean()
+    if abs(own - ground) < 50:
+        figure = np.clip(figure + (60 if ground < 128 else -60) + (ground - own), 0, 255)
+    cover = mask(view, size)
+    if view.random() < 0.15:  # more than one of it
+        other = mask(view, size)
+        half = size // 2
+        together = np.zeros_like(cover)
+        corner, away = view.integers(0, half + 1, 2)
+        for part, top, left in ((cover, corner, away), (other, half - corner, half - away)):
+            small = cv2.resize(part, (half, half), interpolation=cv2.INTER_AREA)
+            together[top : top + half, left : left + half] = np.maximum(
+                together[top : top + half, left : left + half], small
+            )
+        cover = together
+    image = image + (figure - image) * cover[:, :, None]
+    if busy < 0.15:
+        image = _litter(view, image, int(view.integers(1, 3)), 0.05, 0.2)
+    return image
+
+
+def _see(image: np.ndarray, view: np.random.Generator) -> np.ndarray:
+    """The picture as a camera or a small file shows it: light, blur, few pixels, noise. uint8."""
+    size = image.shape[0]
+    if view.random() < 0.5:
+        image = 255 * (np.clip(image, 0, 255) / np.float32(255)) ** np.float32(np.exp(view.normal(0, 0.3)))
+    kind = view.random()
+    if kind < 0.5:
+        few = int(view.integers(8, max(9, size * 2 // 3)))
+        small = cv2.resize(np.float32(image), (few, few), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR if kind < 0.4 else cv2.INTER_CUBIC)
+    elif kind < 0.65:
+        image = cv2.GaussianBlur(np.float32(image), (0, 0), float(view.uniform(0.3, 1.5)) * size / 64)
+    if view.random() < 0.3:
+        image = image + np.float32(view.uniform(2, 20)) * view.standard_normal(image.shape, np.float32)
+    return np.uint8(np.clip(np.round(image), 0, 255))

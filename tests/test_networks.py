@@ -87,6 +87,14 @@ def test_weights_of_another_network_are_refused(tmp_path):
         trunk_of("tiny", str(tmp_path / "none.h5"))
 
 
+def test_the_weights_of_the_repository_are_those_of_the_table(monkeypatch, tmp_path):
+    networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk_of().get_layer("backbone").save_weights(tmp_path / "tiny.weights.h5")
+    monkeypatch.setattr("pipeline.backbones.TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
+    with pytest.raises(UserError, match=r"tiny\.weights\.h5: not the weights that pipeline/backbones\.py lists"):
+        networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+
+
 def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
     """Random weights take the place of ImageNet's, under the name and in the format that Keras publishes them."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))

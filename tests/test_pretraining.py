@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+from argparse import Namespace
 from pathlib import Path
 
 import keras
@@ -8,7 +10,8 @@ import pytest
 
 from pipeline.learning import networks
 from pretraining import train
-from pretraining.formula_images import FAMILIES, draw
+from pretraining.descriptors import build_describer
+from pretraining.formula_images import FAMILIES, SIGNS, draw
 
 
 @pytest.mark.parametrize("category", range(2 * len(FAMILIES)))
@@ -26,31 +29,82 @@ def test_most_images_show_something():
     assert np.mean(np.array(spread) > 5) > 0.9
 
 
+def test_no_digit_is_among_the_signs():
+    """Digits are what the network is judged by."""
+    assert not set(SIGNS) & set("0123456789")
+
+
+@pytest.fixture(scope="module")
+def describer() -> keras.Model:
+    return build_describer(32)
+
+
+def described(describer: keras.Model, *images: np.ndarray) -> np.ndarray:
+    return describer.predict_on_batch(np.stack(images))
+
+
+def bars(upright: bool, colours: tuple[int, ...] = (255, 255, 255)) -> np.ndarray:
+    """A few thick bars, (32, 32, 3) uint8."""
+    image = np.zeros((32, 32, 3), np.uint8)
+    stripes = (np.arange(32) // 4) % 2 == 1
+    image[:, stripes] = colours
+    return image if upright else image.transpose(1, 0, 2)
+
+
+def test_descriptors_tell_direction_colour_and_place_apart(describer):
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:16] = 255
+    pairs = [
+        (bars(True), bars(False)),
+        (bars(True), bars(True, (255, 0, 0))),
+        (half, half[::-1]),
+    ]
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    for one, other in pairs:
+        first, second, *_ = described(describer, one, other, *noise)
+        assert np.abs(first - second).max() > 1
+
+
+def test_descriptors_are_standardised_over_the_batch(describer):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    found = described(describer, *noise)
+    assert found.shape == (64, describer.output_shape[1])
+    assert np.abs(found.mean(axis=0)).max() < 0.01
+    assert found.std() == pytest.approx(1, abs=0.05)
+    assert np.isfinite(described(describer, *np.zeros((3, 32, 32, 3), np.uint8))).all()
+
+
 @pytest.fixture
 def small(monkeypatch):
     """A network that compiles in a second takes the place of the real one."""
 
-    def build(classes: int, size: int, steps: int, learning_rate: float, seed: int) -> keras.Model:
-        keras.utils.set_random_seed(seed)
-        image = keras.Input((size, size, 3))
+    def build(params: Namespace) -> keras.Model:
+        keras.utils.set_random_seed(params.seed)
+        image = keras.Input((params.size, params.size, 3))
         base = keras.Sequential([keras.layers.Conv2D(4, 5, strides=4)], name="backbone")
         features = keras.layers.GlobalAveragePooling2D()(base(image))
-        model = keras.Model(image, keras.layers.Dense(classes)(features))
-        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        lengths = params.classes, build_describer(params.size).output_shape[1]
+        model = keras.Model(image, [keras.layers.Dense(length)(features) for length in lengths])
+        model.compile("adam", [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mean_squared_error"])
         return model
 
     monkeypatch.setattr(train, "build", build)
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
 
 
+def numbers(name: str, folder: Path) -> list[str]:
+    small = "--steps 5 --batch-size 4 --classes 4 --size 32"
+    return [*small.split(), "--out", str(folder / name), "--checkpoints", str(folder)]
+
+
 def run(folder: Path, name: str) -> Path:
-    numbers = "--steps 5 --batch-size 4 --classes 4 --size 32"
-    train.main([*numbers.split(), "--out", str(folder / name), "--checkpoint", str(folder / "checkpoint.keras")])
+    train.main(numbers(name, folder))
     return folder / name
 
 
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path, small, monkeypatch):
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, small, monkeypatch, capsys):
     whole = run(tmp_path, "whole.weights.h5")
+    assert hashlib.sha256(whole.read_bytes()).hexdigest() in capsys.readouterr().out
     real, starts = train.batches, []
 
     def killed(start, stop, *arguments):
@@ -64,9 +118,12 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, small, monkeypat
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "resumed.weights.h5")
     assert not (tmp_path / "resumed.weights.h5").exists()
+    (checkpoint,) = tmp_path.glob("checkpoint-*.keras")
+    other = train.parse([*numbers("other.weights.h5", tmp_path), "--learning-rate", "0.1"])
+    assert other.checkpoint != checkpoint  # of another training: that is not gone on with
     resumed = run(tmp_path, "resumed.weights.h5")
     assert starts == [0, 2]
-    assert not (tmp_path / "checkpoint.keras").exists()
+    assert not checkpoint.exists()
     weights = []
     for file in (whole, resumed):
         base = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 5, strides=4)])
@@ -77,7 +134,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, small, monkeypat
 
 
 def test_the_network_is_the_one_of_the_table():
-    model = train.build(classes=3, size=32, steps=10, learning_rate=0.001, seed=0)
+    params = Namespace(classes=3, size=32, steps=10, learning_rate=0.001, weight_decay=0.0, describe=1.0, seed=0)
+    model = train.build(params)
     trunk = networks.build_trunk("tiny", "none", 32, "avg", 0)
     shapes = [[weight.shape for weight in network.get_layer("backbone").weights] for network in (model, trunk)]
     assert shapes[0] == shapes[1]
+    assert [output.shape[1] for output in model.outputs] == [3, build_describer(32).output_shape[1]]

@@ -53,8 +53,10 @@ def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed
                 raise _no_weights(backbone, row.weights_path(image_size), error) from error
         else:
             base = constructor(include_top=False, weights=None, input_shape=shape, **dict(row.arguments))
-            if weights != "none":
-                _load(base, backbone, row.weights_path(image_size) if weights == "pretrained" else Path(weights))
+            if weights == "pretrained":
+                _load(base, backbone, _checked(row.weights_path(image_size), row.weights_sha256))
+            elif weights != "none":
+                _load(base, backbone, Path(weights))
     base.name = BACKBONE_LAYER
     base.trainable = False
 
@@ -66,6 +68,16 @@ def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed
         "flatten": keras.layers.Flatten,
     }[pooling](name=POOL_LAYER)
     return keras.Model(image, pool(feature_map), name="trunk")
+
+
+def _checked(file: Path, sha256: str) -> Path:
+    """The file itself, where it is there and has that hash."""
+    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise UserError(
+            f"{file}: not the weights that pipeline/backbones.py lists by their sha256; bring them back "
+            f"(git checkout -- pipeline/weights/{file.name}), or name the file in `weights:` of params.yaml"
+        )
+    return file
 
 
 def _load(base: keras.Model, backbone: str, file: Path) -> None:
