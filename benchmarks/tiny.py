@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.backbones import BACKBONES
+from pipeline.backbones import BACKBONES, keras_models
 from pipeline.data import pixels
 from pipeline.data.files import Source
 from pipeline.data.sources import open_source
@@ -58,8 +58,8 @@ def features_of(trunk: keras.Model, source: Source, files: list[str]) -> np.ndar
 
 def imagenet() -> keras.Model | None:
     """None where the weights are not on this machine."""
-    file = f"models/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{WIDTH}_{IMAGENET_SIZE}_no_top.h5"
-    if not (Path(keras.config.keras_home()) / file).is_file():
+    file = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{WIDTH}_{IMAGENET_SIZE}_no_top.h5"
+    if not (keras_models() / file).is_file():
         return None
     shape = (IMAGENET_SIZE, IMAGENET_SIZE, 3)
     base = keras.applications.MobileNetV2(shape, alpha=WIDTH, include_top=False, weights="imagenet", pooling="avg")
@@ -102,14 +102,16 @@ def judge(text: str, counts: list[int | None], seeds: int, weights: str, size: i
         if pretrained:
             fixed["imagenet"] = features_of(pretrained, source, files)
         found: dict[int | None, dict[str, list[float]]] = {count: {way: [] for way in WAYS} for count in counts}
+        trained = {}
         for seed in range(seeds):
             drawn = features_of(networks.build_trunk("tiny", "none", size, "avg", seed), source, files)
             for count in counts:
                 train, test = draw_rows(targets, count, seed)
+                trained[count] = len(train)
                 for way, features in {**fixed, "random": drawn}.items():
                     found[count][way].append(accuracy(features, targets, train, test, seed))
     for count, ways in found.items():
-        name = f"{Path(text).stem}{'' if count is None else f', {count} a class'} ({len(train):,})"
+        name = f"{Path(text).stem}{'' if count is None else f', {count} a class'} ({trained[count]:,})"
         columns = [f"{statistics.mean(one):.4f} +-{_deviation(one):.4f}" if one else "" for one in ways.values()]
         print(
             f"{name:<32} "

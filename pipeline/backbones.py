@@ -201,10 +201,10 @@ BACKBONES: dict[str, Backbone] = {
         "tf",
         1280,
         0.4,
-        96,
+        64,
         TINY_WEIGHTS.name,
         arguments=(("alpha", 0.35),),
-        weights_sha256="748fed1913529d30267d6dac035b3f08d2ddab3fd6b0612305ef69cb72a33ead",
+        weights_sha256="5daf60d938e0213dcc814b34fbafe1aa580285b99226a9d319d462b8e244c87c",
     ),
     **{row.constructor.lower(): row for row in _ROWS},
 }

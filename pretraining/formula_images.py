@@ -5,16 +5,20 @@ colours and materials, among other things, seen sharply or badly. A network that
 edges, strokes, curves, closed shapes and textures, whatever lies around them. After FractalDB
 (https://doi.org/10.1007/s11263-021-01555-8), Improving Fractal Pre-training (https://arxiv.org/abs/2110.03091), the
 contours of https://arxiv.org/abs/2206.09132, and the noise and dead leaves of https://arxiv.org/abs/2106.05963.
+
+Command: python -m pretraining.formula_images FILE.png    # a sheet: a row a category, two of each family
 """
 
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
 
 import cv2
 import numpy as np
+from PIL import Image
 
 SHAKE = 0.08  # how far an image's constants stray from those of its category
 POINTS, STEPS, SETTLE = 500, 20, 8  # of the chaos game: particles, moves of each, first moves that are not drawn
@@ -325,3 +329,17 @@ def _see(image: np.ndarray, view: np.random.Generator) -> np.ndarray:
     if view.random() < 0.3:
         image = image + np.float32(view.uniform(2, 20)) * view.standard_normal(image.shape, np.float32)
     return np.uint8(np.clip(np.round(image), 0, 255))
+
+
+def sheet(rows: int, columns: int, size: int, seed: int) -> Image.Image:
+    """The first images of the first categories."""
+    lines = [
+        np.concatenate([draw(row, column, size, seed) for column in range(columns)], axis=1) for row in range(rows)
+    ]
+    return Image.fromarray(np.concatenate(lines))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m pretraining.formula_images FILE.png")
+    sheet(2 * len(FAMILIES), 14, 64, 1).save(sys.argv[1])

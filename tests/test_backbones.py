@@ -53,7 +53,7 @@ def test_no_row_takes_the_name_of_another():
 
 def test_tiny_brings_its_weights():
     tiny: Backbone = BACKBONES["tiny"]
-    assert tiny.weights_path(96) == TINY_WEIGHTS
+    assert tiny.weights_path(64) == TINY_WEIGHTS
     assert TINY_WEIGHTS.stat().st_size < 4 * 2**20
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.learning import networks
 from pretraining import train
 from pretraining.descriptors import build_describer
-from pretraining.formula_images import FAMILIES, SIGNS, draw
+from pretraining.formula_images import FAMILIES, SIGNS, draw, sheet
 
 
 @pytest.mark.parametrize("category", range(2 * len(FAMILIES)))
@@ -27,6 +27,12 @@ def test_an_image_is_a_function_of_its_numbers(category):
 def test_most_images_show_something():
     spread = [draw(category, 0, 48, seed=5).std() for category in range(60)]
     assert np.mean(np.array(spread) > 5) > 0.9
+
+
+def test_a_sheet_has_a_row_a_category():
+    found = np.asarray(sheet(4, 3, 32, seed=1))
+    assert found.shape == (4 * 32, 3 * 32, 3)
+    assert (found[64:96, 32:64] == draw(2, 1, 32, seed=1)).all()
 
 
 def test_no_digit_is_among_the_signs():
