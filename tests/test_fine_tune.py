@@ -163,7 +163,7 @@ def test_a_killed_stage_goes_on_to_the_same_file(here, monkeypatch):
 
 
 def test_batch_norm_of_network_and_head_stays_as_it_was(here):
-    write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True})
+    write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True, "train_head.learning_rate": 1e-5})
     run("train_head")
     before, _ = networks.load(paths.HEAD)
     found = tuned(learning_rate=0.003, confidence=0)

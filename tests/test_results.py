@@ -391,7 +391,7 @@ def test_ticks_are_few_and_round(low, high):
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "flatten"])
 def test_a_planted_region_is_found(tmp_path, pooling):
-    """A head that asks for what the network makes of a patch points at the patch, wherever it lies."""
+    """A head that asks for what the network makes of a patch in a corner points at that corner."""
     trunk = networks.build_trunk("tiny", "pretrained", 128, pooling, 0)
     below = keras.Model(trunk.input, trunk.get_layer(networks.POOL_LAYER).input)
     patch = np.random.default_rng(0).integers(0, 2, (8, 8, 3)).repeat(4, 0).repeat(4, 1) * 255
@@ -400,15 +400,20 @@ def test_a_planted_region_is_found(tmp_path, pooling):
     for image, (y, x) in zip(images, corners, strict=True):
         image[32 * y : 32 * y + 32, 32 * x : 32 * x + 32] = patch
     features = np.asarray(below(images.astype(np.float32)))
-    wanted = np.mean([of[corner] - of.mean(axis=(0, 1)) for of, corner in zip(features, corners, strict=True)], axis=0)
-    head = networks.build_head(trunk.output_shape[1], 3, [])
-    kernel = head.get_layer(networks.LOGITS_LAYER).kernel
-    weights = np.zeros(kernel.shape, np.float32)
-    weights[:, 1] = np.tile(wanted, 16) if pooling == "flatten" else wanted
-    kernel.assign(weights)
-    networks.save(networks.join(trunk, head), tmp_path / "model.keras", ["a", "b", "c"])
+    networks.save(
+        networks.join(trunk, networks.build_head(trunk.output_shape[1], 3, [])), tmp_path / "model.keras", list("abc")
+    )
     model, _ = networks.load(tmp_path / "model.keras")
-    found = attention.maps(model, images, np.array([[1, 0]] * 4))
+    kernel = model.get_layer("head").get_layer(networks.LOGITS_LAYER).kernel
+    maps = []
+    for image, of, corner in zip(images, features, corners, strict=True):
+        wanted, weights = of[corner] - of.mean(axis=(0, 1)), np.zeros(kernel.shape, np.float32)
+        if pooling == "max":  # nothing else of the patch reaches the head
+            wanted = wanted * (of[corner] == of.max(axis=(0, 1)))
+        weights[:, 1] = np.tile(wanted, 16) if pooling == "flatten" else wanted
+        kernel.assign(weights)
+        maps.append(attention.maps(model, image[None], np.array([[1, 0]])))
+    found = np.concatenate(maps)
     assert found.shape == (4, 2, 4, 4)
     assert [np.unravel_index(of.argmax(), (4, 4)) for of in found[:, 0]] == corners
     # The others are spoken against there.
