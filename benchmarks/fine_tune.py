@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from accuracy import run
 from dvc.utils.hydra import apply_overrides
+from paired import difference, spread
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
@@ -173,24 +174,16 @@ def main() -> None:
         probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
         targets = np.concatenate([targets for _, targets in judged])
         error = calibration.calibration_error(probabilities, targets)
-        columns = [f"{statistics.mean(values):.4f} +-{_deviation(values):.4f}" for values in accuracy.values()]
+        columns = [spread(values) for values in accuracy.values()]
+        gains = [difference(accuracy["final"], accuracy[other]) for other in ("head", "textbook")]
         print(
             f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
             + " ".join(f"{column:>15}" for column in columns)
-            + f" {_difference(accuracy, 'head'):>16}  {_difference(accuracy, 'textbook'):>16} "
+            + f" {gains[0]:>16}  {gains[1]:>16} "
             + f"{shipped:>6} of {arguments.seeds} {error:.3f}  seconds: "
             + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
             flush=True,
         )
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _difference(accuracy: dict[str, list[float]], other: str) -> str:
-    against = [a - b for a, b in zip(accuracy["final"], accuracy[other], strict=True)]
-    return f"{statistics.mean(against):+.4f} +-{_deviation(against) / len(against) ** 0.5:.4f}"
 
 
 if __name__ == "__main__":

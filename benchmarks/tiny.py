@@ -18,7 +18,6 @@ error.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+from paired import difference, spread
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -112,11 +112,11 @@ def judge(text: str, counts: list[int | None], seeds: int, weights: str, size: i
                     found[count][way].append(accuracy(features, targets, train, test, seed))
     for count, ways in found.items():
         name = f"{Path(text).stem}{'' if count is None else f', {count} a class'} ({trained[count]:,})"
-        columns = [f"{statistics.mean(one):.4f} +-{_deviation(one):.4f}" if one else "" for one in ways.values()]
+        columns = [spread(one) if one else "" for one in ways.values()]
         print(
             f"{name:<32} "
             + " ".join(f"{column:>15}" for column in columns)
-            + "".join(f" {_difference(ways['tiny'], ways[other]):>17}" for other in ("random", "pixels")),
+            + "".join(f" {difference(ways['tiny'], ways[other]):>17}" for other in ("random", "pixels")),
             flush=True,
         )
 
@@ -136,15 +136,6 @@ def main() -> None:
     print(f"{'':<32} " + " ".join(f"{way:>15}" for way in WAYS) + "     tiny - random     tiny - pixels", flush=True)
     for name, counts in wanted.items():
         judge(name, counts, arguments.seeds, arguments.weights, arguments.size)
-
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _difference(one: list[float], other: list[float]) -> str:
-    against = [a - b for a, b in zip(one, other, strict=True)]
-    return f"{statistics.mean(against):+.4f} +-{_deviation(against) / len(against) ** 0.5:.4f}"
 
 
 if __name__ == "__main__":

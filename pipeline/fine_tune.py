@@ -136,7 +136,8 @@ def train(
             weights=heads.class_weights(targets[:count], head.output_shape[-1], choice.class_weight),
             batch_size=choice.batch_size,
         )
-        details = {"epochs": epochs, "views": views, **asdict(changes), "trunk_cache": cached}
+        momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
+        details = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
         with recording.Live("fine_tune", params.leaves()) as live:
             job = Job(
                 network,
@@ -145,6 +146,7 @@ def train(
                 [*scales, *[1.0] * len(head.trainable_variables)],
                 choice,
                 epochs,
+                momentum,
                 Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
                 live,
             )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.learning import defaults
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.engine import keras, tf
 from pipeline.learning.training import BestEpoch, FusedAdam
@@ -186,6 +185,7 @@ class Job:
     Attributes:
         network: gives logits; what is trainable in it is trained.
         scales: of the learning rate, for each trainable variable.
+        momentum: of the average of the weights; 0: there is none.
         tell: is given the row of each epoch.
     """
 
@@ -195,6 +195,7 @@ class Job:
     scales: Sequence[float]
     choice: FineTune
     epochs: int
+    momentum: float
     checkpoint: Checkpoint
     tell: Callable[[dict[str, float]], None]
 
@@ -226,8 +227,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     choice, checkpoint, epochs = job.choice, job.checkpoint, job.epochs
     trainer = Trainer(job.network, choice.label_smoothing, parts)
     steps = epochs * len(job.train_set)
-    momentum = defaults.momentum(choice, steps)
-    optimizer = _optimizer(choice, steps, momentum, job.scales)
+    optimizer = _optimizer(job, steps)
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
@@ -255,7 +255,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     done = best.rows[-1]["epoch"]
     if done:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
-    each = _EachEpoch(job.train_set, note, lambda: checkpoint.save(state, best, candidates), bool(momentum))
+    each = _EachEpoch(job.train_set, note, lambda: checkpoint.save(state, best, candidates), bool(job.momentum))
     try:
         trainer.fit(
             job.train_set,
@@ -287,7 +287,8 @@ def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: l
         variable.assign(before + np.float32(share) * (after - before))
 
 
-def _optimizer(choice: FineTune, steps: int, momentum: float, scales: Sequence[float]) -> keras.optimizers.Optimizer:
+def _optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
+    choice = job.choice
     warm_up = max(1, round(choice.warm_up * steps))
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warm_up), warmup_target=choice.learning_rate, warmup_steps=warm_up
@@ -295,8 +296,8 @@ def _optimizer(choice: FineTune, steps: int, momentum: float, scales: Sequence[f
     optimizer = LayerwiseAdamW(
         rate,
         global_clipnorm=choice.clip_norm and choice.clip_norm / tf.distribute.get_strategy().num_replicas_in_sync,
-        use_ema=momentum > 0,
-        ema_momentum=momentum or 0.99,  # Keras wants one between 0 and 1, used or not
+        use_ema=job.momentum > 0,
+        ema_momentum=job.momentum or 0.99,  # Keras wants one between 0 and 1, used or not
     )
-    optimizer.scales, optimizer.decay = scales, choice.weight_decay
+    optimizer.scales, optimizer.decay = job.scales, choice.weight_decay
     return keras.optimizers.LossScaleOptimizer(optimizer) if choice.precision == "float16" else optimizer
