@@ -52,7 +52,7 @@ from pipeline.params import load_params
 LINEAR_DECAY = 0.02
 TEXTBOOK = [
     "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
-    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "interpolate=false",
+    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false",
 ]  # fmt: skip
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 

@@ -141,7 +141,7 @@ def train(
         with recording.Live("fine_tune", params.leaves()) as live:
             job = Job(
                 network,
-                batches(rows=np.arange(count), views=views, seed=params.seed),
+                batches(rows=np.arange(count), views=views, seed=params.seed, mixup=choice.mixup),
                 batches(rows=np.arange(count, len(images)), views=0, seed=None),
                 [*scales, *[1.0] * len(head.trainable_variables)],
                 choice,

@@ -211,6 +211,7 @@ class FineTune(_Section):
     crop: Annotated[float | None, _within(float, "(0, 1]", optional=True)]
     flip: StrictBool | None
     jitter: Annotated[float, _within(float, "[0, 1)")]
+    mixup: Annotated[float, _within(float, "[0, 10]")]
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
     confidence: Annotated[float, _within(float, "[0, 1)")]
 

@@ -231,7 +231,7 @@ def test_the_best_of_many_that_are_no_better_is_not_taken_for_better():
 # --- what is chosen
 
 
-@pytest.mark.parametrize(("images", "epochs", "views"), [(100, 15, 9), (1236, 15, 9), (2570, 9, 8), (100_000, 5, 4)])
+@pytest.mark.parametrize(("images", "epochs", "views"), [(100, 30, 9), (1236, 19, 9), (2570, 9, 8), (100_000, 5, 4)])
 def test_epochs_follow_from_the_number_of_images(images, epochs, views):
     write = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
     assert defaults.schedule(write, images) == (epochs, views)

@@ -140,6 +140,34 @@ def test_a_batch_in_parts_makes_the_same_step():
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
+class Marks:
+    """Each image is one at its own place, and zero elsewhere: what is mixed of it can be read off."""
+
+    workers = 1
+
+    def read(self, rows: np.ndarray, number: int) -> np.ndarray:
+        return np.eye(TRAIN, dtype=np.uint8)[rows]
+
+
+def test_mixup_mixes_images_and_their_classes_by_the_same_share():
+    targets, weights = np.arange(TRAIN) % CLASSES, np.float32([1, 2, 4])
+    mixed = Batches(Marks(), targets, np.arange(TRAIN), weights, 16, 0, 3, mixup=0.7)
+    of_image = np.diag(weights)[targets] / 16  # what it adds to the loss, by class
+    shares = set()
+    for inputs, classes, weight in mixed:
+        assert inputs.sum(axis=1) == pytest.approx(1)
+        assert (np.count_nonzero(inputs, axis=1) <= 2).all()
+        assert classes.sum(axis=1) == pytest.approx(1)
+        assert classes * weight[:, None] == pytest.approx(inputs @ of_image)
+        found = {round(float(max(row)), 5) for row in inputs} - {1.0}  # an image may meet itself
+        assert len(found) == 1
+        shares |= found
+    assert len(shares) == 3
+    assert all((one == two).all() for one, two in zip(mixed[1], mixed[1], strict=True))
+    in_order = Batches(Marks(), targets, np.arange(TRAIN), weights, 16, 0, None, mixup=0.7)
+    assert (in_order[1][0] == np.eye(TRAIN)[16:32]).all()
+
+
 def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeypatch, capsys):
     plain, _ = trained(tmp_path, net=network(dropout=0))
     fits, original = 4, fine_tuning._tune

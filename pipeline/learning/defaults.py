@@ -14,7 +14,7 @@ from pipeline.params import FineTune
 
 # Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
 # data of up to 20,000 images, within bounds for the epochs.
-STEPS, EPOCHS, MAX_VIEWS = 750, (5, 15), 9
+STEPS, EPOCHS, MAX_VIEWS = 750, (5, 30), 9
 # The share of all steps that the average of the weights reaches back over. On flowers the val loss of the average does
 # not jump from epoch to epoch, as that of the weights themselves does.
 AVERAGED = 0.2

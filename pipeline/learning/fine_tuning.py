@@ -20,7 +20,7 @@ SHARES = (0.75, 0.5, 0.25)  # of the way from the start to the best epoch, that 
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of an epoch: inputs (b, ...), one-hot targets (b, n_classes) and weights (b,), whose mean is 1 / b.
+    """Batches of an epoch: inputs (b, ...), shares of classes (b, n_classes) and weights (b,), whose mean is 1 / b.
 
     Epoch n is the same whatever came before it.
 
@@ -30,7 +30,10 @@ class Batches(keras.utils.PyDataset):
         rows: (N,), those that are used.
         weights: (n_classes,) float32, of the classes.
         views: how many augmented views there are: epochs take the images as they are, then view after view, and again.
-        seed: shuffles every epoch anew; None keeps the order.
+        seed: shuffles every epoch anew; None keeps the order, and mixes nothing.
+        mixup: alpha of the Beta distribution of shares by which the inputs of a batch, and their targets, are mixed with
+            those of the same batch in another order (https://arxiv.org/abs/1710.09412); 0: nothing is mixed. What is
+            mixed are activations where training starts at such (https://arxiv.org/abs/1806.05236).
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class Batches(keras.utils.PyDataset):
         batch_size: int,
         views: int,
         seed: int | None,
+        mixup: float = 0.0,
     ) -> None:
         super().__init__(workers=inputs.workers, max_queue_size=8)
         self.targets = targets[rows]
         self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
-        self._views, self._seed = views, seed
+        self._views, self._seed, self._mixup = views, seed, mixup if seed is not None else 0.0
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
@@ -63,8 +67,14 @@ class Batches(keras.utils.PyDataset):
         places = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         inputs = self._inputs.read(self._rows[places], self._epoch % (1 + self._views))
         targets = self.targets[places]
-        one_hot = np.eye(len(self._weights), dtype=np.float32)[targets]
-        return inputs, one_hot, self._weights[targets] / np.float32(len(places))
+        weighted = np.diag(self._weights)[targets]
+        if self._mixup:
+            random = np.random.default_rng([self._seed, self._epoch, index])
+            share, other = np.float32(random.beta(self._mixup, self._mixup)), random.permutation(len(places))
+            inputs = share * inputs + (1 - share) * inputs[other]
+            weighted = share * weighted + (1 - share) * weighted[other]
+        weights = weighted.sum(axis=1)
+        return inputs, weighted / weights[:, None], weights / np.float32(len(places))
 
 
 class LayerwiseAdamW(FusedAdam):
