@@ -14,11 +14,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, StrictBool, ValidationError, model_validator
 
 from pipeline.backbones import BACKBONES
+from pipeline.checks import Section, check, parse_yaml, read_yaml, rule, within
 from pipeline.errors import UserError, did_you_mean
 from pipeline.paths import PREPARED, is_address
 
@@ -26,95 +25,60 @@ PARAMS_FILE = Path("params.yaml")
 MAX_GRID = 10_000  # combinations of a search
 MAX_BLOCKS = 10_000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+Share = Annotated[float, within(float, "(0, 1)")]
+LearningRate = Annotated[float, within(float, "(0, 1]")]
+Epochs = Annotated[int, within(int, "[1, 10000]")]
+ImageBatch = Annotated[int, within(int, "[1, 4096]")]
+Units = Annotated[int, within(int, "[1, 65536]")]
 
 
-def _within(kind: type[int] | type[float], interval: str, optional: bool = False) -> BeforeValidator:
-    """A check that a value is a finite number of `kind` in `interval`, e.g. `[0, 1)`; None passes where `optional`.
-
-    `1e-4`, which YAML 1.1 reads as text and DVC as a number, passes as the number; other texts do not, nor do true and
-    false as 1 and 0.
-    """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    noun = "an integer in" if kind is int else "in"
-    rule = f"{noun} {interval}" + (" or null" if optional else "")
-
-    def check(value: Any) -> Any:
-        if value is None and optional:
-            return None
-        try:
-            readable = isinstance(value, (int, float)) or (isinstance(value, str) and _EXPONENT.fullmatch(value))
-            number = kind(float(value)) if readable else None
-        except (ValueError, OverflowError):
-            number = None
-        if number is None or isinstance(value, bool) or number != float(value):
-            raise ValueError(rule)
-        above = number > low if interval[0] == "(" else number >= low
-        below = number < high if interval[-1] == ")" else number <= high
-        if not (above and below):
-            raise ValueError(rule)
-        return number
-
-    return BeforeValidator(check)
-
-
-Share = Annotated[float, _within(float, "(0, 1)")]
-LearningRate = Annotated[float, _within(float, "(0, 1]")]
-Epochs = Annotated[int, _within(int, "[1, 10000]")]
-ImageBatch = Annotated[int, _within(int, "[1, 4096]")]
-Units = Annotated[int, _within(int, "[1, 65536]")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(_Section):
+class Data(Section):
     source: Annotated[str, Field(min_length=1)]
     root: Annotated[str, Field(min_length=1)] | None
 
 
-class Prepare(_Section):
+class Prepare(Section):
     split: Literal["hash", "exact"]
     val_fraction: Share
     test_fraction: Share
     group_by: Annotated[str, Field(min_length=1)] | None
-    near_distance: Annotated[float, _within(float, "[0, 1]")]
-    min_size: Annotated[int, _within(int, "[1, 100000]")]
+    near_distance: Annotated[float, within(float, "[0, 1]")]
+    min_size: Annotated[int, within(int, "[1, 100000]")]
     on_bad: Literal["quarantine", "fail"]
-    max_bad_fraction: Annotated[float, _within(float, "[0, 1]")]
+    max_bad_fraction: Annotated[float, within(float, "[0, 1]")]
     on_conflict: Literal["quarantine", "fail", "keep"]
 
 
-class Extract(_Section):
-    image_size: Annotated[int | None, _within(int, "[1, 4096]", optional=True)]
+class Extract(Section):
+    image_size: Annotated[int | None, within(int, "[1, 4096]", optional=True)]
     pooling: Literal["avg", "max", "flatten"]
     engine: Literal["auto", "openvino", "tensorflow"]
     precision: Literal["float32", "bfloat16", "float16"]
-    batch_size: Annotated[int | None, _within(int, "[1, 4096]", optional=True)]
+    batch_size: Annotated[int | None, within(int, "[1, 4096]", optional=True)]
     storage: Literal["float32", "float16"]
-    views: Annotated[int, _within(int, "[0, 1000]")]
-    crop: Annotated[float, _within(float, "(0, 1]")]
+    views: Annotated[int, within(int, "[0, 1000]")]
+    crop: Annotated[float, within(float, "(0, 1]")]
     flip: StrictBool
-    jitter: Annotated[float, _within(float, "[0, 1)")]
+    jitter: Annotated[float, within(float, "[0, 1)")]
 
 
-class HeadChoice(_Section):
+class HeadChoice(Section):
     """What a head is and how it is trained."""
 
     hidden: list[Units]
     activation: Literal["relu", "gelu", "silu", "tanh"]
     batch_norm: StrictBool
-    dropout: Annotated[float, _within(float, "[0, 1)")]
+    dropout: Annotated[float, within(float, "[0, 1)")]
     optimizer: Literal["auto", "lbfgs", "adam", "sgd", "rmsprop"]
     learning_rate: LearningRate
     schedule: Literal["constant", "cosine"]
-    weight_decay: Annotated[float, _within(float, "[0, 1]")]
-    label_smoothing: Annotated[float, _within(float, "[0, 1)")]
+    weight_decay: Annotated[float, within(float, "[0, 1]")]
+    label_smoothing: Annotated[float, within(float, "[0, 1)")]
     class_weight: Literal["balanced"] | None
-    batch_size: Annotated[int, _within(int, "[1, 65536]")]
+    batch_size: Annotated[int, within(int, "[1, 65536]")]
     epochs: Epochs
-    patience: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
+    patience: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
 
     def solver(self) -> str:
         """The optimizer that is used."""
@@ -133,8 +97,8 @@ class TrainHead(HeadChoice):
     """`search` has the values to try of some of HeadChoice's keys."""
 
     search: dict[str, list[Any]]
-    search_trials: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
-    search_folds: Annotated[int | None, _within(int, "[2, 100]", optional=True)]
+    search_trials: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
+    search_folds: Annotated[int | None, within(int, "[2, 100]", optional=True)]
     log_trials: StrictBool
 
     def choice(self, **changes: Any) -> HeadChoice:
@@ -173,7 +137,7 @@ class TrainHead(HeadChoice):
                 detail = error.errors()[0]
                 key = f"its {detail['loc'][0]}" if detail["loc"] else "it"
                 raise ValueError(
-                    f"searched over valid choices; {json.dumps(named)} is none: {key} must be {_rule(detail)}"
+                    f"searched over valid choices; {json.dumps(named)} is none: {key} must be {rule(detail)}"
                 ) from error
         return self
 
@@ -183,42 +147,48 @@ def _switch(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def _weights(value: Any) -> Any:
+    if not isinstance(value, str) or not value:
+        raise ValueError("pretrained, none or the path of a weights file")
+    return value
+
+
 def _unfreeze(value: Any) -> Any:
-    rule = "all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"
+    allowed = "all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"
     whole = isinstance(value, int) and not isinstance(value, bool)
     if (whole and 1 <= value <= MAX_BLOCKS) or (isinstance(value, float) and 0 < value < 1):
         return value
     if not isinstance(value, str) or not value.strip() or _NUMBER.fullmatch(value):
-        raise ValueError(rule)
+        raise ValueError(allowed)
     return value
 
 
-class FineTune(_Section):
+class FineTune(Section):
     unfreeze: Annotated[int | float | str, BeforeValidator(_unfreeze)]
-    epochs: Annotated[int | None, _within(int, "[1, 10000]", optional=True)]
+    epochs: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
     batch_size: ImageBatch
     learning_rate: LearningRate
-    layer_decay: Annotated[float, _within(float, "(0, 1]")]
-    warm_up: Annotated[float, _within(float, "[0, 1)")]
-    weight_decay: Annotated[float, _within(float, "[0, 1]")]
-    label_smoothing: Annotated[float, _within(float, "[0, 1)")]
+    layer_decay: Annotated[float, within(float, "(0, 1]")]
+    warm_up: Annotated[float, within(float, "[0, 1)")]
+    weight_decay: Annotated[float, within(float, "[0, 1]")]
+    label_smoothing: Annotated[float, within(float, "[0, 1)")]
     class_weight: Literal["balanced"] | None
-    clip_norm: Annotated[float | None, _within(float, "(0, 1000000]", optional=True)]
-    ema: Annotated[float | None, _within(float, "[0, 1)", optional=True)]
+    clip_norm: Annotated[float | None, within(float, "(0, 1000000]", optional=True)]
+    ema: Annotated[float | None, within(float, "[0, 1)", optional=True)]
     interpolate: StrictBool
     precision: Literal["float32", "bfloat16", "float16"]
-    views: Annotated[int | None, _within(int, "[0, 1000]", optional=True)]
-    crop: Annotated[float | None, _within(float, "(0, 1]", optional=True)]
+    views: Annotated[int | None, within(int, "[0, 1000]", optional=True)]
+    crop: Annotated[float | None, within(float, "(0, 1]", optional=True)]
     flip: StrictBool | None
-    jitter: Annotated[float, _within(float, "[0, 1)")]
-    mixup: Annotated[float, _within(float, "[0, 10]")]
+    jitter: Annotated[float, within(float, "[0, 1)")]
+    mixup: Annotated[float, within(float, "[0, 10]")]
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
-    confidence: Annotated[float, _within(float, "[0, 1)")]
+    confidence: Annotated[float, within(float, "[0, 1)")]
 
 
-class Evaluate(_Section):
-    resamples: Annotated[int, _within(int, "[100, 100000]")]
-    top_k: Annotated[int, _within(int, "[2, 1000]")]
+class Evaluate(Section):
+    resamples: Annotated[int, within(int, "[100, 100000]")]
+    top_k: Annotated[int, within(int, "[2, 1000]")]
 
 
 def _class_names(value: Any) -> Any:
@@ -230,27 +200,27 @@ def _class_names(value: Any) -> Any:
     return {str(name): floor for name, floor in value.items()}
 
 
-OptionalShare = Annotated[float | None, _within(float, "[0, 1]", optional=True)]
-OptionalSize = Annotated[float | None, _within(float, "(0, 1000000]", optional=True)]
+OptionalShare = Annotated[float | None, within(float, "[0, 1]", optional=True)]
+OptionalSize = Annotated[float | None, within(float, "(0, 1000000]", optional=True)]
 
 
-class Gate(_Section):
+class Gate(Section):
     """What pipeline.gate asks of a run; None and {}: not asked. No stage reads it."""
 
     min_accuracy: OptionalShare
     min_recall: OptionalShare
-    min_recall_of: Annotated[dict[str, Annotated[float, _within(float, "[0, 1]")]], BeforeValidator(_class_names)]
+    min_recall_of: Annotated[dict[str, Annotated[float, within(float, "[0, 1]")]], BeforeValidator(_class_names)]
     max_drop: OptionalShare
     max_latency_ms: OptionalSize
     max_model_mb: OptionalSize
 
 
-class Params(_Section):
+class Params(Section):
     """params.yaml: a section per stage beside what several stages share."""
 
     backbone: str
-    weights: Annotated[str, Field(min_length=1)]
-    seed: Annotated[int, _within(int, "[0, 4294967295]")]
+    weights: Annotated[str, BeforeValidator(_weights)]
+    seed: Annotated[int, within(int, "[0, 4294967295]")]
     data: Data
     prepare: Prepare
     extract: Extract
@@ -274,13 +244,7 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         UserError: naming the file, the key, the rule and the value of everything that is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run from the folder that holds {path.name}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    return parse(text, path)
+    return _checked(read_yaml(path), path)
 
 
 def parse(text: str, path: Path = PARAMS_FILE) -> Params:
@@ -289,16 +253,11 @@ def parse(text: str, path: Path = PARAMS_FILE) -> Params:
     Raises:
         UserError: as `load_params`.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")
-    try:
-        params = Params.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(path, detail) for detail in error.errors())) from error
+    return _checked(parse_yaml(text, path), path)
+
+
+def _checked(raw: dict[Any, Any], path: Path) -> Params:
+    params = check(Params, raw, path, "pipeline/params.py")
     _check_across(path, params)
     return params
 
@@ -326,46 +285,6 @@ def _check_across(path: Path, params: Params) -> None:
             f"{path}: prepare.val_fraction + prepare.test_fraction must be below 1, so that images are left to "
             f"train on, got {params.prepare.val_fraction} + {params.prepare.test_fraction}"
         )
-
-
-def _explain(path: Path, detail: ErrorDetails) -> str:
-    """One line for one of pydantic's findings: file, key, rule, value."""
-    location = list(detail["loc"])
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if detail["type"] == "extra_forbidden":
-        known = _section(location[:-1]).model_fields
-        advice = did_you_mean(str(location[-1]), known) or "; remove it, or declare it in pipeline/params.py"
-        return f"{path}: {key} is not a known key{advice}"
-    if detail["type"] == "missing":
-        return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
-    if key == "weights":
-        return f"{path}: weights must be pretrained, none or the path of a weights file, got {detail['input']!r}"
-    value = (
-        ""
-        if detail["type"] == "value_error" and not isinstance(detail["input"], (int, float, str, list))
-        else (f", got {detail['input']!r}")
-    )
-    return f"{path}: {key} must be {_rule(detail)}{value}"
-
-
-def _rule(detail: ErrorDetails) -> str:
-    """What a value must be, by one of pydantic's findings."""
-    return {
-        "value_error": lambda: str(detail["ctx"]["error"]),
-        "literal_error": lambda: f"one of {detail['ctx']['expected']}",
-        "bool_type": lambda: "true or false",
-        "list_type": lambda: "a list of values" if "search" in detail["loc"] else "a list of integers, e.g. [128]",
-        "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
-        "model_type": lambda: "a section with keys of its own",
-    }.get(detail["type"], lambda: "a text, not empty")()
-
-
-def _section(location: list[Any]) -> type[BaseModel]:
-    """The section class at `location`."""
-    section: Any = Params
-    for part in location:
-        section = section.model_fields[part].annotation
-    return section
 
 
 def _exists(place: str) -> bool:

@@ -11,14 +11,19 @@ Command: python -m pretraining.formula_images FILE.png    # a sheet: a row a cat
 
 from __future__ import annotations
 
+import argparse
 import string
 import sys
 from collections.abc import Callable
 from functools import cache, lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from pipeline.errors import UserError
+from pipeline.outputs import Outputs
 
 SHAKE = 0.08  # how far an image's constants stray from those of its category
 POINTS, STEPS, SETTLE = 500, 20, 8  # of the chaos game: particles, moves of each, first moves that are not drawn
@@ -332,14 +337,29 @@ def _see(image: np.ndarray, view: np.random.Generator) -> np.ndarray:
 
 
 def sheet(rows: int, columns: int, size: int, seed: int) -> Image.Image:
-    """The first images of the first categories."""
+    """The first images of the first categories, a row a category."""
     lines = [
         np.concatenate([draw(row, column, size, seed) for column in range(columns)], axis=1) for row in range(rows)
     ]
     return Image.fromarray(np.concatenate(lines))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Write a sheet."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining.formula_images", description=sheet.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="to write, .png or .jpg")
+    file = parser.parse_args(argv).file
+    outputs = Outputs()
+    try:
+        if file.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise UserError(f"{file}: the name must end in .png or .jpg")
+        sheet(2 * len(FAMILIES), 14, 64, 1).save(outputs.path(file))
+        outputs.commit()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m pretraining.formula_images FILE.png")
-    sheet(2 * len(FAMILIES), 14, 64, 1).save(sys.argv[1])
+    sys.exit(main())

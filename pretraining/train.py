@@ -1,9 +1,9 @@
 """Train the backbone `tiny` on formula images, to tell them apart and to describe them, and write its weights.
 
 Reads:   pretraining/params.yaml
-Writes:  pipeline/weights/tiny.weights.h5; while it runs, pretraining/checkpoint-....keras: killed at any moment, the
-         next call with the same params goes on from there.
-Command: python -m pretraining.train [--steps 100] [--seed 2] ...
+Writes:  pretraining/tiny.weights.h5, or --out; while it runs, pretraining/checkpoint-....keras every CHECKPOINT_STEPS
+         steps: killed at any moment, the next call with the same params and the same code goes on from there.
+Command: python -m pretraining.train [--steps 100] [--seed 2] ... [--out FILE.weights.h5]
 """
 
 from __future__ import annotations
@@ -11,38 +11,87 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 import yaml
+from pydantic import BeforeValidator
 from tqdm import trange
 
-from pipeline.backbones import BACKBONES, TINY_WEIGHTS
-from pretraining.formula_images import draw
+from pipeline.backbones import BACKBONES
+from pipeline.checks import Section, check, read_yaml, within
+from pipeline.errors import UserError
+from pipeline.outputs import Outputs
+from pretraining import formula_images
 
-PARAMS = Path(__file__).parent / "params.yaml"
+HERE = Path(__file__).parent
+PARAMS = HERE / "params.yaml"
 CHECKPOINT_STEPS = 200
 AHEAD = 8  # batches that are drawn ahead of the network
 
 
+def _size(value: Any) -> Any:
+    if type(value) is not int or value not in range(32, 129, 16):
+        raise ValueError("a multiple of 16 in [32, 128]")
+    return value
+
+
+class Settings(Section):
+    """What params.yaml holds."""
+
+    classes: Annotated[int, within(int, "[2, 100000]")]
+    size: Annotated[int, BeforeValidator(_size)]
+    batch_size: Annotated[int, within(int, "[2, 65536]")]
+    steps: Annotated[int, within(int, "[1, 10000000]")]
+    learning_rate: Annotated[float, within(float, "(0, 1]")]
+    weight_decay: Annotated[float, within(float, "[0, 1]")]
+    describe: Annotated[float, within(float, "[0, 1000000]")]
+    seed: Annotated[int, within(int, "[0, 4294967295]")]
+
+    def checkpoint(self, folder: Path) -> Path:
+        """The file in `folder` for a training by these settings and this code."""
+        code = [file.read_bytes() for file in sorted(HERE.glob("*.py"))]
+        digest = hashlib.sha256(b"".join([repr(self).encode(), *code])).hexdigest()[:8]
+        return folder / f"checkpoint-{digest}.keras"
+
+
 def make_batch(step: int, batch_size: int, classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (batch_size, size, size, 3) uint8 and categories (batch_size,) of one step, the same on any machine."""
+    """Images (batch_size, size, size, 3) uint8 and categories (batch_size,) of one step, the same in any process."""
     cv2.setNumThreads(1)  # a process a core draws already
     categories = np.random.default_rng([seed, 0, step]).integers(0, classes, batch_size)
-    images = [draw(int(category), step * batch_size + n, size, seed) for n, category in enumerate(categories)]
+    images = [
+        formula_images.draw(int(category), step * batch_size + n, size, seed) for n, category in enumerate(categories)
+    ]
     return np.stack(images), categories
+
+
+def _begin_to_draw() -> None:
+    """In a process that draws: leave Ctrl-C to the one that trains, and end with it, even where that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The batches of the steps from `start` to `stop`, drawn in processes of their own."""
     # Spawned, not forked: the threads of TensorFlow, JAX and PyTorch do not survive a fork.
-    with ProcessPoolExecutor(max(1, (os.cpu_count() or 2) // 2), get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) // 2), get_context("spawn"), _begin_to_draw)
+    try:
         queue: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         for step in range(start, stop):
             queue.append(pool.submit(make_batch, step, *arguments))
@@ -50,16 +99,18 @@ def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray
                 yield queue.popleft().result()
         while queue:
             yield queue.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def build(params: argparse.Namespace):
+def build(settings: Settings):
     """The backbone under its preprocessing, with a linear layer over the categories and one over the descriptors."""
     import keras
 
-    from pretraining.descriptors import build_describer
+    from pretraining import descriptors
 
-    keras.utils.set_random_seed(params.seed)
-    row, size = BACKBONES["tiny"], params.size
+    keras.utils.set_random_seed(settings.seed)
+    row, size = BACKBONES["tiny"], settings.size
     base = getattr(keras.applications, row.constructor)(
         include_top=False, weights=None, input_shape=(size, size, 3), **dict(row.arguments)
     )
@@ -69,67 +120,141 @@ def build(params: argparse.Namespace):
             layer.momentum = 0.99  # its 0.999 suits runs of a hundred thousand steps
     image = keras.Input((size, size, 3))
     features = keras.layers.GlobalAveragePooling2D()(base(keras.applications.mobilenet_v2.preprocess_input(image)))
-    described = build_describer(size).output_shape[1]
+    described = descriptors.build_describer(size).output_shape[1]
     outputs = [
-        keras.layers.Dense(params.classes, name="category")(features),
+        keras.layers.Dense(settings.classes, name="category")(features),
         keras.layers.Dense(described, name="descriptors")(features),
     ]
     model = keras.Model(image, outputs)
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, params.steps, warmup_target=params.learning_rate, warmup_steps=max(1, params.steps // 20)
+        0.0, settings.steps, warmup_target=settings.learning_rate, warmup_steps=max(1, settings.steps // 20)
     )
     model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=params.weight_decay),
+        keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
         [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mean_squared_error"],
         metrics=[["accuracy"], []],
-        loss_weights=[1.0, params.describe],
+        loss_weights=[1.0, settings.describe],
     )
     return model
 
 
-def train(params: argparse.Namespace) -> None:
-    """Run what is left of the steps, then write the weights."""
+def _begun(settings: Settings, checkpoint: Path):
+    """The model as `checkpoint` has it, where it can be used, or a new one."""
     import keras
 
-    from pretraining.descriptors import build_describer
-
-    model = keras.models.load_model(params.checkpoint) if params.checkpoint.is_file() else build(params)
-    describer = build_describer(params.size)
-    start = int(model.optimizer.iterations)
-    bar = trange(start, params.steps, initial=start, total=params.steps, unit=" steps", disable=None)
-    data = batches(start, params.steps, params.batch_size, params.classes, params.size, params.seed)
-    for step, (images, categories) in zip(bar, data, strict=True):
-        logs = model.train_on_batch(images, [categories, describer.predict_on_batch(images)], return_dict=True)
-        if (step + 1) % CHECKPOINT_STEPS == 0:
-            partial = params.checkpoint.with_name(f".{params.checkpoint.stem}.partial.keras")
-            model.save(partial)
-            os.replace(partial, params.checkpoint)
-            print(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in logs.items()), flush=True)
-            model.reset_metrics()
-    partial = params.out.with_name(f".{params.out.name.split('.')[0]}.partial.weights.h5")
-    model.get_layer("backbone").save_weights(partial)
-    os.replace(partial, params.out)
-    params.checkpoint.unlink(missing_ok=True)
-    sha256 = hashlib.sha256(params.out.read_bytes()).hexdigest()
-    print(f"{params.out}: {params.out.stat().st_size:,} bytes; weights_sha256 for pipeline/backbones.py: {sha256}")
+    model = build(settings)
+    if not checkpoint.exists():
+        return model
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Skipping variable loading")  # of another optimizer
+            found = keras.models.load_model(checkpoint)
+        alike = (found.input_shape, found.output_shape) == (model.input_shape, model.output_shape)
+        if not alike or int(found.optimizer.iterations) > settings.steps:
+            raise ValueError("it is of another training")
+    except Exception as error:  # Keras has many for a file that it cannot use
+        reason = " ".join(str(error).split())[:200]
+        print(f"{checkpoint}: cannot be gone on with ({reason}); training begins anew", file=sys.stderr)
+        return model
+    return found
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The params, with what the command line changes; `out`; and `checkpoint`, a file of these params alone."""
+def train(settings: Settings, out: Path, checkpoint: Path) -> None:
+    """Run what is left of the steps, then write the weights.
+
+    Raises:
+        UserError: where a file cannot be written, or the training diverges.
+    """
+    if not out.name.endswith(".weights.h5"):
+        raise UserError(f"--out {out}: the name must end in .weights.h5, as Keras wants it")
+    outputs = Outputs()
+    try:
+        for file in (out, checkpoint):
+            outputs.path(file)  # what cannot be written is told before the work, not after it
+    finally:
+        outputs.discard()
+    from pretraining import descriptors  # it loads Keras
+
+    model, describer = _begun(settings, checkpoint), descriptors.build_describer(settings.size)
+    start = kept = int(model.optimizer.iterations)
+    print(
+        f"pretraining: {settings.steps} batches of {settings.batch_size} images, {settings.size} px, "
+        f"{settings.classes} categories" + (f"; goes on after batch {start}" if start else ""),
+        flush=True,
+    )
+    bar = trange(start, settings.steps, initial=start, total=settings.steps, unit=" batches", disable=None)
+    data = batches(start, settings.steps, settings.batch_size, settings.classes, settings.size, settings.seed)
+    try:
+        for step, (images, categories) in zip(bar, data, strict=True):
+            targets = [categories, describer.predict_on_batch(images)]
+            logs = model.train_on_batch(images, targets, return_dict=True)
+            if not np.isfinite(logs["loss"]):
+                raise UserError(f"the loss is no number at batch {step + 1}; lower learning_rate, or take another seed")
+            if (step + 1) % CHECKPOINT_STEPS == 0:
+                model.save(outputs.path(checkpoint))
+                outputs.commit()
+                kept = step + 1
+                figures = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
+                bar.write(f"batch {kept}: {figures}")
+                model.reset_metrics()
+    except (KeyboardInterrupt, SystemExit):
+        goes_on = f"goes on after batch {kept}" if kept else "begins anew"
+        print(f"pretraining: stopped; the same command {goes_on}", file=sys.stderr)
+        raise
+    finally:
+        data.close()
+        outputs.discard()
+    partial = outputs.path(out)
+    saved = partial.with_name(f"{partial.name}.weights.h5")
+    model.get_layer("backbone").save_weights(saved)
+    os.replace(saved, partial)
+    outputs.commit()
+    checkpoint.unlink(missing_ok=True)
+    print(f"{out}: {out.stat().st_size:,} bytes, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")
+    print(f"To use it: backbone: tiny and weights: {out} in params.yaml.")
+
+
+def parse(argv: list[str] | None = None) -> tuple[Settings, Path, Path]:
+    """The settings, with what the command line changes; the file to write; the folder for checkpoints.
+
+    Raises:
+        UserError: naming what is not valid.
+    """
     parser = argparse.ArgumentParser(prog="python -m pretraining.train", description=__doc__.split("\n")[0])
-    for name, value in yaml.safe_load(PARAMS.read_text()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    parser.add_argument("--out", type=Path, default=TINY_WEIGHTS)
-    parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parent, help="a folder")
+    for name in Settings.model_fields:
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help="in the place of that in params.yaml")
+    parser.add_argument("--out", type=Path, default=HERE / "tiny.weights.h5", help="the weights; default: %(default)s")
+    parser.add_argument("--checkpoints", type=Path, default=HERE, help="a folder for them; default: %(default)s")
     found = parser.parse_args(argv)
-    of_training = {name: value for name, value in vars(found).items() if name not in ("out", "checkpoints")}
-    digest = hashlib.sha256(repr(sorted(of_training.items())).encode()).hexdigest()[:8]
-    return argparse.Namespace(**of_training, out=found.out, checkpoint=found.checkpoints / f"checkpoint-{digest}.keras")
+    in_file = read_yaml(PARAMS)
+    settings = check(Settings, in_file, PARAMS, "pretraining/train.py")
+    given = {name: text for name in Settings.model_fields if (text := getattr(found, name)) is not None}
+    if given:
+        changes = {name: _value(text) for name, text in given.items()}
+        settings = check(Settings, in_file | changes, Path("command line"), "pretraining/train.py")
+    return settings, found.out, found.checkpoints
 
 
-def main(argv: list[str] | None = None) -> None:
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def main(argv: list[str] | None = None) -> int:
     """Train as params.yaml and the command line say."""
-    train(parse(argv))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow, where Keras runs on it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        settings, out, checkpoints = parse(argv)
+        train(settings, out, settings.checkpoint(checkpoints))
+    except UserError as error:
+        print(f"pretraining: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
 
 
 if __name__ == "__main__":

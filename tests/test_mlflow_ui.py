@@ -61,7 +61,7 @@ def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, brows
     every, best_first = pages
 
     def new_tab():
-        """With nothing remembered: MLflow keeps the columns of the last visit and may prefer them to those of a view."""
+        """With nothing remembered: MLflow may prefer the columns of the last visit to those of a view."""
         tab = browser.new_page(viewport={"width": 1800, "height": 1000})
         tab.set_default_timeout(PATIENCE)
         return tab

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import hashlib
-from argparse import Namespace
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import pytest
+from conftest import ROOT
+from PIL import Image
 
 from pipeline.learning import networks
-from pretraining import train
+from pretraining import formula_images, train
 from pretraining.descriptors import build_describer
 from pretraining.formula_images import FAMILIES, SIGNS, draw, sheet
 
@@ -84,64 +89,166 @@ def test_descriptors_are_standardised_over_the_batch(describer):
 def small(monkeypatch):
     """A network that compiles in a second takes the place of the real one."""
 
-    def build(params: Namespace) -> keras.Model:
-        keras.utils.set_random_seed(params.seed)
-        image = keras.Input((params.size, params.size, 3))
+    def build(settings: train.Settings) -> keras.Model:
+        keras.utils.set_random_seed(settings.seed)
+        image = keras.Input((settings.size, settings.size, 3))
         base = keras.Sequential([keras.layers.Conv2D(4, 5, strides=4)], name="backbone")
         features = keras.layers.GlobalAveragePooling2D()(base(image))
-        lengths = params.classes, build_describer(params.size).output_shape[1]
+        lengths = settings.classes, build_describer(settings.size).output_shape[1]
         model = keras.Model(image, [keras.layers.Dense(length)(features) for length in lengths])
         model.compile("adam", [keras.losses.SparseCategoricalCrossentropy(from_logits=True), "mean_squared_error"])
         return model
 
     monkeypatch.setattr(train, "build", build)
     monkeypatch.setattr(train, "CHECKPOINT_STEPS", 2)
+    was = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, was)
 
 
-def numbers(name: str, folder: Path) -> list[str]:
-    small = "--steps 5 --batch-size 4 --classes 4 --size 32"
-    return [*small.split(), "--out", str(folder / name), "--checkpoints", str(folder)]
+def words(folder: Path, name: str, *more: str) -> list[str]:
+    few = "--steps 5 --batch-size 4 --classes 4 --size 32"
+    return [*few.split(), "--out", str(folder / name), "--checkpoints", str(folder), *more]
 
 
 def run(folder: Path, name: str) -> Path:
-    train.main(numbers(name, folder))
+    assert train.main(words(folder, name)) == 0
     return folder / name
 
 
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path, small, monkeypatch, capsys):
-    whole = run(tmp_path, "whole.weights.h5")
-    assert hashlib.sha256(whole.read_bytes()).hexdigest() in capsys.readouterr().out
-    real, starts = train.batches, []
+def kernels(file: Path) -> list[np.ndarray]:
+    base = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 5, strides=4)])
+    base.load_weights(file)
+    return base.get_weights()
 
-    def killed(start, stop, *arguments):
-        starts.append(start)
+
+@pytest.fixture
+def stopped(tmp_path, small, monkeypatch, capsys) -> Path:
+    """The checkpoint of a training that was stopped in its fourth batch."""
+    real = train.batches
+
+    def interrupted(start, stop, *arguments):
         for number, batch in enumerate(real(start, stop, *arguments)):
-            if len(starts) == 1 and number == 3:
+            if number == 3:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(train, "batches", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "resumed.weights.h5")
-    assert not (tmp_path / "resumed.weights.h5").exists()
-    (checkpoint,) = tmp_path.glob("checkpoint-*.keras")
-    other = train.parse([*numbers("other.weights.h5", tmp_path), "--learning-rate", "0.1"])
-    assert other.checkpoint != checkpoint  # of another training: that is not gone on with
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "batches", interrupted)
+        assert train.main(words(tmp_path, "resumed.weights.h5")) == 130
+    assert "stopped; the same command goes on after batch 2" in capsys.readouterr().err
+    (checkpoint,) = [file for file in tmp_path.iterdir() if "partial" not in file.name]
+    return checkpoint
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, stopped, capsys):
+    settings, _, folder = train.parse(words(tmp_path, "other.weights.h5", "--learning-rate", "0.1"))
+    assert settings.checkpoint(folder) != stopped  # of another training: that is not gone on with
     resumed = run(tmp_path, "resumed.weights.h5")
-    assert starts == [0, 2]
-    assert not checkpoint.exists()
-    weights = []
-    for file in (whole, resumed):
-        base = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 5, strides=4)])
-        base.load_weights(file)
-        weights.append(base.get_weights())
-    for one, other in zip(*weights, strict=True):
+    printed = capsys.readouterr().out
+    assert "goes on after batch 2" in printed
+    assert hashlib.sha256(resumed.read_bytes()).hexdigest() in printed
+    whole = run(tmp_path, "whole.weights.h5")
+    assert {file.name for file in tmp_path.iterdir()} == {"resumed.weights.h5", "whole.weights.h5"}
+    for one, other in zip(kernels(whole), kernels(resumed), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("damage", ["empty", "another network"])
+def test_a_checkpoint_that_cannot_be_used_is_told_and_left_out(tmp_path, stopped, capsys, damage):
+    if damage == "empty":
+        stopped.write_bytes(b"")
+    else:
+        other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        other.compile("adam", "mse")
+        other.save(stopped)
+    run(tmp_path, "new.weights.h5")
+    assert "cannot be gone on with" in capsys.readouterr().err
+    assert not stopped.exists()
+
+
+def test_a_loss_that_is_no_number_leaves_no_weights(tmp_path, small, monkeypatch, capsys):
+    real = train.build
+
+    def build(settings: train.Settings) -> keras.Model:
+        model = real(settings)
+        model.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in model.layers[-1].get_weights()])
+        return model
+
+    monkeypatch.setattr(train, "build", build)
+    assert train.main(words(tmp_path, "none.weights.h5")) == 1
+    assert "the loss is no number at batch 1; lower learning_rate" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--size", "50"], "command line: size must be a multiple of 16 in [32, 128], got 50"),
+        (["--learning-rate", "nan"], "command line: learning_rate must be in (0, 1], got 'nan'"),
+        (["--steps", "0"], "command line: steps must be an integer in [1, 10000000], got 0"),
+        (["--batch-size", "1"], "command line: batch_size must be an integer in [2, 65536], got 1"),
+        (["--out", "weights.bin"], "--out weights.bin: the name must end in .weights.h5"),
+        (["--checkpoints", "file"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(workspace, capsys, more, message):
+    Path("file").touch()
+    assert train.main(words(Path.cwd(), "x.weights.h5", *more)) == 1
+    assert message in capsys.readouterr().err
+    assert [file.name for file in Path.cwd().iterdir()] == ["file"]
+
+
+def test_params_that_lack_a_key_or_have_another_are_refused(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "params.yaml"
+    file.write_text(train.PARAMS.read_text().replace("seed: 1", "sed: 1"))
+    monkeypatch.setattr(train, "PARAMS", file)
+    assert train.main([]) == 1
+    printed = capsys.readouterr().err
+    assert f"{file}: seed is missing" in printed
+    assert f"{file}: sed is not a known key; did you mean 'seed'?" in printed
+
+
+def test_another_process_draws_the_same_images():
+    (images, categories), *_ = train.batches(7, 8, 3, 10, 32, 5)
+    here, known = train.make_batch(7, 3, 10, 32, 5)
+    assert (images == here).all()
+    assert (categories == known).all()
+
+
+def test_a_training_that_is_killed_leaves_no_process_behind():
+    program = """
+import multiprocessing, time
+from pretraining.train import batches
+
+if __name__ == "__main__":
+    drawn = batches(0, 10**6, 2, 4, 32, 0)
+    next(drawn)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert children
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def test_the_sheet_is_written_where_it_is_asked_for(tmp_path, capsys):
+    assert formula_images.main([str(tmp_path / "new folder" / "sheet.PNG")]) == 0
+    (file,) = (tmp_path / "new folder").iterdir()
+    assert Image.open(file).size == (14 * 64, 2 * len(FAMILIES) * 64)
+    assert formula_images.main([str(tmp_path / "sheet.txt")]) == 1
+    assert "must end in .png or .jpg" in capsys.readouterr().err
+
+
 def test_the_network_is_the_one_of_the_table():
-    params = Namespace(classes=3, size=32, steps=10, learning_rate=0.001, weight_decay=0.0, describe=1.0, seed=0)
-    model = train.build(params)
+    settings = train.Settings(
+        classes=3, size=32, batch_size=2, steps=10, learning_rate=0.001, weight_decay=0.0, describe=1.0, seed=0
+    )
+    model = train.build(settings)
     trunk = networks.build_trunk("tiny", "none", 32, "avg", 0)
     shapes = [[weight.shape for weight in network.get_layer("backbone").weights] for network in (model, trunk)]
     assert shapes[0] == shapes[1]

@@ -31,9 +31,9 @@ class Batches(keras.utils.PyDataset):
         weights: (n_classes,) float32, of the classes.
         views: how many augmented views there are: epochs take the images as they are, then view after view, and again.
         seed: shuffles every epoch anew; None keeps the order, and mixes nothing.
-        mixup: alpha of the Beta distribution of shares by which the inputs of a batch, and their targets, are mixed with
-            those of the same batch in another order (https://arxiv.org/abs/1710.09412); 0: nothing is mixed. What is
-            mixed are activations where training starts at such (https://arxiv.org/abs/1806.05236).
+        mixup: alpha of the Beta distribution of the share by which a batch is mixed, inputs and targets, with itself in
+            another order (https://arxiv.org/abs/1710.09412); 0: nothing is mixed. Where training starts at activations,
+            those are mixed (https://arxiv.org/abs/1806.05236).
     """
 
     def __init__(

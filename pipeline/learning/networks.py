@@ -71,8 +71,8 @@ def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed
 
 
 def _checked(file: Path, sha256: str) -> Path:
-    """The file itself, where it is there and has that hash."""
-    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+    """The file itself, where it has that hash."""
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise UserError(
             f"{file}: not the weights that pipeline/backbones.py lists by their sha256; bring them back "
             f"(git checkout -- pipeline/weights/{file.name}), or name the file in `weights:` of params.yaml"
