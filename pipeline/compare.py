@@ -294,7 +294,7 @@ def summary(found: dict[str, Any]) -> str:
     words = {
         "better": f"**{found['head']} is better** than {found['base']}",
         "worse": f"**{found['head']} is worse** than {found['base']}",
-        "no evidence": f"**No evidence** that {found['head']} differs from {found['base']}",
+        "no evidence": f"**No evidence** that {found['head']} differs in accuracy from {found['base']}",
     }[found["verdict"]]
     return (
         f"{words}: accuracy {accuracy['base']:.4f} ({found['base']}) -> {accuracy['head']:.4f} ({found['head']}), "

@@ -57,10 +57,10 @@ def main(params: Params, outputs: Outputs) -> None:
             f"train_head: the best of {len(trials)} trials is {words}: log loss {best.val_loss:.4f}; all of them: "
             f"{paths.TRIALS}"
         )
+    unit = "iteration" if choice.solver() == "lbfgs" else "epoch"
     print(
         f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after "
-        f"{epochs.best['epoch']} {'iterations' if choice.solver() == 'lbfgs' else 'epochs'}; temperature "
-        f"{temperature:.2f}"
+        f"{epochs.best['epoch']} {unit}{'' if epochs.best['epoch'] == 1 else 's'}; temperature {temperature:.2f}"
     )
 
 
