@@ -35,6 +35,7 @@ from pipeline.backbones import BACKBONES, keras_models
 from pipeline.data import pixels
 from pipeline.data.files import Source
 from pipeline.data.sources import open_source
+from pipeline.errors import UserError
 from pipeline.learning import networks
 from pipeline.learning.engine import device_name, keras
 
@@ -134,8 +135,11 @@ def main() -> None:
         wanted.setdefault(name, []).append(int(count) if count else None)
     print(f"on {device_name()}, {arguments.seeds} seeds; test accuracy, mean and deviation")
     print(f"{'':<32} " + " ".join(f"{way:>15}" for way in WAYS) + "     tiny - random     tiny - pixels", flush=True)
-    for name, counts in wanted.items():
-        judge(name, counts, arguments.seeds, arguments.weights, arguments.size)
+    try:
+        for name, counts in wanted.items():
+            judge(name, counts, arguments.seeds, arguments.weights, arguments.size)
+    except UserError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
