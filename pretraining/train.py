@@ -18,6 +18,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,7 +174,9 @@ def train(settings: Settings, out: Path, checkpoint: Path) -> None:
             outputs.path(file)  # what cannot be written is told before the work, not after it
     finally:
         outputs.discard()
-    from pretraining import descriptors  # it loads Keras
+    if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+        import_module("pipeline.learning.engine")  # loads TensorFlow without the lines that it writes then
+    from pretraining import descriptors
 
     model, describer = _begun(settings, checkpoint), descriptors.build_describer(settings.size)
     start = kept = int(model.optimizer.iterations)
@@ -244,7 +247,6 @@ def _value(text: str) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as params.yaml and the command line say."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # of TensorFlow, where Keras runs on it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         settings, out, checkpoints = parse(argv)
