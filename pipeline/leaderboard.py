@@ -14,8 +14,12 @@ import argparse
 import hashlib
 import json
 import math
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,12 +69,11 @@ def experiments(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]
     """
     from dvc.api import exp_show  # a second to import
     from dvc.exceptions import DvcException
-    from dvc.fs import GitFileSystem
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
     try:
-        with Repo() as repo:
+        with Repo() as repo, _committed(repo.scm.root_dir) as content:
             rows, waiting = exp_show(num=commits), {}
             within = Path(repo.root_dir).relative_to(repo.scm.root_dir)
             entries = []
@@ -81,7 +84,7 @@ def experiments(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]
                 if row["rev"] == compare.WORKSPACE:
                     read = _of_folder(Path(repo.root_dir))
                 else:
-                    read = _of_revision(GitFileSystem(scm=repo.scm, rev=row["rev"]), within)
+                    read = _of_revision(content, row["rev"], within)
                 try:
                     entries.append(entry(row["Experiment"] or row["rev"], read, heads))
                 except UserError as error:
@@ -95,14 +98,32 @@ def _of_folder(root: Path) -> Callable[[Path], bytes | None]:
     return lambda path: (root / path).read_bytes() if (root / path).is_file() else None
 
 
-def _of_revision(files: Any, within: Path) -> Callable[[Path], bytes | None]:
-    def read(path: Path) -> bytes | None:
-        try:
-            return files.cat_file(f"/{(within / path).as_posix()}")
-        except OSError:
-            return None
+@contextmanager
+def _committed(root: str) -> Iterator[Callable[[str], bytes | None]]:
+    """The content of `REVISION:PATH` in the repository at `root`, or None, from one process of Git.
 
-    return read
+    DVC's file system of a revision reads through a thread of pygit2, which can wait for ever: its reader clears
+    the signal of a chunk that came since it had looked.
+    """
+    command = ["git", "cat-file", "--batch"]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as git:
+
+        def content(name: str) -> bytes | None:
+            if "\n" in name:
+                return None
+            git.stdin.write(os.fsencode(name) + b"\n")
+            git.stdin.flush()
+            found = re.fullmatch(rb"[0-9a-f]+ (\w+) (\d+)\n", git.stdout.readline())
+            if not found:  # missing, or ambiguous
+                return None
+            data = git.stdout.read(int(found[2]) + 1)[:-1]
+            return data if found[1] == b"blob" else None
+
+        yield content
+
+
+def _of_revision(content: Callable[[str], bytes | None], revision: str, within: Path) -> Callable[[Path], bytes | None]:
+    return lambda path: content(f"{revision}:{(within / path).as_posix()}")
 
 
 def entry(name: str, read: Callable[[Path], bytes | None], heads: bool) -> Entry:
