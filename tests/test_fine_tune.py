@@ -167,7 +167,7 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
     write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True, "train_head.learning_rate": 1e-5})
     run("train_head")
     before, _ = networks.load(paths.HEAD)
-    found = tuned(learning_rate=0.003, confidence=0)
+    found = tuned(learning_rate=0.003, mixup=0, confidence=0)
     assert found["fine_tuned"] is True
     model, _ = networks.load(paths.MODEL)
     trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0).get_layer("backbone")
