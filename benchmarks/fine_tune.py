@@ -44,6 +44,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline import extract, fine_tune, paths, prepare, train_head
 from pipeline.data.pixels import read_images
 from pipeline.data.sources import open_source
+from pipeline.errors import UserError
 from pipeline.learning import calibration, heads, networks
 from pipeline.learning.dataset import load_examples, load_split
 from pipeline.learning.engine import device_name, keras
@@ -187,4 +188,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # e.g. weights that are not here
+        sys.exit(str(error))
