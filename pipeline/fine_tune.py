@@ -41,6 +41,7 @@ from pipeline.learning import (
     fine_tuning,
     heads,
     networks,
+    training,
     trunk_cache,
     verdict,
 )
@@ -158,7 +159,19 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
     read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     parts = [*read, meta, details, tf.__version__, keras.__version__, device_name()]
-    modules = (augmentation, blocks, checkpoint, extraction, fine_tuning, heads, networks, pixels, trunk_cache, verdict)
+    modules = (
+        augmentation,
+        blocks,
+        calibration,
+        checkpoint,
+        extraction,
+        fine_tuning,
+        heads,
+        networks,
+        pixels,
+        training,
+    )
+    modules += (trunk_cache, verdict)
     code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
 

@@ -136,8 +136,9 @@ class TrainHead(HeadChoice):
             except ValidationError as error:
                 detail = error.errors()[0]
                 key = f"its {detail['loc'][0]}" if detail["loc"] else "it"
+                shown = json.dumps(named, default=str)  # YAML knows dates
                 raise ValueError(
-                    f"searched over valid choices; {json.dumps(named)} is none: {key} must be {rule(detail)}"
+                    f"searched over valid choices; {shown} is none: {key} must be {rule(detail)}"
                 ) from error
         return self
 

@@ -128,6 +128,30 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_weights(tmp_path
     assert np.isfinite(tuned.logits).all()
 
 
+def test_a_val_loss_that_is_no_number_stops_and_hides_no_good_epoch(tmp_path, monkeypatch, capsys):
+    predict, calls = fine_tuning.Trainer.predict, iter(range(100))
+    monkeypatch.setattr(
+        fine_tuning.Trainer,
+        "predict",
+        lambda self, *some, **named: predict(self, *some, **named) * (np.nan if next(calls) == 3 else 1),
+    )
+    net, tuned = trained(tmp_path)
+    assert "val loss is no number after epoch 3" in capsys.readouterr().err
+    assert [row["epoch"] for row in tuned.epochs.rows] == [0, 1, 2]
+    assert tuned.candidates.verdict(0.75)[0]
+    assert np.isfinite(values(net)).all()
+    monkeypatch.setattr(fine_tuning.Trainer, "predict", lambda self, *some, **named: np.full((VAL, CLASSES), np.nan))
+    with pytest.raises(UserError, match="no number before any training"):
+        trained(tmp_path)
+
+
+def test_without_warm_up_a_single_step_trains(tmp_path):
+    before = values(network())
+    _, tuned = trained(tmp_path, epochs=1, batch_size=TRAIN, warm_up=0)
+    assert tuned.epochs.rows[1]["val_loss"] < tuned.epochs.rows[0]["val_loss"]
+    assert (values(network()) == before).all()
+
+
 def test_a_batch_in_parts_makes_the_same_step():
     """Parts of unlike sizes too: the weights of the examples add up to the mean over the batch."""
     points, found = Points(), []
@@ -178,7 +202,13 @@ def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeyp
         return original(*arguments)
 
     monkeypatch.setattr(fine_tuning, "_tune", small_device)
-    parted, _ = trained(tmp_path, net=network(dropout=0))
+    points, asked = Points(), []
+    read = points.read
+    monkeypatch.setattr(points, "read", lambda rows, number: asked.append(rows) or read(rows, number))
+    parted, _ = trained(tmp_path, points, net=network(dropout=0))
+    assert (
+        max(len(rows) for rows in asked if rows.min() >= TRAIN) == 4
+    )  # of val, a quarter of a batch goes through at once
     printed = capsys.readouterr().out
     assert "on in 2 parts" in printed
     assert "on in 4 parts" in printed

@@ -221,6 +221,29 @@ def test_a_loss_that_is_no_number_is_told(changes):
         heads.train(broken, broken, CLASSES, choice(**changes), 0)
 
 
+def test_training_stops_where_the_loss_is_no_number_any_more(monkeypatch, capsys):
+    score, calls = heads._score, iter(range(100))
+    nothing = {"val_loss": np.nan, "val_accuracy": 0.0}
+    monkeypatch.setattr(heads, "_score", lambda *some: nothing if next(calls) == 2 else score(*some))
+    head, epochs = heads.train(examples(), examples(), CLASSES, choice(), 0)
+    assert [row["epoch"] for row in epochs.rows] == [1, 2]
+    assert np.isfinite(weights(head)).all()
+    assert "the loss is no number in epoch 3: training stops" in capsys.readouterr().err
+
+
+def test_what_has_converged_at_its_start_is_no_failure():
+    balanced = np.arange(30, dtype=np.int32) % CLASSES
+    nothing = Examples(np.zeros((30, FEATURES), np.float32), balanced, np.zeros((30, 0, FEATURES), np.float32))
+    head, _ = heads.train(nothing, nothing, CLASSES, choice(hidden=[], dropout=0), 0)
+    assert heads.logits(head, nothing) == pytest.approx(np.zeros((30, CLASSES)))
+
+
+def test_what_has_not_converged_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(heads, "MAX_ITERATIONS", 2)
+    heads.train(examples(), examples(), CLASSES, choice(hidden=[], dropout=0), 0)
+    assert "lbfgs has not converged after 2 iterations" in capsys.readouterr().err
+
+
 # --- search
 
 

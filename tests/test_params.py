@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_the_committed_params_are_good():
         ("train_head.search", [1], "train_head.search must be a section of keys with lists of values, e.g. {dropout"),
         ("train_head.search", {"droput": [0]}, "keys of its own, not search.droput; did you mean 'dropout'?"),
         ("train_head.search", {"dropout": []}, "searched over a list of values, not search.dropout []"),
+        ("train_head.search", {"epochs": [date(2020, 1, 1)]}, '{"epochs": "2020-01-01"} is none: its epochs must be'),
         (
             "train_head.search",
             {"dropout": [0, 2]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -51,7 +52,12 @@ class Batches(keras.utils.PyDataset):
         self.targets = targets[rows]
         self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
         self._views, self._seed, self._mixup = views, seed, mixup if seed is not None else 0.0
+        self._whole = batch_size
         self.begin(0)
+
+    def split(self, parts: int) -> None:
+        """Come in batches of a `parts`-th of the size, from here on."""
+        self._batch_size = -(-self._whole // parts)
 
     def begin(self, epoch: int) -> None:
         """Turn to an epoch, counted from 0."""
@@ -146,7 +152,7 @@ class _EachEpoch(keras.callbacks.Callback):
     def __init__(
         self,
         train_set: Batches,
-        after: Callable[[int, dict[str, float]], None],
+        after: Callable[[int, dict[str, float]], bool],
         checkpoint: Callable[[], None],
         average: bool,
     ) -> None:
@@ -166,9 +172,13 @@ class _EachEpoch(keras.callbacks.Callback):
         own = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._average else []
         if self._average:
             self.model.optimizer.finalize_variable_values(variables)
-        self._after(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
+        good = self._after(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
         for variable, value in zip(variables, own, strict=False):
             variable.assign(value)
+        if not good:
+            print(f"fine_tune: val loss is no number after epoch {epoch + 1}: training stops", file=sys.stderr)
+            self.model.stop_training = True
+            return
         self._checkpoint()
 
 
@@ -217,7 +227,7 @@ def tune(job: Job) -> Tuned:
     those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
 
     Raises:
-        UserError: where not one image fits into the memory of the device.
+        UserError: where not one image fits into the memory of the device, or the network has no numbers as it comes.
     """
     variables, parts = job.network.trainable_variables, 1
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
@@ -247,9 +257,13 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     state = [*variables, *random, *trainer.optimizer.variables]
 
     candidates = Candidates.of(job.val_set.targets, 0)
+    job.val_set.split(parts)
 
-    def note(epoch: int, logs: dict[str, float]) -> None:
-        loss, accuracy = candidates.add(trainer.predict(job.val_set, verbose=0))
+    def note(epoch: int, logs: dict[str, float]) -> bool:
+        logits = trainer.predict(job.val_set, verbose=0)
+        if not np.isfinite(logits).all():
+            return False
+        loss, accuracy = candidates.add(logits)
         best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
         if epoch:
             print(
@@ -258,9 +272,14 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
                 flush=True,
             )
         job.tell(best.rows[-1])
+        return True
 
     if not checkpoint.load(state, best, candidates):
-        note(0, {})
+        if not note(0, {}):
+            raise UserError(
+                "fine_tune: what the network makes of val is no number before any training; "
+                "try fine_tune.precision=float32, or ship the head: fine_tune.unfreeze=none"
+            )
         checkpoint.save(state, best, candidates)
     done = best.rows[-1]["epoch"]
     if done:
@@ -284,6 +303,8 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     for candidate in SHARES if choice.interpolate and best.best["epoch"] else ():
         _assign(variables, start, best.weights, candidate)
         between = trainer.predict(job.val_set, verbose=0)
+        if not np.isfinite(between).all():
+            continue
         loss, _ = candidates.add(between)
         if loss < lowest:
             share, lowest, logits = candidate, loss, between
@@ -299,9 +320,11 @@ def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: l
 
 def _optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:
     choice = job.choice
-    warm_up = max(1, round(choice.warm_up * steps))
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=choice.learning_rate, warmup_steps=warm_up
+    warm_up = round(choice.warm_up * steps)
+    decay = partial(keras.optimizers.schedules.CosineDecay, decay_steps=max(1, steps - warm_up))
+    # A warm-up starts at 0, also one of a single step.
+    rate = (
+        decay(0.0, warmup_target=choice.learning_rate, warmup_steps=warm_up) if warm_up else decay(choice.learning_rate)
     )
     optimizer = LayerwiseAdamW(
         rate,

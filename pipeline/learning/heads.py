@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,8 +134,12 @@ def _descend(
         for features, targets in _shuffled(train_set, choice.batch_size, random):
             sums += run(features, targets)
         loss, accuracy = sums / len(train_set)
+        score = _score(judge, val_set)
+        if not np.isfinite([loss, score["val_loss"]]).all():
+            tqdm.write(f"train_head: the loss is no number in epoch {epoch}: training stops", file=sys.stderr)
+            break
         rate = float(optimizer.learning_rate)
-        epochs.note(epoch, loss=loss, accuracy=accuracy, learning_rate=rate, **_score(judge, val_set))
+        epochs.note(epoch, loss=loss, accuracy=accuracy, learning_rate=rate, **score)
         progress.set_postfix(val_loss=epochs.rows[-1]["val_loss"])
         if choice.patience and epochs.epochs_since() >= choice.patience:
             break
@@ -249,6 +254,14 @@ def _converge(
 
     options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0, "maxls": 50}
     start = np.zeros(shape[0] * shape[1] + shape[1])
-    minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=note)
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=note)
+    if not epochs.rows:  # where the start is the end, no iteration is told
+        note(found.x)
+    if found.nit >= MAX_ITERATIONS:
+        print(
+            f"train_head: lbfgs has not converged after {MAX_ITERATIONS} iterations, as with features of very unlike "
+            "scale; more train_head.weight_decay helps, or optimizer=adam",
+            file=sys.stderr,
+        )
     epochs.keep_last()
     return epochs

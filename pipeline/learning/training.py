@@ -62,7 +62,11 @@ class BestEpoch:
         Raises:
             UserError: where its loss is not a number.
         """
-        self.best = self.rows[-1] if self.rows and np.isfinite(self.rows[-1]["val_loss"]) else {}
+        if not np.isfinite(self.rows[-1]["val_loss"]):
+            raise UserError(
+                "the loss is not a number: training diverged; features that are no numbers, or too large ones, do that"
+            )
+        self.best = self.rows[-1]
         self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
         self.restore()
 
