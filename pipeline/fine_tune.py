@@ -170,8 +170,9 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
         networks,
         pixels,
         training,
+        trunk_cache,
+        verdict,
     )
-    modules += (trunk_cache, verdict)
     code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
 

@@ -176,7 +176,10 @@ class _EachEpoch(keras.callbacks.Callback):
         for variable, value in zip(variables, own, strict=False):
             variable.assign(value)
         if not good:
-            print(f"fine_tune: val loss is no number after epoch {epoch + 1}: training stops", file=sys.stderr)
+            text = (
+                f"val loss is no number after epoch {epoch + 1}: training stops; a lower fine_tune.learning_rate helps"
+            )
+            print(f"fine_tune: {text}", file=sys.stderr)
             self.model.stop_training = True
             return
         self._checkpoint()

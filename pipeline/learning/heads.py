@@ -136,7 +136,8 @@ def _descend(
         loss, accuracy = sums / len(train_set)
         score = _score(judge, val_set)
         if not np.isfinite([loss, score["val_loss"]]).all():
-            tqdm.write(f"train_head: the loss is no number in epoch {epoch}: training stops", file=sys.stderr)
+            advice = "a lower train_head.learning_rate helps"
+            tqdm.write(f"train_head: the loss is no number in epoch {epoch}: training stops; {advice}", file=sys.stderr)
             break
         rate = float(optimizer.learning_rate)
         epochs.note(epoch, loss=loss, accuracy=accuracy, learning_rate=rate, **score)
