@@ -4,7 +4,7 @@ Command: python benchmarks/fine_tune.py SOURCE[:IMAGES_A_CLASS]... [--backbone N
 
 A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
 
-linear     a linear head to convergence, weight_decay 0.02
+linear     a linear head, by params.yaml
 sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
 head       what train_head makes by params.yaml
 textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its best epoch on val
@@ -48,9 +48,8 @@ from pipeline.errors import UserError
 from pipeline.learning import calibration, heads, networks
 from pipeline.learning.dataset import load_examples, load_split
 from pipeline.learning.engine import device_name, keras
-from pipeline.params import load_params
+from pipeline.params import LINEAR_DECAY, load_params
 
-LINEAR_DECAY = 0.02
 TEXTBOOK = [
     "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
     "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false",
@@ -118,9 +117,8 @@ def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bo
     """The logits of test by each way, the targets, whether the tuned network is shipped, and seconds."""
     run(prepare, changes)
     run(extract, changes)
-    linear = [f"train_head.{one}" for one in ("hidden=[]", "dropout=0", f"weight_decay={LINEAR_DECAY}")]
     found, test, train_set = {}, load_examples("test"), load_examples("train")
-    run(train_head, [*changes, *linear])
+    run(train_head, [*changes, "train_head.hidden=[]"])
     found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
     other = LogisticRegression(C=1 / (LINEAR_DECAY * len(train_set)), max_iter=1000)
     scores = other.fit(train_set.features, train_set.targets).decision_function(test.features)

@@ -117,7 +117,9 @@ def rule(detail: ErrorDetails) -> str:
         "value_error": lambda: str(detail["ctx"]["error"]),
         "literal_error": lambda: f"one of {detail['ctx']['expected']}",
         "bool_type": lambda: "true or false",
-        "list_type": lambda: "a list of values" if "search" in detail["loc"] else "a list of integers, e.g. [128]",
+        "list_type": lambda: (
+            "a list of values" if "search" in detail["loc"] else "a list of integers, e.g. [128], or null"
+        ),
         "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
         "model_type": lambda: "a section with keys of its own",
     }.get(detail["type"], lambda: "a text, not empty")()

@@ -222,7 +222,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     networks.save(networks.join(trunk_shipped, head), model_file, classes)
     outputs.csv(paths.curves("fine_tune"), curves)
     of_head = {f"head_{name}": value for name, value in of_head.items()}
-    outputs.json(paths.CHOICES, chosen)
+    outputs.json(paths.choices("fine_tune"), chosen)
     outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **of_head, **details})
     print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
 

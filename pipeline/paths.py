@@ -17,7 +17,6 @@ FEATURES_META = Path("features/meta.json")
 TRIALS = Path("plots/train_head_search.csv")
 HEAD = Path("models/head.keras")
 MODEL = Path("models/model.keras")
-CHOICES = Path("reports/fine_tune.json")  # no metrics: a diff of results shows results
 EVALUATION = Path("reports/evaluation.json")
 RESULTS = Path("reports/report.html")  # of all results; no output of a stage: it tells what they cost
 COST = Path("metrics/cost.json")
@@ -32,6 +31,11 @@ PREDICTIONS = Path("predictions/test.csv")
 def metrics(stage: str) -> Path:
     """The metrics of `stage`, JSON."""
     return Path(f"metrics/{stage}.json")
+
+
+def choices(stage: str) -> Path:
+    """What a stage that trains chose where params.yaml leaves it open, JSON; no metrics: a diff shows results."""
+    return Path(f"reports/{stage}.json")
 
 
 def curves(stage: str) -> Path:

@@ -2,7 +2,8 @@
 
 Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
 Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temperature fitted on val in its weights;
-         plots/train_head.csv; plots/train_head_search.csv: a row a trial; metrics/train_head.json.
+         plots/train_head.csv; plots/train_head_search.csv: a row a trial; metrics/train_head.json;
+         reports/train_head.json: what was chosen where params leave it open.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
 """
@@ -28,7 +29,7 @@ def main(params: Params, outputs: Outputs) -> None:
 
     connected = images.connected.to_numpy()
     found, trials = search(train_set, val_set, len(classes), connected, params.train_head, params.seed)
-    choice = params.train_head.choice(**found)
+    choice = params.train_head.choice(**found).settled(len(train_set), len(classes))
     head, epochs = heads.train(train_set, val_set, len(classes), choice, params.seed)
 
     raw = heads.logits(head, val_set)
@@ -40,6 +41,15 @@ def main(params: Params, outputs: Outputs) -> None:
     outputs.csv(paths.curves("train_head"), epochs.curves())
     outputs.csv(paths.TRIALS, trials)
     networks.save(head, head_file, classes)
+    outputs.json(
+        paths.choices("train_head"),
+        {
+            "hidden": choice.hidden,
+            "dropout": choice.dropout,
+            "optimizer": choice.solver(),
+            "weight_decay": choice.weight_decay,
+        },
+    )
     outputs.json(
         paths.metrics("train_head"),
         {
@@ -56,6 +66,11 @@ def main(params: Params, outputs: Outputs) -> None:
         print(
             f"train_head: the best of {len(trials)} trials is {words}: log loss {best.val_loss:.4f}; all of them: "
             f"{paths.TRIALS}"
+        )
+    if params.train_head.hidden is None and not choice.hidden:
+        print(
+            f"train_head: a linear head, for {len(train_set) / len(classes):.0f} images of a class; "
+            "train_head.hidden overrules"
         )
     unit = "iteration" if choice.solver() == "lbfgs" else "epoch"
     print(

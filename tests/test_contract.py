@@ -96,7 +96,7 @@ def test_the_files_have_the_names_that_the_code_gives_them():
         paths.RELIABILITY,
         paths.PRECISION_RECALL,
         paths.ROC,
-        paths.CHOICES,
+        *map(paths.choices, ("train_head", "fine_tune")),
         paths.curves("train_head"),
         paths.TRIALS,
         paths.curves("fine_tune"),

@@ -221,5 +221,5 @@ def test_the_same_bits_again_without_any_cache(done):
 def test_a_fresh_clone_checks_its_params_at_the_door(project: Project):
     project.set(**{"train_head.dropout": 1.5})
     output = project.run("python -m pipeline.params", code=1)
-    assert output == "params.yaml: train_head.dropout must be in [0, 1), got 1.5\n"
+    assert output == "params.yaml: train_head.dropout must be in [0, 1) or null, got 1.5\n"
     assert not Path(project.root / "data").exists()

@@ -58,7 +58,7 @@ def tuned(**changes) -> dict:
     write_params(Path("params.yaml"), **{**QUICK, **{f"fine_tune.{name}": value for name, value in changes.items()}})
     keras.backend.clear_session()  # a process of its own gives layers the same names each time
     run("fine_tune")
-    return json.loads(paths.metrics("fine_tune").read_text()) | json.loads(paths.CHOICES.read_text())
+    return json.loads(paths.metrics("fine_tune").read_text()) | json.loads(paths.choices("fine_tune").read_text())
 
 
 def logits(model: keras.Model) -> np.ndarray:

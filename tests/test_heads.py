@@ -31,9 +31,8 @@ def examples(
 
 def choice(**changes):
     """As params.yaml has it, but for an end of training that a test can wait for."""
-    return load_params(ROOT / "params.yaml").train_head.choice(
-        **{"hidden": [8], "epochs": 15, "learning_rate": 0.01, **changes}
-    )
+    choices = {"hidden": [8], "epochs": 15, "learning_rate": 0.01, **changes}
+    return load_params(ROOT / "params.yaml").train_head.choice(**choices).settled(300, CLASSES)
 
 
 def accuracy(head: keras.Model, judged: Examples) -> float:
@@ -63,6 +62,25 @@ def test_every_kind_of_head_learns(changes):
     head, epochs = heads.train(examples(), examples(seed=1), CLASSES, choice(**changes), 0)
     assert accuracy(head, examples(seed=2)) > 0.9
     assert epochs.best["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "settled"),
+    [
+        (149, {}, ([], 0, 0.02, "lbfgs")),
+        (150, {}, ([128], 0.2, 0, "adam")),
+        (149, {"hidden": [128]}, ([128], 0.2, 0, "adam")),
+        (150, {"hidden": []}, ([], 0, 0.02, "lbfgs")),
+        (150, {"optimizer": "lbfgs"}, ([], 0, 0.02, "lbfgs")),
+        (149, {"optimizer": "adam"}, ([], 0, 0, "adam")),
+        (149, {"dropout": 0.5}, ([], 0.5, 0, "adam")),
+        (149, {"weight_decay": 0}, ([], 0, 0, "lbfgs")),
+    ],
+    ids=str,
+)
+def test_what_is_left_open_follows_from_the_images(images, changes, settled):
+    found = load_params(ROOT / "params.yaml").train_head.choice(**changes).settled(images, CLASSES)
+    assert (found.hidden, found.dropout, found.weight_decay, found.solver()) == settled
 
 
 def test_one_step_moves_every_weight():
@@ -254,7 +272,7 @@ def searching(**changes):
     return TrainHead(**{**raw, "hidden": [8], "epochs": 10, "learning_rate": 0.01, **changes})
 
 
-@pytest.mark.parametrize(("folds", "hidden"), [(None, [[], [16]]), (2, [[16]])])
+@pytest.mark.parametrize(("folds", "hidden"), [(None, [[4], [16]]), (2, [[16]])])
 def test_a_search_finds_what_is_better(folds, hidden):
     choices = searching(search={"learning_rate": [1e-6, 0.01], "hidden": hidden}, search_folds=folds)
     found, table = search(examples(), examples(seed=1), CLASSES, NO_GROUPS, choices, 0)

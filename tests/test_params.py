@@ -16,16 +16,16 @@ from pipeline.params import load_params, main
 def test_the_committed_params_are_good():
     leaves = load_params(ROOT / "params.yaml").leaves()
     assert leaves["backbone"] == "tiny"
-    assert leaves["train_head.hidden"] == [128]
+    assert leaves["train_head.epochs"] == 20
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train_head.dropout", 1.5, "params.yaml: train_head.dropout must be in [0, 1), got 1.5"),
+        ("train_head.dropout", 1.5, "params.yaml: train_head.dropout must be in [0, 1) or null, got 1.5"),
         ("train_head.epochs", 2.5, "params.yaml: train_head.epochs must be an integer in [1, 10000], got 2.5"),
         ("train_head.epochs", True, "params.yaml: train_head.epochs must be an integer in [1, 10000], got True"),
-        ("train_head.hidden", 128, "params.yaml: train_head.hidden must be a list of integers, e.g. [128], got 128"),
+        ("train_head.hidden", 128, "train_head.hidden must be a list of integers, e.g. [128], or null, got 128"),
         ("train_head.hidden", [0], "params.yaml: train_head.hidden[0] must be an integer in [1, 65536], got 0"),
         ("train_head.droput", 0.1, "params.yaml: train_head.droput is not a known key; did you mean 'dropout'?"),
         (
@@ -39,11 +39,11 @@ def test_the_committed_params_are_good():
         ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
         ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),
-        ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1), got '0.2'"),
+        ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1) or null, got '0.2'"),
         (
-            "train_head.optimizer",
-            "lbfgs",
-            "params.yaml: train_head must be of hidden [], dropout 0 and batch_norm false for optimizer lbfgs",
+            "train_head.search",
+            {"optimizer": ["lbfgs"], "hidden": [[8]]},
+            "is none: it must be of hidden [], dropout 0 and batch_norm false for optimizer lbfgs",
         ),
         (
             "train_head.class_weight",
@@ -57,7 +57,7 @@ def test_the_committed_params_are_good():
         (
             "train_head.search",
             {"dropout": [0, 2]},
-            'train_head must be searched over valid choices; {"dropout": 2} is none: its dropout must be in [0, 1)',
+            'must be searched over valid choices; {"dropout": 2} is none: its dropout must be in [0, 1) or null',
         ),
         ("train_head.search", {"hidden": [8]}, "is none: its hidden must be a list of integers, e.g. [128]"),
         ("train_head.search", {"dropout": 0.5}, "train_head.search.dropout must be a list of values, got 0.5"),
@@ -128,7 +128,8 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
-    words |= {"fine_tune.crop": "0.5"}
+    words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
+    words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():

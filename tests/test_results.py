@@ -347,7 +347,7 @@ def test_the_command_makes_the_results_again(workspace):
         Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.dropout": 0.5, "backbone": "vgg16"}
     )
     found = provenance.found()
-    assert found.params == [("backbone", "tiny", "vgg16"), ("train_head.dropout", 0.2, 0.5)]
+    assert found.params == [("backbone", "tiny", "vgg16"), ("train_head.dropout", None, 0.5)]
     assert found.command == f"git checkout {commit} && dvc exp run -S backbone=vgg16 -S train_head.dropout=0.5"
     (root / "pipeline/evaluate.py").write_text("# changed")
     (root / "pipeline/new.py").write_text("# new")

@@ -97,7 +97,7 @@ def test_the_best_epoch_is_kept(here):
 
 
 def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
-    choices = {"train_head.search": {"learning_rate": [1e-6, 0.01], "hidden": [[], [8]]}, "train_head.epochs": 10}
+    choices = {"train_head.search": {"learning_rate": [1e-6, 0.01], "hidden": [[4], [8]]}, "train_head.epochs": 10}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **choices})
     run("train_head")
     trials = pd.read_csv(paths.TRIALS)
@@ -141,11 +141,19 @@ def test_fine_tuning_that_does_harm_is_not_kept(here):
     assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.9
 
 
-def test_training_that_diverges_is_told(here):
-    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.hidden": []})
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("adam", "training diverged; lower the learning_rate"),
+        ("lbfgs", "training diverged; features that are no numbers, or too large ones, do that"),
+    ],
+)
+def test_training_that_diverges_is_told(here, optimizer, message):
+    choices = {"train_head.hidden": [], "train_head.optimizer": optimizer}
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **choices})
     features = np.load(paths.FEATURES["train"])
     np.save(paths.FEATURES["train"], np.full_like(features, np.nan))
-    with pytest.raises(UserError, match="training diverged; lower the learning_rate"):
+    with pytest.raises(UserError, match=message):
         run("train_head")
 
 

@@ -277,8 +277,8 @@ def _artifacts(definition: dict[str, Any]) -> list[str]:
 
 
 def _metrics(stage: str) -> dict[str, float]:
-    """The stage's metrics; of fine_tune also what it chose, which MLflow has one place for."""
-    files = [paths.metrics(stage), *([paths.CHOICES] if stage == "fine_tune" else [])]
+    """The stage's metrics, and what it chose, which MLflow has one place for."""
+    files = [file for file in (paths.metrics(stage), paths.choices(stage)) if file.is_file()]
     return _flat({name: value for file in files for name, value in timings.read(file).items()})
 
 

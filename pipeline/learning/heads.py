@@ -76,6 +76,9 @@ def train(
 
     By lbfgs it is trained to convergence; else left as it was after the epoch with the lowest loss on val.
 
+    Args:
+        choice: a settled one.
+
     Raises:
         UserError: where the loss was never a number.
     """

@@ -62,7 +62,7 @@ class BestEpoch:
         Raises:
             UserError: where its loss is not a number.
         """
-        if not np.isfinite(self.rows[-1]["val_loss"]):
+        if not np.isfinite([self.rows[-1]["loss"], self.rows[-1]["val_loss"]]).all():
             raise UserError(
                 "the loss is not a number: training diverged; features that are no numbers, or too large ones, do that"
             )
