@@ -33,9 +33,6 @@ def _quiet() -> Iterator[None]:
 # its pages took up to two fifths of the processor's time in fine-tuning. No result changes.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**24))  # else 64 GB; so the machine's memory is the limit
-# By itself TensorFlow uses oneDNN only on processors with AVX-512 VNNI or the like. Its own kernels are compiled
-# without AVX2 and FMA: a step of fine-tuning took 1.4 times as long on a processor that has those and no AVX-512.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
     import keras
