@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# Before TensorFlow loads, which by itself uses oneDNN only on processors with AVX-512 VNNI or the like. Its own kernels
-# are compiled without AVX2 and FMA: where a processor has no more, a step of MobileNetV2 takes them 1.4 times
-# as long. Other stages leave it: one image at a time oneDNN is the slower one.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+from pipeline import machine
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", machine.onednn(Path("params.yaml")))  # before TensorFlow loads
 
 from pipeline import paths, stage
 from pipeline.backbones import BACKBONES

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -168,3 +171,17 @@ def test_the_command_checks_files_too(photos, monkeypatch, tmp_path, capsys, cha
 def test_a_missing_file(tmp_path: Path):
     with pytest.raises(UserError, match=r"run from the folder that holds params\.yaml"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_fine_tuning_computes_by_what_its_backbone_is_faster_with(tmp_path: Path):
+    """Said before TensorFlow loads; what the user says wins."""
+    code = "import os, pipeline.fine_tune; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+
+    def used(backbone: str, **said: str) -> str:
+        write_params(tmp_path / "params.yaml", backbone=backbone)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **said}
+        env = {key: value for key, value in env.items() if key != "TF_ENABLE_ONEDNN_OPTS" or key in said}
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
+    assert [used("tiny"), used("mobilenetv2"), used("tiny", TF_ENABLE_ONEDNN_OPTS="1")] == ["0", "1", "1"]
