@@ -107,6 +107,15 @@ def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
     assert json.loads(paths.metrics("train_head").read_text())["val_loss"] == pytest.approx(best.val_loss, abs=1e-4)
     dense = [layer for layer in networks.load(paths.HEAD)[0].layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense[:-1]] == json.loads(best.hidden)
+    assert json.loads(paths.choices("train_head").read_text())["hidden"] == json.loads(best.hidden)
+
+
+def test_few_images_get_a_linear_head_and_it_is_told(here, capsys):
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.hidden": None})
+    run("train_head")
+    assert "train_head: a linear head, for " in capsys.readouterr().out
+    chosen = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs", "weight_decay": 0.02}
+    assert json.loads(paths.choices("train_head").read_text()) == chosen
 
 
 def test_the_head_learns_from_augmented_views(here):
