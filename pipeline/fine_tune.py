@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import machine
+from pipeline.learning import kernels
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", machine.onednn(Path("params.yaml")))  # before TensorFlow loads
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml")))  # before TensorFlow loads
 
 from pipeline import paths, stage
 from pipeline.backbones import BACKBONES
