@@ -53,7 +53,7 @@ def test_without_a_base_in_reach_it_says_so_and_shows_the_run(here, capsys):
     said = capsys.readouterr().out
     assert "**Nothing to compare with**: main: predictions/test.csv is not there" in said
     assert "| accuracy | 0.9333 | 0.8400 to 0.9700 |" in said
-    assert r"| train\_head.hidden | \[128\] | \[256\] |" in said
+    assert r"| train\_head.hidden | null | \[256\] |" in said
 
 
 def test_a_base_that_is_none_is_a_mistake(here, capsys):
