@@ -272,9 +272,9 @@ def searching(**changes):
     return TrainHead(**{**raw, "hidden": [8], "epochs": 10, "learning_rate": 0.01, **changes})
 
 
-@pytest.mark.parametrize(("folds", "hidden"), [(None, [[4], [16]]), (2, [[16]])])
+@pytest.mark.parametrize(("folds", "hidden"), [(None, [[], [16]]), (2, [[16]])])
 def test_a_search_finds_what_is_better(folds, hidden):
-    choices = searching(search={"learning_rate": [1e-6, 0.01], "hidden": hidden}, search_folds=folds)
+    choices = searching(search={"learning_rate": [1e-6, 0.01], "hidden": hidden}, search_folds=folds, dropout=0.2)
     found, table = search(examples(), examples(seed=1), CLASSES, NO_GROUPS, choices, 0)
     assert found["learning_rate"] == 0.01
     assert list(table.columns) == ["trial", "learning_rate", "hidden", "val_loss", "val_accuracy", "rank"]

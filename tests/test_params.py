@@ -20,6 +20,7 @@ def test_the_committed_params_are_good():
     leaves = load_params(ROOT / "params.yaml").leaves()
     assert leaves["backbone"] == "tiny"
     assert leaves["train_head.epochs"] == 20
+    assert leaves["train_head.hidden"] is None
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ def test_the_best_epoch_is_kept(here):
 
 
 def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
-    choices = {"train_head.search": {"learning_rate": [1e-6, 0.01], "hidden": [[4], [8]]}, "train_head.epochs": 10}
+    choices = {"train_head.search": {"learning_rate": [1e-6, 0.01], "hidden": [[], [8]]}, "train_head.epochs": 10}
+    choices["train_head.dropout"] = 0.2  # without, a linear head has no learning rate
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **choices})
     run("train_head")
     trials = pd.read_csv(paths.TRIALS)
