@@ -145,6 +145,21 @@ def test_it_tells_what_the_files_tell(workspace):
     assert not list(Path("reports").glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("computed", "rate", "shown"),
+    [
+        (20, 812.4, "812 images a second, extracted 28 of 48 features"),
+        (0, None, "MB models/model.keras 48 of 48 features"),
+    ],
+)
+def test_it_tells_how_fast_features_came_where_any_were_computed(workspace, computed, rate, shown):
+    workspace(["ant", "bee"], images=10)
+    figures = {"images": 48, "computed": computed, "from_store": 48 - computed, "images_per_second": rate}
+    paths.metrics("extract").write_text(json.dumps({**figures, "device": "CPU, 2 cores"}))
+    results.write()
+    assert shown in text()
+
+
 def test_classes_stand_by_f1_the_worst_first(workspace):
     workspace(["ant", "bee", "cow", "dog"])
     results.write()
