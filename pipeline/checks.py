@@ -72,7 +72,7 @@ def parse_yaml(text: str, path: Path) -> dict[Any, Any]:
     """As `read_yaml`, of the content of a file that messages call `path`."""
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that the calendar has not
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")

@@ -168,12 +168,12 @@ def _predictions(content: bytes, name: str) -> pd.DataFrame:
     return table
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _leaves(values: dict[str, Any]) -> dict[str, Any]:
+    """As Params.leaves gives them, also of keys that this version does not know: what a section holds is a leaf."""
     leaves: dict[str, Any] = {}
-    for name, value in values.items():
-        leaves |= (
-            _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-        )
+    for key, value in values.items():
+        section = isinstance(value, dict) and value
+        leaves |= {f"{key}.{name}": leaf for name, leaf in value.items()} if section else {key: value}
     return leaves
 
 

@@ -163,7 +163,8 @@ def train(
 def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
     read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
-    parts = [*read, meta, details, tf.__version__, keras.__version__, device_name()]
+    kernels_used = os.environ["TF_ENABLE_ONEDNN_OPTS"]
+    parts = [*read, meta, details, tf.__version__, keras.__version__, device_name(), kernels_used]
     modules = (
         augmentation,
         blocks,

@@ -10,6 +10,8 @@ Command: python -m pipeline.train_head
 
 from __future__ import annotations
 
+import json
+
 from pipeline import paths, stage
 from pipeline.learning import calibration, heads, networks
 from pipeline.learning.dataset import load_classes, load_examples, load_split
@@ -62,14 +64,15 @@ def main(params: Params, outputs: Outputs) -> None:
     )
     if found:
         best = trials[trials["rank"] == 1].iloc[0]
-        words = ", ".join(f"{key} {value}" for key, value in found.items())
+        words = ", ".join(f"{key} {json.dumps(value)}" for key, value in found.items())
         print(
             f"train_head: the best of {len(trials)} trials is {words}: log loss {best.val_loss:.4f}; all of them: "
             f"{paths.TRIALS}"
         )
-    if params.train_head.hidden is None and not choice.hidden:
+    asked = params.train_head.choice(**found)
+    if asked.hidden is None and not choice.hidden and asked.optimizer != "lbfgs" and "hidden" not in found:
         print(
-            f"train_head: a linear head, for {len(train_set) / len(classes):.0f} images of a class; "
+            f"train_head: a linear head, for {len(train_set) / len(classes):.0f} images of a class on average; "
             "train_head.hidden overrules"
         )
     unit = "iteration" if choice.solver() == "lbfgs" else "epoch"

@@ -163,6 +163,15 @@ def test_a_killed_stage_goes_on_to_the_same_file(here, monkeypatch):
     assert paths.MODEL.read_bytes() == whole
 
 
+def test_a_training_by_other_kernels_is_not_gone_on_with(here, monkeypatch):
+    """Its last digits are others."""
+    found = set()
+    for value in ("0", "1"):
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
+        found.add(fine_tune.fingerprint(load_params(), {}, {}))
+    assert len(found) == 2
+
+
 def test_batch_norm_of_network_and_head_stays_as_it_was(here):
     write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True, "train_head.learning_rate": 1e-5})
     run("train_head")

@@ -73,6 +73,7 @@ def test_every_kind_of_head_learns(changes):
         (90, {"hidden": []}, ([], 0, 0.02, "lbfgs")),
         (90, {"optimizer": "lbfgs"}, ([], 0, 0.02, "lbfgs")),
         (89, {"optimizer": "adam"}, ([], 0, 0, "adam")),
+        (89, {"batch_norm": True}, ([], 0, 0.02, "lbfgs")),
         (89, {"dropout": 0.5}, ([], 0.5, 0, "adam")),
         (89, {"weight_decay": 0}, ([], 0, 0, "lbfgs")),
     ],
@@ -260,6 +261,14 @@ def test_what_has_not_converged_is_told(monkeypatch, capsys):
     monkeypatch.setattr(heads, "MAX_ITERATIONS", 2)
     heads.train(examples(), examples(), CLASSES, choice(hidden=[], dropout=0), 0)
     assert "lbfgs has not converged after 2 iterations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1, False), (1e30, True)])
+def test_features_that_no_step_suits_are_told(capsys, scale, told):
+    given = examples()
+    scaled = Examples(given.features * np.float32(scale), given.targets, given.views)
+    heads.train(scaled, scaled, CLASSES, choice(hidden=[], dropout=0), 0)
+    assert ("lbfgs has not converged" in capsys.readouterr().err) == told
 
 
 # --- search

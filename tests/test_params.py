@@ -47,7 +47,7 @@ def test_the_committed_params_are_good():
         (
             "train_head.search",
             {"optimizer": ["lbfgs"], "hidden": [[8]]},
-            "is none: it must be of hidden [], dropout 0 and batch_norm false for optimizer lbfgs",
+            "is none: it must be of hidden [] and dropout 0 for optimizer lbfgs",
         ),
         (
             "train_head.class_weight",
@@ -116,6 +116,7 @@ def test_a_class_may_be_named_as_a_number_is(tmp_path: Path):
     [
         ("seed: 1 # \udce9", "not UTF-8"),
         ("a: [", "not valid YAML"),
+        ("seed: 2020-13-45", "not valid YAML: month must be in 1..12"),
         ("- 1", "must hold keys and values, got list"),
         ("seed: 1", "backbone is missing"),
     ],

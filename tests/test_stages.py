@@ -10,13 +10,16 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, write_params
+from conftest import ROOT, SMALL, write_params
 from conftest import run_stages as run
 
 from pipeline import paths, predict
+from pipeline.compare import params_of, read_workspace
 from pipeline.data.pixels import load
 from pipeline.errors import UserError
+from pipeline.journal import records
 from pipeline.learning import networks
+from pipeline.params import load_params
 
 
 @pytest.fixture
@@ -109,6 +112,19 @@ def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
     dense = [layer for layer in networks.load(paths.HEAD)[0].layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense[:-1]] == json.loads(best.hidden)
     assert json.loads(paths.choices("train_head").read_text())["hidden"] == json.loads(best.hidden)
+
+
+def test_a_search_may_leave_open_what_params_may(here, capsys):
+    choices = {"train_head.search": {"dropout": [None, 0.5], "weight_decay": [None]}, "train_head.epochs": 1}
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.hidden": None, **choices})
+    run("train_head")
+    assert "trials is dropout null, weight_decay null: log loss" in capsys.readouterr().out
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    shutil.copytree(ROOT / "pipeline", "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    head = next(item for item in records.collect(load_params().leaves(), "train_head") if item.stage == "train_head")
+    assert [trial["dropout"] for trial in head.trials] == ["null", "0.5"]
+    # What compare and review read knows a search as params.yaml has it.
+    assert params_of(read_workspace, "workspace") == load_params().leaves()
 
 
 def test_few_images_get_a_linear_head_and_it_is_told(here, capsys):

@@ -308,7 +308,8 @@ def _curves(stage: str) -> list[tuple[str, int, float]]:
 def _trials(params: dict[str, Any]) -> list[dict[str, Any]]:
     if not params["train_head.log_trials"] or not paths.TRIALS.is_file():
         return []
-    return pd.read_csv(paths.TRIALS).to_dict("records")
+    # The word null is the value of a param here, not a gap.
+    return pd.read_csv(paths.TRIALS, keep_default_na=False, na_values=[""]).to_dict("records")
 
 
 def _made_by(stage: str, ran: bool) -> dict[str, str]:

@@ -21,6 +21,7 @@ from pipeline.params import HeadChoice
 BLOCK_BYTES = 2**26  # of features that a call works on
 MOMENTUM = 0.9  # of sgd
 MAX_ITERATIONS, TOLERANCE = 1000, 1e-5  # of lbfgs; the largest part of the gradient where it has converged
+STEEP = 0.01  # share of the gradient at its start, with more of which it has not come to an end
 
 
 @dataclass(frozen=True)
@@ -261,10 +262,12 @@ def _converge(
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=note)
     if not epochs.rows:  # where the start is the end, no iteration is told
         note(found.x)
-    if found.nit >= MAX_ITERATIONS:
+    # By the gradient, too: near its end a search that finds nothing lower is what float32 lets it find.
+    steep = np.abs(found.jac).max() > STEEP * np.abs(objective(start)[1]).max()
+    if found.nit >= MAX_ITERATIONS or steep:
         print(
-            f"train_head: lbfgs has not converged after {MAX_ITERATIONS} iterations, as with features of very unlike "
-            "scale; more train_head.weight_decay helps, or optimizer=adam",
+            f"train_head: lbfgs has not converged after {found.nit} iterations, as with features of very unlike or "
+            "very large scale; more train_head.weight_decay helps, or optimizer=adam",
             file=sys.stderr,
         )
     epochs.keep_last()
