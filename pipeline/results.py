@@ -24,12 +24,13 @@ from pipeline.pages.page import render
 
 PARAMS = Path("params.yaml")
 STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
+TRAINING = ("train_head", "fine_tune")
 NEEDED = (
     paths.EVALUATION,
     paths.PREDICTIONS,
     paths.MANIFEST,
     *(paths.metrics(stage) for stage in ("prepare", "train_head", "fine_tune", "evaluate")),
-    *(paths.curves(stage) for stage in ("train_head", "fine_tune")),
+    *(paths.curves(stage) for stage in TRAINING),
     paths.RELIABILITY,
     paths.PRECISION_RECALL,
 )
@@ -73,7 +74,7 @@ def is_current() -> bool:
 
 def _fingerprint() -> str:
     digest = blake3(max_threads=blake3.AUTO)
-    for file in (*NEEDED, PARAMS, paths.COST, paths.metrics("extract")):
+    for file in (*NEEDED, PARAMS, paths.COST, paths.metrics("extract"), *map(paths.choices, TRAINING)):
         digest.update(file.as_posix().encode() + b"\0")
         if file.is_file():
             digest.update_mmap(file)
@@ -105,6 +106,7 @@ def _content() -> dict[str, Any]:
         "wrong": int((table.label != table.predicted).sum()),
         "shipped": findings.shipped(metrics["fine_tune"], params.fine_tune.confidence),
         "warnings": list(findings.warnings(evaluation, metrics["fine_tune"]["fine_tuned"], reliability, len(table))),
+        "chosen": {stage: findings.values(paths.choices(stage)) for stage in TRAINING},
         "charts": [
             *drawings.training("head", paths.curves("train_head"), metrics["train_head"]["best_epoch"]),
             *drawings.training("fine-tuning", paths.curves("fine_tune"), metrics["fine_tune"].get("best_epoch")),

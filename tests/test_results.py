@@ -115,6 +115,8 @@ def text(page: Path = paths.RESULTS) -> str:
 
 def test_it_tells_what_the_files_tell(workspace):
     workspace(["ant", "bee", "cow", "dog"], images=50, accuracy=0.9, model=True)
+    chosen = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs"}
+    paths.choices("train_head").write_text(json.dumps(chosen), encoding="utf-8")
     results.write()
     said, page = text(), paths.RESULTS.read_text(encoding="utf-8")
     evaluation = json.loads(paths.EVALUATION.read_text())
@@ -130,6 +132,8 @@ def test_it_tells_what_the_files_tell(workspace):
     )
     assert "confidence that it is lower is 0.987, and 0.75 is asked for" in said
     assert "1,800 images of 4 classes" in said
+    assert "where params leave it open: hidden [] , dropout 0.0 , optimizer lbfgs ." in said
+    assert "fine_tune, as it was trained" not in said
     assert 'href="data.html"' in page
     table = pd.read_csv(paths.PREDICTIONS)
     first = table[table.label != table.predicted].value_counts(["label", "predicted"])
