@@ -53,7 +53,7 @@ from pipeline.params import LINEAR_DECAY, load_params
 
 TEXTBOOK = [
     "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
-    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false",
+    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false", "folds=0",
 ]  # fmt: skip
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 
@@ -106,11 +106,13 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
     start = time.perf_counter()
     fine_tune.make_repeatable(params.seed)
     trunk = fine_tune.build(params, meta, params.fine_tune.precision)
-    head, _ = networks.load(paths.HEAD)
-    tuned, _ = fine_tune.train(params, trunk, head, meta, None)
+    head, classes = networks.load(paths.HEAD)
+    judges = fine_tune.make_folds(params, len(classes))
+    tuned, judged, chosen = fine_tune.train(params, trunk, head, meta, judges, None)
     seconds = time.perf_counter() - start
-    temperature = calibration.temperature(tuned.logits, load_examples("val").targets)
-    better = tuned.candidates.verdict(params.fine_tune.confidence)[0] and tuned.epochs.best["epoch"] > 0
+    better, _, temperature = fine_tune.verdict_on(
+        tuned, judged, chosen["epochs"], load_examples("val").targets, params.fine_tune.confidence
+    )
     return logits_of_images(trunk, head) / temperature, better, seconds
 
 

@@ -1,6 +1,7 @@
 """Train the last blocks of the backbone with the head, on augmented images; ship the result where it is surely better.
 
-Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras.
+Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras; where folds judge, also
+         features/train.npy, train_views.npy, reports/train_head.json.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside, a
          temperature fitted on val in its weights; plots/fine_tune.csv; metrics/fine_tune.json: what is shipped and, as
          head_... and tuned_..., what it was chosen from, all on val; reports/fine_tune.json: how it was trained where
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -44,6 +46,7 @@ from pipeline.learning import (
     checkpoint,
     defaults,
     fine_tuning,
+    folds,
     heads,
     networks,
     training,
@@ -54,9 +57,10 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.dataset import load_examples, load_split
 from pipeline.learning.engine import device_name, distribution, gpu_names, keras, make_repeatable, policy, take_gpus, tf
 from pipeline.learning.fine_tuning import Batches, Job, Tuned, tune
+from pipeline.learning.folds import Fold, Judged
 from pipeline.learning.training import COLUMNS
 from pipeline.outputs import Outputs
-from pipeline.params import Params
+from pipeline.params import HeadChoice, Params
 
 
 def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
@@ -75,14 +79,32 @@ def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
     return trunk
 
 
+def make_folds(params: Params, n_classes: int) -> list[Fold]:
+    """The folds that judge; none where val does."""
+    train_set, val_set = load_examples("train"), load_examples("val")
+    targets = np.concatenate([train_set.targets, val_set.targets])
+    groups = np.concatenate([load_split(name).connected.to_numpy() for name in ("train", "val")])
+    number = defaults.folds(params.fine_tune, len(val_set), targets, groups)
+    if not number:
+        return []
+    of_head = HeadChoice(**json.loads(paths.choices("train_head").read_text(encoding="utf-8")))
+    return folds.split(folds.together(train_set, val_set), groups, number, n_classes, of_head, params.seed)
+
+
 def train(
-    params: Params, trunk: keras.Model, head: keras.Model, meta: dict[str, Any], batch_size: int | None
-) -> tuple[Tuned, dict[str, Any]] | None:
-    """Fine-tune trunk and head in place; what came of it, and what was chosen on the way.
+    params: Params,
+    trunk: keras.Model,
+    head: keras.Model,
+    meta: dict[str, Any],
+    judges: list[Fold],
+    batch_size: int | None,
+) -> tuple[Tuned, Judged | None, dict[str, Any]] | None:
+    """Fine-tune trunk and head in place; what came of it, what folds say, and what was chosen on the way.
 
     None where nothing of the trunk is to be trained.
 
     Args:
+        judges: of another training each, on all images but its own; none where val judges.
         batch_size: of what is computed once; None for the engine's own.
     """
     choice, size = params.fine_tune, meta["image_size"]
@@ -102,11 +124,12 @@ def train(
         whole = keras.Model(trunk.inputs, head(trunk.output))
         changes = defaults.augmentation(choice, whole, images[count:], source, size, params.seed) if views else NONE
         views = 0 if changes == NONE else views  # all would be alike
+        seen = images.assign(split="train") if judges else images  # folds train on images of val, too
         cached, reason = trunk_cache.choose(
             choice.trunk_cache,
             int(np.prod(where.shape)) if where else None,
-            images=count * (1 + views) + len(images) - count,
-            passes=len(images) * epochs,
+            images=int((seen.split == "train").sum()) * views + len(images),
+            passes=len(images) * epochs * (1 + len(judges)),
             fast=meta["engine"] == "openvino",
             work=blocks.work_below(base, where) if where else 0.0,
         )
@@ -128,36 +151,48 @@ def train(
                 "storage": trunk_cache.STORAGE,
             }
             inputs = stack.enter_context(
-                trunk_cache.activations(run, recipe, images, source, where.shape, size, changes, views)
+                trunk_cache.activations(run, recipe, seen, source, where.shape, size, changes, views)
             )
         else:
             inputs = trunk_cache.Pixels(images, source, size, changes)
         below = blocks.upper(trunk, where) if cached else trunk
         start = keras.Input(below.input_shape[1:])
         network = keras.Model(start, networks.without_softmax(head)(below(start)))
-        batches = partial(
-            Batches,
-            inputs,
-            targets=targets,
-            weights=heads.class_weights(targets[:count], head.output_shape[-1], choice.class_weight),
-            batch_size=choice.batch_size,
-        )
         momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
         details = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
-        with recording.Live("fine_tune", params.leaves()) as live:
-            job = Job(
+        details["folds"] = len(judges)
+        states = paths.kept("fine_tune") / fingerprint(params, meta, details)
+
+        def job(rows: np.ndarray, others: np.ndarray, name: str, **settings: Any) -> Job:
+            weights = heads.class_weights(targets[rows], head.output_shape[-1], choice.class_weight)
+            batches = partial(Batches, inputs, targets=targets, weights=weights, batch_size=choice.batch_size)
+            return Job(
                 network,
-                batches(rows=np.arange(count), views=views, seed=params.seed, mixup=choice.mixup),
-                batches(rows=np.arange(count, len(images)), views=0, seed=None),
+                batches(rows=rows, views=views, seed=params.seed, mixup=choice.mixup),
+                batches(rows=others, views=0, seed=None),
                 [*scales, *[1.0] * len(head.trainable_variables)],
                 choice,
                 epochs,
                 momentum,
-                Checkpoint(paths.kept("fine_tune") / f"{fingerprint(params, meta, details)}.npz"),
-                live,
+                Checkpoint(states.with_name(f"{states.name}{name}.npz")),
+                **settings,
             )
-            tuned = tune(job)
-    return tuned, {**details, "layers_trained": len(scales), "share": tuned.share}
+
+        judged, ended = None, []
+        if judges:
+
+            def of_fold(number: int, fold: Fold, tell: Callable[[dict[str, float]], None]) -> Job:
+                made = job(fold.seen, fold.held_out, f"-fold{number}", tell=tell, fold=True)
+                ended.append(made.checkpoint)
+                return made
+
+            judged = folds.judge(network, head, judges, of_fold, targets, epochs)
+        with recording.Live("fine_tune", params.leaves()) as live:
+            rows = np.arange(len(images))
+            tuned = tune(job(rows[:count], rows[count:], "", tell=live, last=bool(judges)))
+        for state in ended:
+            state.remove()
+    return tuned, judged, {**details, "layers_trained": len(scales), "share": tuned.share}
 
 
 def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
@@ -172,6 +207,7 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
         checkpoint,
         extraction,
         fine_tuning,
+        folds,
         heads,
         networks,
         pixels,
@@ -181,6 +217,24 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
     )
     code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
+
+
+def verdict_on(
+    tuned: Tuned, judged: Judged | None, epochs: int, targets: np.ndarray, confidence: float
+) -> tuple[bool, float, float]:
+    """Whether to ship what was tuned, how sure it is that its loss is lower, and the temperature of its logits.
+
+    Args:
+        judged: what folds say; None where val decides.
+        epochs: that were to be trained.
+        targets: (N,) int32, of val.
+    """
+    best = tuned.epochs.best["epoch"]
+    if judged:
+        better, sure = judged.candidates.verdict(confidence)
+        return better and best == epochs, sure, judged.temperature  # of a training that broke off folds know nothing
+    better, sure = tuned.candidates.verdict(confidence)
+    return better and best > 0, sure, calibration.temperature(tuned.logits, targets)
 
 
 def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
@@ -194,31 +248,31 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         head, classes = networks.load(paths.HEAD)
     val_set = load_examples("val")
     of_head = calibration.metrics(heads.logits(head, val_set), val_set.targets)
+    judges = make_folds(params, len(classes)) if params.fine_tune.unfreeze != "none" else []
     with devices.scope():
-        found = train(params, trunk, head, meta, batch_size)
+        found = train(params, trunk, head, meta, judges, batch_size)
 
-    better, why, details, chosen = False, "fine_tune.unfreeze leaves nothing to train", {}, {}
+    better, why, chosen = False, "fine_tune.unfreeze leaves nothing to train", {}
     curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
+    details: dict[str, Any] = {f"head_{name}": value for name, value in of_head.items()}
     if found:
-        tuned, chosen = found
-        curves = tuned.epochs.curves()
-        temperature = calibration.temperature(tuned.logits, val_set.targets)
-        after = tuned.logits / temperature
-        better, sure = tuned.candidates.verdict(confidence)
-        better = better and tuned.epochs.best["epoch"] > 0
-        of_tuned = calibration.metrics(after, val_set.targets)
-        best_epoch = tuned.epochs.best["epoch"]
-        details = {f"tuned_{name}": value for name, value in of_tuned.items()}
+        tuned, judged, chosen = found
+        curves, best_epoch = tuned.epochs.curves(), tuned.epochs.best["epoch"]
+        better, sure, temperature = verdict_on(tuned, judged, chosen["epochs"], val_set.targets, confidence)
+        details |= judged.metrics() if judged else {}
+        of_tuned = calibration.metrics(tuned.logits / temperature, val_set.targets)
+        shipped_metrics = of_tuned if better else of_head
+        details |= {f"tuned_{name}": value for name, value in of_tuned.items()}
         details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature}
         way = f"{tuned.share:.0%} of the way to " if tuned.share < 1 else ""
+        name, kind = ("folds", "cross-validated") if judged else ("val", "val")
+        losses, hits = ([details[f"{one}_{name}_{of}"] for one in ("tuned", "head")] for of in ("loss", "accuracy"))
         why = (
-            f"{way}epoch {best_epoch} has val loss {of_tuned['val_loss']:.4f} and accuracy "
-            f"{of_tuned['val_accuracy']:.4f}, the head {of_head['val_loss']:.4f} and {of_head['val_accuracy']:.4f}; "
-            f"confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
+            f"{way}epoch {best_epoch} has {kind} loss {losses[0]:.4f} and accuracy {hits[0]:.4f}, the head "
+            f"{losses[1]:.4f} and {hits[1]:.4f}; confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
         )
         if not best_epoch:
             why = "no epoch had a lower loss on val"
-        shipped_metrics = of_tuned if better else of_head
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:
         trunk_shipped.set_weights(trunk.get_weights())
@@ -227,9 +281,8 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         head, _ = networks.load(paths.HEAD)
     networks.save(networks.join(trunk_shipped, head), model_file, classes)
     outputs.csv(paths.curves("fine_tune"), curves)
-    of_head = {f"head_{name}": value for name, value in of_head.items()}
     outputs.json(paths.choices("fine_tune"), chosen)
-    outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **of_head, **details})
+    outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **details})
     print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
 
 

@@ -181,6 +181,12 @@ def _unfreeze(value: Any) -> Any:
     return value
 
 
+def _folds(value: Any) -> Any:
+    if value is None or (type(value) is int and (value == 0 or 2 <= value <= 100)):
+        return value
+    raise ValueError("0, an integer in [2, 100] or null")
+
+
 class FineTune(Section):
     unfreeze: Annotated[int | float | str, BeforeValidator(_unfreeze)]
     epochs: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
@@ -201,6 +207,7 @@ class FineTune(Section):
     jitter: Annotated[float, within(float, "[0, 1)")]
     mixup: Annotated[float, within(float, "[0, 10]")]
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+    folds: Annotated[int | None, BeforeValidator(_folds)]
     confidence: Annotated[float, within(float, "[0, 1)")]
 
 

@@ -90,13 +90,14 @@ def _content() -> dict[str, Any]:
     from pipeline.params import load_params
 
     params = load_params()
+    asked = params.leaves()
     metrics = {stage: findings.values(paths.metrics(stage)) for stage in STAGES}
     evaluation = findings.values(paths.EVALUATION)
     table, probabilities, classes = gallery.predictions()
     reliability = pd.read_csv(paths.RELIABILITY)
     confusion = drawings.confusion(table, classes)
     return {
-        "params": params.leaves(),
+        "params": asked,
         "provenance": provenance.found(),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "metrics": metrics,
@@ -106,7 +107,14 @@ def _content() -> dict[str, Any]:
         "wrong": int((table.label != table.predicted).sum()),
         "shipped": findings.shipped(metrics["fine_tune"], params.fine_tune.confidence),
         "warnings": list(findings.warnings(evaluation, metrics["fine_tune"]["fine_tuned"], reliability, len(table))),
-        "chosen": {stage: findings.values(paths.choices(stage)) for stage in TRAINING},
+        "chosen": {
+            stage: {
+                name: value
+                for name, value in findings.values(paths.choices(stage)).items()
+                if asked.get(f"{stage}.{name}") != value
+            }
+            for stage in TRAINING
+        },
         "charts": [
             *drawings.training("head", paths.curves("train_head"), metrics["train_head"]["best_epoch"]),
             *drawings.training("fine-tuning", paths.curves("fine_tune"), metrics["fine_tune"].get("best_epoch")),

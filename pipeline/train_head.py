@@ -3,7 +3,7 @@
 Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
 Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temperature fitted on val in its weights;
          plots/train_head.csv; plots/train_head_search.csv: a row a trial; metrics/train_head.json;
-         reports/train_head.json: what was chosen where params leave it open.
+         reports/train_head.json: how it was trained, with nothing left open.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
 """
@@ -43,15 +43,7 @@ def main(params: Params, outputs: Outputs) -> None:
     outputs.csv(paths.curves("train_head"), epochs.curves())
     outputs.csv(paths.TRIALS, trials)
     networks.save(head, head_file, classes)
-    outputs.json(
-        paths.choices("train_head"),
-        {
-            "hidden": choice.hidden,
-            "dropout": choice.dropout,
-            "optimizer": choice.solver(),
-            "weight_decay": choice.weight_decay,
-        },
-    )
+    outputs.json(paths.choices("train_head"), choice.model_dump() | {"optimizer": choice.solver()})
     outputs.json(
         paths.metrics("train_head"),
         {

@@ -191,7 +191,7 @@ class Tuned:
 
     Attributes:
         share: how far from its start towards its best epoch the network was left, in (0, 1].
-        logits: (N, n_classes) float32 of val.
+        logits: (N, n_classes) float32 of val; none of a fold.
         candidates: the epochs, the start first, and what was tried between.
     """
 
@@ -210,6 +210,9 @@ class Job:
         scales: of the learning rate, for each trainable variable.
         momentum: of the average of the weights; 0: there is none.
         tell: is given the row of each epoch.
+        last: whether the network is to be left at its last epoch; else at the best one on val.
+        fold: whether it is one of several that are judged together, when all have ended: it prints nothing, leaves its
+            val_set alone, ends at its last epoch, and its state is kept from there on.
     """
 
     network: keras.Model
@@ -221,10 +224,12 @@ class Job:
     momentum: float
     checkpoint: Checkpoint
     tell: Callable[[dict[str, float]], None]
+    last: bool = False
+    fold: bool = False
 
 
 def tune(job: Job) -> Tuned:
-    """Train the network, and leave it as it was best on val.
+    """Train the network, and leave it as it was best on val, or after its last epoch.
 
     Candidates are the epochs, the network as it comes being epoch 0, and with `choice.interpolate` the weights between
     those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
@@ -254,7 +259,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
-    best = BestEpoch(variables)
+    best = BestEpoch(variables, last=job.last or job.fold)
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
@@ -263,12 +268,14 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     job.val_set.split(parts)
 
     def note(epoch: int, logs: dict[str, float]) -> bool:
-        logits = trainer.predict(job.val_set, verbose=0)
-        if not np.isfinite(logits).all():
-            return False
-        loss, accuracy = candidates.add(logits)
-        best.note(epoch, **logs, val_loss=loss, val_accuracy=accuracy)
-        if epoch:
+        if not job.fold:
+            logits = trainer.predict(job.val_set, verbose=0)
+            if not np.isfinite(logits).all():
+                return False
+            loss, accuracy = candidates.add(logits)
+            logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
+        best.note(epoch, **logs)
+        if epoch and not job.fold:
             print(
                 f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}, val loss {loss:.4f}, "
                 f"val accuracy {accuracy:.4f}",
@@ -277,17 +284,21 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
         job.tell(best.rows[-1])
         return True
 
+    def save() -> None:
+        if not job.fold or best.rows[-1]["epoch"] == epochs:
+            checkpoint.save(state, best, candidates)
+
     if not checkpoint.load(state, best, candidates):
         if not note(0, {}):
             raise UserError(
                 "fine_tune: what the network makes of val is no number before any training; "
                 "try fine_tune.precision=float32, or ship the head: fine_tune.unfreeze=none"
             )
-        checkpoint.save(state, best, candidates)
+        save()
     done = best.rows[-1]["epoch"]
-    if done:
+    if done and not job.fold:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
-    each = _EachEpoch(job.train_set, note, lambda: checkpoint.save(state, best, candidates), bool(job.momentum))
+    each = _EachEpoch(job.train_set, note, save, bool(job.momentum))
     try:
         trainer.fit(
             job.train_set,
@@ -295,15 +306,18 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
             epochs=epochs,
             callbacks=[each, keras.callbacks.TerminateOnNaN()],
             shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
-            verbose=1 if sys.stdout.isatty() else 0,
+            verbose=1 if sys.stdout.isatty() and not job.fold else 0,
         )
     except (KeyboardInterrupt, SystemExit):
-        print(f"fine_tune: stopped; the same again goes on after epoch {best.rows[-1]['epoch']}", file=sys.stderr)
+        where = "with this fold" if job.fold else f"after epoch {best.rows[-1]['epoch']}"
+        print(f"fine_tune: stopped; the same again goes on {where}", file=sys.stderr)
         raise
     best.restore()
+    if job.fold:
+        return Tuned(best, 1.0, np.empty((0, 0), np.float32), candidates)
     logits = trainer.predict(job.val_set, verbose=0)
     share, lowest = 1.0, best.best["val_loss"]
-    for candidate in SHARES if choice.interpolate and best.best["epoch"] else ():
+    for candidate in SHARES if choice.interpolate and best.best["epoch"] and not job.last else ():
         _assign(variables, start, best.weights, candidate)
         between = trainer.predict(job.val_set, verbose=0)
         if not np.isfinite(between).all():

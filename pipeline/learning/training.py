@@ -36,14 +36,17 @@ class FusedAdam(keras.optimizers.Adam):
 class BestEpoch:
     """Notes the curves, and the weights of the epoch whose val_loss was the lowest.
 
+    Args:
+        last: whether the last epoch counts as that one, whatever its val_loss.
+
     Attributes:
         rows: a row an epoch: epoch (counted from 1; 0 is before any training), and what is known of the other COLUMNS.
         best: the row of that epoch.
         weights: the values of the variables after it.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable]) -> None:
-        self._variables = variables
+    def __init__(self, variables: Sequence[keras.Variable], last: bool = False) -> None:
+        self._variables, self._last = variables, last
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self.weights: list[np.ndarray] = []
@@ -52,7 +55,7 @@ class BestEpoch:
         """Take the variables as they stand for the result of `epoch`."""
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         self.rows.append(row)
-        if row["val_loss"] < self.best.get("val_loss", float("inf")):
+        if self._last or row["val_loss"] < self.best.get("val_loss", float("inf")):
             self.best = row
             self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
 

@@ -53,14 +53,15 @@ class Candidates:
         """Whether choosing among the candidates is surely better than the first one.
 
         What is best is chosen on each half and judged on the other one, image by image: the log loss must be lower by a
-        one-sided paired t-test, by LEAST_GAIN at least, and no fewer answers right.
+        one-sided paired t-test, by LEAST_GAIN at least, and no fewer answers right. Where there is only one beside the
+        first, nothing is chosen.
 
         Returns:
             The verdict, and how sure the lower loss is, in [0, 1].
         """
         losses, right = np.array(self.losses), np.array(self.right)
-        chosen = np.zeros(len(self.targets), int)
-        for half in (self.second, ~self.second):
+        chosen = np.full(len(self.targets), int(len(losses) == 2))
+        for half in (self.second, ~self.second) if len(losses) > 2 else ():
             if half.any() and not half.all():
                 chosen[~half] = losses[:, half].mean(axis=1).argmin()
         images = np.arange(len(self.targets))

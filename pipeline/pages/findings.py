@@ -72,10 +72,13 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
     """What was shipped, and why."""
     if "tuned_val_loss" not in fine_tune:
         return "The head on the frozen backbone is shipped: fine_tune.unfreeze leaves nothing to train."
+    kind, where = "val", "on the val images its"
+    if "tuned_folds_loss" in fine_tune:
+        kind, where = "folds", "val being small, folds of train and val judged what such training leads to: its"
+    tuned, head = (fine_tune[f"{name}_{kind}_loss"] for name in ("tuned", "head"))
     losses = (
-        f"on the val images its log loss is {fine_tune['tuned_val_loss']:.4f}, that of the head "
-        f"{fine_tune['head_val_loss']:.4f}; the confidence that it is lower is {fine_tune['tuned_confidence']:.3f}, "
-        f"and {confidence:g} is asked for"
+        f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that it is lower is "
+        f"{fine_tune['tuned_confidence']:.3f}, and {confidence:g} is asked for"
     )
     if fine_tune["fine_tuned"]:
         return f"The fine-tuned network is shipped: {losses}."
