@@ -9,7 +9,7 @@ sklearn    LogisticRegression of scikit-learn on the same features, with the C t
 head       what train_head makes by params.yaml
 textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its best epoch on val
 tuned      what fine_tune trains by params.yaml
-final      what it ships: tuned, where it is surely better on val, else the head
+final      what it ships: tuned, where val or folds say that it is surely better, else the head
 
 A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
 on the test images of all seeds together.

@@ -64,7 +64,7 @@ def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
     fine_tune.recording.Live = lambda *_: contextlib.nullcontext(clock)
     trunk = fine_tune.build(params, meta, "float32")
     head, _ = networks.load(paths.HEAD)
-    tuned, _ = fine_tune.train(params, trunk, head, meta, None)
+    tuned, _, _ = fine_tune.train(params, trunk, head, meta, [], None)
     return clock.seconds(), clock.ends[0] - start, tuned.epochs.best["val_accuracy"]
 
 

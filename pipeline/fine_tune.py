@@ -3,9 +3,9 @@
 Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras; where folds judge, also
          features/train.npy, train_views.npy, reports/train_head.json.
 Writes:  models/model.keras: (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), resize and preprocessing inside, a
-         temperature fitted on val in its weights; plots/fine_tune.csv; metrics/fine_tune.json: what is shipped and, as
-         head_... and tuned_..., what it was chosen from, all on val; reports/fine_tune.json: how it was trained where
-         params leave it open.
+         temperature fitted on val, or by folds, in its weights; plots/fine_tune.csv; metrics/fine_tune.json: what is
+         shipped and, as head_... and tuned_..., what it was chosen from, on val and by folds; reports/fine_tune.json:
+         how it was trained where params leave it open.
 Params:  backbone, weights, seed, data, fine_tune.
 Command: python -m pipeline.fine_tune
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from pipeline.learning import kernels
 
@@ -87,7 +87,12 @@ def make_folds(params: Params, n_classes: int) -> list[Fold]:
     number = defaults.folds(params.fine_tune, len(val_set), targets, groups)
     if not number:
         return []
-    of_head = HeadChoice(**json.loads(paths.choices("train_head").read_text(encoding="utf-8")))
+    file = paths.choices("train_head")
+    try:
+        of_head = HeadChoice(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError, TypeError) as error:
+        raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
+    print(f"fine_tune: {number} folds of train and val judge: as many trainings before that of the network itself")
     return folds.split(folds.together(train_set, val_set), groups, number, n_classes, of_head, params.seed)
 
 
@@ -161,9 +166,9 @@ def train(
         momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
         details = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
         details["folds"] = len(judges)
-        states = paths.kept("fine_tune") / fingerprint(params, meta, details)
+        kept = paths.kept("fine_tune") / fingerprint(params, meta, details, judges)
 
-        def job(rows: np.ndarray, others: np.ndarray, name: str, **settings: Any) -> Job:
+        def job(rows: np.ndarray, others: np.ndarray, state: Checkpoint | None, tell: Any, last: bool) -> Job:
             weights = heads.class_weights(targets[rows], head.output_shape[-1], choice.class_weight)
             batches = partial(Batches, inputs, targets=targets, weights=weights, batch_size=choice.batch_size)
             return Job(
@@ -174,28 +179,30 @@ def train(
                 choice,
                 epochs,
                 momentum,
-                Checkpoint(states.with_name(f"{states.name}{name}.npz")),
-                **settings,
+                state,
+                tell,
+                last,
             )
 
-        judged, ended = None, []
+        judged = None
         if judges:
-
-            def of_fold(number: int, fold: Fold, tell: Callable[[dict[str, float]], None]) -> Job:
-                made = job(fold.seen, fold.held_out, f"-fold{number}", tell=tell, fold=True)
-                ended.append(made.checkpoint)
-                return made
-
-            judged = folds.judge(network, head, judges, of_fold, targets, epochs)
+            judged = folds.judge(
+                network,
+                head,
+                judges,
+                lambda fold, tell: job(fold.seen, fold.held_out, None, tell, last=True),
+                targets,
+                epochs,
+                kept,
+            )
+        rows, state = np.arange(len(images)), Checkpoint(kept.with_name(f"{kept.name}.npz"))
         with recording.Live("fine_tune", params.leaves()) as live:
-            rows = np.arange(len(images))
-            tuned = tune(job(rows[:count], rows[count:], "", tell=live, last=bool(judges)))
-        for state in ended:
-            state.remove()
+            tuned = tune(job(rows[:count], rows[count:], state, live, last=bool(judges)))
+        folds.forget(kept)
     return tuned, judged, {**details, "layers_trained": len(scales), "share": tuned.share}
 
 
-def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -> str:
+def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any], judges: list[Fold]) -> str:
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
     read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     kernels_used = os.environ["TF_ENABLE_ONEDNN_OPTS"]
@@ -216,7 +223,8 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any]) -
         verdict,
     )
     code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
-    return hashlib.sha256(b"".join([repr(parts).encode(), paths.HEAD.read_bytes(), *code])).hexdigest()[:16]
+    made = [paths.HEAD.read_bytes(), *(fold.digest() for fold in judges)]
+    return hashlib.sha256(b"".join([repr(parts).encode(), *made, *code])).hexdigest()[:16]
 
 
 def verdict_on(
@@ -271,7 +279,11 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
             f"{way}epoch {best_epoch} has {kind} loss {losses[0]:.4f} and accuracy {hits[0]:.4f}, the head "
             f"{losses[1]:.4f} and {hits[1]:.4f}; confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
         )
-        if not best_epoch:
+        if judged:
+            details["finished"] = best_epoch == chosen["epochs"]
+        if judged and not details["finished"]:
+            why = f"training broke off after epoch {best_epoch}, its loss being no number"
+        elif not best_epoch:
             why = "no epoch had a lower loss on val"
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:

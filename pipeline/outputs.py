@@ -60,9 +60,9 @@ class Outputs:
         self._partial[final] = partial
         return partial
 
-    def json(self, final: Path, value: Any) -> Path:
-        """Write `value` as JSON, its floats rounded; returns the temporary name."""
-        text = json.dumps(_rounded(value), indent=2, ensure_ascii=False, allow_nan=False)
+    def json(self, final: Path, value: Any, exact: bool = False) -> Path:
+        """Write `value` as JSON, its floats rounded but where they are to be read back; returns the temporary name."""
+        text = json.dumps(value if exact else _rounded(value), indent=2, ensure_ascii=False, allow_nan=False)
         partial = self.path(final)
         partial.write_text(text + "\n", encoding="utf-8")
         return partial

@@ -43,7 +43,7 @@ def main(params: Params, outputs: Outputs) -> None:
     outputs.csv(paths.curves("train_head"), epochs.curves())
     outputs.csv(paths.TRIALS, trials)
     networks.save(head, head_file, classes)
-    outputs.json(paths.choices("train_head"), choice.model_dump() | {"optimizer": choice.solver()})
+    outputs.json(paths.choices("train_head"), choice.model_dump() | {"optimizer": choice.solver()}, exact=True)
     outputs.json(
         paths.metrics("train_head"),
         {

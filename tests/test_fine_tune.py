@@ -168,7 +168,7 @@ def test_a_training_by_other_kernels_is_not_gone_on_with(here, monkeypatch):
     found = set()
     for value in ("0", "1"):
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
-        found.add(fine_tune.fingerprint(load_params(), {}, {}))
+        found.add(fine_tune.fingerprint(load_params(), {}, {}, []))
     assert len(found) == 2
 
 

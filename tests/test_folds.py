@@ -14,8 +14,7 @@ from conftest import run_stages as run
 
 from pipeline import fine_tune, paths
 from pipeline.errors import UserError
-from pipeline.learning import defaults, folds, networks
-from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning import defaults, folds, heads, networks
 from pipeline.learning.fine_tuning import Batches, Job
 from pipeline.learning.heads import Examples
 from pipeline.params import load_params
@@ -64,7 +63,7 @@ def test_what_judges_has_not_seen_what_is_judged(examples, tmp_path):
     made = folds.split(examples, np.arange(IMAGES), 4, CLASSES, LINEAR, seed=0)
     on_seen = []
 
-    def job(number: int, fold: folds.Fold, tell) -> Job:
+    def job(fold: folds.Fold, tell) -> Job:
         assert (head.get_weights()[0] == fold.head[0]).all()
         train_set = Batches(inputs, examples.targets, fold.seen, ones, 8, 0, seed=0)
         val_set = Batches(inputs, examples.targets, fold.held_out, ones, 8, 0, seed=None)
@@ -73,10 +72,9 @@ def test_what_judges_has_not_seen_what_is_judged(examples, tmp_path):
             tell(row)
             on_seen.append(row.get("accuracy"))
 
-        checkpoint = Checkpoint(tmp_path / f"{number}.npz")
-        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, checkpoint, told, fold=True)
+        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, None, told, last=True)
 
-    judged = folds.judge(network, head, made, job, examples.targets, 20)
+    judged = folds.judge(network, head, made, job, examples.targets, 20, tmp_path / "kept")
     assert on_seen[-1] > 0.9
     assert judged.metrics()["tuned_folds_accuracy"] < 0.6
     assert judged.metrics()["head_folds_accuracy"] < 0.6
@@ -102,6 +100,7 @@ def test_images_of_val_stand_in_the_place_of_their_views():
         (None, 10, [3, 2], 5, 3),
         (None, 10, [20, 20], 4, 4),
         (None, 1, [1, 1], 2, 0),
+        (None, 10, [501, 500], 1001, 0),
         (0, 10, [20, 20], 40, 0),
         (3, 1000, [20, 20], 40, 3),
     ],
@@ -128,10 +127,31 @@ def here(tmp_path: Path, extracted, monkeypatch) -> Path:
     return tmp_path
 
 
+def test_folds_train_heads_as_the_head_was(here, monkeypatch):
+    """Also where it was by numbers that no metric is written with."""
+    write_params(Path("params.yaml"), **{**load_params().leaves(), "train_head.weight_decay": 2e-9})
+    run("train_head")
+    used = []
+    monkeypatch.setattr(folds, "split", lambda *some: used.append(some[4]) or [])
+    fine_tune.make_folds(load_params(), CLASSES)
+    assert used == [load_params().train_head.choice(optimizer="lbfgs").settled(1, CLASSES)]
+
+
 def tuned() -> dict:
     keras.backend.clear_session()  # a process of its own gives layers the same names each time
     run("fine_tune")
     return json.loads(paths.metrics("fine_tune").read_text())
+
+
+def test_no_head_has_a_temperature_of_its_own(examples):
+    """It would be fitted on the images that judge, and make the heads look better than they are."""
+    made = folds.split(examples, np.arange(IMAGES), 4, CLASSES, LINEAR, seed=0)
+    scales = []
+    for fold in made:
+        head, _ = heads.train(examples.some(fold.seen), examples.some(fold.held_out), CLASSES, LINEAR, 0, bar=False)
+        scales.append(np.median(head.get_weights()[0] / fold.head[0]))
+        assert fold.logits == pytest.approx(heads.logits(head, examples.some(fold.held_out)) / scales[-1], abs=1e-4)
+    assert np.ptp(scales) == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -149,7 +169,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
     assert "epoch 2 has cross-validated loss {:.4f} and accuracy {:.4f}, the head {:.4f}".format(*losses) in said
 
 
-def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monkeypatch):
+def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monkeypatch, capsys):
     monkeypatch.setattr(folds.Candidates, "verdict", lambda self, confidence: (True, 1.0))
     original = fine_tune.tune
 
@@ -171,44 +191,46 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
     found = tuned()
     assert found["fine_tuned"] is False
     assert found["best_epoch"] == 1
+    assert "broke off after epoch 1, its loss being no number" in capsys.readouterr().out
 
 
-def test_killed_in_a_fold_it_goes_on_there_to_the_same_file(here, monkeypatch):
+def test_a_fold_that_breaks_off_says_that_nothing_was_learned(here, monkeypatch):
+    def broken(job):
+        found = tune(job)
+        found.epochs.best = {"epoch": 1}
+        return found
+
+    tune = folds.tune
+    monkeypatch.setattr(folds, "tune", broken)
+    found = tuned()
+    assert found["fine_tuned"] is False
+    assert found["tuned_folds_loss"] == pytest.approx(np.log(3), abs=1e-4)
+
+
+def test_killed_in_a_fold_it_goes_on_there_to_the_same_file(here, monkeypatch, capsys):
+    """With dropout in the head, whose random numbers go on from fold to fold were they not set back."""
+    params = {**load_params().leaves(), "train_head.hidden": [8], "train_head.dropout": 0.3}
+    write_params(Path("params.yaml"), **params)
+    run("train_head")
     tuned()
     whole, state = paths.MODEL.read_bytes(), paths.kept("fine_tune")
     assert not list(state.iterdir())
-    trained, judge = [], folds.judge
+    trained, tune = [], folds.tune
 
-    def killed(*some, **named):
-        with monkeypatch.context() as patch:
-            tune = folds.tune
-
-            def stop(job):
-                if trained:
-                    object.__setattr__(
-                        job, "tell", lambda row: (_ for _ in ()).throw(SystemExit) if row["epoch"] == 2 else None
-                    )
-                trained.append(job)
-                return tune(job)
-
-            patch.setattr(folds, "tune", stop)
-            return judge(*some, **named)
+    def stop(job):
+        if trained:
+            raise SystemExit
+        trained.append(job)
+        return tune(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folds, "judge", killed)
+        patch.setattr(folds, "tune", stop)
         with pytest.raises(SystemExit):
             tuned()
     assert len(list(state.iterdir())) == 1
-    seen = []
-    fit = fine_tune.fine_tuning.Trainer.fit
-    monkeypatch.setattr(
-        fine_tune.fine_tuning.Trainer,
-        "fit",
-        lambda self, *some, **named: (seen.append(named["epochs"] - named["initial_epoch"]), fit(self, *some, **named))[
-            1
-        ],
-    )
+    monkeypatch.setattr(folds, "tune", lambda job: (trained.append(job), tune(job))[1])
     tuned()
-    assert seen == [0, 2, 2]
+    assert len(trained) == 2
+    assert "fold 1 of 2, as it was before it was stopped:" in capsys.readouterr().out
     assert paths.MODEL.read_bytes() == whole
     assert not list(state.iterdir())

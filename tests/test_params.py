@@ -74,6 +74,8 @@ def test_the_committed_params_are_good():
         ("fine_tune.unfreeze", True, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
         ("fine_tune.trunk_cache", "maybe", "fine_tune.trunk_cache must be one of 'auto', 'on' or 'off', got 'maybe'"),
         ("fine_tune.ema", 1, "params.yaml: fine_tune.ema must be in [0, 1) or null, got 1"),
+        ("fine_tune.folds", 1, "params.yaml: fine_tune.folds must be 0, an integer in [2, 100] or null, got 1"),
+        ("fine_tune.folds", True, "params.yaml: fine_tune.folds must be 0, an integer in [2, 100] or null, got True"),
         ("fine_tune.confidence", 1, "params.yaml: fine_tune.confidence must be in [0, 1), got 1"),
         ("gate.max_drop", -1, "params.yaml: gate.max_drop must be in [0, 1] or null, got -1"),
         ("gate.max_latency_ms", 0, "params.yaml: gate.max_latency_ms must be in (0, 1000000] or null, got 0"),

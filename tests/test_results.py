@@ -292,8 +292,12 @@ def test_an_image_that_is_another_now_is_not_shown(workspace):
         ({"fine_tuned": False}, "The head as it was is shipped. Fine-tuning was tried: on the val images its log loss"),
         (
             {"fine_tuned": False, "tuned_folds_loss": 0.75, "head_folds_loss": 0.7},
-            "Fine-tuning was tried: val being small, folds of train and val judged what such training leads to: "
+            "Fine-tuning was tried: folds of train and val judged what such training leads to: "
             "its log loss is 0.7500, that of the head 0.7000;",
+        ),
+        (
+            {"fine_tuned": False, "best_epoch": 0, "finished": False, "tuned_folds_loss": 0.1, "head_folds_loss": 0.7},
+            "The head as it was is shipped: fine-tuning broke off after epoch 0, its loss being no number.",
         ),
         ({"fine_tuned": False, "best_epoch": 0}, "no epoch of fine-tuning lowered the log loss"),
     ],

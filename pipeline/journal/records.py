@@ -101,7 +101,7 @@ def collect(
     way = headline.way(command, tags.get("git_dirty") == "true", params["data.source"], digest)
     records = []
     for place, stage in enumerate(standing(stages, lock, params, _md5, _is_as_locked, just_ran)):
-        ran, metrics, costs = stage == just_ran, _metrics(stage), timings.of(stage)
+        ran, metrics, costs = stage == just_ran, _metrics(stage, params), timings.of(stage)
         artifacts = _artifacts(stages[stage])
         figures = headline.metrics(stage, metrics, costs)
         records.append(
@@ -276,10 +276,12 @@ def _artifacts(definition: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metrics(stage: str) -> dict[str, float]:
-    """The stage's metrics, and what it chose, which MLflow has one place for."""
-    files = [file for file in (paths.metrics(stage), paths.choices(stage)) if file.is_file()]
-    return _flat({name: value for file in files for name, value in timings.read(file).items()})
+def _metrics(stage: str, params: dict[str, Any]) -> dict[str, float]:
+    """The stage's metrics, and what it chose where params leave it open, which MLflow has one place for."""
+    found, chosen = (
+        timings.read(file) if file.is_file() else {} for file in (paths.metrics(stage), paths.choices(stage))
+    )
+    return _flat(found | {name: value for name, value in chosen.items() if params.get(f"{stage}.{name}") != value})
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -20,6 +20,21 @@ from pipeline.learning.verdict import Candidates
 LEFT_SECONDS = 7 * 86400.0
 
 
+def write(file: Path, **arrays: np.ndarray) -> None:
+    """Write an .npz that appears whole or not at all.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
+    try:
+        np.savez(partial, **arrays)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 class Checkpoint:
     """What an epoch leaves, in a file that appears whole or not at all; it is removed when training has ended.
 
@@ -48,13 +63,7 @@ class Checkpoint:
         arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
         arrays |= {"losses": np.array(candidates.losses), "right": np.array(candidates.right)}
         text = json.dumps({"rows": epochs.rows, "best": epochs.best})
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.file.with_name(f".{self.file.stem}.partial.{os.getpid()}.npz")
-        try:
-            np.savez(partial, text=np.frombuffer(text.encode(), np.uint8), **arrays)
-            os.replace(partial, self.file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write(self.file, text=np.frombuffer(text.encode(), np.uint8), **arrays)
 
     def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> bool:
         """Take up the state that is kept; False where there is none."""

@@ -18,8 +18,8 @@ STEPS, EPOCHS, MAX_VIEWS = 750, (5, 30), 9
 # The share of all steps that the average of the weights reaches back over. On flowers the val loss of the average does
 # not jump from epoch to epoch, as that of the weights themselves does.
 AVERAGED = 0.2
-# Below so many images of val, as many folds judge in its place.
-FEW, FOLDS = 50, 5
+# Below so many images of val, of at most so many with train, as many folds judge in its place.
+FEW, AT_MOST, FOLDS = 50, 1000, 5
 PROBES = 1000  # images of val that tell how they may be changed
 # What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
 # that it cannot tell any more may be of another class, as a digit is.
@@ -47,7 +47,7 @@ def folds(choice: FineTune, val_images: int, targets: np.ndarray, groups: np.nda
     if choice.folds is not None:
         return choice.folds
     most = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
-    return most if val_images < FEW and most > 1 else 0
+    return most if val_images < FEW and len(targets) <= AT_MOST and most > 1 else 0
 
 
 def augmentation(

@@ -191,8 +191,8 @@ class Tuned:
 
     Attributes:
         share: how far from its start towards its best epoch the network was left, in (0, 1].
-        logits: (N, n_classes) float32 of val; none of a fold.
-        candidates: the epochs, the start first, and what was tried between.
+        logits: (N, n_classes) float32 of val.
+        candidates: the epochs, the start first, and what was tried between; of a fold only the start.
     """
 
     epochs: BestEpoch
@@ -211,8 +211,7 @@ class Job:
         momentum: of the average of the weights; 0: there is none.
         tell: is given the row of each epoch.
         last: whether the network is to be left at its last epoch; else at the best one on val.
-        fold: whether it is one of several that are judged together, when all have ended: it prints nothing, leaves its
-            val_set alone, ends at its last epoch, and its state is kept from there on.
+        checkpoint: None for one of several folds: it neither keeps nor prints anything, nor looks at val on the way.
     """
 
     network: keras.Model
@@ -222,10 +221,9 @@ class Job:
     choice: FineTune
     epochs: int
     momentum: float
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     tell: Callable[[dict[str, float]], None]
     last: bool = False
-    fold: bool = False
 
 
 def tune(job: Job) -> Tuned:
@@ -259,7 +257,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
-    best = BestEpoch(variables, last=job.last or job.fold)
+    best = BestEpoch(variables, last=job.last)
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
@@ -268,14 +266,14 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     job.val_set.split(parts)
 
     def note(epoch: int, logs: dict[str, float]) -> bool:
-        if not job.fold:
+        if checkpoint or not epoch:
             logits = trainer.predict(job.val_set, verbose=0)
             if not np.isfinite(logits).all():
                 return False
             loss, accuracy = candidates.add(logits)
             logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
         best.note(epoch, **logs)
-        if epoch and not job.fold:
+        if epoch and checkpoint:
             print(
                 f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}, val loss {loss:.4f}, "
                 f"val accuracy {accuracy:.4f}",
@@ -285,10 +283,10 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
         return True
 
     def save() -> None:
-        if not job.fold or best.rows[-1]["epoch"] == epochs:
+        if checkpoint:
             checkpoint.save(state, best, candidates)
 
-    if not checkpoint.load(state, best, candidates):
+    if not checkpoint or not checkpoint.load(state, best, candidates):
         if not note(0, {}):
             raise UserError(
                 "fine_tune: what the network makes of val is no number before any training; "
@@ -296,7 +294,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
             )
         save()
     done = best.rows[-1]["epoch"]
-    if done and not job.fold:
+    if done:
         print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
     each = _EachEpoch(job.train_set, note, save, bool(job.momentum))
     try:
@@ -306,17 +304,15 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
             epochs=epochs,
             callbacks=[each, keras.callbacks.TerminateOnNaN()],
             shuffle=False,  # of the batches, which each epoch of the dataset orders by itself
-            verbose=1 if sys.stdout.isatty() and not job.fold else 0,
+            verbose=1 if sys.stdout.isatty() and checkpoint else 0,
         )
     except (KeyboardInterrupt, SystemExit):
-        where = "with this fold" if job.fold else f"after epoch {best.rows[-1]['epoch']}"
+        where = "with this fold" if not checkpoint else f"after epoch {best.rows[-1]['epoch']}"
         print(f"fine_tune: stopped; the same again goes on {where}", file=sys.stderr)
         raise
     best.restore()
-    if job.fold:
-        return Tuned(best, 1.0, np.empty((0, 0), np.float32), candidates)
     logits = trainer.predict(job.val_set, verbose=0)
-    share, lowest = 1.0, best.best["val_loss"]
+    share, lowest = 1.0, best.best.get("val_loss", np.inf)
     for candidate in SHARES if choice.interpolate and best.best["epoch"] and not job.last else ():
         _assign(variables, start, best.weights, candidate)
         between = trainer.predict(job.val_set, verbose=0)
@@ -326,7 +322,8 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
         if loss < lowest:
             share, lowest, logits = candidate, loss, between
     _assign(variables, start, best.weights, share)
-    checkpoint.remove()
+    if checkpoint:
+        checkpoint.remove()
     return Tuned(best, share, logits, candidates)
 
 

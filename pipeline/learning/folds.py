@@ -5,19 +5,24 @@ That is the way of training, as in any cross-validation; what is shipped is then
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import hashlib
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.learning import calibration, heads, networks
+from pipeline.learning import calibration, checkpoint, heads, networks
 from pipeline.learning.engine import keras
-from pipeline.learning.fine_tuning import Batches, Job, tune
+from pipeline.learning.fine_tuning import Job, tune
 from pipeline.learning.heads import Examples
 from pipeline.learning.verdict import Candidates
 from pipeline.params import HeadChoice
@@ -31,11 +36,18 @@ class Fold:
         seen: (n,) the rows that are trained on.
         held_out: (m,) the rows that judge.
         head: the weights of a head that was trained on `seen`.
+        logits: (m, n_classes) float32 of it, for `held_out`.
     """
 
     seen: np.ndarray
     held_out: np.ndarray
     head: list[np.ndarray]
+    logits: np.ndarray
+
+    def digest(self) -> bytes:
+        """Of all that shapes what is trained from here."""
+        arrays = [self.seen, self.held_out, *self.head]
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).digest()
 
 
 def together(train_set: Examples, val_set: Examples) -> Examples:
@@ -67,15 +79,21 @@ def split(
             parts = list(kind.split(groups, examples.targets, groups))
     except ValueError as error:
         raise UserError(f"params.yaml: fine_tune.folds {number}: {error}; lower it, or 0 for val") from error
-    folds = []
+    trained = []
     for seen, held_out in parts:
         if not len(held_out):
             continue
         # Where heads stop at the best epoch, these do so on the images that judge them: the bar is a little too high.
         others = examples.some(held_out)
         head, _ = heads.train(examples.some(seen), others, n_classes, choice, seed, bar=False)
-        networks.divide_logits(head, calibration.temperature(heads.logits(head, others), others.targets))
-        folds.append(Fold(seen, held_out, head.get_weights()))
+        trained.append((seen, held_out, head, heads.logits(head, others)))
+    # One for all: one each, of the few images that it is then judged by, would make heads look better than they are.
+    rows = np.concatenate([held_out for _, held_out, *_ in trained])
+    temperature = calibration.temperature(np.concatenate([logits for *_, logits in trained]), examples.targets[rows])
+    folds = []
+    for seen, held_out, head, logits in trained:
+        networks.divide_logits(head, temperature)
+        folds.append(Fold(seen, held_out, head.get_weights(), logits / np.float32(temperature)))
     return folds
 
 
@@ -104,38 +122,69 @@ def judge(
     network: keras.Model,
     head: keras.Model,
     folds: Sequence[Fold],
-    job: Callable[[int, Fold, Callable[[dict[str, float]], None]], Job],
+    job: Callable[[Fold, Callable[[dict[str, float]], None]], Job],
     targets: np.ndarray,
     epochs: int,
+    kept: Path,
 ) -> Judged:
     """Train `network`, which ends with the layers of `head`, once a fold; it is left as it came.
 
     Args:
-        job: makes the training of a fold, by its number and by what is to be told its epochs.
+        job: makes the training of a fold, by it and by what is to be told its epochs.
         targets: (N,) int32, of all images.
+        kept: the start of the names of files, a fold each, from which a judgement that was stopped goes on.
     """
-    start, logits = network.get_weights(), np.zeros((2, len(targets), head.output_shape[-1]), np.float32)
+    start = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+    logits = np.zeros((2, len(targets), head.output_shape[-1]), np.float32)
     progress = tqdm(total=len(folds) * epochs, desc=f"fine_tune: {len(folds)} folds", unit=" epochs", disable=None)
 
-    def tell(number: int, row: dict[str, float]) -> None:
-        progress.update(number * epochs + row["epoch"] - progress.n)
+    def tell(before: int, row: dict[str, float]) -> None:
+        progress.update(before + row["epoch"] - progress.n)
 
     for number, fold in enumerate(folds):
-        network.set_weights(start)
-        head.set_weights(fold.head)
-        training = job(number, fold, partial(tell, number))
-        logits[0, fold.held_out] = _logits(network, training.val_set)
-        tune(training)
-        logits[1, fold.held_out] = _logits(network, training.val_set)
+        file = kept.with_name(f"{kept.name}-fold{number}.npz")
+        found = _read(file, fold.logits.shape)
+        again = ", as it was before it was stopped" if found is not None else ""
+        if found is None:
+            _assign(network, start)
+            head.set_weights(fold.head)
+            tuned = tune(job(fold, partial(tell, number * epochs)))
+            # What broke off, or makes no numbers, knows nothing: all classes alike.
+            good = tuned.epochs.best["epoch"] == epochs and np.isfinite(tuned.logits).all()
+            found = tuned.logits if good else np.zeros_like(fold.logits)
+            with contextlib.suppress(OSError):  # then a kill costs more
+                checkpoint.write(file, logits=found)
+            del tuned
+            gc.collect()  # the optimizer, which keeps itself alive
+        logits[:, fold.held_out] = fold.logits, found
+        before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
         progress.update((number + 1) * epochs - progress.n)
+        name = f"fold {number + 1} of {len(folds)}{again}"
+        progress.write(f"fine_tune: {name}: {after} of {len(found)} images right, {before} by the head")
     progress.close()
-    network.set_weights(start)
+    _assign(network, start)
     candidates = Candidates.of(targets, 0)
     for each in logits:
         candidates.add(each)
     return Judged(candidates, calibration.temperature(logits[1], targets))
 
 
-def _logits(network: keras.Model, batches: Batches) -> np.ndarray:
-    """Zeros where they are no numbers: a network that knows nothing."""
-    return np.nan_to_num(network.predict(batches, verbose=0), nan=0, posinf=0, neginf=0)
+def forget(kept: Path) -> None:
+    """Remove what `judge` has kept."""
+    for file in kept.parent.glob(f"{kept.name}-fold*.npz"):
+        file.unlink(missing_ok=True)
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            logits = arrays["logits"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it is trained again
+        return None
+    return logits if logits.shape == shape else None
+
+
+def _assign(network: keras.Model, values: list[np.ndarray]) -> None:
+    """Dropout's place in its random numbers is among them, which set_weights leaves out."""
+    for variable, value in zip(network.variables, values, strict=True):
+        variable.assign(value)

@@ -74,7 +74,7 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
         return "The head on the frozen backbone is shipped: fine_tune.unfreeze leaves nothing to train."
     kind, where = "val", "on the val images its"
     if "tuned_folds_loss" in fine_tune:
-        kind, where = "folds", "val being small, folds of train and val judged what such training leads to: its"
+        kind, where = "folds", "folds of train and val judged what such training leads to: its"
     tuned, head = (fine_tune[f"{name}_{kind}_loss"] for name in ("tuned", "head"))
     losses = (
         f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that it is lower is "
@@ -82,6 +82,9 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
     )
     if fine_tune["fine_tuned"]:
         return f"The fine-tuned network is shipped: {losses}."
+    if not fine_tune.get("finished", True):
+        epoch = fine_tune["best_epoch"]
+        return f"The head as it was is shipped: fine-tuning broke off after epoch {epoch}, its loss being no number."
     if not fine_tune["best_epoch"]:
         return "The head as it was is shipped: no epoch of fine-tuning lowered the log loss on the val images."
     return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right."
