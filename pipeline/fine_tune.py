@@ -279,6 +279,8 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
             f"{way}epoch {best_epoch} has {kind} loss {losses[0]:.4f} and accuracy {hits[0]:.4f}, the head "
             f"{losses[1]:.4f} and {hits[1]:.4f}; confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
         )
+        if not better and sure >= confidence:
+            why += ", but fewer answers are right"
         if judged:
             details["finished"] = best_epoch == chosen["epochs"]
         if judged and not details["finished"]:

@@ -112,7 +112,9 @@ def test_folds_judge_where_val_is_small(asked, val, classes, groups, number):
 
 
 def test_more_folds_than_images_are_refused(examples):
-    with pytest.raises(UserError, match=r"params.yaml: fine_tune.folds 21: .*; lower it, or 0 for val"):
+    with pytest.raises(
+        UserError, match=r"params.yaml: fine_tune.folds 21: no class has so many images in train and val; lower it"
+    ):
         folds.split(examples, np.arange(IMAGES), 21, CLASSES, LINEAR, seed=0)
 
 
@@ -166,6 +168,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
     assert chosen["folds"] == 2
     said = capsys.readouterr().out.splitlines()[-1]
     losses = (found["tuned_folds_loss"], found["tuned_folds_accuracy"], found["head_folds_loss"])
+    assert ("but fewer answers are right" in said) is not better
     assert "epoch 2 has cross-validated loss {:.4f} and accuracy {:.4f}, the head {:.4f}".format(*losses) in said
 
 

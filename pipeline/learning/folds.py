@@ -70,7 +70,7 @@ def split(
         choice: how the head was trained, a settled one.
 
     Raises:
-        UserError: where there are fewer images of each class, or groups, than folds.
+        UserError: where each class has fewer images than there are folds.
     """
     try:
         with warnings.catch_warnings():
@@ -78,7 +78,9 @@ def split(
             kind = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
             parts = list(kind.split(groups, examples.targets, groups))
     except ValueError as error:
-        raise UserError(f"params.yaml: fine_tune.folds {number}: {error}; lower it, or 0 for val") from error
+        raise UserError(
+            f"params.yaml: fine_tune.folds {number}: no class has so many images in train and val; lower it, or 0"
+        ) from error
     trained = []
     for seen, held_out in parts:
         if not len(held_out):
