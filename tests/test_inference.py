@@ -84,6 +84,10 @@ def test_precision_is_that_which_is_asked_for(images):
         assert 1e-4 < error < 0.1
 
 
+def test_float32_is_float32_on_gpus():
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 def test_a_precision_that_the_processor_lacks_is_told(monkeypatch):
     import openvino
 

@@ -149,7 +149,7 @@ class TensorFlowEngine(Engine):
 
     Args:
         build: makes the trunk.
-        precision: float32 (without TensorFloat-32), or mixed with bfloat16 or float16.
+        precision: float32, or mixed with bfloat16 or float16.
         devices: names of TensorFlow's devices; by default all GPUs, else the CPU.
     """
 
@@ -169,7 +169,6 @@ class TensorFlowEngine(Engine):
         # With some networks TensorFlow rounds otherwise in batches of another size.
         self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
         if gpus:
-            tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
             self.device = ", ".join(sorted(set(gpu_names())))
         trunks = []
         for device in devices:
