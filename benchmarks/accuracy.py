@@ -1,98 +1,195 @@
-"""What a choice of extract or train_head is worth: the head's test accuracy, and the time, against params.yaml.
+"""What heads and fine-tuning are worth on the test split, over several splits of the same images.
 
-Command: python benchmarks/accuracy.py PHOTOS [CHANGE...] [--backbone mobilenetv2] [--seeds 10] [--set KEY=VALUE]...
+Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--set KEY=VALUE]
 
-A CHANGE is KEY=VALUE as `dvc exp run -S` takes it; what --set sets is so in all of them. For each seed the images are
-split anew, by the fractions of params.yaml, and a head is trained with each change. Differences are paired, split by
-split, with their standard error. The seconds of extraction are those of computing everything, measured when it was
-computed.
+A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
 
-Whether hidden layers pay where images are few, 14 to train and 3 for val of 160 images of a class (35 and 7:
-0.04375 and 0.7375):
+linear     a linear head, by params.yaml
+sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
+head       what train_head makes by params.yaml
+textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its best epoch on val
+tuned      what fine_tune trains by params.yaml
+final      what it ships: tuned, where val or folds say that it is surely better, else the head
 
-    accuracy.py PHOTOS 'train_head.hidden=[]' 'train_head.hidden=[128]' --set prepare.split=exact
-        --set prepare.near_distance=0 --set prepare.val_fraction=0.01875 --set prepare.test_fraction=0.89375
+A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
+on the test images of all seeds together.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has it, but for tiny
 
+import numpy as np
+from choices import run
 from dvc.utils.hydra import apply_overrides
+from paired import difference, spread
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
-from pipeline import extract, paths, prepare, train_head
-from pipeline.learning import heads, networks
-from pipeline.learning.dataset import load_examples
-from pipeline.learning.engine import device_name
-from pipeline.outputs import Outputs
-from pipeline.params import load_params
+from pipeline import extract, fine_tune, paths, prepare, train_head
+from pipeline.data.pixels import read_images
+from pipeline.data.sources import open_source
+from pipeline.errors import UserError
+from pipeline.learning import calibration, heads, networks
+from pipeline.learning.dataset import load_examples, load_split
+from pipeline.learning.engine import device_name, keras
+from pipeline.params import LINEAR_DECAY, load_params
 
-CHANGES = ("extract.views=2", "extract.views=8", "extract.storage=float16", "extract.precision=bfloat16")
+TEXTBOOK = [
+    "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
+    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false", "folds=0",
+]  # fmt: skip
+WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 
 
-def run(stage: ModuleType, changes: list[str]) -> float:
-    """Seconds that the stage took with params.yaml of this repository and `changes`."""
+class Silent(contextlib.AbstractContextManager):
+    """In the place of recording.Live."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __call__(self, row: dict[str, float]) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def sample(source: Path, count: int | None, folder: Path) -> int:
+    """Copy `count` images a class of the source into `folder`, or all; returns how many."""
+    if source.is_dir():
+        files = {file.relative_to(source).as_posix(): file.read_bytes for file in source.rglob("*") if file.is_file()}
+    else:
+        archive = zipfile.ZipFile(source)
+        files = {name: (lambda name=name: archive.read(name)) for name in archive.namelist() if not name.endswith("/")}
+    classes: dict[str, list[str]] = {}
+    for name in sorted(files):
+        if name.lower().endswith((".jpg", ".jpeg", ".png")):
+            classes.setdefault(Path(name).parent.name, []).append(name)
+    chosen = [
+        name for names in classes.values() for name in random.Random(0).sample(names, min(count or 10**9, len(names)))
+    ]
+    for name in chosen:
+        target = folder / Path(name).parent.name / Path(name).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(files[name]())
+    return len(chosen)
+
+
+def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
+    """Of the test images, by the network as it stands."""
+    params, test = load_params(), load_split("test")
+    network = keras.Model(trunk.inputs, networks.without_softmax(head)(trunk.output))
+    with open_source(params.data.source, params.data.root) as source:
+        batches = read_images(source, list(test.path), list(test.file_hash), trunk.input_shape[1], 32)
+        return np.concatenate([networks.predict(network, batch, 32) for batch in batches])
+
+
+def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
+    """Fine-tune without shipping: logits of test, whether they would be shipped, and seconds."""
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     apply_overrides("params.yaml", changes)
-    outputs, start = Outputs(), time.perf_counter()
-    stage.main(load_params(), outputs)
-    outputs.commit()
-    return time.perf_counter() - start
+    params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+    start = time.perf_counter()
+    fine_tune.make_repeatable(params.seed)
+    trunk = fine_tune.build(params, meta, params.fine_tune.precision)
+    head, classes = networks.load(paths.HEAD)
+    judges = fine_tune.make_folds(params, len(classes))
+    tuned, judged, chosen = fine_tune.train(params, trunk, head, meta, judges, None)
+    seconds = time.perf_counter() - start
+    better, _, temperature = fine_tune.verdict_on(
+        tuned, judged, chosen["epochs"], load_examples("val").targets, params.fine_tune.confidence
+    )
+    return logits_of_images(trunk, head) / temperature, better, seconds
 
 
-def head_accuracy() -> float:
-    head, _ = networks.load(paths.HEAD)
-    test = load_examples("test")
-    return float((heads.logits(head, test).argmax(axis=1) == test.targets).mean())
+def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bool, dict[str, float]]:
+    """The logits of test by each way, the targets, whether the tuned network is shipped, and seconds."""
+    run(prepare, changes)
+    run(extract, changes)
+    found, test, train_set = {}, load_examples("test"), load_examples("train")
+    run(train_head, [*changes, "train_head.hidden=[]"])
+    found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
+    other = LogisticRegression(C=1 / (LINEAR_DECAY * len(train_set)), max_iter=1000)
+    scores = other.fit(train_set.features, train_set.targets).decision_function(test.features)
+    found["sklearn"] = scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
+    seconds = {"head": run(train_head, changes)}
+    found["head"] = heads.logits(networks.load(paths.HEAD)[0], test)
+    found["textbook"], _, seconds["textbook"] = tuned_logits([*changes, *(f"fine_tune.{one}" for one in TEXTBOOK)])
+    found["tuned"], shipped, seconds["tuned"] = tuned_logits(changes)
+    found["final"] = found["tuned"] if shipped else found["head"]
+    return found, test.targets, shipped, seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("changes", nargs="*", default=CHANGES, metavar="CHANGE")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE[:IMAGES_A_CLASS]")
     parser.add_argument("--backbone", default="mobilenetv2")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="always")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
-    source = f"data.source={json.dumps(str(arguments.photos.resolve()))}"
-    chosen = [f"backbone={arguments.backbone}", source, *arguments.always]
-    ways = ["params.yaml", *arguments.changes]
-    accuracy, extracting, training = ({way: [] for way in ways} for _ in range(3))
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        os.environ.pop("DVC_ROOT", None)
-        for seed in range(arguments.seeds):
-            run(prepare, [*chosen, f"seed={seed}"])
-            for way in ways:
-                changes = [*chosen, f"seed={seed}", *([] if way == "params.yaml" else [way])]
-                run(extract, changes)
-                ledger = json.loads(paths.metrics("extract").read_text())
-                extracting[way].append(ledger["seconds"] + ledger["seconds_saved"])
-                training[way].append(run(train_head, changes))
-                accuracy[way].append(head_accuracy())
-        os.chdir(ROOT)
-    print(f"\n{arguments.backbone} on {device_name()}, {arguments.seeds} splits")
-    print(f"{'':<32} test accuracy    against params.yaml  extraction  training, a split")
-    for way in ways:
-        against = [a - b for a, b in zip(accuracy[way], accuracy["params.yaml"], strict=True)]
-        error = statistics.stdev(against) / len(against) ** 0.5 if arguments.seeds > 1 else 0.0
+    os.environ.pop("DVC_ROOT", None)
+    fine_tune.recording.Live = Silent  # there is no repository to record
+    print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
+    print(
+        f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",
+        flush=True,
+    )
+    for text in arguments.sources:
+        name, _, count = text.partition(":")
+        with tempfile.TemporaryDirectory() as folder:
+            images = sample(Path(name).resolve(), int(count) if count else None, Path(folder) / "images")
+            os.chdir(folder)
+            accuracy, seconds, shipped, judged = {way: [] for way in WAYS}, [], 0, []
+            for seed in range(arguments.seeds):
+                changes = [f"backbone={arguments.backbone}", "data.source=images", "prepare.split=exact"]
+                changes += [f"seed={seed}", *arguments.changes]
+                with contextlib.redirect_stdout(io.StringIO()):
+                    found, targets, better, took = one_split(changes)
+                shipped += better
+                seconds.append(took)
+                judged.append((found["final"], targets))
+                for way in WAYS:
+                    accuracy[way].append(float((found[way].argmax(axis=1) == targets).mean()))
+                print(
+                    f"{text}, seed {seed}: "
+                    + ", ".join(f"{way} {values[-1]:.4f}" for way, values in accuracy.items())
+                    + f"; {'shipped' if better else 'not shipped'}; seconds: "
+                    + ", ".join(f"{way} {value:.0f}" for way, value in took.items()),
+                    file=sys.stderr,
+                    flush=True,
+                )
+            os.chdir(ROOT)
+        probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
+        targets = np.concatenate([targets for _, targets in judged])
+        error = calibration.calibration_error(probabilities, targets)
+        columns = [spread(values) for values in accuracy.values()]
+        gains = [difference(accuracy["final"], accuracy[other]) for other in ("head", "textbook")]
         print(
-            f"{way:<32} {statistics.mean(accuracy[way]):>13.4f}    {statistics.mean(against):>+8.4f} +- {error:.4f}  "
-            f"{statistics.median(extracting[way]):>8.1f} s  {statistics.median(training[way]):>8.1f} s"
+            f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
+            + " ".join(f"{column:>15}" for column in columns)
+            + f" {gains[0]:>16}  {gains[1]:>16} "
+            + f"{shipped:>6} of {arguments.seeds} {error:.3f}  seconds: "
+            + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
+            flush=True,
         )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:  # e.g. weights that are not here
+        sys.exit(str(error))

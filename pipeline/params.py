@@ -26,7 +26,7 @@ MAX_GRID = 10_000  # combinations of a search
 MAX_BLOCKS = 10_000
 # Training images of a class, on average, below which a head is linear where `hidden` is left open, and its weight
 # decay: with 14 of a class hidden layers were less accurate by 1.6 +- 0.5 points on flowers, with 35 by 0.6 +- 0.4
-# (benchmarks/accuracy.py, see there).
+# (benchmarks/choices.py, see there).
 LINEAR_BELOW, LINEAR_DECAY = 30, 0.02
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
