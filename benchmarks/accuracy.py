@@ -7,7 +7,7 @@ A SOURCE is a folder or a .zip of class folders. For each seed the images are sp
 linear     a linear head, by params.yaml
 sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
 head       what train_head makes by params.yaml
-textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its best epoch on val
+textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs
 tuned      what fine_tune trains by params.yaml
 final      what it ships: tuned, where val or folds say that it is surely better, else the head
 
@@ -53,7 +53,7 @@ from pipeline.params import LINEAR_DECAY, load_params
 
 TEXTBOOK = [
     "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
-    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "interpolate=false", "folds=0",
+    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "folds=0",
 ]  # fmt: skip
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 

@@ -34,7 +34,7 @@ from pipeline.learning.engine import device_name, keras, tf
 from pipeline.params import Params, load_params
 
 EPOCHS, TURNS = 4, 3
-PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", f"epochs={EPOCHS}", "interpolate=false", "trunk_cache=on"]
+PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", f"epochs={EPOCHS}", "trunk_cache=on"]
 
 
 class Clock(keras.callbacks.Callback):

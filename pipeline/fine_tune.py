@@ -168,7 +168,7 @@ def train(
         details["folds"] = len(judges)
         kept = paths.kept("fine_tune") / fingerprint(params, meta, details, judges)
 
-        def job(rows: np.ndarray, others: np.ndarray, state: Checkpoint | None, tell: Any, last: bool) -> Job:
+        def job(rows: np.ndarray, others: np.ndarray, state: Checkpoint | None, tell: Any) -> Job:
             weights = heads.class_weights(targets[rows], head.output_shape[-1], choice.class_weight)
             batches = partial(Batches, inputs, targets=targets, weights=weights, batch_size=choice.batch_size)
             return Job(
@@ -181,7 +181,6 @@ def train(
                 momentum,
                 state,
                 tell,
-                last,
             )
 
         judged = None
@@ -190,16 +189,16 @@ def train(
                 network,
                 head,
                 judges,
-                lambda fold, tell: job(fold.seen, fold.held_out, None, tell, last=True),
+                lambda fold, tell: job(fold.seen, fold.held_out, None, tell),
                 targets,
                 epochs,
                 kept,
             )
         rows, state = np.arange(len(images)), Checkpoint(kept.with_name(f"{kept.name}.npz"))
         with recording.Live("fine_tune", params.leaves()) as live:
-            tuned = tune(job(rows[:count], rows[count:], state, live, last=bool(judges)))
+            tuned = tune(job(rows[:count], rows[count:], state, live))
         folds.forget(kept)
-    return tuned, judged, {**details, "layers_trained": len(scales), "share": tuned.share}
+    return tuned, judged, {**details, "layers_trained": len(scales)}
 
 
 def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any], judges: list[Fold]) -> str:
@@ -230,19 +229,18 @@ def fingerprint(params: Params, meta: dict[str, Any], details: dict[str, Any], j
 def verdict_on(
     tuned: Tuned, judged: Judged | None, epochs: int, targets: np.ndarray, confidence: float
 ) -> tuple[bool, float, float]:
-    """Whether to ship what was tuned, how sure it is that its loss is lower, and the temperature of its logits.
+    """Whether to ship what was tuned, how sure it is that it is better, and the temperature of its logits.
 
     Args:
         judged: what folds say; None where val decides.
         epochs: that were to be trained.
         targets: (N,) int32, of val.
     """
-    best = tuned.epochs.best["epoch"]
     if judged:
-        better, sure = judged.candidates.verdict(confidence)
-        return better and best == epochs, sure, judged.temperature  # of a training that broke off folds know nothing
-    better, sure = tuned.candidates.verdict(confidence)
-    return better and best > 0, sure, calibration.temperature(tuned.logits, targets)
+        better, sure = judged.states.verdict(confidence)
+        finished = tuned.epochs.best["epoch"] == epochs
+        return better and finished, sure, judged.temperature  # of a training that broke off folds know nothing
+    return *tuned.states.verdict(confidence), calibration.temperature(tuned.logits, targets)
 
 
 def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
@@ -265,28 +263,27 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     details: dict[str, Any] = {f"head_{name}": value for name, value in of_head.items()}
     if found:
         tuned, judged, chosen = found
-        curves, best_epoch = tuned.epochs.curves(), tuned.epochs.best["epoch"]
+        curves, epoch = tuned.epochs.curves(), tuned.epochs.best["epoch"]
         better, sure, temperature = verdict_on(tuned, judged, chosen["epochs"], val_set.targets, confidence)
         details |= judged.metrics() if judged else {}
         of_tuned = calibration.metrics(tuned.logits / temperature, val_set.targets)
         shipped_metrics = of_tuned if better else of_head
         details |= {f"tuned_{name}": value for name, value in of_tuned.items()}
-        details |= {"tuned_confidence": sure, "best_epoch": best_epoch, "temperature": temperature}
-        way = f"{tuned.share:.0%} of the way to " if tuned.share < 1 else ""
+        scores = (judged or tuned).states.scores
+        before, after = float(scores[0].mean()), float(scores[-1].mean())
+        details |= {"head_brier_score": before, "tuned_brier_score": after, "tuned_confidence": sure}
+        details |= {"epoch": epoch, "finished": epoch == chosen["epochs"], "temperature": temperature}
         name, kind = ("folds", "cross-validated") if judged else ("val", "val")
         losses, hits = ([details[f"{one}_{name}_{of}"] for one in ("tuned", "head")] for of in ("loss", "accuracy"))
         why = (
-            f"{way}epoch {best_epoch} has {kind} loss {losses[0]:.4f} and accuracy {hits[0]:.4f}, the head "
-            f"{losses[1]:.4f} and {hits[1]:.4f}; confidence that the loss is lower: {sure:.3f}, asked for: {confidence}"
+            f"epoch {epoch} has {kind} loss {losses[0]:.4f} and accuracy {hits[0]:.4f}, the head {losses[1]:.4f} and "
+            f"{hits[1]:.4f}; confidence that its Brier score, {after:.4f} and not {before:.4f}, is lower: {sure:.3f}, "
+            f"asked for: {confidence}"
         )
         if not better and sure >= confidence:
             why += ", but fewer answers are right"
-        if judged:
-            details["finished"] = best_epoch == chosen["epochs"]
-        if judged and not details["finished"]:
-            why = f"training broke off after epoch {best_epoch}, its loss being no number"
-        elif not best_epoch:
-            why = "no epoch had a lower loss on val"
+        if not better and not details["finished"]:
+            why = f"training broke off after epoch {epoch}, its loss being no number"
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:
         trunk_shipped.set_weights(trunk.get_weights())

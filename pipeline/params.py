@@ -199,7 +199,6 @@ class FineTune(Section):
     class_weight: Literal["balanced"] | None
     clip_norm: Annotated[float | None, within(float, "(0, 1000000]", optional=True)]
     ema: Annotated[float | None, within(float, "[0, 1)", optional=True)]
-    interpolate: StrictBool
     precision: Literal["float32", "bfloat16", "float16"]
     views: Annotated[int | None, within(int, "[0, 1000]", optional=True)]
     crop: Annotated[float | None, within(float, "(0, 1]", optional=True)]

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.features.augmentation import NONE, Augmentation
 from pipeline.learning import calibration, defaults, heads, networks, trunk_cache
 from pipeline.learning.dataset import load_examples
-from pipeline.learning.verdict import Candidates
+from pipeline.learning.verdict import States
 from pipeline.params import load_params
 
 QUICK = {
@@ -196,8 +196,8 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
 # --- what is better
 
 
-def candidates(targets: np.ndarray, *logits: np.ndarray) -> Candidates:
-    found = Candidates.of(targets, 0)
+def states(targets: np.ndarray, *logits: np.ndarray) -> States:
+    found = States.of(targets, 0)
     for one in logits:
         found.add(one)
     return found
@@ -208,11 +208,11 @@ def test_better_is_what_a_paired_test_says():
     targets = random.integers(0, 3, 200).astype(np.int32)
     head = random.normal(0, 1, (200, 3)) + 2 * np.eye(3)[targets]
     better = head + 0.7 * np.eye(3)[targets]
-    assert candidates(targets, head, better).verdict(0.99) == (True, pytest.approx(1, abs=0.01))
-    assert candidates(targets, better, head).verdict(0.5)[0] is False
+    assert states(targets, head, better).verdict(0.99) == (True, pytest.approx(1, abs=0.01))
+    assert states(targets, better, head).verdict(0.5)[0] is False
     # Confidence alone is no difference, nor is the same network.
-    assert candidates(targets, head, 5 * head).verdict(0.99)[0] is False
-    assert candidates(targets, head, head).verdict(0.0) == (False, 0.0)
+    assert states(targets, head, 5 * head).verdict(0.99)[0] is False
+    assert states(targets, head, head).verdict(0.0) == (False, 0.0)
 
 
 def test_a_lower_loss_with_fewer_right_answers_is_not_better():
@@ -220,21 +220,42 @@ def test_a_lower_loss_with_fewer_right_answers_is_not_better():
     targets = (np.arange(300) % 3).astype(np.int32)
     sound = np.eye(3)[targets] * np.where(np.arange(300) % 2, 5, 0.05)[:, None]
     wrong = np.where((np.arange(300) % 10 == 0)[:, None], 1.2 * np.eye(3)[(targets + 1) % 3], 4 * np.eye(3)[targets])
-    found = candidates(targets, sound, wrong)
+    found = states(targets, sound, wrong)
     assert found.losses[1].mean() < found.losses[0].mean()
     assert found.verdict(0.5)[0] is False
     assert found.verdict(0.5)[1] > 0.9
 
 
-def test_the_best_of_many_that_are_no_better_is_not_taken_for_better():
-    """Choosing and judging on the same images would ship many of these."""
+def test_the_last_state_is_judged_not_the_best_one():
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 3, 200).astype(np.int32)
+    head = random.normal(0, 1, (200, 3)) + 2 * np.eye(3)[targets]
+    better, worse = head + np.eye(3)[targets], head - np.eye(3)[targets]
+    assert states(targets, head, better, worse).verdict(0.5) == (False, 0.0)
+    assert states(targets, head, worse, better).verdict(0.5)[0] is True
+
+
+def test_a_few_answers_that_are_surely_wrong_do_not_drown_the_others():
+    """Of 120 answers ten more are right, and those that are wrong are surer than they were."""
+    order, targets = np.random.default_rng(0).permutation(120), (np.arange(120) % 3).astype(np.int32)
+
+    def answers(wrong: int, sure: float) -> np.ndarray:
+        of_wrong = sure * np.eye(3)[(targets + 1) % 3]
+        return np.where((order < wrong)[:, None], of_wrong, 3 * np.eye(3)[targets])
+
+    found = states(targets, answers(20, 0.9), answers(10, 2.7))
+    assert found.losses[1].mean() > found.losses[0].mean()
+    assert found.verdict(0.75)[0] is True
+
+
+def test_what_is_no_better_is_seldom_shipped():
     random, shipped = np.random.default_rng(0), 0
-    for _ in range(60):
+    for _ in range(100):
         targets = random.integers(0, 3, 60).astype(np.int32)
-        head = random.normal(0, 1, (60, 3)) + 1.5 * np.eye(3)[targets]
-        others = [head + random.normal(0, 0.4, (60, 3)) for _ in range(15)]
-        shipped += candidates(targets, head, *others).verdict(0.9)[0]
-    assert shipped <= 6
+        right = 1.5 * np.eye(3)[targets]
+        head, other = (random.normal(0, 1, (60, 3)) + right for _ in range(2))
+        shipped += states(targets, head, other).verdict(0.9)[0]
+    assert shipped <= 15
 
 
 # --- what is chosen

@@ -54,7 +54,7 @@ def network(dropout: float = 0.2) -> keras.Model:
 
 def choice(**changes):
     return load_params(ROOT / "params.yaml").fine_tune.model_copy(
-        update={"batch_size": 16, "learning_rate": 0.1, "interpolate": False, "ema": 0, **changes}
+        update={"batch_size": 16, "learning_rate": 0.1, "ema": 0, **changes}
     )
 
 
@@ -71,12 +71,13 @@ def values(net: keras.Model) -> np.ndarray:
     return np.concatenate([value.ravel() for value in net.get_weights()])
 
 
-def test_it_learns_and_is_left_as_it_was_after_the_best_epoch(tmp_path):
+def test_it_learns_and_is_left_as_it_is_after_the_last_epoch(tmp_path):
     points, rows = Points(), []
     net, tuned = trained(tmp_path, points, tell=rows.append)
     assert [row["epoch"] for row in rows] == list(range(7))
     assert set(rows[1]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
-    assert tuned.epochs.best["val_loss"] == min(row["val_loss"] for row in rows) < rows[0]["val_loss"] / 2
+    assert tuned.epochs.best == rows[-1]
+    assert min(row["val_loss"] for row in rows) < rows[-1]["val_loss"] < rows[0]["val_loss"] / 2
     found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
     assert found == pytest.approx(tuned.logits, abs=1e-5)
     assert (found.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(tuned.epochs.best["val_accuracy"])
@@ -138,7 +139,7 @@ def test_a_val_loss_that_is_no_number_stops_and_hides_no_good_epoch(tmp_path, mo
     net, tuned = trained(tmp_path)
     assert "val loss is no number after epoch 3" in capsys.readouterr().err
     assert [row["epoch"] for row in tuned.epochs.rows] == [0, 1, 2]
-    assert tuned.candidates.verdict(0.75)[0]
+    assert tuned.states.verdict(0.75)[0]
     assert np.isfinite(values(net)).all()
     monkeypatch.setattr(fine_tuning.Trainer, "predict", lambda self, *some, **named: np.full((VAL, CLASSES), np.nan))
     with pytest.raises(UserError, match="no number before any training"):
@@ -218,18 +219,17 @@ def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeyp
 
 
 def test_a_device_that_fills_up_on_the_way_changes_no_result(tmp_path, capsys):
-    """Not even what lies between start and end: the start is where it began, not where the memory ran out."""
-    plain, expected = trained(tmp_path, net=network(0), interpolate=True)
+    plain, expected = trained(tmp_path, net=network(0))
     full = iter([True])
 
     def tell(row: dict[str, float]) -> None:
         if row["epoch"] == 3 and next(full, False):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
 
-    parted, found = trained(tmp_path, net=network(0), tell=tell, interpolate=True)
+    parted, found = trained(tmp_path, net=network(0), tell=tell)
     assert "goes on after epoch 2 of 6" in capsys.readouterr().out
     assert values(parted) == pytest.approx(values(plain), abs=1e-3)
-    for ours, theirs in zip(found.candidates.losses, expected.candidates.losses, strict=True):
+    for ours, theirs in zip(found.states.losses, expected.states.losses, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-2)
 
 
@@ -268,20 +268,6 @@ def test_the_average_of_the_weights_is_judged_and_kept(tmp_path):
     start = values(network())
     moved = {ema: np.abs(values(trained(tmp_path, ema=ema)[0]) - start).mean() for ema in (0, 0.99)}
     assert 0 < moved[0.99] < 0.8 * moved[0]
-
-
-def test_weights_between_start_and_end_are_kept_where_they_are_better(tmp_path):
-    points, shares = Points(), []
-    for rate in (0.3, 1.0):  # one of them overshoots
-        way = {"learning_rate": rate, "epochs": 2, "clip_norm": None}
-        _, plain = trained(tmp_path, net=network(0), **way)
-        net, between = trained(tmp_path, net=network(0), interpolate=True, **way)
-        losses = [min(loss.mean() for loss in tuned.candidates.losses) for tuned in (plain, between)]
-        assert losses[1] < losses[0] if between.share < 1 else losses[1] == losses[0]
-        shares.append(between.share)
-        found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
-        assert found == pytest.approx(between.logits, abs=1e-4)
-    assert min(shares) < 1
 
 
 def test_an_epoch_is_the_same_whatever_came_before_it():

@@ -72,13 +72,13 @@ def test_what_judges_has_not_seen_what_is_judged(examples, tmp_path):
             tell(row)
             on_seen.append(row.get("accuracy"))
 
-        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, None, told, last=True)
+        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, None, told)
 
     judged = folds.judge(network, head, made, job, examples.targets, 20, tmp_path / "kept")
     assert on_seen[-1] > 0.9
     assert judged.metrics()["tuned_folds_accuracy"] < 0.6
     assert judged.metrics()["head_folds_accuracy"] < 0.6
-    assert not judged.candidates.verdict(0.75)[0]
+    assert not judged.states.verdict(0.75)[0]
     assert all((one == other).all() for one, other in zip(network.get_weights(), as_it_came, strict=True))
 
 
@@ -158,12 +158,12 @@ def test_no_head_has_a_temperature_of_its_own(examples):
 
 @pytest.mark.parametrize("better", [True, False])
 def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
-    monkeypatch.setattr(folds.Candidates, "verdict", lambda self, confidence: (better, 0.875))
+    monkeypatch.setattr(folds.States, "verdict", lambda self, confidence: (better, 0.875))
     found = tuned()
     assert found["fine_tuned"] is better
     assert found["tuned_confidence"] == 0.875
     assert found["val_loss"] == found["tuned_val_loss" if better else "head_val_loss"]
-    assert found["best_epoch"] == 2
+    assert found["epoch"] == 2
     chosen = json.loads(paths.choices("fine_tune").read_text())
     assert chosen["folds"] == 2
     said = capsys.readouterr().out.splitlines()[-1]
@@ -173,7 +173,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
 
 
 def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monkeypatch, capsys):
-    monkeypatch.setattr(folds.Candidates, "verdict", lambda self, confidence: (True, 1.0))
+    monkeypatch.setattr(folds.States, "verdict", lambda self, confidence: (True, 1.0))
     original = fine_tune.tune
 
     def broken(job):
@@ -193,7 +193,7 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
     monkeypatch.setattr(fine_tune, "tune", broken)
     found = tuned()
     assert found["fine_tuned"] is False
-    assert found["best_epoch"] == 1
+    assert found["epoch"] == 1
     assert "broke off after epoch 1, its loss being no number" in capsys.readouterr().out
 
 

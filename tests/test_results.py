@@ -90,7 +90,7 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         outputs.json(paths.metrics("prepare"), prepared)
         outputs.json(paths.metrics("train_head"), {"val_accuracy": 0.8, "best_epoch": 2})
         tuned = {"fine_tuned": True, "head_val_loss": 0.5, "tuned_val_loss": 0.25, "tuned_confidence": 0.987}
-        outputs.json(paths.metrics("fine_tune"), {**tuned, "best_epoch": 3, **metrics})
+        outputs.json(paths.metrics("fine_tune"), {**tuned, "epoch": 3, **metrics})
         columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
         epochs = [(epoch, 1 / epoch, 1 - 0.3 / epoch, 1.2 / epoch, 1 - 0.4 / epoch, 0.001) for epoch in (1, 2, 3)]
         for stage in ("train_head", "fine_tune"):
@@ -130,7 +130,7 @@ def test_it_tells_what_the_files_tell(workspace):
     assert (
         "The fine-tuned network is shipped: on the val images its log loss is 0.2500, that of the head 0.5000" in said
     )
-    assert "confidence that it is lower is 0.987, and 0.75 is asked for" in said
+    assert "confidence that its probabilities are better, by the Brier score, is 0.987, and 0.75 is asked for" in said
     assert "1,800 images of 4 classes" in said
     assert "where params leave it open: hidden [] , dropout 0.0 , optimizer lbfgs ." in said
     assert "fine_tune, as it was trained" not in said
@@ -296,10 +296,9 @@ def test_an_image_that_is_another_now_is_not_shown(workspace):
             "its log loss is 0.7500, that of the head 0.7000;",
         ),
         (
-            {"fine_tuned": False, "best_epoch": 0, "finished": False, "tuned_folds_loss": 0.1, "head_folds_loss": 0.7},
+            {"fine_tuned": False, "epoch": 0, "finished": False, "tuned_folds_loss": 0.1, "head_folds_loss": 0.7},
             "The head as it was is shipped: fine-tuning broke off after epoch 0, its loss being no number.",
         ),
-        ({"fine_tuned": False, "best_epoch": 0}, "no epoch of fine-tuning lowered the log loss"),
     ],
 )
 def test_it_says_why_the_head_is_shipped(workspace, metrics, sentence):

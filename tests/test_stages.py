@@ -161,7 +161,7 @@ def test_without_unfreezing_the_head_is_shipped(here):
 
 def test_fine_tuning_that_does_harm_is_not_kept(here):
     changes = {"fine_tune.unfreeze": "all", "fine_tune.learning_rate": 1, "train_head.epochs": 30}
-    changes |= {"fine_tune.warm_up": 0, "fine_tune.interpolate": False}
+    changes |= {"fine_tune.warm_up": 0}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
     run("train_head", "fine_tune", "evaluate")
     assert json.loads(paths.metrics("fine_tune").read_text())["fine_tuned"] is False

@@ -19,6 +19,16 @@ def log_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
 
 
+def brier_score(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(N,) float64 in [0, 2]: the squared distance of each row's probabilities from what is right.
+
+    Source: Brier, Verification of forecasts expressed in terms of probability, 1950.
+    """
+    found = softmax(logits.astype(np.float64), axis=1)
+    found[np.arange(len(targets)), targets] -= 1
+    return (found**2).sum(axis=1)
+
+
 def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """The T in TEMPERATURES by which logits / T have the lowest log loss on (N,) int targets, doubted a little.
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from pipeline.learning.engine import keras
 from pipeline.learning.training import BestEpoch
-from pipeline.learning.verdict import Candidates
+from pipeline.learning.verdict import States
 
 LEFT_SECONDS = 7 * 86400.0
+OF_STATES = ("losses", "scores", "right")  # what is known of each
 
 
 def write(file: Path, **arrays: np.ndarray) -> None:
@@ -48,24 +49,24 @@ class Checkpoint:
             if time.time() - other.stat().st_mtime > LEFT_SECONDS:  # by trainings that nobody went on with
                 other.unlink(missing_ok=True)
 
-    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
+    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> None:
         """Keep the state after the last of `epochs`; where that cannot be, say so, once."""
         if not self._works:
             return
         try:
-            self._save(variables, epochs, candidates)
+            self._save(variables, epochs, states)
         except OSError as error:
             self._works = False
             print(f"{self.file}: cannot be written ({error}): a kill would cost the whole training", file=sys.stderr)
 
-    def _save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> None:
+    def _save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> None:
         arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
         arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
-        arrays |= {"losses": np.array(candidates.losses), "right": np.array(candidates.right)}
+        arrays |= {name: np.array(getattr(states, name)) for name in OF_STATES}
         text = json.dumps({"rows": epochs.rows, "best": epochs.best})
         write(self.file, text=np.frombuffer(text.encode(), np.uint8), **arrays)
 
-    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, candidates: Candidates) -> bool:
+    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> bool:
         """Take up the state that is kept; False where there is none."""
         try:
             if not self.file.is_file():
@@ -73,7 +74,7 @@ class Checkpoint:
             with np.load(self.file, allow_pickle=False) as kept:
                 values = [kept[f"v{number:05}"] for number in range(len(variables))]
                 best = [kept[name] for name in sorted(kept) if name.startswith("b")]
-                losses, right = list(kept["losses"]), list(kept["right"])
+                of_states = {name: list(kept[name]) for name in OF_STATES}
                 text = json.loads(kept["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("of another network")
@@ -84,7 +85,8 @@ class Checkpoint:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         epochs.rows, epochs.best, epochs.weights = text["rows"], text["best"], best
-        candidates.losses, candidates.right = losses, right
+        for name, lists in of_states.items():
+            setattr(states, name, lists)
         return True
 
     def remove(self) -> None:

@@ -14,10 +14,8 @@ from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.engine import keras, tf
 from pipeline.learning.training import BestEpoch, FusedAdam
 from pipeline.learning.trunk_cache import Inputs
-from pipeline.learning.verdict import Candidates
+from pipeline.learning.verdict import States
 from pipeline.params import FineTune
-
-SHARES = (0.75, 0.5, 0.25)  # of the way from the start to the best epoch, that are tried between them
 
 
 class Batches(keras.utils.PyDataset):
@@ -190,15 +188,14 @@ class Tuned:
     """What training came to.
 
     Attributes:
-        share: how far from its start towards its best epoch the network was left, in (0, 1].
+        epochs: the curves; the last one is the `best`.
         logits: (N, n_classes) float32 of val.
-        candidates: the epochs, the start first, and what was tried between; of a fold only the start.
+        states: the start, and then each epoch; of a fold only the start.
     """
 
     epochs: BestEpoch
-    share: float
     logits: np.ndarray
-    candidates: Candidates
+    states: States
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,6 @@ class Job:
         scales: of the learning rate, for each trainable variable.
         momentum: of the average of the weights; 0: there is none.
         tell: is given the row of each epoch.
-        last: whether the network is to be left at its last epoch; else at the best one on val.
         checkpoint: None for one of several folds: it neither keeps nor prints anything, nor looks at val on the way.
     """
 
@@ -223,14 +219,12 @@ class Job:
     momentum: float
     checkpoint: Checkpoint | None
     tell: Callable[[dict[str, float]], None]
-    last: bool = False
 
 
 def tune(job: Job) -> Tuned:
-    """Train the network, and leave it as it was best on val, or after its last epoch.
+    """Train the network, and leave it as it is after the last epoch whose loss is a number.
 
-    Candidates are the epochs, the network as it comes being epoch 0, and with `choice.interpolate` the weights between
-    those and the best epoch's, which are often better than both (https://arxiv.org/abs/2109.01903).
+    No epoch is chosen on val: with few images that choice is noise, and takes epochs whose answers are worse.
 
     Raises:
         UserError: where not one image fits into the memory of the device, or the network has no numbers as it comes.
@@ -257,12 +251,12 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
-    best = BestEpoch(variables, last=job.last)
+    best = BestEpoch(variables, last=True)
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
 
-    candidates = Candidates.of(job.val_set.targets, 0)
+    states = States.of(job.val_set.targets, 0)
     job.val_set.split(parts)
 
     def note(epoch: int, logs: dict[str, float]) -> bool:
@@ -270,7 +264,7 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
             logits = trainer.predict(job.val_set, verbose=0)
             if not np.isfinite(logits).all():
                 return False
-            loss, accuracy = candidates.add(logits)
+            loss, accuracy = states.add(logits)
             logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
         best.note(epoch, **logs)
         if epoch and checkpoint:
@@ -284,9 +278,9 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
 
     def save() -> None:
         if checkpoint:
-            checkpoint.save(state, best, candidates)
+            checkpoint.save(state, best, states)
 
-    if not checkpoint or not checkpoint.load(state, best, candidates):
+    if not checkpoint or not checkpoint.load(state, best, states):
         if not note(0, {}):
             raise UserError(
                 "fine_tune: what the network makes of val is no number before any training; "
@@ -312,24 +306,9 @@ def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
         raise
     best.restore()
     logits = trainer.predict(job.val_set, verbose=0)
-    share, lowest = 1.0, best.best.get("val_loss", np.inf)
-    for candidate in SHARES if choice.interpolate and best.best["epoch"] and not job.last else ():
-        _assign(variables, start, best.weights, candidate)
-        between = trainer.predict(job.val_set, verbose=0)
-        if not np.isfinite(between).all():
-            continue
-        loss, _ = candidates.add(between)
-        if loss < lowest:
-            share, lowest, logits = candidate, loss, between
-    _assign(variables, start, best.weights, share)
     if checkpoint:
         checkpoint.remove()
-    return Tuned(best, share, logits, candidates)
-
-
-def _assign(variables: Sequence[keras.Variable], start: list[np.ndarray], end: list[np.ndarray], share: float) -> None:
-    for variable, before, after in zip(variables, start, end, strict=True):
-        variable.assign(before + np.float32(share) * (after - before))
+    return Tuned(best, logits, states)
 
 
 def _optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:

@@ -1,6 +1,6 @@
 """Judging fine-tuning by folds of train and val, where val is too small to tell: an image judges what never saw it.
 
-That is the way of training, as in any cross-validation; what is shipped is then trained that way on all of train.
+What is judged is the way of training, as in any cross-validation; what is shipped is then trained so on train.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.learning import calibration, checkpoint, heads, networks
 from pipeline.learning.engine import keras
 from pipeline.learning.fine_tuning import Job, tune
 from pipeline.learning.heads import Examples
-from pipeline.learning.verdict import Candidates
+from pipeline.learning.verdict import States
 from pipeline.params import HeadChoice
 
 
@@ -104,11 +104,11 @@ class Judged:
     """What the folds say of (N,) images.
 
     Attributes:
-        candidates: the heads, and the networks after their last epoch.
+        states: the heads, and the networks after their last epoch.
         temperature: of the logits of these networks.
     """
 
-    candidates: Candidates
+    states: States
     temperature: float
 
     def metrics(self) -> dict[str, float]:
@@ -116,7 +116,7 @@ class Judged:
         return {
             f"{name}_folds_{kind}": float(values[place].mean())
             for place, name in enumerate(("head", "tuned"))
-            for kind, values in (("loss", self.candidates.losses), ("accuracy", self.candidates.right))
+            for kind, values in (("loss", self.states.losses), ("accuracy", self.states.right))
         }
 
 
@@ -165,10 +165,10 @@ def judge(
         progress.write(f"fine_tune: {name}: {after} of {len(found)} images right, {before} by the head")
     progress.close()
     _assign(network, start)
-    candidates = Candidates.of(targets, 0)
+    states = States.of(targets, 0)
     for each in logits:
-        candidates.add(each)
-    return Judged(candidates, calibration.temperature(logits[1], targets))
+        states.add(each)
+    return Judged(states, calibration.temperature(logits[1], targets))
 
 
 def forget(kept: Path) -> None:

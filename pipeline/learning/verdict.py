@@ -1,4 +1,4 @@
-"""Whether fine-tuning is better than what it started from, as far as images of val can tell, which also chose it."""
+"""Whether fine-tuning is better than what it started from, as far as held-out images can tell."""
 
 from __future__ import annotations
 
@@ -9,64 +9,61 @@ from scipy.stats import ttest_rel
 
 from pipeline.learning import calibration
 
-LEAST_GAIN = 1e-4  # of the log loss: below it, rounding can be as systematic as anything
+LEAST_GAIN = 1e-4  # of the Brier score: below it, rounding can be as systematic as anything
 
 
 @dataclass
-class Candidates:
-    """What each state of a network makes of the same images, the first being the one to beat.
+class States:
+    """What a network makes of the same images, state after state: the first is the one to beat, the last is to beat it.
 
-    The images are two halves. Each half's losses come with the temperature of the other one, so that confidence alone
-    makes no difference, and no image judges a temperature that was fitted on it.
+    The images are two halves. Each half is judged with the temperature of the other one, so that confidence alone makes
+    no difference, and no image judges a temperature that was fitted on it.
 
     Attributes:
         targets: (N,) int32.
         second: (N,) bool: which images are of the second half.
-        losses: (N,) float64, of each candidate.
-        right: (N,) bool, of each candidate: where its answer is right.
+        losses: (N,) float64, of each state: the log loss.
+        scores: (N,) float64, of each state: the Brier score.
+        right: (N,) bool, of each state: where its answer is right.
     """
 
     targets: np.ndarray
     second: np.ndarray
     losses: list[np.ndarray] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
     right: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
-    def of(cls, targets: np.ndarray, seed: int) -> Candidates:
+    def of(cls, targets: np.ndarray, seed: int) -> States:
         """None yet, for images in halves drawn by `seed`."""
         order = np.random.default_rng(seed).permutation(len(targets))
         return cls(targets, order % 2 == 1)
 
     def add(self, logits: np.ndarray) -> tuple[float, float]:
-        """Take (N, n_classes) logits for another candidate's; its mean loss and its accuracy."""
-        losses = np.zeros(len(self.targets))
+        """Take (N, n_classes) logits for those of another state; its mean loss and its accuracy."""
+        scaled = np.zeros(logits.shape)
         for half in (self.second, ~self.second):
             if half.any():
                 other = ~half if (~half).any() else half
                 scale = calibration.temperature(logits[other], self.targets[other])
-                losses[half] = calibration.log_loss(logits[half] / scale, self.targets[half])
-        self.losses.append(losses)
+                scaled[half] = logits[half] / scale
+        self.losses.append(calibration.log_loss(scaled, self.targets))
+        self.scores.append(calibration.brier_score(scaled, self.targets))
         self.right.append(logits.argmax(axis=1) == self.targets)
-        return float(losses.mean()), float(self.right[-1].mean())
+        return float(self.losses[-1].mean()), float(self.right[-1].mean())
 
     def verdict(self, confidence: float) -> tuple[bool, float]:
-        """Whether choosing among the candidates is surely better than the first one.
+        """Whether the last state is surely better than the first.
 
-        What is best is chosen on each half and judged on the other one, image by image: the log loss must be lower by a
-        one-sided paired t-test, by LEAST_GAIN at least, and no fewer answers right. Where there is only one beside the
-        first, nothing is chosen.
+        Its Brier score must be lower, image by image, by a one-sided paired t-test, by LEAST_GAIN at least, and no
+        fewer answers right. That score is bounded: a few answers that are surely wrong do not drown what the others
+        say, as they do in the log loss.
 
         Returns:
-            The verdict, and how sure the lower loss is, in [0, 1].
+            The verdict, and how sure the lower score is, in [0, 1].
         """
-        losses, right = np.array(self.losses), np.array(self.right)
-        chosen = np.full(len(self.targets), int(len(losses) == 2))
-        for half in (self.second, ~self.second) if len(losses) > 2 else ():
-            if half.any() and not half.all():
-                chosen[~half] = losses[:, half].mean(axis=1).argmin()
-        images = np.arange(len(self.targets))
-        found, hits = losses[chosen, images], right[chosen, images]
-        if len(images) < 2 or losses[0].mean() - found.mean() < LEAST_GAIN:
+        before, after = self.scores[0], self.scores[-1]
+        if len(before) < 2 or before.mean() - after.mean() < LEAST_GAIN:
             return False, 0.0
-        sure = 1 - float(ttest_rel(losses[0], found, alternative="greater").pvalue)
-        return bool(sure >= confidence and hits.sum() >= right[0].sum()), sure
+        sure = 1 - float(ttest_rel(before, after, alternative="greater").pvalue)
+        return bool(sure >= confidence and self.right[-1].sum() >= self.right[0].sum()), sure

@@ -77,16 +77,14 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
         kind, where = "folds", "folds of train and val judged what such training leads to: its"
     tuned, head = (fine_tune[f"{name}_{kind}_loss"] for name in ("tuned", "head"))
     losses = (
-        f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that it is lower is "
-        f"{fine_tune['tuned_confidence']:.3f}, and {confidence:g} is asked for"
+        f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that its probabilities are "
+        f"better, by the Brier score, is {fine_tune['tuned_confidence']:.3f}, and {confidence:g} is asked for"
     )
     if fine_tune["fine_tuned"]:
         return f"The fine-tuned network is shipped: {losses}."
     if not fine_tune.get("finished", True):
-        epoch = fine_tune["best_epoch"]
+        epoch = fine_tune["epoch"]
         return f"The head as it was is shipped: fine-tuning broke off after epoch {epoch}, its loss being no number."
-    if not fine_tune["best_epoch"]:
-        return "The head as it was is shipped: no epoch of fine-tuning lowered the log loss on the val images."
     return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right."
 
 
