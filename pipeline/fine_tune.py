@@ -272,7 +272,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         scores = (judged or tuned).states.scores
         before, after = float(scores[0].mean()), float(scores[-1].mean())
         details |= {"head_brier_score": before, "tuned_brier_score": after, "tuned_confidence": sure}
-        details |= {"epoch": epoch, "finished": epoch == chosen["epochs"], "temperature": temperature}
+        details |= {"last_epoch": epoch, "finished": epoch == chosen["epochs"], "temperature": temperature}
         name, kind = ("folds", "cross-validated") if judged else ("val", "val")
         losses, hits = ([details[f"{one}_{name}_{of}"] for one in ("tuned", "head")] for of in ("loss", "accuracy"))
         why = (

@@ -163,7 +163,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
     assert found["fine_tuned"] is better
     assert found["tuned_confidence"] == 0.875
     assert found["val_loss"] == found["tuned_val_loss" if better else "head_val_loss"]
-    assert found["epoch"] == 2
+    assert found["last_epoch"] == 2
     chosen = json.loads(paths.choices("fine_tune").read_text())
     assert chosen["folds"] == 2
     said = capsys.readouterr().out.splitlines()[-1]
@@ -193,7 +193,7 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
     monkeypatch.setattr(fine_tune, "tune", broken)
     found = tuned()
     assert found["fine_tuned"] is False
-    assert found["epoch"] == 1
+    assert found["last_epoch"] == 1
     assert "broke off after epoch 1, its loss being no number" in capsys.readouterr().out
 
 

@@ -83,7 +83,7 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
     if fine_tune["fine_tuned"]:
         return f"The fine-tuned network is shipped: {losses}."
     if not fine_tune.get("finished", True):
-        epoch = fine_tune["epoch"]
+        epoch = fine_tune["last_epoch"]
         return f"The head as it was is shipped: fine-tuning broke off after epoch {epoch}, its loss being no number."
     return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right."
 
