@@ -280,10 +280,11 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
             f"{hits[1]:.4f}; confidence that its Brier score, {after:.4f} and not {before:.4f}, is lower: {sure:.3f}, "
             f"asked for: {confidence}"
         )
-        if not better and sure >= confidence:
+        if not better and sure and sure >= confidence:
             why += ", but fewer answers are right"
-        if not better and not details["finished"]:
-            why = f"training broke off after epoch {epoch}, its loss being no number"
+        if not details["finished"]:
+            broken = f"training broke off after epoch {epoch}, its loss being no number"
+            why = broken if judged or not epoch else f"{why}; {broken}"
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:
         trunk_shipped.set_weights(trunk.get_weights())

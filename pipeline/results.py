@@ -117,7 +117,7 @@ def _content() -> dict[str, Any]:
         },
         "charts": [
             *drawings.training("head", paths.curves("train_head"), metrics["train_head"]["best_epoch"]),
-            *drawings.training("fine-tuning", paths.curves("fine_tune"), None),
+            *drawings.training("fine-tuning", paths.curves("fine_tune"), metrics["fine_tune"].get("last_epoch")),
         ],
         "confusion": confusion,
         "rows": findings.per_class(evaluation),

@@ -28,6 +28,11 @@ def test_a_split_without_mistakes_is_not_believed_without_end():
     assert softmax(logits / found, axis=1).max(axis=1) == pytest.approx(0.99, abs=0.001)
 
 
+def test_the_brier_score_is_the_squared_distance_from_what_is_right():
+    logits = np.float32([[50, 0, 0, 0], [50, 0, 0, 0], [0, 0, 0, 0], [np.log(3), 0, -50, -50]])
+    assert calibration.brier_score(logits, np.array([0, 1, 2, 0])) == pytest.approx([0, 2, 0.75, 0.125])
+
+
 def test_the_error_is_that_of_the_confidence():
     logits, targets = drawn()
     assert calibration.calibration_error(softmax(logits, axis=1), targets) < 0.02

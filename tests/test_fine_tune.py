@@ -18,7 +18,7 @@ from pipeline.data.files import Folder
 from pipeline.data.images import file_hash
 from pipeline.errors import UserError
 from pipeline.features.augmentation import NONE, Augmentation
-from pipeline.learning import calibration, defaults, heads, networks, trunk_cache
+from pipeline.learning import calibration, defaults, fine_tuning, heads, networks, trunk_cache
 from pipeline.learning.dataset import load_examples
 from pipeline.learning.verdict import States
 from pipeline.params import load_params
@@ -72,6 +72,8 @@ def test_what_is_better_is_shipped_and_judged_as_it_is(here):
     assert 0 < found["ema"] < 1
     assert found["val_loss"] == found["tuned_val_loss"] < found["head_val_loss"]
     assert found["tuned_confidence"] > 0.5
+    assert found["tuned_brier_score"] < found["head_brier_score"]
+    assert (found["last_epoch"], found["finished"]) == (4, True)
     run("evaluate")
     judged = json.loads(paths.metrics("evaluate").read_text())
     assert judged["log_loss"] < judged["head"]["log_loss"]
@@ -193,6 +195,35 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
         assert (old == new).all()
 
 
+def broken_after(epoch: int, monkeypatch) -> None:
+    """Have no numbers in any batch of a later epoch."""
+    read = fine_tuning.Batches.__getitem__
+
+    def no_numbers(self, index: int):
+        inputs, targets, weights = read(self, index)
+        late = self._seed is not None and self._epoch >= epoch
+        return np.full(inputs.shape, np.nan, np.float32) if late else inputs, targets, weights
+
+    monkeypatch.setattr(fine_tuning.Batches, "__getitem__", no_numbers)
+
+
+def test_what_breaks_off_at_once_is_not_shipped(here, monkeypatch, capsys):
+    broken_after(0, monkeypatch)
+    found = tuned()
+    assert (found["fine_tuned"], found["last_epoch"], found["finished"]) == (False, 0, False)
+    assert "is shipped: training broke off after epoch 0, its loss being no number" in capsys.readouterr().out
+    assert pd.read_csv(paths.curves("fine_tune")).empty
+
+
+def test_what_breaks_off_later_is_judged_as_it_was_before(here, monkeypatch, capsys):
+    broken_after(3, monkeypatch)
+    found = tuned(batch_size=8)
+    assert (found["fine_tuned"], found["last_epoch"], found["finished"]) == (True, 3, False)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "is shipped: epoch 3 has val loss" in said
+    assert said.endswith("; training broke off after epoch 3, its loss being no number")
+
+
 # --- what is better
 
 
@@ -215,13 +246,13 @@ def test_better_is_what_a_paired_test_says():
     assert states(targets, head, head).verdict(0.0) == (False, 0.0)
 
 
-def test_a_lower_loss_with_fewer_right_answers_is_not_better():
+def test_a_lower_score_with_fewer_right_answers_is_not_better():
     """A head that is right but for one class as sure as not, against one that is wrong at times and else sure."""
     targets = (np.arange(300) % 3).astype(np.int32)
     sound = np.eye(3)[targets] * np.where(np.arange(300) % 2, 5, 0.05)[:, None]
     wrong = np.where((np.arange(300) % 10 == 0)[:, None], 1.2 * np.eye(3)[(targets + 1) % 3], 4 * np.eye(3)[targets])
     found = states(targets, sound, wrong)
-    assert found.losses[1].mean() < found.losses[0].mean()
+    assert found.scores[1].mean() < found.scores[0].mean()
     assert found.verdict(0.5)[0] is False
     assert found.verdict(0.5)[1] > 0.9
 

@@ -94,7 +94,7 @@ def test_a_state_that_cannot_be_written_costs_no_result(tmp_path, capsys):
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"precision": "float16"}], ids=str)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, capsys, changes):
-    undisturbed, _ = trained(tmp_path, **changes)
+    undisturbed, expected = trained(tmp_path, **changes)
 
     def stop(row: dict[str, float]) -> None:
         if row["epoch"] == 4:
@@ -108,6 +108,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, capsys, chang
     assert [row["epoch"] for row in rows] == [4, 5, 6]
     assert len(tuned.epochs.rows) == 7
     assert (values(again) == values(undisturbed)).all()
+    for name in ("losses", "scores", "right"):
+        for ours, theirs in zip(getattr(tuned.states, name), getattr(expected.states, name), strict=True):
+            assert (ours == theirs).all()
+    assert len(tuned.states.scores) == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", None])
@@ -198,7 +202,7 @@ def test_where_the_memory_does_not_suffice_it_goes_on_in_parts(tmp_path, monkeyp
     fits, original = 4, fine_tuning._tune
 
     def small_device(*arguments):
-        if arguments[-2] < fits:
+        if arguments[-1] < fits:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return original(*arguments)
 

@@ -194,6 +194,7 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
     found = tuned()
     assert found["fine_tuned"] is False
     assert found["last_epoch"] == 1
+    assert found["finished"] is False
     assert "broke off after epoch 1, its loss being no number" in capsys.readouterr().out
 
 

@@ -90,7 +90,7 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         outputs.json(paths.metrics("prepare"), prepared)
         outputs.json(paths.metrics("train_head"), {"val_accuracy": 0.8, "best_epoch": 2})
         tuned = {"fine_tuned": True, "head_val_loss": 0.5, "tuned_val_loss": 0.25, "tuned_confidence": 0.987}
-        outputs.json(paths.metrics("fine_tune"), {**tuned, "last_epoch": 3, **metrics})
+        outputs.json(paths.metrics("fine_tune"), {**tuned, "last_epoch": 3, "finished": True, **metrics})
         columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
         epochs = [(epoch, 1 / epoch, 1 - 0.3 / epoch, 1.2 / epoch, 1 - 0.4 / epoch, 0.001) for epoch in (1, 2, 3)]
         for stage in ("train_head", "fine_tune"):
@@ -298,6 +298,14 @@ def test_an_image_that_is_another_now_is_not_shown(workspace):
         (
             {"fine_tuned": False, "last_epoch": 0, "finished": False, "tuned_folds_loss": 0.1, "head_folds_loss": 0.7},
             "The head as it was is shipped: fine-tuning broke off after epoch 0, its loss being no number.",
+        ),
+        (
+            {"fine_tuned": False, "last_epoch": 0, "finished": False},
+            "The head as it was is shipped: fine-tuning broke off after epoch 0, its loss being no number.",
+        ),
+        (
+            {"fine_tuned": False, "last_epoch": 2, "finished": False},
+            "with no fewer answers right. Training broke off after epoch 2, its loss being no number.",
         ),
     ],
 )

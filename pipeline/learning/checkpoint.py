@@ -18,7 +18,7 @@ from pipeline.learning.training import BestEpoch
 from pipeline.learning.verdict import States
 
 LEFT_SECONDS = 7 * 86400.0
-OF_STATES = ("losses", "scores", "right")  # what is known of each
+OF_STATES = ("losses", "scores", "right")  # what is known of both
 
 
 def write(file: Path, **arrays: np.ndarray) -> None:

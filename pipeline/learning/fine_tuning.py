@@ -190,7 +190,7 @@ class Tuned:
     Attributes:
         epochs: the curves; the last one is the `best`.
         logits: (N, n_classes) float32 of val.
-        states: the start, and then each epoch; of a fold only the start.
+        states: the start and the last epoch; of a fold only the start.
     """
 
     epochs: BestEpoch
@@ -233,7 +233,7 @@ def tune(job: Job) -> Tuned:
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     while True:
         try:
-            return _tune(job, parts, start)
+            return _tune(job, parts)
         except tf.errors.ResourceExhaustedError as error:
             if parts >= job.choice.batch_size:
                 raise UserError("fine_tune: not one image fits into the memory of the device") from error
@@ -243,7 +243,7 @@ def tune(job: Job) -> Tuned:
                 variable.assign(value)  # the checkpoint knows how far it came since
 
 
-def _tune(job: Job, parts: int, start: list[np.ndarray]) -> Tuned:
+def _tune(job: Job, parts: int) -> Tuned:
     choice, checkpoint, epochs = job.choice, job.checkpoint, job.epochs
     trainer = Trainer(job.network, choice.label_smoothing, parts)
     steps = epochs * len(job.train_set)

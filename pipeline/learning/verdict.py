@@ -14,7 +14,7 @@ LEAST_GAIN = 1e-4  # of the Brier score: below it, rounding can be as systematic
 
 @dataclass
 class States:
-    """What a network makes of the same images, state after state: the first is the one to beat, the last is to beat it.
+    """What two states of a network make of the same images: the first is the one to beat, the latest is to beat it.
 
     The images are two halves. Each half is judged with the temperature of the other one, so that confidence alone makes
     no difference, and no image judges a temperature that was fitted on it.
@@ -22,9 +22,9 @@ class States:
     Attributes:
         targets: (N,) int32.
         second: (N,) bool: which images are of the second half.
-        losses: (N,) float64, of each state: the log loss.
-        scores: (N,) float64, of each state: the Brier score.
-        right: (N,) bool, of each state: where its answer is right.
+        losses: (N,) float64, of both: the log loss.
+        scores: (N,) float64, of both: the Brier score.
+        right: (N,) bool, of both: where the answer is right.
     """
 
     targets: np.ndarray
@@ -40,20 +40,22 @@ class States:
         return cls(targets, order % 2 == 1)
 
     def add(self, logits: np.ndarray) -> tuple[float, float]:
-        """Take (N, n_classes) logits for those of another state; its mean loss and its accuracy."""
+        """Take (N, n_classes) logits for those of the latest state; its mean loss and its accuracy."""
         scaled = np.zeros(logits.shape)
         for half in (self.second, ~self.second):
             if half.any():
                 other = ~half if (~half).any() else half
                 scale = calibration.temperature(logits[other], self.targets[other])
                 scaled[half] = logits[half] / scale
+        for values in (self.losses, self.scores, self.right):
+            del values[1:]  # only the first and the latest are judged
         self.losses.append(calibration.log_loss(scaled, self.targets))
         self.scores.append(calibration.brier_score(scaled, self.targets))
         self.right.append(logits.argmax(axis=1) == self.targets)
         return float(self.losses[-1].mean()), float(self.right[-1].mean())
 
     def verdict(self, confidence: float) -> tuple[bool, float]:
-        """Whether the last state is surely better than the first.
+        """Whether the latest state is surely better than the first.
 
         Its Brier score must be lower, image by image, by a one-sided paired t-test, by LEAST_GAIN at least, and no
         fewer answers right. That score is bounded: a few answers that are surely wrong do not drown what the others

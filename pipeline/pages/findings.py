@@ -80,12 +80,13 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
         f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that its probabilities are "
         f"better, by the Brier score, is {fine_tune['tuned_confidence']:.3f}, and {confidence:g} is asked for"
     )
+    broken = f"broke off after epoch {fine_tune['last_epoch']}, its loss being no number."
+    if not fine_tune["finished"] and (kind == "folds" or not fine_tune["last_epoch"]):
+        return f"The head as it was is shipped: fine-tuning {broken}"
+    broken = "" if fine_tune["finished"] else f" Training {broken}"
     if fine_tune["fine_tuned"]:
-        return f"The fine-tuned network is shipped: {losses}."
-    if not fine_tune.get("finished", True):
-        epoch = fine_tune["last_epoch"]
-        return f"The head as it was is shipped: fine-tuning broke off after epoch {epoch}, its loss being no number."
-    return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right."
+        return f"The fine-tuned network is shipped: {losses}.{broken}"
+    return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right.{broken}"
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
