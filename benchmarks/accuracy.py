@@ -7,7 +7,7 @@ A SOURCE is a folder or a .zip of class folders. For each seed the images are sp
 linear     a linear head, by params.yaml
 sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
 head       what train_head makes by params.yaml
-textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs
+textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its last one
 tuned      what fine_tune trains by params.yaml
 final      what it ships: tuned, where val or folds say that it is surely better, else the head
 
