@@ -7,9 +7,11 @@ A SOURCE is a folder or a .zip of class folders. For each seed the images are sp
 linear     a linear head, by params.yaml
 sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
 head       what train_head makes by params.yaml
-textbook   from that head, the last four blocks by Adam at 1e-4, no augmentation, as many epochs; its last one
-tuned      what fine_tune trains by params.yaml
-final      what it ships: tuned, where val or folds say that it is surely better, else the head
+textbook   from that head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
+cosine     the same, the rate decayed to zero by a cosine
+tuned      what fine_tune trains on train by params.yaml
+final      what it ships: the same trained on train and val, where val or folds say that tuned is surely better than the
+           head; else the head
 
 A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
 on the test images of all seeds together.
@@ -23,7 +25,6 @@ import io
 import json
 import os
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -36,36 +37,24 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has it, but for tiny
 
 import numpy as np
-from choices import run
-from dvc.utils.hydra import apply_overrides
+import pandas as pd
+from choices import choose, run
 from paired import difference, spread
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from pipeline import extract, fine_tune, paths, prepare, train_head
+from pipeline.backbones import BACKBONES
 from pipeline.data.pixels import read_images
 from pipeline.data.sources import open_source
 from pipeline.errors import UserError
-from pipeline.learning import calibration, heads, networks
+from pipeline.learning import blocks, calibration, defaults, heads, networks
 from pipeline.learning.dataset import load_examples, load_split
 from pipeline.learning.engine import device_name, keras
 from pipeline.params import LINEAR_DECAY, load_params
 
-TEXTBOOK = [
-    "unfreeze=4", "learning_rate=1e-4", "layer_decay=1", "warm_up=0", "weight_decay=0", "label_smoothing=0",
-    "clip_norm=null", "ema=0", "crop=1", "flip=false", "jitter=0", "mixup=0", "folds=0",
-]  # fmt: skip
-WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
-
-
-class Silent(contextlib.AbstractContextManager):
-    """In the place of recording.Live."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __call__(self, row: dict[str, float]) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+WAYS = ("linear", "sklearn", "head", "textbook", "cosine", "tuned", "final")
+TEXTBOOK_BLOCKS, TEXTBOOK_RATE = 4, 1e-4
 
 
 def sample(source: Path, count: int | None, folder: Path) -> int:
@@ -89,31 +78,64 @@ def sample(source: Path, count: int | None, folder: Path) -> int:
     return len(chosen)
 
 
-def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
-    """Of the test images, by the network as it stands."""
-    params, test = load_params(), load_split("test")
-    network = keras.Model(trunk.inputs, networks.without_softmax(head)(trunk.output))
+def outputs_for(network: keras.Model, images: pd.DataFrame) -> np.ndarray:
+    params = load_params()
     with open_source(params.data.source, params.data.root) as source:
-        batches = read_images(source, list(test.path), list(test.file_hash), trunk.input_shape[1], 32)
+        batches = read_images(source, list(images.path), list(images.file_hash), network.input_shape[1], 32)
         return np.concatenate([networks.predict(network, batch, 32) for batch in batches])
 
 
-def tuned_logits(changes: list[str]) -> tuple[np.ndarray, bool, float]:
-    """Fine-tune without shipping: logits of test, whether they would be shipped, and seconds."""
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    apply_overrides("params.yaml", changes)
-    params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
+    """Of the test images, by the network as it stands."""
+    network = keras.Model(trunk.inputs, networks.without_softmax(head)(trunk.output))
+    return outputs_for(network, load_split("test"))
+
+
+def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float]:
+    """What the guides of Keras show, for test; and seconds, without those of what is frozen, which runs once here, too.
+
+    Args:
+        cosine: whether the learning rate decays; it stays else.
+    """
+    params = choose(changes)
+    fine_tune.make_repeatable(params.seed)
+    trunk = fine_tune.build(params, json.loads(paths.FEATURES_META.read_text()), "float32")
+    head, _ = networks.load(paths.HEAD)
+    base, train_set = trunk.get_layer(networks.BACKBONE_LAYER), load_split("train")
+    trained = blocks.chosen(base, BACKBONES[params.backbone], TEXTBOOK_BLOCKS)
+    blocks.unfreeze(base, trained, 1)
+    where = blocks.cut(base, trained)
+    below, above = blocks.lower(trunk, params.backbone, where), blocks.upper(trunk, where)
+    start, batch_size = keras.Input(above.input_shape[1:]), params.fine_tune.batch_size
+    network = keras.Model(start, networks.without_softmax(head)(above(start)))
+    epochs, _ = defaults.schedule(params.fine_tune, len(train_set))
+    steps = epochs * -(-len(train_set) // batch_size)
+    rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
+    network.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    found = outputs_for(below, train_set).reshape(-1, *where.shape)
+    clock = time.perf_counter()
+    network.fit(found, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
+    return logits_of_images(trunk, head), time.perf_counter() - clock
+
+
+def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
+    """For test, by the network that was trained on train, and by the one that is shipped, if any; and seconds."""
+    params, meta = choose(changes), json.loads(paths.FEATURES_META.read_text())
     start = time.perf_counter()
     fine_tune.make_repeatable(params.seed)
     trunk = fine_tune.build(params, meta, params.fine_tune.precision)
     head, classes = networks.load(paths.HEAD)
     judges = fine_tune.make_folds(params, len(classes))
-    tuned, judged, chosen = fine_tune.train(params, trunk, head, meta, judges, None)
-    seconds = time.perf_counter() - start
-    better, _, temperature = fine_tune.verdict_on(
-        tuned, judged, chosen["epochs"], load_examples("val").targets, params.fine_tune.confidence
-    )
-    return logits_of_images(trunk, head) / temperature, better, seconds
+    with fine_tune.opened(params, trunk, head, meta, judges, None) as plan:
+        judged = plan.judge(judges) if judges else None
+        tuned = plan.train(lambda _: None)
+        better, _, temperature = fine_tune.verdict_on(tuned, judged, plan.epochs, params)
+        found = logits_of_images(trunk, head) / temperature
+        if not better:
+            return found, None, time.perf_counter() - start
+        if plan.refits:
+            plan.refit()
+    return found, logits_of_images(trunk, head) / temperature, time.perf_counter() - start
 
 
 def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bool, dict[str, float]]:
@@ -128,10 +150,11 @@ def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bo
     found["sklearn"] = scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
     seconds = {"head": run(train_head, changes)}
     found["head"] = heads.logits(networks.load(paths.HEAD)[0], test)
-    found["textbook"], _, seconds["textbook"] = tuned_logits([*changes, *(f"fine_tune.{one}" for one in TEXTBOOK)])
+    for way in ("textbook", "cosine"):
+        found[way], seconds[way] = textbook_logits(changes, cosine=way == "cosine")
     found["tuned"], shipped, seconds["tuned"] = tuned_logits(changes)
-    found["final"] = found["tuned"] if shipped else found["head"]
-    return found, test.targets, shipped, seconds
+    found["final"] = found["head"] if shipped is None else shipped
+    return found, test.targets, shipped is not None, seconds
 
 
 def main() -> None:
@@ -142,7 +165,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     arguments = parser.parse_args()
     os.environ.pop("DVC_ROOT", None)
-    fine_tune.recording.Live = Silent  # there is no repository to record
     print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
     print(
         f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",

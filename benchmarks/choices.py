@@ -37,17 +37,22 @@ from pipeline.learning import heads, networks
 from pipeline.learning.dataset import load_examples
 from pipeline.learning.engine import device_name
 from pipeline.outputs import Outputs
-from pipeline.params import load_params
+from pipeline.params import Params, load_params
 
 CHANGES = ("extract.views=2", "extract.views=8", "extract.storage=float16", "extract.precision=bfloat16")
 
 
-def run(stage: ModuleType, changes: list[str]) -> float:
-    """Seconds that the stage took with params.yaml of this repository and `changes`."""
+def choose(changes: list[str]) -> Params:
+    """Write params.yaml of this repository with `changes`."""
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     apply_overrides("params.yaml", changes)
-    outputs, start = Outputs(), time.perf_counter()
-    stage.main(load_params(), outputs)
+    return load_params()
+
+
+def run(stage: ModuleType, changes: list[str]) -> float:
+    """Seconds that the stage took with params.yaml of this repository and `changes`."""
+    params, outputs, start = choose(changes), Outputs(), time.perf_counter()
+    stage.main(params, outputs)
     outputs.commit()
     return time.perf_counter() - start
 

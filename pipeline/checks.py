@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -108,7 +108,10 @@ def _explain(section: type[Section], path: Path, declared: str, detail: ErrorDet
     value = (
         "" if detail["type"] == "value_error" and isinstance(detail["input"], dict) else (f", got {detail['input']!r}")
     )
-    return f"{path}: {key} must be {rule(detail)}{value}"
+    what = rule(detail)
+    if "null" not in what and _optional(section, location):
+        what += ", or null"
+    return f"{path}: {key} must be {what}{value}"
 
 
 def rule(detail: ErrorDetails) -> str:
@@ -123,6 +126,14 @@ def rule(detail: ErrorDetails) -> str:
         "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
         "model_type": lambda: "a section with keys of its own",
     }.get(detail["type"], lambda: "a text, not empty")()
+
+
+def _optional(section: type[BaseModel], location: list[Any]) -> bool:
+    """Whether null is a value of the key at `location`; False within lists and free keys."""
+    try:
+        return type(None) in get_args(_inner(section, location))
+    except (AttributeError, KeyError):
+        return False
 
 
 def _inner(section: type[BaseModel], location: list[Any]) -> type[BaseModel]:

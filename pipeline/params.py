@@ -208,6 +208,7 @@ class FineTune(Section):
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
     folds: Annotated[int | None, BeforeValidator(_folds)]
     confidence: Annotated[float, within(float, "[0, 1)")]
+    refit: StrictBool | None
 
 
 class Evaluate(Section):

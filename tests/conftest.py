@@ -30,6 +30,7 @@ SMALL = {  # a run of seconds
     "train_head.learning_rate": 0.01,
     "fine_tune.epochs": 1,
     "fine_tune.folds": 0,
+    "fine_tune.refit": False,
     "fine_tune.trunk_cache": "off",  # else each run builds and converts a second network
     "evaluate.top_k": 2,
 }

@@ -18,7 +18,7 @@ from pipeline.data.files import Folder
 from pipeline.data.images import file_hash
 from pipeline.errors import UserError
 from pipeline.features.augmentation import NONE, Augmentation
-from pipeline.learning import calibration, defaults, fine_tuning, heads, networks, trunk_cache
+from pipeline.learning import calibration, defaults, fine_tuning, heads, networks, plan, trunk_cache
 from pipeline.learning.dataset import load_examples
 from pipeline.learning.verdict import States
 from pipeline.params import load_params
@@ -170,7 +170,7 @@ def test_a_training_by_other_kernels_is_not_gone_on_with(here, monkeypatch):
     found = set()
     for value in ("0", "1"):
         monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
-        found.add(fine_tune.fingerprint(load_params(), {}, {}, []))
+        found.add(plan.fingerprint(load_params(), {}, {}, []))
     assert len(found) == 2
 
 
@@ -222,6 +222,80 @@ def test_what_breaks_off_later_is_judged_as_it_was_before(here, monkeypatch, cap
     said = capsys.readouterr().out.splitlines()[-1]
     assert "is shipped: epoch 3 has val loss" in said
     assert said.endswith("; training broke off after epoch 3, its loss being no number")
+
+
+# --- trained again on train and val
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[int]:
+    """How many images each training of the upper part sees."""
+    seen, original = [], plan.tune
+    monkeypatch.setattr(plan, "tune", lambda job: (seen.append(len(job.train_set.targets)), original(job))[1])
+    return seen
+
+
+def counts() -> tuple[int, int]:
+    splits = pd.read_parquet(paths.MANIFEST).split
+    return int((splits == "train").sum()), int((splits == "val").sum())
+
+
+def test_what_earned_its_place_is_trained_on_val_too_and_judged_without(here, trainings):
+    alone = tuned(confidence=0)
+    model = paths.MODEL.read_bytes()
+    found = tuned(confidence=0, refit=True)
+    train, val = counts()
+    assert trainings == [train, train, train + val]
+    assert (alone.pop("refitted"), found.pop("refitted"), found["fine_tuned"]) == (False, True, True)
+    assert (alone.pop("refit"), found.pop("refit")) == (False, True)
+    assert found == alone
+    assert paths.MODEL.read_bytes() != model
+    assert not list(paths.kept("fine_tune").iterdir())
+
+
+def test_what_did_not_earn_it_is_not_trained_again(here, trainings):
+    found = tuned(learning_rate=1e-9, confidence=0.999999, refit=True)
+    assert trainings == [counts()[0]]
+    assert (found["refitted"], found["fine_tuned"]) == (False, False)
+
+
+def test_a_stage_killed_while_it_trains_again_goes_on_to_the_same_file(here, monkeypatch, capsys):
+    tuned(confidence=0, refit=True)
+    whole = paths.MODEL.read_bytes()
+    save = plan.Checkpoint.save
+
+    def killed(self, variables, epochs, states) -> None:
+        save(self, variables, epochs, states)
+        if self.file.stem.endswith("-all") and epochs.rows[-1]["epoch"] == 2:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.Checkpoint, "save", killed)
+        with pytest.raises(SystemExit):
+            tuned(confidence=0, refit=True)
+    capsys.readouterr()
+    tuned(confidence=0, refit=True)
+    said = capsys.readouterr().out
+    assert "goes on after epoch 4 of 4" in said
+    assert "goes on after epoch 2 of 4" in said
+    assert paths.MODEL.read_bytes() == whole
+
+
+def test_training_again_that_breaks_off_leaves_what_was_judged(here, monkeypatch, capsys):
+    tuned(confidence=0)
+    judged = paths.MODEL.read_bytes()
+    refit = plan.Plan.refit
+    monkeypatch.setattr(plan.Plan, "refit", lambda self: (broken_after(2, monkeypatch), refit(self))[1])
+    found = tuned(confidence=0, refit=True)
+    assert (found["refitted"], found["fine_tuned"]) == (False, True)
+    assert "what was trained on train alone is kept" in capsys.readouterr().out
+    assert paths.MODEL.read_bytes() == judged
+
+
+@pytest.mark.parametrize(("asked", "images", "refits"), [(None, 5000, True), (None, 5001, False), (True, 10**6, True)])
+def test_few_images_are_all_trained_on(asked, images, refits):
+    choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
+    assert defaults.refit(choice.model_copy(update={"refit": asked}), images) is refits
 
 
 # --- what is better

@@ -64,7 +64,9 @@ def trained(tmp_path: Path, points: Points | None = None, epochs: int = 6, tell=
     train_set, val_set = (points or Points()).sets(batch_size=chosen.batch_size)
     scales = [1.0] * len(net.trainable_variables)
     checkpoint = Checkpoint(tmp_path / "state.npz")
-    return net, tune(Job(net, train_set, val_set, scales, chosen, epochs, chosen.ema, checkpoint, tell))
+    tuned = tune(Job(net, train_set, val_set, scales, chosen, epochs, chosen.ema, checkpoint, True, tell))
+    checkpoint.remove()
+    return net, tuned
 
 
 def values(net: keras.Model) -> np.ndarray:
@@ -81,13 +83,12 @@ def test_it_learns_and_is_left_as_it_is_after_the_last_epoch(tmp_path):
     found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
     assert found == pytest.approx(tuned.logits, abs=1e-5)
     assert (found.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(tuned.epochs.best["val_accuracy"])
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_state_that_cannot_be_written_costs_no_result(tmp_path, capsys):
     (tmp_path / "taken").touch()
     checkpoint = Checkpoint(tmp_path / "taken" / "state.npz")
-    tuned = tune(Job(network(), *Points().sets(), [1.0] * 4, choice(), 3, 0, checkpoint, lambda row: None))
+    tuned = tune(Job(network(), *Points().sets(), [1.0] * 4, choice(), 3, 0, checkpoint, True, lambda row: None))
     assert len(tuned.epochs.rows) == 4
     assert capsys.readouterr().err.count("a kill would cost the whole training") == 1
 

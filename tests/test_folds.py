@@ -14,7 +14,7 @@ from conftest import run_stages as run
 
 from pipeline import fine_tune, paths
 from pipeline.errors import UserError
-from pipeline.learning import defaults, folds, heads, networks
+from pipeline.learning import defaults, folds, heads, networks, plan
 from pipeline.learning.fine_tuning import Batches, Job
 from pipeline.learning.heads import Examples
 from pipeline.params import load_params
@@ -72,7 +72,7 @@ def test_what_judges_has_not_seen_what_is_judged(examples, tmp_path):
             tell(row)
             on_seen.append(row.get("accuracy"))
 
-        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, None, told)
+        return Job(network, train_set, val_set, [1.0] * 4, choice, 20, 0.5, None, False, told)
 
     judged = folds.judge(network, head, made, job, examples.targets, 20, tmp_path / "kept")
     assert on_seen[-1] > 0.9
@@ -174,7 +174,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
 
 def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monkeypatch, capsys):
     monkeypatch.setattr(folds.States, "verdict", lambda self, confidence: (True, 1.0))
-    original = fine_tune.tune
+    original = plan.tune
 
     def broken(job):
         read = job.train_set.__class__.__getitem__
@@ -190,7 +190,7 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
         monkeypatch.setattr(job.train_set.__class__, "__getitem__", no_numbers)
         return original(job)
 
-    monkeypatch.setattr(fine_tune, "tune", broken)
+    monkeypatch.setattr(plan, "tune", broken)
     found = tuned()
     assert found["fine_tuned"] is False
     assert found["last_epoch"] == 1

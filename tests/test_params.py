@@ -38,6 +38,9 @@ def test_the_committed_params_are_good():
             "params.yaml: extract.pooling must be one of 'avg', 'max' or 'flatten', got 'mean'",
         ),
         ("extract.flip", "maybe", "params.yaml: extract.flip must be true or false, got 'maybe'"),
+        ("fine_tune.flip", 1, "params.yaml: fine_tune.flip must be true or false, or null, got 1"),
+        ("fine_tune.refit", "yes", "params.yaml: fine_tune.refit must be true or false, or null, got 'yes'"),
+        ("data.root", 3, "params.yaml: data.root must be a text, not empty, or null, got 3"),
         ("extract.flip", 1, "params.yaml: extract.flip must be true or false, got 1"),
         ("extract.image_size", 16, "params.yaml: extract.image_size must be at least 32 for tiny, got 16"),
         ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
@@ -52,7 +55,7 @@ def test_the_committed_params_are_good():
         (
             "train_head.class_weight",
             "auto",
-            "params.yaml: train_head.class_weight must be one of 'balanced', got 'auto'",
+            "params.yaml: train_head.class_weight must be one of 'balanced', or null, got 'auto'",
         ),
         ("train_head.search", [1], "train_head.search must be a section of keys with lists of values, e.g. {dropout"),
         ("train_head.search", {"droput": [0]}, "keys of its own, not search.droput; did you mean 'dropout'?"),
@@ -135,6 +138,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
+    words |= {"fine_tune.refit": "true"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")

@@ -90,7 +90,8 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         outputs.json(paths.metrics("prepare"), prepared)
         outputs.json(paths.metrics("train_head"), {"val_accuracy": 0.8, "best_epoch": 2})
         tuned = {"fine_tuned": True, "head_val_loss": 0.5, "tuned_val_loss": 0.25, "tuned_confidence": 0.987}
-        outputs.json(paths.metrics("fine_tune"), {**tuned, "last_epoch": 3, "finished": True, **metrics})
+        tuned |= {"last_epoch": 3, "finished": True, "refitted": False}
+        outputs.json(paths.metrics("fine_tune"), {**tuned, **metrics})
         columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
         epochs = [(epoch, 1 / epoch, 1 - 0.3 / epoch, 1.2 / epoch, 1 - 0.4 / epoch, 0.001) for epoch in (1, 2, 3)]
         for stage in ("train_head", "fine_tune"):
@@ -314,6 +315,13 @@ def test_it_says_why_the_head_is_shipped(workspace, metrics, sentence):
     results.write()
     assert sentence in text()
     assert "head alone" not in text()
+
+
+@pytest.mark.parametrize("refitted", [True, False])
+def test_it_says_what_was_trained_on_val_too(workspace, refitted):
+    workspace(["ant", "bee"], refitted=refitted)
+    results.write()
+    assert ("Then it was trained again, the same way, on train and val together." in text()) is refitted
 
 
 def test_without_fine_tuning_there_are_no_curves_of_it(workspace):

@@ -37,7 +37,7 @@ def write(file: Path, **arrays: np.ndarray) -> None:
 
 
 class Checkpoint:
-    """What an epoch leaves, in a file that appears whole or not at all; it is removed when training has ended.
+    """What an epoch leaves, in a file that appears whole or not at all.
 
     Args:
         file: under a name that stands for everything that shapes the result.

@@ -20,6 +20,8 @@ STEPS, EPOCHS, MAX_VIEWS = 750, (5, 30), 9
 AVERAGED = 0.2
 # Below so many images of val, of at most so many with train, as many folds judge in its place.
 FEW, AT_MOST, FOLDS = 50, 1000, 5
+# Up to so many images of train and val the network that earned its place is trained again, on both.
+REFIT_AT_MOST = 5000
 PROBES = 1000  # images of val that tell how they may be changed
 # What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
 # that it cannot tell any more may be of another class, as a digit is.
@@ -48,6 +50,11 @@ def folds(choice: FineTune, val_images: int, targets: np.ndarray, groups: np.nda
         return choice.folds
     most = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
     return most if val_images < FEW and len(targets) <= AT_MOST and most > 1 else 0
+
+
+def refit(choice: FineTune, images: int) -> bool:
+    """Whether what earned its place is trained on train and val: as `choice` says, or where these are few images."""
+    return images <= REFIT_AT_MOST if choice.refit is None else choice.refit
 
 
 def augmentation(

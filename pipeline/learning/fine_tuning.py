@@ -190,7 +190,7 @@ class Tuned:
     Attributes:
         epochs: the curves; the last one is the `best`.
         logits: (N, n_classes) float32 of val.
-        states: the start and the last epoch; of a fold only the start.
+        states: the start and the last epoch; only the start where val is not watched.
     """
 
     epochs: BestEpoch
@@ -207,7 +207,8 @@ class Job:
         scales: of the learning rate, for each trainable variable.
         momentum: of the average of the weights; 0: there is none.
         tell: is given the row of each epoch.
-        checkpoint: None for one of several folds: it neither keeps nor prints anything, nor looks at val on the way.
+        checkpoint: keeps what each epoch comes to, which is printed, too; None for one of several folds.
+        watched: whether each epoch is judged on val.
     """
 
     network: keras.Model
@@ -218,6 +219,7 @@ class Job:
     epochs: int
     momentum: float
     checkpoint: Checkpoint | None
+    watched: bool
     tell: Callable[[dict[str, float]], None]
 
 
@@ -260,7 +262,7 @@ def _tune(job: Job, parts: int) -> Tuned:
     job.val_set.split(parts)
 
     def note(epoch: int, logs: dict[str, float]) -> bool:
-        if checkpoint or not epoch:
+        if job.watched or not epoch:
             logits = trainer.predict(job.val_set, verbose=0)
             if not np.isfinite(logits).all():
                 return False
@@ -268,11 +270,8 @@ def _tune(job: Job, parts: int) -> Tuned:
             logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
         best.note(epoch, **logs)
         if epoch and checkpoint:
-            print(
-                f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}, val loss {loss:.4f}, "
-                f"val accuracy {accuracy:.4f}",
-                flush=True,
-            )
+            of_val = f", val loss {loss:.4f}, val accuracy {accuracy:.4f}" if job.watched else ""
+            print(f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}{of_val}", flush=True)
         job.tell(best.rows[-1])
         return True
 
@@ -305,10 +304,7 @@ def _tune(job: Job, parts: int) -> Tuned:
         print(f"fine_tune: stopped; the same again goes on {where}", file=sys.stderr)
         raise
     best.restore()
-    logits = trainer.predict(job.val_set, verbose=0)
-    if checkpoint:
-        checkpoint.remove()
-    return Tuned(best, logits, states)
+    return Tuned(best, trainer.predict(job.val_set, verbose=0), states)
 
 
 def _optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:

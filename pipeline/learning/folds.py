@@ -136,7 +136,7 @@ def judge(
         targets: (N,) int32, of all images.
         kept: the start of the names of files, a fold each, from which a judgement that was stopped goes on.
     """
-    start = [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+    start = networks.values(network)
     logits = np.zeros((2, len(targets), head.output_shape[-1]), np.float32)
     progress = tqdm(total=len(folds) * epochs, desc=f"fine_tune: {len(folds)} folds", unit=" epochs", disable=None)
 
@@ -148,7 +148,7 @@ def judge(
         found = _read(file, fold.logits.shape)
         again = ", as it was before it was stopped" if found is not None else ""
         if found is None:
-            _assign(network, start)
+            networks.assign(network, start)
             head.set_weights(fold.head)
             tuned = tune(job(fold, partial(tell, number * epochs)))
             # What broke off, or makes no numbers, knows nothing: all classes alike.
@@ -164,17 +164,11 @@ def judge(
         name = f"fold {number + 1} of {len(folds)}{again}"
         progress.write(f"fine_tune: {name}: {after} of {len(found)} images right, {before} by the head")
     progress.close()
-    _assign(network, start)
+    networks.assign(network, start)
     states = States.of(targets, 0)
     for each in logits:
         states.add(each)
     return Judged(states, calibration.temperature(logits[1], targets))
-
-
-def forget(kept: Path) -> None:
-    """Remove what `judge` has kept."""
-    for file in kept.parent.glob(f"{kept.name}-fold*.npz"):
-        file.unlink(missing_ok=True)
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -184,9 +178,3 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it is trained again
         return None
     return logits if logits.shape == shape else None
-
-
-def _assign(network: keras.Model, values: list[np.ndarray]) -> None:
-    """Dropout's place in its random numbers is among them, which set_weights leaves out."""
-    for variable, value in zip(network.variables, values, strict=True):
-        variable.assign(value)

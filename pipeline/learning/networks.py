@@ -170,6 +170,17 @@ def weights_sha256(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
+def values(network: keras.Model) -> list[np.ndarray]:
+    """Of all its variables; dropout's place in its random numbers is among them, which get_weights leaves out."""
+    return [keras.ops.convert_to_numpy(variable) for variable in network.variables]
+
+
+def assign(network: keras.Model, found: Sequence[np.ndarray]) -> None:
+    """Give the variables what `values` found."""
+    for variable, value in zip(network.variables, found, strict=True):
+        variable.assign(value)
+
+
 def predict(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
     """The model's outputs, (b, ...) float32, for one batch of (b, size, size, 3) images, b <= `batch_size`.
 

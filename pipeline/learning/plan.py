@@ -1,0 +1,282 @@
+"""One fine-tuning: what is trained, on what and for how long, by params and data; and its trainings, one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import paths
+from pipeline.backbones import BACKBONES
+from pipeline.data import pixels
+from pipeline.data.sources import open_source
+from pipeline.errors import UserError
+from pipeline.features import augmentation, extraction, inference
+from pipeline.features.augmentation import NONE
+from pipeline.learning import (
+    blocks,
+    calibration,
+    checkpoint,
+    defaults,
+    fine_tuning,
+    folds,
+    heads,
+    networks,
+    training,
+    trunk_cache,
+    verdict,
+)
+from pipeline.learning.checkpoint import Checkpoint
+from pipeline.learning.dataset import load_split
+from pipeline.learning.engine import device_name, gpu_names, keras, policy, tf
+from pipeline.learning.fine_tuning import Batches, Job, Tuned, tune
+from pipeline.learning.folds import Fold, Judged
+from pipeline.learning.trunk_cache import Inputs
+from pipeline.params import FineTune, Params
+
+
+def build(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
+    """The trunk that the features were made by.
+
+    Raises:
+        UserError: where the weights are others now.
+    """
+    with policy(precision):
+        trunk = networks.build_trunk(params.backbone, params.weights, meta["image_size"], meta["pooling"], params.seed)
+    if networks.weights_sha256(trunk) != meta["weights_sha256"]:
+        raise UserError(
+            f"the weights of {params.backbone} are not those that the features were made by; "
+            "run `dvc repro --force extract`"
+        )
+    return trunk
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the trainings of one fine-tuning share.
+
+    Attributes:
+        network: activations or images -> logits; what is trainable in it is trained.
+        head: its last layers.
+        start: the values of the network's variables before any training.
+        inputs: of the images of train, then of val.
+        targets: (N,) int32, of these images.
+        count: how many of them are of train.
+        scales: of the learning rate, for each trainable variable.
+        epochs: of every training.
+        views: augmented ones of each image.
+        refits: whether what earned its place is to be trained on train and val.
+        seed: of the order, and of what is mixed.
+        kept: the start of the names of the files that trainings go on from.
+        chosen: how it is trained where params leave it open.
+    """
+
+    choice: FineTune
+    network: keras.Model
+    head: keras.Model
+    start: list[np.ndarray]
+    inputs: Inputs
+    targets: np.ndarray
+    count: int
+    scales: list[float]
+    epochs: int
+    views: int
+    momentum: float
+    refits: bool
+    seed: int
+    kept: Path
+    chosen: dict[str, Any]
+
+    def judge(self, judges: list[Fold]) -> Judged:
+        """Train once a fold; the network is left as it came."""
+        return folds.judge(
+            self.network,
+            self.head,
+            judges,
+            lambda fold, tell: self._job(fold.seen, fold.held_out, tell),
+            self.targets,
+            self.epochs,
+            self.kept,
+        )
+
+    def train(self, tell: Callable[[dict[str, float]], None]) -> Tuned:
+        """Train on train, watching val.
+
+        Args:
+            tell: is given the row of each epoch.
+        """
+        rows = np.arange(len(self.targets))
+        return tune(self._job(rows[: self.count], rows[self.count :], tell, self._checkpoint(""), watched=True))
+
+    def refit(self) -> bool:
+        """Train again from the start, on train and val, as `train` did.
+
+        Returns:
+            Whether it came to its end. Where its loss is no number, the network is left as it was.
+        """
+        before, rows = networks.values(self.network), np.arange(len(self.targets))
+        networks.assign(self.network, self.start)
+        print(f"fine_tune: the same again on train and val together, {len(rows):,} images instead of {self.count:,}")
+        again = tune(self._job(rows, rows[self.count :], lambda _: None, self._checkpoint("-all")))
+        if again.epochs.best["epoch"] == self.epochs and np.isfinite(again.logits).all():
+            return True
+        networks.assign(self.network, before)
+        print("fine_tune: what was trained on train alone is kept")
+        return False
+
+    def forget(self) -> None:
+        """Remove what trainings would go on from: what they came to is taken."""
+        for file in self.kept.parent.glob(f"{self.kept.name}*.npz"):
+            file.unlink(missing_ok=True)
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        return Checkpoint(self.kept.with_name(f"{self.kept.name}{name}.npz"))
+
+    def _job(
+        self,
+        rows: np.ndarray,
+        others: np.ndarray,
+        tell: Callable[[dict[str, float]], None],
+        state: Checkpoint | None = None,
+        watched: bool = False,
+    ) -> Job:
+        choice, size = self.choice, self.choice.batch_size
+        weights = heads.class_weights(self.targets[rows], self.head.output_shape[-1], choice.class_weight)
+
+        def batches(rows: np.ndarray, views: int, seed: int | None) -> Batches:
+            return Batches(self.inputs, self.targets, rows, weights, size, views, seed, choice.mixup)
+
+        return Job(
+            self.network,
+            batches(rows, self.views, self.seed),
+            batches(others, 0, None),
+            self.scales,
+            choice,
+            self.epochs,
+            self.momentum,
+            state,
+            watched,
+            tell,
+        )
+
+
+@contextmanager
+def opened(
+    params: Params,
+    trunk: keras.Model,
+    head: keras.Model,
+    meta: dict[str, Any],
+    judges: list[Fold],
+    batch_size: int | None,
+) -> Iterator[Plan | None]:
+    """The plan to train these, in place; None where nothing of the trunk is to be trained.
+
+    Args:
+        judges: of another training each, on all images but its own; none where val judges.
+        batch_size: of what is computed once; None for the engine's own.
+    """
+    choice, size = params.fine_tune, meta["image_size"]
+    for layer in head.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    trained = blocks.chosen(base, BACKBONES[params.backbone], choice.unfreeze)
+    scales = blocks.unfreeze(base, trained, choice.layer_decay)
+    if not scales:
+        yield None
+        return
+    images = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
+    targets, count = images.target.to_numpy(), int((images.split == "train").sum())
+    epochs, views = defaults.schedule(choice, count)
+    refits = defaults.refit(choice, len(images))
+    where = blocks.cut(base, trained)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        whole = keras.Model(trunk.inputs, head(trunk.output))
+        changes = defaults.augmentation(choice, whole, images[count:], source, size, params.seed) if views else NONE
+        views = 0 if changes == NONE else views  # all would be alike
+        seen = images.assign(split="train") if judges or refits else images  # images of val are trained on, too
+        cached, reason = trunk_cache.choose(
+            choice.trunk_cache,
+            int(np.prod(where.shape)) if where else None,
+            images=int((seen.split == "train").sum()) * views + len(images),
+            passes=len(images) * epochs * (1 + len(judges) + refits),
+            fast=meta["engine"] == "openvino",
+            work=blocks.work_below(base, where) if where else 0.0,
+        )
+        print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
+        if cached:
+            engine = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+            # On CPUs float32 is fast enough, and always there.
+            precision = choice.precision if gpu_names() else "float32"
+
+            def frozen() -> keras.Model:
+                return blocks.lower(build(params, meta, precision), params.backbone, where)
+
+            run = inference.open_engine(engine, frozen, precision, batch_size)
+            recipe = {
+                "backbone": params.backbone,
+                "image_size": size,
+                "pooling": f"cut-{where.place}",
+                "precision": precision,
+                "storage": trunk_cache.STORAGE,
+            }
+            inputs = stack.enter_context(
+                trunk_cache.activations(run, recipe, seen, source, where.shape, size, changes, views)
+            )
+        else:
+            inputs = trunk_cache.Pixels(images, source, size, changes)
+        below = blocks.upper(trunk, where) if cached else trunk
+        start = keras.Input(below.input_shape[1:])
+        momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
+        chosen = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
+        chosen |= {"folds": len(judges), "refit": refits}
+        network = keras.Model(start, networks.without_softmax(head)(below(start)))
+        yield Plan(
+            choice=choice,
+            network=network,
+            head=head,
+            start=networks.values(network),
+            inputs=inputs,
+            targets=targets,
+            count=count,
+            scales=[*scales, *[1.0] * len(head.trainable_variables)],
+            epochs=epochs,
+            views=views,
+            momentum=momentum,
+            refits=refits,
+            seed=params.seed,
+            kept=paths.kept("fine_tune") / fingerprint(params, meta, chosen, judges),
+            chosen={**chosen, "layers_trained": len(scales)},
+        )
+
+
+def fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], judges: list[Fold]) -> str:
+    """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
+    read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
+    kernels_used = os.environ["TF_ENABLE_ONEDNN_OPTS"]
+    parts = [*read, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels_used]
+    modules = (
+        augmentation,
+        blocks,
+        calibration,
+        checkpoint,
+        extraction,
+        fine_tuning,
+        folds,
+        heads,
+        networks,
+        pixels,
+        training,
+        trunk_cache,
+        verdict,
+    )
+    code = [Path(module.__file__).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
+    made = [paths.HEAD.read_bytes(), *(fold.digest() for fold in judges)]
+    return hashlib.sha256(b"".join([repr(parts).encode(), *made, *code])).hexdigest()[:16]
