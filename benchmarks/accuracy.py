@@ -54,6 +54,7 @@ from pipeline.learning.engine import device_name, keras
 from pipeline.params import LINEAR_DECAY, load_params
 
 WAYS = ("linear", "sklearn", "head", "textbook", "cosine", "tuned", "final")
+GAINS = (("final", "head"), ("tuned", "textbook"), ("final", "textbook"), ("final", "cosine"))
 TEXTBOOK_BLOCKS, TEXTBOOK_RATE = 4, 1e-4
 
 
@@ -92,7 +93,7 @@ def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
 
 
 def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float]:
-    """What the guides of Keras show, for test; and seconds, without those of what is frozen, which runs once here, too.
+    """For test, by compile and fit; and seconds of these, without those of what is frozen, which runs once here, too.
 
     Args:
         cosine: whether the learning rate decays; it stays else.
@@ -115,7 +116,8 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     found = outputs_for(below, train_set).reshape(-1, *where.shape)
     clock = time.perf_counter()
     network.fit(found, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
-    return logits_of_images(trunk, head), time.perf_counter() - clock
+    seconds = time.perf_counter() - clock
+    return logits_of_images(trunk, head), seconds
 
 
 def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
@@ -127,15 +129,13 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, flo
     head, classes = networks.load(paths.HEAD)
     judges = fine_tune.make_folds(params, len(classes))
     with fine_tune.opened(params, trunk, head, meta, judges, None) as plan:
-        judged = plan.judge(judges) if judges else None
-        tuned = plan.train(lambda _: None)
-        better, _, temperature = fine_tune.verdict_on(tuned, judged, plan.epochs, params)
-        found = logits_of_images(trunk, head) / temperature
-        if not better:
-            return found, None, time.perf_counter() - start
-        if plan.refits:
-            plan.refit()
-    return found, logits_of_images(trunk, head) / temperature, time.perf_counter() - start
+        found = fine_tune.train(plan, judges, params.fine_tune.confidence, lambda _: None)
+        tuned = logits_of_images(trunk, head) / found.temperature
+        found = found.refit()
+        plan.forget()
+    seconds = time.perf_counter() - start
+    shipped = logits_of_images(trunk, head) / found.temperature if found.better else None
+    return tuned, shipped, seconds
 
 
 def one_split(changes: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray, bool, dict[str, float]]:
@@ -167,7 +167,10 @@ def main() -> None:
     os.environ.pop("DVC_ROOT", None)
     print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
     print(
-        f"{'':<24} " + " ".join(f"{way:>15}" for way in WAYS) + "     final - head  final - textbook   shipped   ECE",
+        f"{'':<24} "
+        + " ".join(f"{way:>15}" for way in WAYS)
+        + "".join(f" {f'{one} - {other}':>16}" for one, other in GAINS)
+        + "  shipped   ECE",
         flush=True,
     )
     for text in arguments.sources:
@@ -199,12 +202,12 @@ def main() -> None:
         targets = np.concatenate([targets for _, targets in judged])
         error = calibration.calibration_error(probabilities, targets)
         columns = [spread(values) for values in accuracy.values()]
-        gains = [difference(accuracy["final"], accuracy[other]) for other in ("head", "textbook")]
+        gains = [difference(accuracy[one], accuracy[other]) for one, other in GAINS]
         print(
             f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
             + " ".join(f"{column:>15}" for column in columns)
-            + f" {gains[0]:>16}  {gains[1]:>16} "
-            + f"{shipped:>6} of {arguments.seeds} {error:.3f}  seconds: "
+            + "".join(f" {gain:>16}" for gain in gains)
+            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}  seconds: "
             + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
             flush=True,
         )

@@ -2,10 +2,10 @@
 
 Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # folders or archives of images
 
-Each score gets its limit on val, for several rates; false alarms are counted on test, detections on up to 500 images of
-each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of train; the same to the nearest and to
-the 20th; Mahalanobis' distance to the nearest class (Lee et al. 2018, covariance by Ledoit and Wolf); 1 - the highest
-probability (Hendrycks and Gimpel 2017).
+Each score gets its limit on one half of test, for several rates; false alarms are counted on the other half,
+detections on up to 500 images of each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of
+train; the same to the nearest and to the 20th; Mahalanobis' distance to the nearest class (Lee et al. 2018, covariance
+by Ledoit and Wolf); 1 - the highest probability (Hendrycks and Gimpel 2017).
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def main(others: list[str]) -> None:
     size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
     both, found = unlike.with_features(model), {}
     with open_source(params.data.source, params.data.root) as source:
-        for split in ("train", "val", "test"):
-            rows = load_split(split)
+        for split in ("train", "test"):
+            rows = load_split(split).sample(frac=1, random_state=0)
             batches = read_images(source, list(rows.path), list(rows.file_hash), size, batch_size)
             found[split] = unlike.ask_all(both, batches, batch_size)
             if split == "train":
@@ -85,17 +85,18 @@ def main(others: list[str]) -> None:
         found[other] = unlike.ask_all(both, batches, batch_size)
     print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
     for name, score in scores(found["train"][0], targets).items():
-        val, test, *rest = (score(*found[split]) for split in ("val", "test", *others))
+        known, *rest = (score(*found[split]) for split in ("test", *others))
+        known, test = unlike.halves(known)
         print(f"{name}: ROC AUC " + ", ".join(
             f"{roc_auc_score(np.repeat([0, 1], [len(test), len(other)]), np.concatenate([test, other])):.3f}"
             f" {Path(label).name}" for label, other in zip(others, rest, strict=True)
         ))  # fmt: skip
         for rate in RATES:
-            place = math.ceil((len(val) + 1) * (1 - rate))
-            if place > len(val):
-                print(f"  rate {rate:g}: val is too small")
+            place = math.ceil((len(known) + 1) * (1 - rate))
+            if place > len(known):
+                print(f"  rate {rate:g}: test is too small")
                 continue
-            limit = np.sort(val)[place - 1]
+            limit = np.sort(known)[place - 1]
             told = [f"{Path(o).name} {share(values > limit)}" for o, values in zip(others, rest, strict=True)]
             print(f"  rate {rate:g}: false alarms {share(test > limit)}; detected: " + ", ".join(told))
 

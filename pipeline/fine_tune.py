@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ from pipeline.features.extraction import patiently
 from pipeline.journal import recording
 from pipeline.learning import calibration, defaults, folds, heads, networks
 from pipeline.learning.dataset import load_examples, load_split
-from pipeline.learning.engine import distribution, keras, make_repeatable, take_gpus
+from pipeline.learning.engine import distribution, make_repeatable, take_gpus
 from pipeline.learning.fine_tuning import Tuned
 from pipeline.learning.folds import Fold, Judged
-from pipeline.learning.plan import build, opened
+from pipeline.learning.plan import Plan, build, opened
 from pipeline.learning.training import COLUMNS
 from pipeline.outputs import Outputs
 from pipeline.params import HeadChoice, Params
@@ -70,63 +71,44 @@ class Found:
         better: whether it is to be shipped.
         sure: how sure it is that it is better than the head, in [0, 1].
         temperature: of its logits.
-        refit: whether the network as it stands was trained on train and val.
-        chosen: how it was trained where params leave it open.
+        refitted: whether the network as it stands was trained on train and val.
     """
 
+    plan: Plan
     tuned: Tuned
     judged: Judged | None
     better: bool
     sure: float
     temperature: float
-    refit: bool
-    chosen: dict[str, Any]
+    refitted: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether it came to the last of its epochs."""
-        return self.tuned.epochs.best["epoch"] == self.chosen["epochs"]
+        """Whether training on train came to the last of its epochs."""
+        return self.tuned.epochs.best["epoch"] == self.plan.epochs
+
+    def refit(self) -> Found:
+        """Train once more, on train and val, where that is wanted, and earned."""
+        if not (self.better and self.finished and self.plan.refits):
+            return self
+        return replace(self, refitted=self.plan.refit(self.tuned))
 
 
-def verdict_on(tuned: Tuned, judged: Judged | None, epochs: int, params: Params) -> tuple[bool, float, float]:
-    """Whether to ship what was tuned, how sure it is that it is better, and the temperature of its logits.
-
-    Args:
-        judged: what folds say; None where val decides.
-        epochs: that were to be trained.
-    """
-    confidence = params.fine_tune.confidence
-    if judged:
-        better, sure = judged.states.verdict(confidence)
-        finished = tuned.epochs.best["epoch"] == epochs
-        return better and finished, sure, judged.temperature  # of a training that broke off folds know nothing
-    return *tuned.states.verdict(confidence), calibration.temperature(tuned.logits, tuned.states.targets)
-
-
-def train(
-    params: Params,
-    trunk: keras.Model,
-    head: keras.Model,
-    meta: dict[str, Any],
-    judges: list[Fold],
-    batch_size: int | None,
-) -> Found | None:
-    """Fine-tune trunk and head in place, to what is shipped where it is better; None where there is nothing to train.
+def train(plan: Plan, judges: list[Fold], confidence: float, tell: Callable[[dict[str, float]], None]) -> Found:
+    """Train on train, and judge.
 
     Args:
-        judges: as `opened` takes them, like the others.
+        judges: those that the plan was opened with.
+        confidence: that is asked for.
+        tell: is given the row of each epoch.
     """
-    with opened(params, trunk, head, meta, judges, batch_size) as plan:
-        if not plan:
-            return None
-        judged = plan.judge(judges) if judges else None
-        with recording.Live("fine_tune", params.leaves()) as live:
-            tuned = plan.train(live)
-            found = Found(tuned, judged, *verdict_on(tuned, judged, plan.epochs, params), False, plan.chosen)
-            if found.better and found.finished and plan.refits:
-                found = replace(found, refit=plan.refit())
-        plan.forget()
-    return found
+    judged = plan.judge(judges) if judges else None
+    tuned = plan.train(tell)
+    if not judged:
+        scale = calibration.temperature(tuned.logits, tuned.states.targets)
+        return Found(plan, tuned, None, *tuned.states.verdict(confidence), scale)
+    found = Found(plan, tuned, judged, *judged.states.verdict(confidence), judged.temperature)
+    return replace(found, better=found.better and found.finished)  # of a training that broke off folds know nothing
 
 
 def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
@@ -141,15 +123,19 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     val_set = load_examples("val")
     of_head = calibration.metrics(heads.logits(head, val_set), val_set.targets)
     judges = make_folds(params, len(classes)) if params.fine_tune.unfreeze != "none" else []
-    with devices.scope():
-        found = train(params, trunk, head, meta, judges, batch_size)
+    found: Found | None = None
+    with devices.scope(), opened(params, trunk, head, meta, judges, batch_size) as plan:
+        if plan:
+            with recording.Live("fine_tune", params.leaves()) as live:
+                found = train(plan, judges, confidence, live).refit()
 
     better, why, chosen = False, "fine_tune.unfreeze leaves nothing to train", {}
     curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
     details: dict[str, Any] = {f"head_{name}": value for name, value in of_head.items()}
     if found:
-        tuned, judged, chosen, better, sure = found.tuned, found.judged, found.chosen, found.better, found.sure
-        temperature, curves, epoch = found.temperature, tuned.epochs.curves(), tuned.epochs.best["epoch"]
+        tuned, judged, better = found.tuned, found.judged, found.better
+        sure, temperature = found.sure, found.temperature
+        curves, epoch, chosen = tuned.epochs.curves(), tuned.epochs.best["epoch"], found.plan.chosen
         details |= judged.metrics() if judged else {}
         of_tuned = calibration.metrics(tuned.logits / temperature, val_set.targets)
         shipped_metrics = of_tuned if better else of_head
@@ -157,7 +143,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         scores = (judged or tuned).states.scores
         before, after = float(scores[0].mean()), float(scores[-1].mean())
         details |= {"head_brier_score": before, "tuned_brier_score": after, "tuned_confidence": sure}
-        details |= {"last_epoch": epoch, "finished": found.finished, "refitted": found.refit}
+        details |= {"last_epoch": epoch, "finished": found.finished, "refitted": found.refitted}
         details |= {"temperature": temperature}
         name, kind = ("folds", "cross-validated") if judged else ("val", "val")
         losses, hits = ([details[f"{one}_{name}_{of}"] for one in ("tuned", "head")] for of in ("loss", "accuracy"))
@@ -171,6 +157,8 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         if not details["finished"]:
             broken = f"training broke off after epoch {epoch}, its loss being no number"
             why = broken if judged or not epoch else f"{why}; {broken}"
+        if found.refitted:
+            why += "; then it was trained again, on train and val"
     trunk_shipped = build(params, meta, "float32")  # whatever precision and devices it was trained with
     if better:
         trunk_shipped.set_weights(trunk.get_weights())
@@ -181,9 +169,9 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     outputs.csv(paths.curves("fine_tune"), curves)
     outputs.json(paths.choices("fine_tune"), chosen)
     outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **details})
-    what = "the fine-tuned network" if better else "the head as it was"
-    again = ", trained on train and val," if details.get("refitted") else ""
-    print(f"fine_tune: {what}{again} is shipped: {why}")
+    print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
+    if found:
+        found.plan.forget()
 
 
 def main(params: Params, outputs: Outputs) -> None:

@@ -2,11 +2,12 @@
 
 Reads:   the data source.
 Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
-         the source), label, split (train, val, test), group (of prepare.group_by, else missing), connected (shared by
-         images that groups and copies, exact or near, connect), width, height (pixels, int32), file_hash (of its
-         bytes, see `images.file_hash`), sorted by path; classes.json, the labels in the order of the model's outputs;
-         quarantine.csv (path, label, reason, detail), the images that are left out; ignored.csv (path, reason), the
-         files that are not meant as images; reports/data.html, a page that shows all this; metrics/prepare.json.
+         the source), label, split (train, val, test), given (whether the source itself says so), group (of
+         prepare.group_by, else missing), connected (shared by images that groups and copies, exact or near, connect),
+         width, height (pixels, int32), file_hash (of its bytes, see `images.file_hash`), sorted by path; classes.json,
+         the labels in the order of the model's outputs; quarantine.csv (path, label, reason, detail), the images that
+         are left out; ignored.csv (path, reason), the files that are not meant as images; reports/data.html, a page
+         that shows all this; metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
@@ -113,8 +114,12 @@ def main(params: Params, outputs: Outputs) -> None:
         splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
         first = good.image_id.groupby(decisions.connected(good, copies)).transform("min")
-        columns = ["image_id", "path", "label", "split", "group", "connected", "width", "height", "file_hash"]
-        manifest = good.assign(connected=first)[columns].astype({"group": "string"}).sort_values("path")
+        columns = ["image_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash"]
+        manifest = (
+            good.assign(connected=first, given=good.given == good.split)[columns]
+            .astype({"group": "string"})
+            .sort_values("path")
+        )
         manifest.to_parquet(manifest_file, index=False)
         outputs.json(paths.CLASSES, listing.classes)
         left_out = table[table.reason != ""][["path", "label", "reason", "detail"]].sort_values("path")

@@ -103,8 +103,10 @@ def test_what_is_not_surely_better_is_not_shipped(here):
 def test_kept_activations_change_no_result(here):
     """The same views, drawn anew or kept, plain ones first: equal but for float16's rounding, if nothing is mixed."""
     same = {"layer_decay": 0.9, "views": 2, "crop": 0.8, "flip": True, "mixup": 0, "epochs": 3}
+    same |= {"refit": True, "confidence": 0}
     results = [(tuned(trunk_cache=way, **same), logits(networks.load(paths.MODEL)[0])) for way in ("on", "off")]
     assert [metrics["trunk_cache"] for metrics, _ in results] == [True, False]
+    assert [metrics["refitted"] for metrics, _ in results] == [True, True]
     assert results[0][0]["tuned_val_loss"] == pytest.approx(results[1][0]["tuned_val_loss"], rel=0.05)
     assert results[0][1] == pytest.approx(results[1][1], abs=0.1)
 
@@ -161,7 +163,7 @@ def test_a_killed_stage_goes_on_to_the_same_file(here, monkeypatch):
     monkeypatch.setattr(Kill, "__call__", lambda self, row: seen.append(row["epoch"]))
     monkeypatch.setattr(fine_tune.recording, "Live", Kill)
     tuned()
-    assert seen == [3, 4]
+    assert seen == [2, 3, 4]
     assert paths.MODEL.read_bytes() == whole
 
 
@@ -228,10 +230,15 @@ def test_what_breaks_off_later_is_judged_as_it_was_before(here, monkeypatch, cap
 
 
 @pytest.fixture
-def trainings(monkeypatch) -> list[int]:
-    """How many images each training of the upper part sees."""
+def trainings(monkeypatch) -> list[tuple[int, float]]:
+    """How many images each training of the upper part sees, and a sum over the weights that it starts from."""
     seen, original = [], plan.tune
-    monkeypatch.setattr(plan, "tune", lambda job: (seen.append(len(job.train_set.targets)), original(job))[1])
+
+    def watched(job):
+        seen.append((len(job.train_set.targets), sum(float(np.abs(v).sum()) for v in networks.values(job.network))))
+        return original(job)
+
+    monkeypatch.setattr(plan, "tune", watched)
     return seen
 
 
@@ -245,7 +252,7 @@ def test_what_earned_its_place_is_trained_on_val_too_and_judged_without(here, tr
     model = paths.MODEL.read_bytes()
     found = tuned(confidence=0, refit=True)
     train, val = counts()
-    assert trainings == [train, train, train + val]
+    assert trainings == [(count, trainings[0][1]) for count in (train, train, train + val)]
     assert (alone.pop("refitted"), found.pop("refitted"), found["fine_tuned"]) == (False, True, True)
     assert (alone.pop("refit"), found.pop("refit")) == (False, True)
     assert found == alone
@@ -255,7 +262,7 @@ def test_what_earned_its_place_is_trained_on_val_too_and_judged_without(here, tr
 
 def test_what_did_not_earn_it_is_not_trained_again(here, trainings):
     found = tuned(learning_rate=1e-9, confidence=0.999999, refit=True)
-    assert trainings == [counts()[0]]
+    assert [count for count, _ in trainings] == [counts()[0]]
     assert (found["refitted"], found["fine_tuned"]) == (False, False)
 
 
@@ -276,26 +283,51 @@ def test_a_stage_killed_while_it_trains_again_goes_on_to_the_same_file(here, mon
     capsys.readouterr()
     tuned(confidence=0, refit=True)
     said = capsys.readouterr().out
-    assert "goes on after epoch 4 of 4" in said
+    assert "had ended when it was stopped after epoch 4 of 4" in said
     assert "goes on after epoch 2 of 4" in said
     assert paths.MODEL.read_bytes() == whole
 
 
-def test_training_again_that_breaks_off_leaves_what_was_judged(here, monkeypatch, capsys):
+@pytest.mark.parametrize("way", ["breaks off", "goes astray"])
+def test_training_again_that_fails_leaves_what_was_judged(here, monkeypatch, capsys, way):
+    def spoil() -> None:
+        if way == "breaks off":
+            broken_after(2, monkeypatch)
+        else:  # each image is said to be of the next class
+            read = fine_tuning.Batches.__getitem__
+            monkeypatch.setattr(
+                fine_tuning.Batches,
+                "__getitem__",
+                lambda self, index: (lambda found: (found[0], np.roll(found[1], 1, axis=1), found[2]))(
+                    read(self, index)
+                ),
+            )
+
     tuned(confidence=0)
     judged = paths.MODEL.read_bytes()
     refit = plan.Plan.refit
-    monkeypatch.setattr(plan.Plan, "refit", lambda self: (broken_after(2, monkeypatch), refit(self))[1])
+    monkeypatch.setattr(plan.Plan, "refit", lambda self, before: (spoil(), refit(self, before))[1])
     found = tuned(confidence=0, refit=True)
     assert (found["refitted"], found["fine_tuned"]) == (False, True)
     assert "what was trained on train alone is kept" in capsys.readouterr().out
     assert paths.MODEL.read_bytes() == judged
 
 
-@pytest.mark.parametrize(("asked", "images", "refits"), [(None, 5000, True), (None, 5001, False), (True, 10**6, True)])
-def test_few_images_are_all_trained_on(asked, images, refits):
+@pytest.mark.parametrize(
+    ("asked", "count", "given", "refits"),
+    [
+        (None, 5000, False, True),
+        (None, 5001, False, False),
+        (None, 100, True, False),
+        (True, 5001, True, True),
+        (False, 100, False, False),
+    ],
+)
+def test_few_images_are_all_trained_on_but_a_val_that_was_brought(asked, count, given, refits):
     choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
-    assert defaults.refit(choice.model_copy(update={"refit": asked}), images) is refits
+    splits = np.where(np.arange(count) < 10, "val", "train")
+    images = pd.DataFrame({"split": splits, "given": given & (splits == "val")})
+    assert defaults.refit(choice.model_copy(update={"refit": asked}), images) == refits
 
 
 # --- what is better

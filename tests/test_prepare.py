@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 def test_the_manifest_has_a_row_an_image(run, photos):
     manifest = run(photos())
     assert list(manifest.columns) == [
-        *("image_id", "path", "label", "split", "group", "connected", "width", "height", "file_hash")
+        *("image_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash")
     ]
     assert len(manifest) == 48
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}

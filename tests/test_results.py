@@ -321,7 +321,7 @@ def test_it_says_why_the_head_is_shipped(workspace, metrics, sentence):
 def test_it_says_what_was_trained_on_val_too(workspace, refitted):
     workspace(["ant", "bee"], refitted=refitted)
     results.write()
-    assert ("Then it was trained again, the same way, on train and val together." in text()) is refitted
+    assert ("Then it was trained again, the same way, on train and val." in text()) is refitted
 
 
 def test_without_fine_tuning_there_are_no_curves_of_it(workspace):

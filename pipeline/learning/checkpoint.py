@@ -90,6 +90,6 @@ class Checkpoint:
         return True
 
     def remove(self) -> None:
-        """The training has ended."""
+        """Forget it."""
         with contextlib.suppress(OSError):
             self.file.unlink(missing_ok=True)

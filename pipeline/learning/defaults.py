@@ -52,9 +52,16 @@ def folds(choice: FineTune, val_images: int, targets: np.ndarray, groups: np.nda
     return most if val_images < FEW and len(targets) <= AT_MOST and most > 1 else 0
 
 
-def refit(choice: FineTune, images: int) -> bool:
-    """Whether what earned its place is trained on train and val: as `choice` says, or where these are few images."""
-    return images <= REFIT_AT_MOST if choice.refit is None else choice.refit
+def refit(choice: FineTune, images: pd.DataFrame) -> bool:
+    """Whether what earned its place is trained on train and val: as `choice` says, or where these are few images.
+
+    A val that the source brings is for its owner to give away.
+
+    Args:
+        images: of train and val.
+    """
+    given = images.given[images.split == "val"]
+    return len(images) <= REFIT_AT_MOST and not given.any() if choice.refit is None else choice.refit
 
 
 def augmentation(

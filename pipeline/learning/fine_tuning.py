@@ -197,6 +197,11 @@ class Tuned:
     logits: np.ndarray
     states: States
 
+    @property
+    def right(self) -> int:
+        """How many images of val are answered rightly; -1 where what the network makes of them is no number."""
+        return int((self.logits.argmax(axis=1) == self.states.targets).sum()) if np.isfinite(self.logits).all() else -1
+
 
 @dataclass(frozen=True)
 class Job:
@@ -288,7 +293,9 @@ def _tune(job: Job, parts: int) -> Tuned:
         save()
     done = best.rows[-1]["epoch"]
     if done:
-        print(f"fine_tune: goes on after epoch {done} of {epochs}, where it was stopped")
+        how = "had ended when it was stopped" if done == epochs else "goes on"
+        print(f"fine_tune: {how} after epoch {done} of {epochs}")
+        job.tell(best.rows[-1])  # so that it is seen to run
     each = _EachEpoch(job.train_set, note, save, bool(job.momentum))
     try:
         trainer.fit(

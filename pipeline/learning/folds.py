@@ -1,6 +1,6 @@
 """Judging fine-tuning by folds of train and val, where val is too small to tell: an image judges what never saw it.
 
-What is judged is the way of training, as in any cross-validation; what is shipped is then trained so on train.
+What is judged is the way of training, as in any cross-validation; what is shipped is then trained that way.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -63,6 +65,7 @@ class Plan:
     """What the trainings of one fine-tuning share.
 
     Attributes:
+        choice: as params.yaml has it.
         network: activations or images -> logits; what is trainable in it is trained.
         head: its last layers.
         start: the values of the network's variables before any training.
@@ -88,7 +91,6 @@ class Plan:
     scales: list[float]
     epochs: int
     views: int
-    momentum: float
     refits: bool
     seed: int
     kept: Path
@@ -115,26 +117,32 @@ class Plan:
         rows = np.arange(len(self.targets))
         return tune(self._job(rows[: self.count], rows[self.count :], tell, self._checkpoint(""), watched=True))
 
-    def refit(self) -> bool:
+    def refit(self, tuned: Tuned) -> bool:
         """Train again from the start, on train and val, as `train` did.
 
+        Args:
+            tuned: what `train` came to.
+
         Returns:
-            Whether it came to its end. Where its loss is no number, the network is left as it was.
+            Whether that went well. Where it broke off, or knows less of val than what never saw it, it went astray, and
+            the network is left as it was.
         """
+        gc.collect()  # the optimizer of `train`, which keeps itself alive
         before, rows = networks.values(self.network), np.arange(len(self.targets))
         networks.assign(self.network, self.start)
         print(f"fine_tune: the same again on train and val together, {len(rows):,} images instead of {self.count:,}")
         again = tune(self._job(rows, rows[self.count :], lambda _: None, self._checkpoint("-all")))
-        if again.epochs.best["epoch"] == self.epochs and np.isfinite(again.logits).all():
+        if again.epochs.best["epoch"] == self.epochs and again.right >= tuned.right:
             return True
         networks.assign(self.network, before)
-        print("fine_tune: what was trained on train alone is kept")
+        print("fine_tune: that went astray: what was trained on train alone is kept")
         return False
 
     def forget(self) -> None:
         """Remove what trainings would go on from: what they came to is taken."""
-        for file in self.kept.parent.glob(f"{self.kept.name}*.npz"):
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for file in self.kept.parent.glob(f"{self.kept.name}*.npz"):
+                file.unlink(missing_ok=True)
 
     def _checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint(self.kept.with_name(f"{self.kept.name}{name}.npz"))
@@ -160,7 +168,7 @@ class Plan:
             self.scales,
             choice,
             self.epochs,
-            self.momentum,
+            defaults.momentum(choice, self.epochs * -(-len(rows) // size)),
             state,
             watched,
             tell,
@@ -194,7 +202,7 @@ def opened(
     images = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     targets, count = images.target.to_numpy(), int((images.split == "train").sum())
     epochs, views = defaults.schedule(choice, count)
-    refits = defaults.refit(choice, len(images))
+    refits = defaults.refit(choice, images)
     where = blocks.cut(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
@@ -236,7 +244,7 @@ def opened(
         start = keras.Input(below.input_shape[1:])
         momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
         chosen = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
-        chosen |= {"folds": len(judges), "refit": refits}
+        chosen |= {"folds": len(judges), "refit": refits, "layers_trained": len(scales)}
         network = keras.Model(start, networks.without_softmax(head)(below(start)))
         yield Plan(
             choice=choice,
@@ -249,11 +257,10 @@ def opened(
             scales=[*scales, *[1.0] * len(head.trainable_variables)],
             epochs=epochs,
             views=views,
-            momentum=momentum,
             refits=refits,
             seed=params.seed,
             kept=paths.kept("fine_tune") / fingerprint(params, meta, chosen, judges),
-            chosen={**chosen, "layers_trained": len(scales)},
+            chosen=chosen,
         )
 
 

@@ -85,7 +85,7 @@ def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
         return f"The head as it was is shipped: fine-tuning {broken}"
     broken = "" if fine_tune["finished"] else f" Training {broken}"
     if fine_tune["fine_tuned"]:
-        again = " Then it was trained again, the same way, on train and val together." if fine_tune["refitted"] else ""
+        again = " Then it was trained again, the same way, on train and val." if fine_tune.get("refitted") else ""
         return f"The fine-tuned network is shipped: {losses}.{broken}{again}"
     return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right.{broken}"
 
