@@ -18,7 +18,7 @@ from pipeline.data.files import Folder
 from pipeline.data.images import file_hash
 from pipeline.errors import UserError
 from pipeline.features.augmentation import NONE, Augmentation
-from pipeline.learning import calibration, defaults, fine_tuning, heads, networks, plan, trunk_cache
+from pipeline.learning import batches, calibration, defaults, heads, networks, plan, trunk_cache
 from pipeline.learning.dataset import load_examples
 from pipeline.learning.verdict import States
 from pipeline.params import load_params
@@ -199,14 +199,14 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
 
 def broken_after(epoch: int, monkeypatch) -> None:
     """Have no numbers in any batch of a later epoch."""
-    read = fine_tuning.Batches.__getitem__
+    read = batches.Batches.__getitem__
 
     def no_numbers(self, index: int):
         inputs, targets, weights = read(self, index)
         late = self._seed is not None and self._epoch >= epoch
         return np.full(inputs.shape, np.nan, np.float32) if late else inputs, targets, weights
 
-    monkeypatch.setattr(fine_tuning.Batches, "__getitem__", no_numbers)
+    monkeypatch.setattr(batches.Batches, "__getitem__", no_numbers)
 
 
 def test_what_breaks_off_at_once_is_not_shipped(here, monkeypatch, capsys):
@@ -294,9 +294,9 @@ def test_training_again_that_fails_leaves_what_was_judged(here, monkeypatch, cap
         if way == "breaks off":
             broken_after(2, monkeypatch)
         else:  # each image is said to be of the next class
-            read = fine_tuning.Batches.__getitem__
+            read = batches.Batches.__getitem__
             monkeypatch.setattr(
-                fine_tuning.Batches,
+                batches.Batches,
                 "__getitem__",
                 lambda self, index: (lambda found: (found[0], np.roll(found[1], 1, axis=1), found[2]))(
                     read(self, index)

@@ -14,8 +14,9 @@ from conftest import ROOT
 
 from pipeline.errors import UserError
 from pipeline.learning import fine_tuning
+from pipeline.learning.batches import Batches
 from pipeline.learning.checkpoint import Checkpoint
-from pipeline.learning.fine_tuning import Batches, Job, LayerwiseAdamW, Trainer, tune
+from pipeline.learning.fine_tuning import Job, LayerwiseAdamW, Trainer, tune
 from pipeline.params import load_params
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24

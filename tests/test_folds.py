@@ -15,7 +15,8 @@ from conftest import run_stages as run
 from pipeline import fine_tune, paths
 from pipeline.errors import UserError
 from pipeline.learning import defaults, folds, heads, networks, plan
-from pipeline.learning.fine_tuning import Batches, Job
+from pipeline.learning.batches import Batches
+from pipeline.learning.fine_tuning import Job
 from pipeline.learning.heads import Examples
 from pipeline.params import load_params
 

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.features import augmentation, extraction, inference
 from pipeline.features.augmentation import NONE
 from pipeline.learning import (
+    batches,
     blocks,
     calibration,
     checkpoint,
@@ -35,10 +36,12 @@ from pipeline.learning import (
     trunk_cache,
     verdict,
 )
+from pipeline.learning.batches import Batches
+from pipeline.learning.blocks import Cut
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.dataset import load_split
 from pipeline.learning.engine import device_name, gpu_names, keras, policy, tf
-from pipeline.learning.fine_tuning import Batches, Job, Tuned, tune
+from pipeline.learning.fine_tuning import Job, Tuned, tune
 from pipeline.learning.folds import Fold, Judged
 from pipeline.learning.trunk_cache import Inputs
 from pipeline.params import FineTune, Params
@@ -158,13 +161,13 @@ class Plan:
         choice, size = self.choice, self.choice.batch_size
         weights = heads.class_weights(self.targets[rows], self.head.output_shape[-1], choice.class_weight)
 
-        def batches(rows: np.ndarray, views: int, seed: int | None) -> Batches:
+        def some(rows: np.ndarray, views: int, seed: int | None) -> Batches:
             return Batches(self.inputs, self.targets, rows, weights, size, views, seed, choice.mixup)
 
         return Job(
             self.network,
-            batches(rows, self.views, self.seed),
-            batches(others, 0, None),
+            some(rows, self.views, self.seed),
+            some(others, 0, None),
             self.scales,
             choice,
             self.epochs,
@@ -219,27 +222,12 @@ def opened(
             work=blocks.work_below(base, where) if where else 0.0,
         )
         print(f"fine_tune: {epochs} epochs from {'kept activations' if cached else 'the images'}: {reason}")
+        inputs: Inputs = trunk_cache.Pixels(images, source, size, changes)
         if cached:
-            engine = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
-            # On CPUs float32 is fast enough, and always there.
-            precision = choice.precision if gpu_names() else "float32"
-
-            def frozen() -> keras.Model:
-                return blocks.lower(build(params, meta, precision), params.backbone, where)
-
-            run = inference.open_engine(engine, frozen, precision, batch_size)
-            recipe = {
-                "backbone": params.backbone,
-                "image_size": size,
-                "pooling": f"cut-{where.place}",
-                "precision": precision,
-                "storage": trunk_cache.STORAGE,
-            }
+            run, recipe = _below(params, meta, where, batch_size)
             inputs = stack.enter_context(
                 trunk_cache.activations(run, recipe, seen, source, where.shape, size, changes, views)
             )
-        else:
-            inputs = trunk_cache.Pixels(images, source, size, changes)
         below = blocks.upper(trunk, where) if cached else trunk
         start = keras.Input(below.input_shape[1:])
         momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
@@ -264,6 +252,27 @@ def opened(
         )
 
 
+def _below(
+    params: Params, meta: dict[str, Any], where: Cut, batch_size: int | None
+) -> tuple[inference.Engine, dict[str, Any]]:
+    """What runs the frozen blocks, and what tells their activations from those of others."""
+    engine = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+    # On CPUs float32 is fast enough, and always there.
+    precision = params.fine_tune.precision if gpu_names() else "float32"
+
+    def frozen() -> keras.Model:
+        return blocks.lower(build(params, meta, precision), params.backbone, where)
+
+    recipe = {
+        "backbone": params.backbone,
+        "image_size": meta["image_size"],
+        "pooling": f"cut-{where.place}",
+        "precision": precision,
+        "storage": trunk_cache.STORAGE,
+    }
+    return inference.open_engine(engine, frozen, precision, batch_size), recipe
+
+
 def fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], judges: list[Fold]) -> str:
     """Of everything that shapes the training: what another one left is not gone on with. 16 hexadecimal digits."""
     read = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
@@ -271,6 +280,7 @@ def fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], ju
     parts = [*read, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels_used]
     modules = (
         augmentation,
+        batches,
         blocks,
         calibration,
         checkpoint,
