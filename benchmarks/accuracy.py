@@ -1,6 +1,7 @@
 """What heads and fine-tuning are worth on the test split, over several splits of the same images.
 
-Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--cosine] [--set KEY=VALUE]
+Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--cosine]
+    [--set KEY=VALUE]...
 
 A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
 
