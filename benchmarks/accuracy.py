@@ -11,8 +11,8 @@ head       what train_head makes by params.yaml
 textbook   from that head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
 cosine     where --cosine asks for it, the same with a rate that a cosine decays to zero
 tuned      what fine_tune trains on train by params.yaml
-final      what it ships: the same trained on train and val, where val or folds say that tuned is surely better than the
-           head; else the head
+final      what it ships: the same trained on train and val, where val or folds say that tuned is better than the head;
+           else the head
 
 A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
 on the test images of all seeds together.

@@ -1,4 +1,4 @@
-"""Train the last blocks of the backbone with the head, on augmented images; ship the result where it is surely better.
+"""Train the last blocks of the backbone with the head, on augmented images; ship the result where it is better.
 
 Reads:   data/prepared, the images, features/meta.json, features/val.npy, models/head.keras; where folds judge, also
          features/train.npy, train_views.npy, reports/train_head.json.

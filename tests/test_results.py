@@ -131,7 +131,7 @@ def test_it_tells_what_the_files_tell(workspace):
     assert (
         "The fine-tuned network is shipped: on the val images its log loss is 0.2500, that of the head 0.5000" in said
     )
-    assert "confidence that its probabilities are better, by the Brier score, is 0.987, and 0.75 is asked for" in said
+    assert "confidence that its probabilities are better, by the Brier score, is 0.987, and 0.5 is asked for" in said
     assert "1,800 images of 4 classes" in said
     assert "where params leave it open: hidden [] , dropout 0.0 , optimizer lbfgs ." in said
     assert "fine_tune, as it was trained" not in said

@@ -55,7 +55,7 @@ class States:
         return float(self.losses[-1].mean()), float(self.right[-1].mean())
 
     def verdict(self, confidence: float) -> tuple[bool, float]:
-        """Whether the latest state is surely better than the first.
+        """Whether the latest state is better than the first, as surely as is asked.
 
         Its Brier score must be lower, image by image, by a one-sided paired t-test, by LEAST_GAIN at least, and no
         fewer answers right. That score is bounded: a few answers that are surely wrong do not drown what the others
