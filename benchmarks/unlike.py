@@ -2,7 +2,7 @@
 
 Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # folders or archives of images
 
-Each score gets its limit on one half of test, for several rates; false alarms are counted on the other half,
+Each score gets its limit on test, for several rates; false alarms are counted by the limits of each half on the other,
 detections on up to 500 images of each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of
 train; the same to the nearest and to the 20th; Mahalanobis' distance to the nearest class (Lee et al. 2018, covariance
 by Ledoit and Wolf); 1 - the highest probability (Hendrycks and Gimpel 2017).
@@ -10,7 +10,6 @@ by Ledoit and Wolf); 1 - the highest probability (Hendrycks and Gimpel 2017).
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,20 +84,18 @@ def main(others: list[str]) -> None:
         found[other] = unlike.ask_all(both, batches, batch_size)
     print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
     for name, score in scores(found["train"][0], targets).items():
-        known, *rest = (score(*found[split]) for split in ("test", *others))
-        known, test = unlike.halves(known)
+        test, *rest = (score(*found[split]) for split in ("test", *others))
         print(f"{name}: ROC AUC " + ", ".join(
             f"{roc_auc_score(np.repeat([0, 1], [len(test), len(other)]), np.concatenate([test, other])):.3f}"
             f" {Path(label).name}" for label, other in zip(others, rest, strict=True)
         ))  # fmt: skip
         for rate in RATES:
-            place = math.ceil((len(known) + 1) * (1 - rate))
-            if place > len(known):
+            limit = unlike.limit_for(test, rate)
+            if np.isinf(unlike.limit_for(test[: len(test) // 2], rate)):
                 print(f"  rate {rate:g}: test is too small")
                 continue
-            limit = np.sort(known)[place - 1]
             told = [f"{Path(o).name} {share(values > limit)}" for o, values in zip(others, rest, strict=True)]
-            print(f"  rate {rate:g}: false alarms {share(test > limit)}; detected: " + ", ".join(told))
+            print(f"  rate {rate:g}: false alarms {share(unlike.alarms(test, rate))}; detected: " + ", ".join(told))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ Command: python -m pipeline.unlike [--rate 0.05] [--model models/model.keras]   
 Reads the model, the manifest and the images of its splits; writes models/model.unlike.npz, which predict.py uses where
 it lies beside the model. The score is the distance to the KTHth nearest of the training images, by features of unit
 length (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022). The features are those of the
-shipped network: features/train.npy are of the backbone before fine-tuning. The limit is set on one half of the test
-split, so that of images like those `rate` are flagged at most; how many of the other half are is measured and told. Not
-on val: fine_tune may have trained on it, and what was trained on lies nearer.
+shipped network: features/train.npy are of the backbone before fine-tuning. The limit is set on the test split, so that
+of images like those `rate` are flagged at most. Not on val: fine_tune may have trained on it, and what was trained on
+lies nearer. Told is how many of each half of test a limit flags that is set on the other half.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Unlike(NamedTuple):
         features: (n, feature_dim) float32 of training images, each of length 1.
         limit: the distance above which an image is unlike them.
         rate: the share of images of the same kind that may be flagged.
-        alarms, tested: how many images of a half of the test split are flagged, and of how many.
+        alarms, tested: how many images of the test split limits flag that are set on its other half, and of how many.
     """
 
     features: np.ndarray
@@ -67,13 +67,24 @@ def distances(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(np.partition(squares, KTH - 1, axis=1)[:, KTH - 1], 0))
 
 
-def halves(test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that set the limit, and those on which alarms are counted."""
-    return test[: len(test) // 2], test[len(test) // 2 :]
+def limit_for(scores: np.ndarray, rate: float) -> float:
+    """What the score of a new image, like those of (n,) `scores`, is above with a chance of `rate` at most.
+
+    Infinite where n is too small. That is split conformal prediction.
+    """
+    place = math.ceil((len(scores) + 1) * (1 - rate))
+    return float(np.sort(scores)[place - 1]) if place <= len(scores) else math.inf
+
+
+def alarms(scores: np.ndarray, rate: float) -> np.ndarray:
+    """(n,) bool: which of `scores`, in an order drawn at random, are above the limit that the other half sets."""
+    middle = len(scores) // 2
+    first, second = scores[:middle], scores[middle:]
+    return np.concatenate([first > limit_for(second, rate), second > limit_for(first, rate)])
 
 
 def fit(train: np.ndarray, test: np.ndarray, rate: float) -> Unlike:
-    """The limit is that of split conformal prediction: a new image like those in test is above it at `rate` or less.
+    """What tells images unlike those of train.
 
     Args:
         train, test: features (n, feature_dim) of the splits, those of test in an order drawn at random.
@@ -81,16 +92,15 @@ def fit(train: np.ndarray, test: np.ndarray, rate: float) -> Unlike:
     Raises:
         UserError: where the splits are too small.
     """
-    known, others = halves(test)
-    place = math.ceil((len(known) + 1) * (1 - rate))
-    if place > len(known) or len(train) < KTH:
+    least = 2 * (math.ceil(1 / rate) - 1)
+    if len(test) < least or len(train) < KTH:
         raise UserError(
-            f"test has {len(test)} images and train {len(train)}; for a rate of {rate:g} test must have "
-            f"{2 * (math.ceil(1 / rate) - 1)} or more, and train {KTH}: allow a higher --rate, or bring more images"
+            f"test has {len(test)} images and train {len(train)}; for a rate of {rate:g} test must have {least} or "
+            f"more, and train {KTH}: allow a higher --rate, or bring more images"
         )
     reference = normed(train)
-    limit = max(float(np.sort(distances(reference, known))[place - 1]), 1e-6)
-    return Unlike(reference, limit, rate, int((distances(reference, others) > limit).sum()), len(others))
+    found = distances(reference, test)
+    return Unlike(reference, max(limit_for(found, rate), 1e-6), rate, int(alarms(found, rate).sum()), len(found))
 
 
 def with_features(model: keras.Model) -> keras.Model:
@@ -206,9 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     from scipy.stats import binomtest
 
     interval = binomtest(unlike.alarms, unlike.tested).proportion_ci(method="wilson")
-    share = f"{unlike.alarms} of {unlike.tested} other test images are flagged, {unlike.alarms / unlike.tested:.1%}"
+    share = f"{unlike.alarms} of {unlike.tested} test images are flagged, {unlike.alarms / unlike.tested:.1%}"
     print(f"unlike: {file}: the limit flags {unlike.rate:.1%} of images like those in test")
-    print(f"unlike: {share} (95 % interval {interval.low:.1%} to {interval.high:.1%})")
+    print(f"unlike: {share} by limits of the other half (95 % interval {interval.low:.1%} to {interval.high:.1%})")
     return 0
 
 
