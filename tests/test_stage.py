@@ -93,7 +93,8 @@ def test_outputs_appear_when_the_stage_is_done(here):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stage_that_is_stopped_cleans_up(here, number, code):
     program = (
-        "import pathlib, time; from pipeline import stage\n"
+        "import pathlib, signal, time; from pipeline import stage\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what is started with & ignores it
         "def main(_, outputs): outputs.path(pathlib.Path('models/head.keras')).write_text('half'); time.sleep(60)\n"
         "stage.run('train_head', main)"
     )
