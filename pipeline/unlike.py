@@ -202,7 +202,8 @@ def learn(model_file: Path, rate: float) -> Unlike:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.unlike", description=__doc__.split("\n")[0])
-    parser.add_argument("--rate", type=float, default=RATE, help="of images like those in test that may be flagged")
+    what = "of images like those in test that may be flagged, default: %(default)s"
+    parser.add_argument("--rate", type=float, default=RATE, help=what)
     parser.add_argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:

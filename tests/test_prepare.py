@@ -73,6 +73,14 @@ def test_given_splits_are_kept_and_a_missing_val_is_cut_from_train(run, photos, 
     assert (manifest[manifest.split == "test"].path.str[-7:-4].astype(int) < 4).all()
     assert (manifest.split == "test").sum() == 12
     assert (manifest.split == "val").any()
+    assert (manifest.given == (manifest.split != "val")).all()  # that one is ours
+
+
+def test_splits_of_ours_are_not_given_and_a_val_of_the_source_is(run, photos, tmp_path):
+    assert not run(photos()).given.any()
+    for split in ("train", "val", "test"):
+        photos(f"own/{split}", count=8, first={"train": 0, "val": 8, "test": 16}[split])
+    assert run(tmp_path / "own").given.all()
 
 
 def test_equal_files_stand_in_one_split_and_contradictions_in_none(run, photos):
