@@ -85,7 +85,7 @@ class Found:
     @property
     def finished(self) -> bool:
         """Whether training on train came to the last of its epochs."""
-        return self.tuned.epochs.best["epoch"] == self.plan.epochs
+        return self.tuned.epochs.kept["epoch"] == self.plan.epochs
 
     def refit(self) -> Found:
         """Train once more, on train and val, where that is wanted, and earned."""
@@ -135,7 +135,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     if found:
         tuned, judged, better = found.tuned, found.judged, found.better
         sure, temperature = found.sure, found.temperature
-        curves, epoch, chosen = tuned.epochs.curves(), tuned.epochs.best["epoch"], found.plan.chosen
+        curves, epoch, chosen = tuned.epochs.curves(), tuned.epochs.kept["epoch"], found.plan.chosen
         details |= judged.metrics() if judged else {}
         of_tuned = calibration.metrics(tuned.logits / temperature, val_set.targets)
         shipped_metrics = of_tuned if better else of_head

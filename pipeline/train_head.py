@@ -51,7 +51,7 @@ def main(params: Params, outputs: Outputs) -> None:
             "unscaled_val_loss": unscaled["val_loss"],
             "unscaled_val_calibration_error": unscaled["val_calibration_error"],
             "temperature": temperature,
-            "best_epoch": epochs.best["epoch"],
+            "best_epoch": epochs.kept["epoch"],
         },
     )
     if found:
@@ -70,7 +70,7 @@ def main(params: Params, outputs: Outputs) -> None:
     unit = "iteration" if choice.solver() == "lbfgs" else "epoch"
     print(
         f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after "
-        f"{epochs.best['epoch']} {unit}{'' if epochs.best['epoch'] == 1 else 's'}; temperature {temperature:.2f}"
+        f"{epochs.kept['epoch']} {unit}{'' if epochs.kept['epoch'] == 1 else 's'}; temperature {temperature:.2f}"
     )
 
 

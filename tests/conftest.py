@@ -94,9 +94,10 @@ def run_stages(*stages: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def extracted(tmp_path_factory) -> Path:
-    """A folder with photos, params.yaml and what prepare and extract make of them: to be copied."""
+def extracted(tmp_path_factory, fresh_store: Path) -> Path:
+    """A folder with photos, params.yaml, a store and what prepare and extract make of the photos: to be copied."""
     folder = tmp_path_factory.mktemp("extracted")
+    shutil.copy(fresh_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)

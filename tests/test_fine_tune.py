@@ -405,10 +405,14 @@ def test_epochs_follow_from_the_number_of_images(images, epochs, views):
     assert defaults.schedule(write.model_copy(update={"epochs": 3, "views": 7}), images) == (3, 7)
 
 
-@pytest.mark.parametrize(("ema", "steps", "momentum"), [(None, 100, 0.95), (None, 3, 0), (0, 100, 0), (0.9, 3, 0.9)])
-def test_the_average_of_the_weights_follows_from_the_number_of_steps(ema, steps, momentum):
-    choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune.model_copy(update={"ema": ema})
-    assert defaults.momentum(choice, steps) == pytest.approx(momentum)
+@pytest.mark.parametrize(
+    ("ema", "images", "momentum"), [(None, 320, 0.95), (None, 290, 0.95), (None, 8, 0.5), (0, 320, 0), (0.9, 8, 0.9)]
+)
+def test_the_average_of_the_weights_follows_from_the_number_of_steps(ema, images, momentum):
+    choice = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
+    choice = choice.model_copy(update={"ema": ema, "batch_size": 32})
+    assert defaults.momentum(choice, 10, images) == pytest.approx(momentum)
+    assert defaults.momentum(choice, 1, 8) == (ema or 0)
 
 
 def side_network(margin: int) -> keras.Model:

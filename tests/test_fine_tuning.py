@@ -79,11 +79,11 @@ def test_it_learns_and_is_left_as_it_is_after_the_last_epoch(tmp_path):
     net, tuned = trained(tmp_path, points, tell=rows.append)
     assert [row["epoch"] for row in rows] == list(range(7))
     assert set(rows[1]) == {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
-    assert tuned.epochs.best == rows[-1]
+    assert tuned.epochs.kept == rows[-1]
     assert min(row["val_loss"] for row in rows) < rows[-1]["val_loss"] < rows[0]["val_loss"] / 2
     found = np.asarray(net(points.read(np.arange(TRAIN, TRAIN + VAL), 0)))
     assert found == pytest.approx(tuned.logits, abs=1e-5)
-    assert (found.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(tuned.epochs.best["val_accuracy"])
+    assert (found.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(tuned.epochs.kept["val_accuracy"])
 
 
 def test_a_state_that_cannot_be_written_costs_no_result(tmp_path, capsys):

@@ -202,7 +202,7 @@ def test_a_training_that_breaks_off_is_not_shipped_whatever_folds_say(here, monk
 def test_a_fold_that_breaks_off_says_that_nothing_was_learned(here, monkeypatch):
     def broken(job):
         found = tune(job)
-        found.epochs.best = {"epoch": 1}
+        found.epochs.kept = {"epoch": 1}
         return found
 
     tune = folds.tune

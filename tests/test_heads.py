@@ -61,7 +61,7 @@ def weights(head: keras.Model) -> np.ndarray:
 def test_every_kind_of_head_learns(changes):
     head, epochs = heads.train(examples(), examples(seed=1), CLASSES, choice(**changes), 0)
     assert accuracy(head, examples(seed=2)) > 0.9
-    assert epochs.best["val_accuracy"] > 0.9
+    assert epochs.kept["val_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_linear_head_is_logistic_regression():
     other.fit(train_set.features, train_set.targets)
     found, expected = heads.logits(head, train_set), other.decision_function(train_set.features)
     assert np.abs((found - found.mean(1, keepdims=True)) - (expected - expected.mean(1, keepdims=True))).max() < 0.01
-    assert epochs.best["epoch"] == len(epochs.rows) > 3
+    assert epochs.kept["epoch"] == len(epochs.rows) > 3
 
 
 def test_the_steps_are_those_of_keras():
@@ -220,10 +220,10 @@ def test_training_stops_where_val_falls_no_more_and_the_best_epoch_is_kept():
     )
     judged = examples(seed=1)
     head, epochs = heads.train(noise, judged, CLASSES, choice(patience=3, epochs=200), 0)
-    assert len(epochs.rows) == epochs.best["epoch"] + 3 < 200
+    assert len(epochs.rows) == epochs.kept["epoch"] + 3 < 200
     found = heads.logits(head, judged)
-    assert heads.log_loss(found, judged.targets).mean() == pytest.approx(epochs.best["val_loss"], abs=1e-5)
-    assert epochs.best["val_loss"] == min(row["val_loss"] for row in epochs.rows)
+    assert heads.log_loss(found, judged.targets).mean() == pytest.approx(epochs.kept["val_loss"], abs=1e-5)
+    assert epochs.kept["val_loss"] == min(row["val_loss"] for row in epochs.rows)
 
 
 def test_a_cosine_ends_at_zero():

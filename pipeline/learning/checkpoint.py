@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.learning.engine import keras
-from pipeline.learning.training import BestEpoch
+from pipeline.learning.training import Epochs
 from pipeline.learning.verdict import States
 
 LEFT_SECONDS = 7 * 86400.0
@@ -49,7 +49,7 @@ class Checkpoint:
             if time.time() - other.stat().st_mtime > LEFT_SECONDS:  # by trainings that nobody went on with
                 other.unlink(missing_ok=True)
 
-    def save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> None:
+    def save(self, variables: Sequence[keras.Variable], epochs: Epochs, states: States) -> None:
         """Keep the state after the last of `epochs`; where that cannot be, say so, once."""
         if not self._works:
             return
@@ -59,21 +59,21 @@ class Checkpoint:
             self._works = False
             print(f"{self.file}: cannot be written ({error}): a kill would cost the whole training", file=sys.stderr)
 
-    def _save(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> None:
+    def _save(self, variables: Sequence[keras.Variable], epochs: Epochs, states: States) -> None:
         arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
-        arrays |= {f"b{number:05}": value for number, value in enumerate(epochs.weights)}
+        arrays |= {f"w{number:05}": value for number, value in enumerate(epochs.weights)}
         arrays |= {name: np.array(getattr(states, name)) for name in OF_STATES}
-        text = json.dumps({"rows": epochs.rows, "best": epochs.best})
+        text = json.dumps({"rows": epochs.rows, "kept": epochs.kept})
         write(self.file, text=np.frombuffer(text.encode(), np.uint8), **arrays)
 
-    def load(self, variables: Sequence[keras.Variable], epochs: BestEpoch, states: States) -> bool:
+    def load(self, variables: Sequence[keras.Variable], epochs: Epochs, states: States) -> bool:
         """Take up the state that is kept; False where there is none."""
         try:
             if not self.file.is_file():
                 return False
             with np.load(self.file, allow_pickle=False) as kept:
                 values = [kept[f"v{number:05}"] for number in range(len(variables))]
-                best = [kept[name] for name in sorted(kept) if name.startswith("b")]
+                weights = [kept[name] for name in sorted(kept) if name.startswith("w")]
                 of_states = {name: list(kept[name]) for name in OF_STATES}
                 text = json.loads(kept["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
@@ -84,7 +84,7 @@ class Checkpoint:
             return False
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        epochs.rows, epochs.best, epochs.weights = text["rows"], text["best"], best
+        epochs.rows, epochs.kept, epochs.weights = text["rows"], text["kept"], weights
         for name, lists in of_states.items():
             setattr(states, name, lists)
         return True

@@ -35,8 +35,9 @@ def schedule(choice: FineTune, images: int) -> tuple[int, int]:
     return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
 
 
-def momentum(choice: FineTune, steps: int) -> float:
+def momentum(choice: FineTune, epochs: int, images: int) -> float:
     """Of the average of the weights: as `choice` says, or by the number of steps; 0: there is none."""
+    steps = epochs * -(-images // choice.batch_size)
     return max(0.0, 1 - 1 / (AVERAGED * steps)) if choice.ema is None else choice.ema
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.learning.batches import Batches
 from pipeline.learning.checkpoint import Checkpoint
 from pipeline.learning.engine import keras, tf
-from pipeline.learning.training import BestEpoch, FusedAdam
+from pipeline.learning.training import Epochs, FusedAdam
 from pipeline.learning.verdict import States
 from pipeline.params import FineTune
 
@@ -125,12 +125,12 @@ class Tuned:
     """What training came to.
 
     Attributes:
-        epochs: the curves; the last one is the `best`.
+        epochs: the curves; the last one is kept.
         logits: (N, n_classes) float32 of val.
         states: the start and the last epoch; only the start where val is not watched.
     """
 
-    epochs: BestEpoch
+    epochs: Epochs
     logits: np.ndarray
     states: States
 
@@ -195,7 +195,7 @@ def _tune(job: Job, parts: int) -> Tuned:
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
-    best = BestEpoch(variables, last=True)
+    noted = Epochs(variables, last=True)
     # Beside what is trained, dropout's place in its random numbers.
     random = [variable for variable in trainer.variables if "int" in variable.dtype]
     state = [*variables, *random, *trainer.optimizer.variables]
@@ -210,29 +210,29 @@ def _tune(job: Job, parts: int) -> Tuned:
                 return False
             loss, accuracy = states.add(logits)
             logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
-        best.note(epoch, **logs)
+        noted.note(epoch, **logs)
         if epoch and checkpoint:
             of_val = f", val loss {loss:.4f}, val accuracy {accuracy:.4f}" if job.watched else ""
             print(f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}{of_val}", flush=True)
-        job.tell(best.rows[-1])
+        job.tell(noted.rows[-1])
         return True
 
     def save() -> None:
         if checkpoint:
-            checkpoint.save(state, best, states)
+            checkpoint.save(state, noted, states)
 
-    if not checkpoint or not checkpoint.load(state, best, states):
+    if not checkpoint or not checkpoint.load(state, noted, states):
         if not note(0, {}):
             raise UserError(
                 "fine_tune: what the network makes of val is no number before any training; "
                 "try fine_tune.precision=float32, or ship the head: fine_tune.unfreeze=none"
             )
         save()
-    done = best.rows[-1]["epoch"]
+    done = noted.rows[-1]["epoch"]
     if done:
         how = "had ended when it was stopped" if done == epochs else "goes on"
         print(f"fine_tune: {how} after epoch {done} of {epochs}")
-        job.tell(best.rows[-1])  # so that it is seen to run
+        job.tell(noted.rows[-1])  # so that it is seen to run
     each = _EachEpoch(job.train_set, note, save, bool(job.momentum))
     try:
         trainer.fit(
@@ -244,11 +244,11 @@ def _tune(job: Job, parts: int) -> Tuned:
             verbose=1 if sys.stdout.isatty() and checkpoint else 0,
         )
     except (KeyboardInterrupt, SystemExit):
-        where = "with this fold" if not checkpoint else f"after epoch {best.rows[-1]['epoch']}"
+        where = "with this fold" if not checkpoint else f"after epoch {noted.rows[-1]['epoch']}"
         print(f"fine_tune: stopped; the same again goes on {where}", file=sys.stderr)
         raise
-    best.restore()
-    return Tuned(best, trainer.predict(job.val_set, verbose=0), states)
+    noted.restore()
+    return Tuned(noted, trainer.predict(job.val_set, verbose=0), states)
 
 
 def _optimizer(job: Job, steps: int) -> keras.optimizers.Optimizer:

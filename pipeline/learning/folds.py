@@ -152,7 +152,7 @@ def judge(
             head.set_weights(fold.head)
             tuned = tune(job(fold, partial(tell, number * epochs)))
             # What broke off, or makes no numbers, knows nothing: all classes alike.
-            good = tuned.epochs.best["epoch"] == epochs and np.isfinite(tuned.logits).all()
+            good = tuned.epochs.kept["epoch"] == epochs and np.isfinite(tuned.logits).all()
             found = tuned.logits if good else np.zeros_like(fold.logits)
             with contextlib.suppress(OSError):  # then a kill costs more
                 checkpoint.write(file, logits=found)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pipeline.learning import networks
 from pipeline.learning.calibration import log_loss
 from pipeline.learning.engine import keras, tf
-from pipeline.learning.training import BestEpoch, FusedAdam
+from pipeline.learning.training import Epochs, FusedAdam
 from pipeline.params import HeadChoice
 
 BLOCK_BYTES = 2**26  # of features that a call works on
@@ -72,7 +72,7 @@ def class_weights(targets: np.ndarray, n_classes: int, kind: str | None) -> np.n
 
 def train(
     train_set: Examples, val_set: Examples, n_classes: int, choice: HeadChoice, seed: int, bar: bool = True
-) -> tuple[keras.Model, BestEpoch]:
+) -> tuple[keras.Model, Epochs]:
     """A head trained on the cross-entropy, and its curves.
 
     By lbfgs it is trained to convergence; else left as it was after the epoch with the lowest loss on val.
@@ -125,13 +125,13 @@ def _descend(
     choice: HeadChoice,
     seed: int,
     bar: bool,
-) -> BestEpoch:
+) -> Epochs:
     steps_an_epoch = -(-len(train_set) // choice.batch_size)
     optimizer = _optimizer(choice, choice.epochs * steps_an_epoch)
     optimizer.build(head.trainable_variables)
     optimizer.exclude_from_weight_decay([variable for variable in head.trainable_variables if len(variable.shape) < 2])
     run, judge = _compiled_steps(head, optimizer, weights, choice.label_smoothing), _compiled_logits(head)
-    epochs, random = BestEpoch(head.weights), np.random.default_rng(seed)
+    epochs, random = Epochs(head.weights), np.random.default_rng(seed)
     progress = tqdm(range(1, choice.epochs + 1), desc="train_head", unit=" epochs", disable=None if bar else True)
     for epoch in progress:
         sums = np.zeros(2)
@@ -218,14 +218,14 @@ def _shuffled(
 
 def _converge(
     head: keras.Model, train_set: Examples, val_set: Examples, weights: np.ndarray, choice: HeadChoice
-) -> BestEpoch:
+) -> Epochs:
     """Multinomial logistic regression: mean cross-entropy + weight_decay / 2 x the squares of the kernel, by L-BFGS.
 
     With views, the mean is over all views of each image.
     """
     layer = head.get_layer(networks.LOGITS_LAYER)
     shape = tuple(layer.kernel.shape)
-    epochs, judge = BestEpoch(head.weights), _compiled_logits(head)
+    epochs, judge = Epochs(head.weights), _compiled_logits(head)
     views = [None, *(np.full(len(train_set), number + 1) for number in range(train_set.views.shape[1]))]
     smooth = choice.label_smoothing
     latest: dict[str, float] = {}

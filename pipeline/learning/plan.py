@@ -135,7 +135,7 @@ class Plan:
         networks.assign(self.network, self.start)
         print(f"fine_tune: the same again on train and val together, {len(rows):,} images instead of {self.count:,}")
         again = tune(self._job(rows, rows[self.count :], lambda _: None, self._checkpoint("-all")))
-        if again.epochs.best["epoch"] == self.epochs and again.right >= tuned.right:
+        if again.epochs.kept["epoch"] == self.epochs and again.right >= tuned.right:
             return True
         networks.assign(self.network, before)
         print("fine_tune: that went astray: what was trained on train alone is kept")
@@ -171,7 +171,7 @@ class Plan:
             self.scales,
             choice,
             self.epochs,
-            defaults.momentum(choice, self.epochs * -(-len(rows) // size)),
+            defaults.momentum(choice, self.epochs, len(rows)),
             state,
             watched,
             tell,
@@ -230,8 +230,8 @@ def opened(
             )
         below = blocks.upper(trunk, where) if cached else trunk
         start = keras.Input(below.input_shape[1:])
-        momentum = defaults.momentum(choice, epochs * -(-count // choice.batch_size))
-        chosen = {"epochs": epochs, "ema": momentum, "views": views, **asdict(changes), "trunk_cache": cached}
+        average = defaults.momentum(choice, epochs, count)
+        chosen = {"epochs": epochs, "ema": average, "views": views, **asdict(changes), "trunk_cache": cached}
         chosen |= {"folds": len(judges), "refit": refits, "layers_trained": len(scales)}
         network = keras.Model(start, networks.without_softmax(head)(below(start)))
         yield Plan(
