@@ -53,7 +53,7 @@ def speed() -> None:
         return min(fitted.history["val_loss"])
 
     def ours() -> float:
-        return heads.train(train_set, val_set, classes, choice, 0, bar=False)[1].best["val_loss"]
+        return heads.train(train_set, val_set, classes, choice, 0, bar=False)[1].kept["val_loss"]
 
     times, losses = {plain: [], ours: []}, {}
     for _ in range(ROUNDS):
@@ -83,7 +83,8 @@ def memory(rows: int) -> None:
         targets = generator.integers(0, CLASSES, rows)
         split = np.where(np.arange(rows) % 10 < 8, "train", np.where(np.arange(rows) % 10 < 9, "val", "test"))
         manifest = pd.DataFrame({"path": [f"{row:09}.jpg" for row in range(rows)], "label": targets.astype(str)})
-        manifest.assign(split=split).to_parquet(root / "data" / "prepared" / "manifest.parquet")
+        manifest = manifest.assign(split=split, connected=manifest.path)
+        manifest.to_parquet(root / "data" / "prepared" / "manifest.parquet")
         classes = sorted(map(str, range(CLASSES)))
         (root / "data" / "prepared" / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
         centres = generator.normal(size=(CLASSES, FEATURES)).astype(np.float32)

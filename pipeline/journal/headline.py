@@ -95,8 +95,8 @@ def way(command: str, dirty: bool, source: str, digest: str) -> str:
     lines = ["To make it again:", "", f"    {' '.join(command.split())}", ""]
     if dirty:
         lines += [
-            "**That does not suffice**: files under `pipeline/`, or `dvc.yaml`, were other than in the commit "
-            "(`git_dirty`).",
+            "**That does not suffice**: files under `pipeline/`, `dvc.yaml` or `requirements.lock` were other "
+            "than in the commit (`git_dirty`).",
             "",
         ]
     return "\n".join([*lines, "With the data:", "", f"    {' '.join(source.split())} (version {digest})"])
