@@ -15,7 +15,8 @@ final      what it ships: the same trained on train and val, where val or folds 
            else the head
 
 A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
-on the test images of all seeds together.
+on the test images of all seeds together; by chance: the mean error of a network that is as sure, and right just as
+often.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def main() -> None:
         f"{'':<24} "
         + " ".join(f"{way:>15}" for way in ways)
         + "".join(f" {f'{one} - {other}':>16}" for one, other in pairs)
-        + "  shipped   ECE",
+        + "  shipped   ECE by chance",
         flush=True,
     )
     for text in arguments.sources:
@@ -203,14 +204,17 @@ def main() -> None:
             os.chdir(ROOT)
         probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
         targets = np.concatenate([targets for _, targets in judged])
-        error = calibration.calibration_error(probabilities, targets)
+        error, sure, draws = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1), []
+        random_numbers = np.random.default_rng(0)
+        for _ in range(200):
+            draws.append(calibration.error_of(sure, random_numbers.random(len(sure)) < sure))
         columns = [spread(values) for values in accuracy.values()]
         gains = [difference(accuracy[one], accuracy[other]) for one, other in pairs]
         print(
             f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
             + " ".join(f"{column:>15}" for column in columns)
             + "".join(f" {gain:>16}" for gain in gains)
-            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}  seconds: "
+            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}     {np.mean(draws):.3f}  seconds: "
             + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
             flush=True,
         )
