@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +93,55 @@ def run_stages(*stages: str) -> None:
         outputs.commit()
 
 
-@pytest.fixture(scope="session")
-def extracted(tmp_path_factory, fresh_store: Path) -> Path:
-    """A folder with photos, params.yaml, a store and what prepare and extract make of the photos: to be copied."""
-    folder = tmp_path_factory.mktemp("extracted")
-    shutil.copy(fresh_store, folder / "mlflow.db")
+def make_extracted(folder: Path, store: Path, **changes: object) -> Path:
+    """Put photos, params.yaml, an MLflow store and what prepare and extract make of the photos into `folder`."""
+    shutil.copy(store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
         paint_classes(Path("photos"))
-        write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos"})
+        write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
         run_stages("prepare", "extract")
     return folder
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory, fresh_store: Path) -> Path:
+    """A folder with the features of photos: to be copied."""
+    return make_extracted(tmp_path_factory.mktemp("extracted"), fresh_store)
+
+
+def short_network(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> object:
+    """Four blocks of a convolution, BatchNorm and ReLU, with random weights."""
+    import keras
+
+    image = found = keras.Input(input_shape)
+    for number, channels in enumerate((8, 16, 32, 128)):
+        name = f"block_{number}"
+        convolution = keras.layers.Conv2D(
+            channels, 3, 2, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        )
+        found = convolution(found)
+        found = keras.layers.BatchNormalization(name=f"{name}_norm")(found)
+        found = keras.layers.ReLU(name=f"{name}_relu")(found)
+    return keras.Model(image, found)
+
+
+SHORT = {"backbone": "short", "weights": "none"}
+
+
+@pytest.fixture(scope="module")
+def extracted_short(tmp_path_factory, fresh_store: Path) -> Iterator[Path]:
+    """As `extracted`, by `short`, which is soon compiled, and a backbone while the tests of a module run."""
+    import keras
+
+    from pipeline.backbones import BACKBONES, Backbone
+
+    row = Backbone("Short", "mobilenet_v2", "tf", 128, 0.04, 32, "short.h5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.applications, "Short", short_network, raising=False)
+        patch.setitem(BACKBONES, "short", row)
+        yield make_extracted(tmp_path_factory.mktemp("extracted"), fresh_store, **SHORT)
 
 
 @pytest.fixture(scope="session")

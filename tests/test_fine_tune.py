@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, write_params
+from conftest import SHORT, SMALL, write_params
 from conftest import run_stages as run
 
 from pipeline import fine_tune, paths
@@ -25,8 +26,10 @@ from pipeline.params import load_params
 
 QUICK = {
     **SMALL,
+    **SHORT,
     "data.source": "photos",
-    "train_head.learning_rate": 0.001,
+    "train_head.learning_rate": 0.01,
+    "train_head.epochs": 10,
     "fine_tune.epochs": 4,
     "fine_tune.confidence": 0.5,
     "fine_tune.crop": 0.8,
@@ -35,9 +38,9 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def with_head(tmp_path_factory, extracted) -> Path:
+def with_head(tmp_path_factory, extracted_short) -> Path:
     folder = tmp_path_factory.mktemp("head") / "here"
-    shutil.copytree(extracted, folder)
+    shutil.copytree(extracted_short, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(Path("params.yaml"), **QUICK)
@@ -95,7 +98,7 @@ def test_what_is_not_surely_better_is_not_shipped(here):
     assert found["val_loss"] == found["head_val_loss"]
     model, _ = networks.load(paths.MODEL)
     head, _ = networks.load(paths.HEAD)
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk = networks.build_trunk("short", "none", 32, "avg", load_params().seed)
     expected = networks.join(trunk, head)
     assert logits(model) == pytest.approx(logits(expected), abs=1e-4)
 
@@ -183,7 +186,7 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
     found = tuned(learning_rate=0.003, mixup=0, confidence=0)
     assert found["fine_tuned"] is True
     model, _ = networks.load(paths.MODEL)
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0).get_layer("backbone")
+    trunk = networks.build_trunk("short", "none", 32, "avg", load_params().seed).get_layer("backbone")
     shipped = model.get_layer("trunk").get_layer("backbone")
     for layer in trunk.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -293,21 +296,24 @@ def test_training_again_that_fails_leaves_what_was_judged(here, monkeypatch, cap
     def spoil() -> None:
         if way == "breaks off":
             broken_after(2, monkeypatch)
-        else:  # each image is said to be of the next class
-            read = batches.Batches.__getitem__
+        else:  # each image is said to be of the next class, and learned too fast
+            read, train = batches.Batches.__getitem__, plan.tune
+
+            def next_class(self, index: int):
+                inputs, targets, weights = read(self, index)
+                return inputs, np.roll(targets, 1, axis=1), weights
+
+            fast = {"learning_rate": 0.01}
+            monkeypatch.setattr(batches.Batches, "__getitem__", next_class)
             monkeypatch.setattr(
-                batches.Batches,
-                "__getitem__",
-                lambda self, index: (lambda found: (found[0], np.roll(found[1], 1, axis=1), found[2]))(
-                    read(self, index)
-                ),
+                plan, "tune", lambda job: train(replace(job, choice=job.choice.model_copy(update=fast)))
             )
 
-    tuned(confidence=0)
+    tuned(confidence=0, batch_size=8)
     judged = paths.MODEL.read_bytes()
     refit = plan.Plan.refit
     monkeypatch.setattr(plan.Plan, "refit", lambda self, before: (spoil(), refit(self, before))[1])
-    found = tuned(confidence=0, refit=True)
+    found = tuned(confidence=0, batch_size=8, refit=True)
     assert (found["refitted"], found["fine_tuned"]) == (False, True)
     assert "what was trained on train alone is kept" in capsys.readouterr().out
     assert paths.MODEL.read_bytes() == judged

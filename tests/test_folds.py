@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, write_params
+from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
 
 from pipeline import fine_tune, paths
@@ -120,11 +120,18 @@ def test_more_folds_than_images_are_refused(examples):
 
 
 @pytest.fixture
-def here(tmp_path: Path, extracted, monkeypatch) -> Path:
+def here(tmp_path: Path, extracted_short, monkeypatch) -> Path:
     """Photos with features, and a linear head."""
-    shutil.copytree(extracted, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(extracted_short, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    params = {**SMALL, "data.source": "photos", "train_head.hidden": None, "fine_tune.folds": 2, "fine_tune.epochs": 2}
+    params = {
+        **SMALL,
+        **SHORT,
+        "data.source": "photos",
+        "train_head.hidden": None,
+        "fine_tune.folds": 2,
+        "fine_tune.epochs": 2,
+    }
     write_params(Path("params.yaml"), **params)
     run("train_head")
     return tmp_path
