@@ -84,7 +84,7 @@ def tried(done) -> dict[str, Any]:
         return {"output": output, "lock": lock(done), "figures": figures, "page": page.read_text(encoding="utf-8")}
 
     before = state("")
-    there = state(done.run("dvc exp run -n four -S weights=none -S 'train_head.hidden=[4]'"))
+    there = state(done.run("dvc exp run -n four -S weights=none -S 'train_head.hidden=[4]' -S fine_tune.unfreeze=none"))
     there |= {"params": done.run("dvc params diff"), "metrics": done.run("dvc metrics diff")}
     done.run("git checkout -q params.yaml")
     output = done.run("dvc repro")

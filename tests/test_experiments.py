@@ -27,6 +27,7 @@ def swept(tmp_path_factory) -> Project:
     root = tmp_path_factory.mktemp("experiments")
     (root / "project").mkdir()
     project = make_project(root / "project")
+    project.set(**{"fine_tune.unfreeze": "none"})  # nothing here is about it
     project.run("git init -q --bare ../origin.git && git remote add origin ../origin.git")
     project.run("dvc remote add -q --default store ../store && git commit -qam remote && git push -q origin HEAD")
     project.run("dvc exp run --queue -S 'train_head.hidden=[],[4]' train_head")

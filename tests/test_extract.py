@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -32,16 +33,27 @@ from pipeline.params import load_params
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _networks_are_built_once():
+def _networks_are_built_and_converted_once():
     real = networks.build_trunk
 
     @functools.cache
     def build(_: str, *arguments: object) -> keras.Model:
         return real(*arguments)
 
+    open_engine = inference.open_engine
+
+    @functools.cache
+    def opened(kind: str, trunk: keras.Model, *arguments: object) -> inference.Engine:
+        return open_engine(kind, lambda: trunk, *arguments)
+
+    def engine(kind: str, make: Callable[[], keras.Model], *arguments: object) -> inference.Engine:
+        # TensorFlow's builds the network by a policy of its own.
+        return open_engine(kind, make, *arguments) if kind == "tensorflow" else opened(kind, make(), *arguments)
+
     networks.build_trunk = lambda *arguments: build(keras.config.dtype_policy().name, *arguments)
+    inference.open_engine = engine
     yield
-    networks.build_trunk = real
+    networks.build_trunk, inference.open_engine = real, open_engine
 
 
 FILES = (*paths.FEATURES.values(), paths.TRAIN_VIEWS, paths.FEATURES_META)
