@@ -204,17 +204,16 @@ def main() -> None:
             os.chdir(ROOT)
         probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
         targets = np.concatenate([targets for _, targets in judged])
-        error, sure, draws = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1), []
-        random_numbers = np.random.default_rng(0)
-        for _ in range(200):
-            draws.append(calibration.error_of(sure, random_numbers.random(len(sure)) < sure))
+        error, sure = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1)
+        draws = np.random.default_rng(0).random((200, len(sure)))
+        by_chance = np.mean([calibration.error_of(sure, draw < sure) for draw in draws])
         columns = [spread(values) for values in accuracy.values()]
         gains = [difference(accuracy[one], accuracy[other]) for one, other in pairs]
         print(
             f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
             + " ".join(f"{column:>15}" for column in columns)
             + "".join(f" {gain:>16}" for gain in gains)
-            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}     {np.mean(draws):.3f}  seconds: "
+            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}     {by_chance:.3f}  seconds: "
             + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
             flush=True,
         )
