@@ -11,10 +11,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := repro
 
 repro: setup ## set up, check params.yaml, run what changed, complete the tracking record and the page of results
-	python -m pipeline.params
+	python -m headstart.config
 	dvc repro
-	python -m pipeline.tracking
-	python -m pipeline.results --if-stale
+	python -m headstart.tracking.commands
+	python -m headstart.report.results_page --if-stale
 # After an experiment that failed, DVC can leave these changed and Git blind to it: new times open Git's eyes.
 	@touch -c metrics/*.json plots/*.csv
 
@@ -23,7 +23,7 @@ SWEEP ?= -S 'train_head.hidden=[],[128]'
 sweep: setup ## try heads, two at once, through DVC's queue; then show all experiments, the best first
 	dvc exp run --queue $(SWEEP) train_head
 	dvc exp run --run-all --jobs $(or $(JOBS),2)
-	python -m pipeline.leaderboard
+	python -m headstart.evaluation.leaderboard
 
 test: setup ## set up, run the tests
 	python -m pytest
@@ -33,10 +33,10 @@ lint: setup
 	ruff format --check .
 
 ui: setup ## the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
-	python -m pipeline.tracking ui --port $(or $(PORT),5000)
+	python -m headstart.tracking.commands ui --port $(or $(PORT),5000)
 
 serve: setup ## models/model.keras behind HTTP on http://127.0.0.1:5002 (another port: make serve PORT=5003)
-	python -m pipeline.serving --port $(or $(PORT),5002)
+	python -m headstart.serving.server --port $(or $(PORT),5002)
 
 setup: $(STAMP)
 

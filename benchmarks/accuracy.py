@@ -45,15 +45,18 @@ from paired import difference, spread
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import extract, fine_tune, paths, prepare, train_head
-from pipeline.backbones import BACKBONES
-from pipeline.data.pixels import read_images
-from pipeline.data.sources import open_source
-from pipeline.errors import UserError
-from pipeline.learning import blocks, calibration, defaults, heads, networks
-from pipeline.learning.dataset import load_examples, load_split
-from pipeline.learning.engine import device_name, keras
-from pipeline.params import LINEAR_DECAY, load_params
+from headstart import paths
+from headstart.backbones import blocks, keras_applications
+from headstart.backbones.table import BACKBONES
+from headstart.config import LINEAR_DECAY, load_params
+from headstart.data.manifest import load_split
+from headstart.data.sources import open_source
+from headstart.errors import UserError
+from headstart.framework import device_name, keras
+from headstart.modalities.image.pixels import read_images
+from headstart.training import calibration, defaults, heads, networks
+from headstart.training.examples import load_examples
+from pipeline import extract, fine_tune, prepare, train_head
 
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
 GAINS = (("final", "head"), ("tuned", "textbook"), ("final", "textbook"))
@@ -104,7 +107,7 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     fine_tune.make_repeatable(params.seed)
     trunk = fine_tune.build(params, json.loads(paths.FEATURES_META.read_text()), "float32")
     head, _ = networks.load(paths.HEAD)
-    base, train_set = trunk.get_layer(networks.BACKBONE_LAYER), load_split("train")
+    base, train_set = trunk.get_layer(keras_applications.BACKBONE_LAYER), load_split("train")
     trained = blocks.chosen(base, BACKBONES[params.backbone], TEXTBOOK_BLOCKS)
     blocks.unfreeze(base, trained, 1)
     where = blocks.cut(base, trained)

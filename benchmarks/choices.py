@@ -32,12 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 from dvc.utils.hydra import apply_overrides
 
-from pipeline import extract, paths, prepare, train_head
-from pipeline.learning import heads, networks
-from pipeline.learning.dataset import load_examples
-from pipeline.learning.engine import device_name
-from pipeline.outputs import Outputs
-from pipeline.params import Params, load_params
+from headstart import paths
+from headstart.config import Params, load_params
+from headstart.framework import device_name
+from headstart.outputs import Outputs
+from headstart.training import heads, networks
+from headstart.training.examples import load_examples
+from pipeline import extract, prepare, train_head
 
 CHANGES = ("extract.views=2", "extract.views=8", "extract.storage=float16", "extract.precision=bfloat16")
 

@@ -34,16 +34,16 @@ from blake3 import blake3
 from PIL import Image
 from prepare import machine, seconds
 
-from pipeline.backbones import BACKBONES
-from pipeline.data.files import Folder
-from pipeline.data.images import decode, file_hash
-from pipeline.data.pixels import pixels, read_images, resize
-from pipeline.features import inference
-from pipeline.features.augmentation import Augmentation
-from pipeline.features.extraction import Extraction, Jobs
-from pipeline.features.store import FeatureStore
-from pipeline.learning import networks
-from pipeline.learning.engine import device_name, keras, tf
+from headstart.backbones import keras_applications
+from headstart.backbones.table import BACKBONES
+from headstart.data.files import Folder
+from headstart.features import engines
+from headstart.features.extraction import Extraction, Jobs
+from headstart.features.store import FeatureStore
+from headstart.framework import device_name, keras, tf
+from headstart.modalities.image.augmentation import Augmentation
+from headstart.modalities.image.decode import decode, file_hash
+from headstart.modalities.image.pixels import pixels, read_images, resize
 
 ROUNDS = 5
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")
@@ -52,7 +52,7 @@ DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "r
 def trunk_of(backbone: str) -> keras.Model:
     row = BACKBONES[backbone]
     weights = "pretrained" if row.weights_path(row.default_size).is_file() else "none"
-    return networks.build_trunk(backbone, weights, row.default_size, "avg", 0)
+    return keras_applications.build_trunk(backbone, weights, row.default_size, "avg", 0)
 
 
 def photographs(photos: Path) -> list[str]:
@@ -62,7 +62,7 @@ def photographs(photos: Path) -> list[str]:
 def plain_keras(trunk: keras.Model, backbone: str) -> Callable[[Path], np.ndarray]:
     """What the guides of Keras show."""
     row = BACKBONES[backbone]
-    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    base = trunk.get_layer(keras_applications.BACKBONE_LAYER)
     model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()])
     preprocess = getattr(keras.applications, row.module).preprocess_input
 
@@ -90,14 +90,14 @@ def speed(photos: Path, choices: list[str]) -> None:
         backbone, precision = choice.split(":")
         side = BACKBONES[backbone].default_size
         trunk = trunk_of(backbone)
-        run = inference.open_engine("auto", lambda trunk=trunk: trunk, precision, None)
+        run = engines.open_engine("auto", lambda trunk=trunk: trunk, precision, None)
         keras_way = partial(plain_keras(trunk, backbone), photos)
         keras_way()  # its start
         batch = next(read_images(source, names, hashes, side, run.batch_size))
         run(batch)
         repeats = -(-len(names) // len(batch))
 
-        def whole(run: inference.Engine = run, side: int = side) -> None:
+        def whole(run: engines.Engine = run, side: int = side) -> None:
             augmentation = Augmentation(1.0, False, 0.0)
             jobs = Jobs(manifest, 0, augmentation, side)
             with (
@@ -108,11 +108,11 @@ def speed(photos: Path, choices: list[str]) -> None:
                 extraction.compute(store.missing(jobs.keys), 0)
                 np.save(Path(folder) / "test.npy", extraction.features(range(len(names))))
 
-        def decoding(run: inference.Engine = run, side: int = side) -> None:
+        def decoding(run: engines.Engine = run, side: int = side) -> None:
             for _ in read_images(source, names, hashes, side, run.batch_size):
                 pass
 
-        def forward(run: inference.Engine = run, batch: np.ndarray = batch, repeats: int = repeats) -> None:
+        def forward(run: engines.Engine = run, batch: np.ndarray = batch, repeats: int = repeats) -> None:
             for _ in run.map(batch for _ in range(repeats)):
                 pass
 
@@ -219,7 +219,7 @@ def features(photos: Path) -> None:
     images = np.stack([ways["as extract does"](data) for data in files])
     reference = trunk.predict(images, batch_size=32, verbose=0)
     for precision in ("float32", "bfloat16"):
-        run = inference.OpenVINOEngine(lambda: trunk, precision, None)
+        run = engines.OpenVINOEngine(lambda: trunk, precision, None)
         found = np.concatenate(
             list(run.map(images[start : start + run.batch_size] for start in range(0, len(images), run.batch_size)))
         )

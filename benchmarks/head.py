@@ -22,9 +22,9 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.learning import heads, networks
-from pipeline.learning.engine import device_name, keras
-from pipeline.params import load_params
+from headstart.config import load_params
+from headstart.framework import device_name, keras
+from headstart.training import examples, heads, networks
 
 FEATURES, CLASSES, ROUNDS = 1280, 100, 5
 
@@ -37,8 +37,8 @@ def speed() -> None:
     features = random.normal(size=(classes, FEATURES))[targets] + 12 * random.normal(size=(2 * rows, FEATURES))
     features = features.astype(np.float32)
     views = np.empty((rows, 0, FEATURES), np.float32)
-    train_set = heads.Examples(features[:rows], targets[:rows], views)
-    val_set = heads.Examples(features[rows:], targets[rows:], views)
+    train_set = examples.Examples(features[:rows], targets[:rows], views)
+    val_set = examples.Examples(features[rows:], targets[rows:], views)
     choice = load_params(ROOT / "params.yaml").train_head.choice(hidden=[128], epochs=epochs, batch_size=32)
     choice = choice.settled(rows, classes)
 
@@ -101,8 +101,8 @@ def memory(rows: int) -> None:
             del file
         size = sum(file.stat().st_size for file in (root / "features").iterdir())
         code = (
-            "import resource; from pipeline import train_head; from pipeline.outputs import Outputs; "
-            "from pipeline.params import load_params; outputs = Outputs(); train_head.main(load_params(), outputs); "
+            "import resource; from pipeline import train_head; from headstart.outputs import Outputs; "
+            "from headstart.config import load_params; outputs = Outputs(); train_head.main(load_params(), outputs); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
         )
         start = time.perf_counter()

@@ -18,12 +18,12 @@ from PIL import Image, ImageEnhance
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.data.duplicates import near_pairs
-from pipeline.data.images import decode
-from pipeline.data.inspection import DESCRIPTOR_DIM, look
-from pipeline.data.layouts import list_items
-from pipeline.data.sources import open_source
-from pipeline.params import load_params
+from headstart.config import load_params
+from headstart.data.duplicates import near_pairs
+from headstart.data.inspection import DESCRIPTOR_DIM, look
+from headstart.data.layouts import list_items
+from headstart.data.sources import open_source
+from headstart.modalities.image.decode import decode
 
 KINDS = ("resized", "recompressed", "brightened", "all three", "cropped")
 

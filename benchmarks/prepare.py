@@ -29,10 +29,10 @@ from PIL import Image, features
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.data.duplicates import near_pairs
-from pipeline.data.files import Folder
-from pipeline.data.inspection import DESCRIPTOR_DIM, inspect
-from pipeline.data.memory import Memory
+from headstart.data.duplicates import near_pairs
+from headstart.data.files import Folder
+from headstart.data.inspection import DESCRIPTOR_DIM, inspect
+from headstart.data.inspection_cache import Memory
 
 ROUNDS = 3
 IMAGES = 16_000

@@ -31,13 +31,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.backbones import BACKBONES, keras_models
-from pipeline.data import pixels
-from pipeline.data.files import Source
-from pipeline.data.sources import open_source
-from pipeline.errors import UserError
-from pipeline.learning import networks
-from pipeline.learning.engine import device_name, keras
+from headstart.backbones import keras_applications
+from headstart.backbones.table import BACKBONES, keras_models
+from headstart.data.files import Source
+from headstart.data.sources import open_source
+from headstart.errors import UserError
+from headstart.framework import device_name, keras
+from headstart.modalities.image import pixels
+from headstart.training import networks
 
 CHOICES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C
 PIXELS, IMAGENET_SIZE, WIDTH = 32, 224, 0.35
@@ -65,7 +66,7 @@ def imagenet() -> keras.Model | None:
     shape = (IMAGENET_SIZE, IMAGENET_SIZE, 3)
     base = keras.applications.MobileNetV2(shape, alpha=WIDTH, include_top=False, weights="imagenet", pooling="avg")
     image = keras.Input(shape)
-    return keras.Model(image, base(networks.preprocess("mobilenetv2", image), training=False))
+    return keras.Model(image, base(keras_applications.preprocess("mobilenetv2", image), training=False))
 
 
 def accuracy(features: np.ndarray, targets: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> float:
@@ -97,7 +98,7 @@ def judge(text: str, counts: list[int | None], seeds: int, weights: str, size: i
         targets = np.unique([Path(file).parent.name for file in files], return_inverse=True)[1]
         side = min(PIXELS, *(min(pixels.pixels(source.read(file), PIXELS).shape[:2]) for file in files))
         raw = np.concatenate([batch.reshape(len(batch), -1) for batch in images_of(source, files, side)])
-        trunk = networks.build_trunk("tiny", weights, size, "avg", 0)
+        trunk = keras_applications.build_trunk("tiny", weights, size, "avg", 0)
         fixed = {"tiny": features_of(trunk, source, files), "pixels": np.float32(raw)}
         pretrained = imagenet()
         if pretrained:
@@ -105,7 +106,7 @@ def judge(text: str, counts: list[int | None], seeds: int, weights: str, size: i
         found: dict[int | None, dict[str, list[float]]] = {count: {way: [] for way in WAYS} for count in counts}
         trained = {}
         for seed in range(seeds):
-            drawn = features_of(networks.build_trunk("tiny", "none", size, "avg", seed), source, files)
+            drawn = features_of(keras_applications.build_trunk("tiny", "none", size, "avg", seed), source, files)
             for count in counts:
                 train, test = draw_rows(targets, count, seed)
                 trained[count] = len(train)

@@ -25,12 +25,14 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has
 from choices import run
 from dvc.utils.hydra import apply_overrides
 
-from pipeline import extract, fine_tune, paths, prepare, train_head
-from pipeline.backbones import BACKBONES
-from pipeline.learning import blocks, networks
-from pipeline.learning.dataset import load_split
-from pipeline.learning.engine import device_name, keras, tf
-from pipeline.params import Params, load_params
+from headstart import paths
+from headstart.backbones import blocks, keras_applications
+from headstart.backbones.table import BACKBONES
+from headstart.config import Params, load_params
+from headstart.data.manifest import load_split
+from headstart.framework import device_name, keras, tf
+from headstart.training import networks
+from pipeline import extract, fine_tune, prepare, train_head
 
 EPOCHS, TURNS = 4, 3
 PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", f"epochs={EPOCHS}", "trunk_cache=on", "refit=false"]
@@ -73,7 +75,7 @@ def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
     row, size, clock = BACKBONES[params.backbone], meta["image_size"], Clock()
     trunk = fine_tune.build(params, meta, "float32")
     head, _ = networks.load(paths.HEAD)
-    base = trunk.get_layer(networks.BACKBONE_LAYER)
+    base = trunk.get_layer(keras_applications.BACKBONE_LAYER)
     blocks.unfreeze(base, blocks.chosen(base, row, params.fine_tune.unfreeze), 1)
     model = keras.Model(trunk.inputs, head(trunk.output))
     model.compile(

@@ -22,13 +22,14 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import paths, unlike
-from pipeline.data.images import SUFFIXES
-from pipeline.data.pixels import pixels, read_images, resize
-from pipeline.data.sources import open_source
-from pipeline.learning import networks
-from pipeline.learning.dataset import load_split
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
+from headstart.data.manifest import load_split
+from headstart.data.sources import open_source
+from headstart.modalities.image.decode import SUFFIXES
+from headstart.modalities.image.pixels import pixels, read_images, resize
+from headstart.serving import ood
+from headstart.training import networks
 
 RATES = (0.05, 0.02, 0.01)
 OTHERS = 500
@@ -37,10 +38,10 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of features (n, d) and
 
 def scores(train: np.ndarray, targets: np.ndarray) -> dict[str, Score]:
     """The scores by name, each fitted on features (n, d) of train; higher is stranger."""
-    reference = unlike.normed(train)
+    reference = ood.normed(train)
 
     def neighbour(k: int) -> Score:
-        return lambda features, _: -np.partition(unlike.normed(features) @ reference.T, -k, axis=1)[:, -k]
+        return lambda features, _: -np.partition(ood.normed(features) @ reference.T, -k, axis=1)[:, -k]
 
     means = np.stack([train[targets == target].mean(axis=0) for target in np.unique(targets)])
     precision = LedoitWolf(assume_centered=True).fit(train - means[targets]).precision_
@@ -50,7 +51,7 @@ def scores(train: np.ndarray, targets: np.ndarray) -> dict[str, Score]:
         return np.min([((rows @ precision) * rows).sum(axis=1) for rows in apart], axis=0)
 
     return {
-        "5th nearest": lambda features, _: unlike.distances(reference, features),
+        "5th nearest": lambda features, _: ood.distances(reference, features),
         "nearest": neighbour(1),
         "20th nearest": neighbour(20),
         "Mahalanobis": mahalanobis,
@@ -67,12 +68,12 @@ def main(others: list[str]) -> None:
     params = load_params()
     model, _ = networks.load(paths.MODEL)
     size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-    both, found = unlike.with_features(model), {}
+    both, found = ood.with_features(model), {}
     with open_source(params.data.source, params.data.root) as source:
         for split in ("train", "test"):
             rows = load_split(split).sample(frac=1, random_state=0)
             batches = read_images(source, list(rows.path), list(rows.file_hash), size, batch_size)
-            found[split] = unlike.ask_all(both, batches, batch_size)
+            found[split] = ood.ask_all(both, batches, batch_size)
             if split == "train":
                 targets = rows.target.to_numpy()
     for other in others:
@@ -81,7 +82,7 @@ def main(others: list[str]) -> None:
             chosen = np.random.default_rng(0).permutation(files)[:OTHERS]
             images = np.stack([resize(pixels(source.read(name), size), size) for name in chosen])
         batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        found[other] = unlike.ask_all(both, batches, batch_size)
+        found[other] = ood.ask_all(both, batches, batch_size)
     print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
     for name, score in scores(found["train"][0], targets).items():
         test, *rest = (score(*found[split]) for split in ("test", *others))
@@ -90,12 +91,12 @@ def main(others: list[str]) -> None:
             f" {Path(label).name}" for label, other in zip(others, rest, strict=True)
         ))  # fmt: skip
         for rate in RATES:
-            limit = unlike.limit_for(test, rate)
-            if np.isinf(unlike.limit_for(test[: len(test) // 2], rate)):
+            limit = ood.limit_for(test, rate)
+            if np.isinf(ood.limit_for(test[: len(test) // 2], rate)):
                 print(f"  rate {rate:g}: test is too small")
                 continue
             told = [f"{Path(o).name} {share(values > limit)}" for o, values in zip(others, rest, strict=True)]
-            print(f"  rate {rate:g}: false alarms {share(unlike.alarms(test, rate))}; detected: " + ", ".join(told))
+            print(f"  rate {rate:g}: false alarms {share(ood.alarms(test, rate))}; detected: " + ", ".join(told))
 
 
 if __name__ == "__main__":

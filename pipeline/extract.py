@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import paths, stage
-from pipeline.backbones import BACKBONES, PREPROCESSING
-from pipeline.data.sources import open_source
-from pipeline.features import inference, store
-from pipeline.features.augmentation import Augmentation
-from pipeline.features.extraction import Extraction, Jobs, ingredients, patiently
-from pipeline.journal import timings
-from pipeline.learning import engine, networks
-from pipeline.outputs import Outputs
-from pipeline.params import Params
+from headstart import framework, paths
+from headstart.backbones import keras_applications
+from headstart.backbones.table import BACKBONES, PREPROCESSING
+from headstart.config import Params
+from headstart.data.sources import open_source
+from headstart.features import engines, store
+from headstart.features.extraction import Extraction, Jobs, ingredients, patiently
+from headstart.modalities.image.augmentation import Augmentation
+from headstart.stage import Run, stage
 
 BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "opencv-python-headless", "openvino", "pillow", "simplejpeg", "tensorflow")
@@ -44,55 +43,62 @@ def write(file: Path, extraction: Extraction, jobs: np.ndarray, shape: tuple[int
             stream.write(extraction.features(jobs[start : start + rows]).tobytes())
 
 
-def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
+def extract(run: Run, batch_size: int | None) -> None:
     """Compute what is missing and write the stage's outputs.
 
     Raises:
         OutOfMemoryError: where a batch does not fit; what was computed until then is in the store.
     """
+    params = run.params
     row = BACKBONES[params.backbone]
-    image_size = params.extract.image_size or row.default_size
+    image_size = params.extract.size or row.default_size
     storage = params.extract.storage
     augmentation = Augmentation(params.extract.crop, params.extract.flip, params.extract.jitter)
     manifest = pd.read_parquet(paths.MANIFEST)
 
-    def build() -> engine.keras.Model:
-        return networks.build_trunk(params.backbone, params.weights, image_size, params.extract.pooling, params.seed)
+    def build() -> framework.keras.Model:
+        return keras_applications.build_trunk(
+            params.backbone, params.weights, image_size, params.extract.pooling, params.seed
+        )
 
-    run = inference.open_engine(params.extract.engine, build, params.extract.precision, batch_size)
+    engine = engines.open_engine(params.extract.engine, build, params.extract.precision, batch_size)
     recipe = {
         "backbone": params.backbone,
-        "weights_sha256": run.weights_sha256,
+        "weights_sha256": engine.weights_sha256,
         "preprocessing": PREPROCESSING[row.preprocessing],
         "image_size": image_size,
         "pooling": params.extract.pooling,
-        "engine": run.name,
+        "engine": engine.name,
         "precision": params.extract.precision,
         "storage": storage,
     }
     jobs = Jobs(manifest, params.extract.views, augmentation, image_size)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        kept = stack.enter_context(store.open_store(ingredients(run, recipe, image_size), run.feature_dim, storage))
-        extraction = Extraction(jobs, source, run, kept, image_size, augmentation)
+        kept = stack.enter_context(
+            store.open_store(ingredients(engine, recipe, image_size), engine.feature_dim, storage)
+        )
+        extraction = Extraction(jobs, source, engine, kept, image_size, augmentation)
         extraction.complete()
         for split, file in paths.FEATURES.items():
             plain = jobs.of(manifest.split == split, augmented=False)
-            write(outputs.path(file), extraction, plain, (len(plain), run.feature_dim), storage)
+            write(run.path(file), extraction, plain, (len(plain), engine.feature_dim), storage)
         views = jobs.of(manifest.split == "train", augmented=True)
-        shape = ((manifest.split == "train").sum(), params.extract.views, run.feature_dim)
-        write(outputs.path(paths.TRAIN_VIEWS), extraction, views, tuple(map(int, shape)), storage)
+        shape = ((manifest.split == "train").sum(), params.extract.views, engine.feature_dim)
+        write(run.path(paths.TRAIN_VIEWS), extraction, views, tuple(map(int, shape)), storage)
         saved = (len(jobs.keys) - extraction.computed) * kept.seconds_per_row()
 
     meta = {
         **recipe,
-        "feature_dim": run.feature_dim,
+        "feature_dim": engine.feature_dim,
         "views": {"count": params.extract.views, **augmentation.__dict__} if params.extract.views else None,
         "weights": params.weights,
-        "keras_backend": engine.keras.backend.backend(),
+        "keras_backend": framework.keras.backend.backend(),
         "manifest_sha256": hashlib.sha256(paths.MANIFEST.read_bytes()).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+    run.json(paths.FEATURES_META, meta)
+    run.metrics({"feature_dim": engine.feature_dim})
     rate = extraction.computed / extraction.seconds if extraction.computed else None
     values: dict[str, Any] = {
         "images": len(manifest),
@@ -102,14 +108,13 @@ def extract(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         "seconds": extraction.seconds,
         "images_per_second": rate,
         "seconds_saved": saved,
-        "feature_dim": run.feature_dim,
-        "device": engine.device_name(),
+        "device": framework.device_name(),
     }
-    timings.write(outputs, values, outputs.json(paths.FEATURES_META, meta))
-    tell(params, values, run, image_size)
+    run.cost(**values)
+    tell(params, values | {"feature_dim": engine.feature_dim}, engine, image_size)
 
 
-def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_size: int) -> None:
+def tell(params: Params, values: dict[str, Any], engine: engines.Engine, image_size: int) -> None:
     """Say on the screen what it cost."""
     views = f" and {values['views']} augmented views" if values["views"] else ""
     print(
@@ -119,7 +124,7 @@ def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_si
     line = f"extract: {values['computed']} computed"
     if values["computed"]:
         line += (
-            f" in {values['seconds']:.1f} s, {values['images_per_second']:.0f} images/s by {run.name} in "
+            f" in {values['seconds']:.1f} s, {values['images_per_second']:.0f} images/s by {engine.name} in "
             f"{params.extract.precision} on {values['device']}"
         )
     if values["from_store"]:
@@ -127,12 +132,13 @@ def tell(params: Params, values: dict[str, Any], run: inference.Engine, image_si
     print(line)
 
 
-def main(params: Params, outputs: Outputs) -> None:
+def main() -> None:
     """Run the stage."""
-    engine.take_gpus("extract")
-    engine.make_repeatable(params.seed)
-    patiently("extract", lambda batch_size: extract(params, outputs, batch_size), params.extract.batch_size)
+    with stage("extract") as run:
+        framework.take_gpus("extract")
+        framework.make_repeatable(run.params.seed)
+        patiently("extract", lambda batch_size: extract(run, batch_size), run.params.extract.batch_size)
 
 
 if __name__ == "__main__":
-    stage.run("extract", main)
+    main()

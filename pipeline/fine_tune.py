@@ -24,24 +24,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
+from scipy.special import softmax
 
-from pipeline.learning import kernels
+from headstart.training import kernels
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml")))  # before TensorFlow loads
 
-from pipeline import paths, stage
-from pipeline.errors import UserError
-from pipeline.features.extraction import patiently
-from pipeline.journal import recording
-from pipeline.learning import calibration, defaults, folds, heads, networks
-from pipeline.learning.dataset import load_examples, load_split
-from pipeline.learning.engine import distribution, make_repeatable, take_gpus
-from pipeline.learning.fine_tuning import Tuned
-from pipeline.learning.folds import Fold, Judged
-from pipeline.learning.plan import Plan, build, opened
-from pipeline.learning.training import COLUMNS
-from pipeline.outputs import Outputs
-from pipeline.params import HeadChoice, Params
+from headstart import paths
+from headstart.config import HeadChoice, Params
+from headstart.data.manifest import load_split
+from headstart.data.predictions import prediction_table
+from headstart.errors import UserError
+from headstart.features.extraction import patiently
+from headstart.framework import distribution, make_repeatable, take_gpus
+from headstart.stage import Run, stage
+from headstart.training import calibration, defaults, folds, heads, networks
+from headstart.training.examples import load_examples
+from headstart.training.fine_tuning import Tuned
+from headstart.training.folds import Fold, Judged
+from headstart.training.history import COLUMNS
+from headstart.training.plan import Plan, build, opened
 
 
 def make_folds(params: Params, n_classes: int) -> list[Fold]:
@@ -52,10 +54,10 @@ def make_folds(params: Params, n_classes: int) -> list[Fold]:
     number = defaults.folds(params.fine_tune, len(val_set), targets, groups)
     if not number:
         return []
-    file = paths.choices("train_head")
+    file = paths.report("train_head")
     try:
-        of_head = HeadChoice(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError, TypeError) as error:
+        of_head = HeadChoice(**json.loads(file.read_text(encoding="utf-8"))["settings"])
+    except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
     print(f"fine_tune: {number} folds of train and val judge: as many trainings before that of the network itself")
     return folds.split(folds.together(train_set, val_set), groups, number, n_classes, of_head, params.seed)
@@ -111,9 +113,10 @@ def train(plan: Plan, judges: list[Fold], confidence: float, tell: Callable[[dic
     return replace(found, better=found.better and found.finished)  # of a training that broke off folds know nothing
 
 
-def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
+def fine_tune(run: Run, batch_size: int | None) -> None:
     """Train, judge, and write the better one."""
-    model_file = outputs.path(paths.MODEL)
+    params = run.params
+    model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
     meta: dict[str, Any] = json.loads(paths.FEATURES_META.read_text(encoding="utf-8"))
     devices, confidence = distribution(), params.fine_tune.confidence
@@ -121,13 +124,13 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         trunk = build(params, meta, params.fine_tune.precision)
         head, classes = networks.load(paths.HEAD)
     val_set = load_examples("val")
-    of_head = calibration.metrics(heads.logits(head, val_set), val_set.targets)
+    val_logits = heads.logits(head, val_set)
+    of_head = calibration.metrics(val_logits, val_set.targets)
     judges = make_folds(params, len(classes)) if params.fine_tune.unfreeze != "none" else []
     found: Found | None = None
     with devices.scope(), opened(params, trunk, head, meta, judges, batch_size) as plan:
         if plan:
-            with recording.Live("fine_tune", params.leaves()) as live:
-                found = train(plan, judges, confidence, live).refit()
+            found = train(plan, judges, confidence, run.log_epoch).refit()
 
     better, why, chosen = False, "fine_tune.unfreeze leaves nothing to train", {}
     curves, shipped_metrics, temperature = pd.DataFrame(columns=COLUMNS), of_head, 1.0
@@ -139,6 +142,7 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
         details |= judged.metrics() if judged else {}
         of_tuned = calibration.metrics(tuned.logits / temperature, val_set.targets)
         shipped_metrics = of_tuned if better else of_head
+        val_logits = tuned.logits / temperature if better else val_logits
         details |= {f"tuned_{name}": value for name, value in of_tuned.items()}
         scores = (judged or tuned).states.scores
         before, after = float(scores[0].mean()), float(scores[-1].mean())
@@ -166,19 +170,23 @@ def fine_tune(params: Params, outputs: Outputs, batch_size: int | None) -> None:
     else:
         head, _ = networks.load(paths.HEAD)
     networks.save(networks.join(trunk_shipped, head), model_file, classes)
-    outputs.csv(paths.curves("fine_tune"), curves)
-    outputs.json(paths.choices("fine_tune"), chosen)
-    outputs.json(paths.metrics("fine_tune"), {**shipped_metrics, "fine_tuned": better, **details})
+    run.csv(paths.curves("fine_tune"), curves)
+    run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
+    run.report({"settings": chosen, **shipped_metrics, "fine_tuned": better, **details})
+    selected = "fine_tuned" if better else "head"
+    of_val = {name: shipped_metrics[name] for name in ("val_loss", "val_accuracy")}
+    run.metrics({**of_val, "selected": selected})
     print(f"fine_tune: {'the fine-tuned network' if better else 'the head as it was'} is shipped: {why}")
     if found:
         found.plan.forget()
 
 
-def main(params: Params, outputs: Outputs) -> None:
+def main() -> None:
     """Run the stage."""
-    take_gpus("fine_tune")
-    patiently("fine_tune", lambda batch_size: fine_tune(params, outputs, batch_size), None)
+    with stage("fine_tune") as run:
+        take_gpus("fine_tune")
+        patiently("fine_tune", lambda batch_size: fine_tune(run, batch_size), None)
 
 
 if __name__ == "__main__":
-    stage.run("fine_tune", main)
+    main()

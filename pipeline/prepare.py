@@ -1,13 +1,13 @@
 """Decide what is learned from: which files are images, and which split each is in, once and for all.
 
 Reads:   the data source.
-Writes:  data/prepared/manifest.parquet, a row an image: image_id (of its pixels, see `images.image_id`), path (inside
+Writes:  data/prepared/manifest.parquet, a row an image: item_id (of its pixels, see `images.item_id`), path (inside
          the source), label, split (train, val, test), given (whether the source itself says so), group (of
          prepare.group_by, else missing), connected (shared by images that groups and copies, exact or near, connect),
          width, height (pixels, int32), file_hash (of its bytes, see `images.file_hash`), sorted by path; classes.json,
          the labels in the order of the model's outputs; quarantine.csv (path, label, reason, detail), the images that
-         are left out; ignored.csv (path, reason), the files that are not meant as images; reports/data.html, a page
-         that shows all this; metrics/prepare.json.
+         are left out; ignored.csv (path, reason), the files that are not meant as images; files.parquet, what is
+         known of every file; reports/prepare.json; metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline.prepare
 """
@@ -22,21 +22,21 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from pipeline import paths, stage
-from pipeline.data import decisions, report, splits
-from pipeline.data.files import Source
-from pipeline.data.inspection import DESCRIPTOR_DIM, inspect
-from pipeline.data.layouts import Item, Listing, list_items, twins
-from pipeline.data.memory import Facts, Memory
-from pipeline.data.sources import open_source
-from pipeline.data.splits import SHOWN, SPLITS
-from pipeline.errors import UserError
-from pipeline.outputs import Outputs
-from pipeline.params import Params
+from headstart import paths
+from headstart.config import Params
+from headstart.data import decisions, splits
+from headstart.data.files import Source
+from headstart.data.inspection import DESCRIPTOR_DIM, inspect
+from headstart.data.inspection_cache import Facts, Memory
+from headstart.data.layouts import Item, Listing, list_items, twins
+from headstart.data.sources import open_source
+from headstart.data.splits import SHOWN, SPLITS
+from headstart.errors import UserError
+from headstart.stage import stage
 
 
 def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """The facts about the items as the table of `pipeline.data.decisions`, in their order.
+    """The facts about the items as the table of `headstart.data.decisions`, in their order.
 
     Returns:
         The table, and the (n, DESCRIPTOR_DIM) float16 descriptors.
@@ -46,12 +46,12 @@ def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: s
     """
     n = len(items)
     descriptors = np.zeros((n, DESCRIPTOR_DIM), np.float16)
-    image_ids, file_hashes, numbers = np.zeros(n, "S32"), np.zeros(n, "S32"), np.zeros((n, 4), np.float32)
+    item_ids, file_hashes, numbers = np.zeros(n, "S32"), np.zeros(n, "S32"), np.zeros((n, 4), np.float32)
     reasons, details = [""] * n, [""] * n
     progress = tqdm(facts, total=n, desc="prepare", unit=" images", disable=None)
     for row, found in enumerate(progress):
         reasons[row], details[row] = found.reason, found.detail
-        image_ids[row], file_hashes[row] = found.image_id.encode(), found.file_hash.encode()
+        item_ids[row], file_hashes[row] = found.item_id.encode(), found.file_hash.encode()
         numbers[row] = found.width, found.height, found.brightness, found.sharpness
         if not found.reason and min(found.width, found.height) < min_size:
             reasons[row] = "too_small"
@@ -72,7 +72,7 @@ def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: s
             "group": pd.Series([item.group for item in items], dtype=object),
             "reason": reasons,
             "detail": details,
-            "image_id": image_ids.astype("U32"),
+            "item_id": item_ids.astype("U32"),
             "width": numbers[:, 0].astype(np.int32),
             "height": numbers[:, 1].astype(np.int32),
             "brightness": numbers[:, 2],
@@ -86,23 +86,25 @@ def tabulate(items: list[Item], facts: Iterable[Facts], min_size: int, on_bad: s
 def read(listing: Listing, source: Source, params: Params) -> tuple[pd.DataFrame, np.ndarray]:
     """What is known about all items, see `tabulate`; refused files are rows too."""
     origin = f"{os.path.abspath(params.data.source)} {params.data.root or ''}"
-    with Memory(paths.kept("images.sqlite"), origin) as memory:
+    with Memory(paths.cache_path("images.sqlite"), origin) as memory:
         facts = inspect([item.path for item in listing.items], source, memory)
         table, descriptors = tabulate(listing.items, facts, params.prepare.min_size, params.prepare.on_bad)
     if not listing.refused:
         return table, descriptors
     refused = pd.DataFrame(listing.refused, columns=["path", "label", "reason", "detail"])
     numbers = dict.fromkeys(("width", "height", "brightness", "sharpness"), 0)
-    table = pd.concat([table, refused.assign(**numbers, image_id="", file_hash="")], ignore_index=True)
+    table = pd.concat([table, refused.assign(**numbers, item_id="", file_hash="")], ignore_index=True)
     return table, np.pad(descriptors, ((0, len(refused)), (0, 0)))
 
 
-def main(params: Params, outputs: Outputs) -> None:
+def main() -> None:
     """Run the stage."""
-    manifest_file = outputs.path(paths.MANIFEST)
-    with open_source(params.data.source, params.data.root) as source:
-        listing = list_items(source, params.data.source, params.data.root, params.prepare.group_by)
-        table, descriptors = read(listing, source, params)
+    with stage("prepare") as run:
+        params = run.params
+        manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
+        with open_source(params.data.source, params.data.root) as source:
+            listing = list_items(source, params.data.source, params.data.root, params.prepare.group_by)
+            table, descriptors = read(listing, source, params)
         decisions.check_bad(table, params.data.source, params.prepare.max_bad_fraction)
         decisions.mark_conflicts(table, params.prepare.on_conflict)
         copies = decisions.find_copies(table, descriptors, params.prepare.near_distance)
@@ -113,25 +115,20 @@ def main(params: Params, outputs: Outputs) -> None:
         good = table[table.reason == ""]
         splits.check_classes(table, listing.classes, params.prepare.split == "exact")
 
-        first = good.image_id.groupby(decisions.connected(good, copies)).transform("min")
-        columns = ["image_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash"]
-        manifest = (
-            good.assign(connected=first, given=good.given == good.split)[columns]
-            .astype({"group": "string"})
-            .sort_values("path")
-        )
-        manifest.to_parquet(manifest_file, index=False)
-        outputs.json(paths.CLASSES, listing.classes)
+        first = good.item_id.groupby(decisions.connected(good, copies)).transform("min")
+        columns = ["item_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash"]
+        manifest = good.assign(connected=first, given=good.given == good.split)[columns]
+        manifest.astype({"group": "string"}).sort_values("path").to_parquet(manifest_file, index=False)
+        run.json(paths.CLASSES, listing.classes)
         left_out = table[table.reason != ""][["path", "label", "reason", "detail"]].sort_values("path")
-        outputs.csv(paths.QUARANTINE, left_out)
-        outputs.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]))
-        unlike = decisions.outliers(good)
-        values = summarize(table, copies, unlike, listing)
-        outputs.json(paths.metrics("prepare"), values)
-        chosen = {"data": params.data.source, "seed": params.seed, **params.prepare.model_dump()}
-        page = report.page(table, copies, unlike, listing, values, chosen, source)
-        outputs.path(paths.REPORT).write_text(page, encoding="utf-8")
-    tell(values, good, listing)
+        run.csv(paths.QUARANTINE, left_out)
+        run.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]))
+        files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
+        files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
+        values = summarize(table, copies, decisions.outliers(good), listing)
+        run.metrics({"images": values["files"]["accepted"], "quarantined": values["files"]["quarantined"]})
+        run.report(values)
+        tell(values, good, listing)
 
 
 def summarize(table: pd.DataFrame, copies: pd.Series, unlike: dict[str, pd.Index], listing: Listing) -> dict:
@@ -180,8 +177,7 @@ def tell(values: dict, good: pd.DataFrame, listing: Listing) -> None:
     alone = int(good.group.isna().sum())
     if 0 < alone < len(good):
         print(f"prepare: {alone} images are in no group of prepare.group_by; each is split for itself")
-    print(f"prepare: look at the data in {paths.REPORT}")
 
 
 if __name__ == "__main__":
-    stage.run("prepare", main)
+    main()

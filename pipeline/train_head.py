@@ -1,9 +1,9 @@
-"""Train a classifier on the features. No image is touched, so an epoch takes a moment, and a search seconds.
+"""Train a classifier on the features. No example is read, so an epoch takes a moment, and a search seconds.
 
 Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
 Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temperature fitted on val in its weights;
-         plots/train_head.csv; plots/train_head_search.csv: a row a trial; metrics/train_head.json;
-         reports/train_head.json: how it was trained, with nothing left open.
+         plots/train_head.csv; plots/train_head_search.csv: a row per trial; metrics/train_head.json;
+         reports/train_head.json: `settings`, how it was trained with nothing left open, and figures of val.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
 """
@@ -12,67 +12,77 @@ from __future__ import annotations
 
 import json
 
-from pipeline import paths, stage
-from pipeline.learning import calibration, heads, networks
-from pipeline.learning.dataset import load_classes, load_examples, load_split
-from pipeline.learning.engine import make_repeatable, take_gpus
-from pipeline.learning.search import search
-from pipeline.outputs import Outputs
-from pipeline.params import Params
+import pandas as pd
+
+from headstart import paths
+from headstart.config import HeadChoice, TrainHead
+from headstart.data.manifest import load_classes, load_split
+from headstart.framework import make_repeatable, take_gpus
+from headstart.stage import stage
+from headstart.training import calibration, heads, networks
+from headstart.training.examples import load_examples
+from headstart.training.search import search
 
 
-def main(params: Params, outputs: Outputs) -> None:
+def main() -> None:
     """Run the stage."""
-    head_file = outputs.path(paths.HEAD)
-    take_gpus("train_head")
-    make_repeatable(params.seed)
-    classes, images = load_classes(), load_split("train")
-    train_set, val_set = load_examples("train"), load_examples("val")
+    with stage("train_head") as run:
+        params, head_file = run.params.train_head, run.path(paths.HEAD)
+        take_gpus("train_head")
+        make_repeatable(run.params.seed)
+        classes, groups = load_classes(), load_split("train").connected.to_numpy()
+        train_set, val_set = load_examples("train"), load_examples("val")
 
-    connected = images.connected.to_numpy()
-    found, trials = search(train_set, val_set, len(classes), connected, params.train_head, params.seed)
-    choice = params.train_head.choice(**found).settled(len(train_set), len(classes))
-    head, epochs = heads.train(train_set, val_set, len(classes), choice, params.seed)
+        best, trials = search(train_set, val_set, len(classes), groups, params, run.params.seed)
+        settings = params.choice(**best).settled(len(train_set), len(classes))
+        head, history = heads.train(train_set, val_set, len(classes), settings, run.params.seed)
 
-    raw = heads.logits(head, val_set)
-    temperature = calibration.temperature(raw, val_set.targets)
-    networks.divide_logits(head, temperature)
-    metrics = calibration.metrics(raw / temperature, val_set.targets)
-    unscaled = calibration.metrics(raw, val_set.targets)
+        logits = heads.logits(head, val_set)
+        temperature = calibration.temperature(logits, val_set.targets)
+        networks.divide_logits(head, temperature)
+        metrics = calibration.metrics(logits / temperature, val_set.targets)
+        unscaled = calibration.metrics(logits, val_set.targets)
 
-    outputs.csv(paths.curves("train_head"), epochs.curves())
-    outputs.csv(paths.TRIALS, trials)
-    networks.save(head, head_file, classes)
-    outputs.json(paths.choices("train_head"), choice.model_dump() | {"optimizer": choice.solver()}, exact=True)
-    outputs.json(
-        paths.metrics("train_head"),
-        {
-            **metrics,
-            "unscaled_val_loss": unscaled["val_loss"],
-            "unscaled_val_calibration_error": unscaled["val_calibration_error"],
-            "temperature": temperature,
-            "best_epoch": epochs.kept["epoch"],
-        },
-    )
-    if found:
-        best = trials[trials["rank"] == 1].iloc[0]
-        words = ", ".join(f"{key} {json.dumps(value)}" for key, value in found.items())
+        networks.save(head, head_file, classes)
+        run.csv(paths.curves("train_head"), history.curves())
+        run.csv(paths.TRIALS, trials)
+        run.metrics({"head_val_loss": metrics["val_loss"], "head_val_accuracy": metrics["val_accuracy"]})
+        run.report(
+            {
+                "settings": settings.model_dump() | {"optimizer": settings.solver()},
+                **metrics,
+                "unscaled_val_loss": unscaled["val_loss"],
+                "unscaled_val_calibration_error": unscaled["val_calibration_error"],
+                "temperature": temperature,
+                "best_epoch": history.kept["epoch"],
+            }
+        )
+        print_summary(params, best, trials, settings, len(train_set) / len(classes))
+        epoch, unit = history.kept["epoch"], "iteration" if settings.solver() == "lbfgs" else "epoch"
         print(
-            f"train_head: the best of {len(trials)} trials is {words}: log loss {best.val_loss:.4f}; all of them: "
+            f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after {epoch} "
+            f"{unit}{'' if epoch == 1 else 's'}; temperature {temperature:.2f}"
+        )
+
+
+def print_summary(
+    params: TrainHead, best: dict[str, object], trials: pd.DataFrame, settings: HeadChoice, per_class: float
+) -> None:
+    """Say what the search found, and if the head is linear because there are few examples."""
+    if best:
+        winner = trials[trials["rank"] == 1].iloc[0]
+        words = ", ".join(f"{key} {json.dumps(value)}" for key, value in best.items())
+        print(
+            f"train_head: the best of {len(trials)} trials is {words}: log loss {winner.val_loss:.4f}; all of them: "
             f"{paths.TRIALS}"
         )
-    asked = params.train_head.choice(**found)
-    if asked.hidden is None and not choice.hidden and asked.optimizer != "lbfgs" and "hidden" not in found:
+    asked = params.choice(**best)
+    if asked.hidden is None and not settings.hidden and asked.optimizer != "lbfgs" and "hidden" not in best:
         print(
-            f"train_head: a linear head, for {len(train_set) / len(classes):.0f} images of a class on average; "
-            "train_head.hidden overrules"
+            f"train_head: a linear head, since there are {per_class:.0f} examples per class on average; "
+            "set train_head.hidden to choose another"
         )
-    unit = "iteration" if choice.solver() == "lbfgs" else "epoch"
-    print(
-        f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after "
-        f"{epochs.kept['epoch']} {unit}{'' if epochs.kept['epoch'] == 1 else 's'}; temperature {temperature:.2f}"
-    )
 
 
 if __name__ == "__main__":
-    stage.run("train_head", main)
+    main()

@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.outputs import Outputs
+from headstart.errors import UserError
+from headstart.outputs import Outputs
 
 SHAKE = 0.08  # how far an image's constants stray from those of its category
 POINTS, STEPS, SETTLE = 500, 20, 8  # of the chaos game: particles, moves of each, first moves that are not drawn

@@ -29,10 +29,10 @@ import yaml
 from pydantic import BeforeValidator
 from tqdm import trange
 
-from pipeline.backbones import BACKBONES
-from pipeline.checks import Section, check, read_yaml, within
-from pipeline.errors import UserError
-from pipeline.outputs import Outputs
+from headstart.backbones.table import BACKBONES
+from headstart.errors import UserError
+from headstart.outputs import Outputs
+from headstart.validation import Section, check, read_yaml, within
 from pretraining import formula_images
 
 HERE = Path(__file__).parent
@@ -175,7 +175,7 @@ def train(settings: Settings, out: Path, checkpoint: Path) -> None:
     finally:
         outputs.discard()
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        import_module("pipeline.learning.engine")  # loads TensorFlow without the lines that it writes then
+        import_module("headstart.framework")  # loads TensorFlow without the lines that it writes then
     from pretraining import descriptors
 
     model, describer = _begun(settings, checkpoint), descriptors.build_describer(settings.size)

@@ -23,7 +23,7 @@ SMALL = {  # a run of seconds
     "prepare.test_fraction": 0.25,
     "prepare.max_bad_fraction": 0.0,
     "prepare.near_distance": 0.0,  # the photos of a class differ in noise alone
-    "extract.image_size": 32,
+    "extract.size": 32,
     "extract.batch_size": 16,
     "train_head.hidden": [8],
     "train_head.epochs": 3,
@@ -84,8 +84,8 @@ def write_params(file: Path, **changes: object) -> None:
 
 def run_stages(*stages: str) -> None:
     """Run them here, by the params.yaml of the current folder."""
-    from pipeline.outputs import Outputs
-    from pipeline.params import load_params
+    from headstart.config import load_params
+    from headstart.outputs import Outputs
 
     for stage in stages:
         outputs = Outputs()
@@ -135,7 +135,7 @@ def extracted_short(tmp_path_factory, fresh_store: Path) -> Iterator[Path]:
     """As `extracted`, by `short`, which is soon compiled, and a backbone while the tests of a module run."""
     import keras
 
-    from pipeline.backbones import BACKBONES, Backbone
+    from headstart.backbones.table import BACKBONES, Backbone
 
     row = Backbone("Short", "mobilenet_v2", "tf", 128, 0.04, 32, "short.h5")
     with pytest.MonkeyPatch.context() as patch:
@@ -253,7 +253,7 @@ class Project:
 
 
 def make_project(root: Path) -> Project:
-    for name in ("pipeline", ".dvcignore", ".gitignore", "dvc.yaml"):
+    for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))

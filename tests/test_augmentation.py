@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from test_pixels import photo
 
-from pipeline.data.pixels import resize
-from pipeline.features.augmentation import Augmentation, view
+from headstart.modalities.image.augmentation import Augmentation, view
+from headstart.modalities.image.pixels import resize
 
 WHOLE = Augmentation(crop=1.0, flip=False, jitter=0.0)
 

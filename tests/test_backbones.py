@@ -3,8 +3,8 @@ from __future__ import annotations
 import keras
 import pytest
 
-from pipeline import backbones
-from pipeline.backbones import BACKBONES, PREPROCESSING, TINY_WEIGHTS, Backbone
+from headstart.backbones import table
+from headstart.backbones.table import BACKBONES, PREPROCESSING, TINY_WEIGHTS, Backbone
 
 
 def test_every_image_classifier_of_keras_is_in_the_table():
@@ -44,11 +44,11 @@ def test_the_weights_are_looked_for_where_keras_looks(monkeypatch, tmp_path):
     assert mobilenet.weights_path(96) == folder / f"{prefix}_96_no_top.h5"
     assert mobilenet.weights_path(100) == folder / f"{prefix}_224_no_top.h5"
     assert BACKBONES["vgg16"].weights_path(64) == folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    assert backbones.cached_backbones() == ["tiny"]
+    assert table.cached_backbones() == ["tiny"]
 
 
 def test_no_row_takes_the_name_of_another():
-    assert len(BACKBONES) == 1 + len(backbones._ROWS)
+    assert len(BACKBONES) == 1 + len(table._ROWS)
 
 
 def test_tiny_brings_its_weights():
@@ -58,6 +58,6 @@ def test_tiny_brings_its_weights():
 
 
 def test_the_table_is_printed(capsys):
-    backbones.main()
+    table.main()
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{printed}" for name in BACKBONES)

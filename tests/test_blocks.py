@@ -6,10 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import backbones
-from pipeline.backbones import BACKBONES
-from pipeline.errors import UserError
-from pipeline.learning import blocks, networks
+from headstart.backbones import blocks, keras_applications, table
+from headstart.backbones.table import BACKBONES
+from headstart.errors import UserError
 
 # A backbone a family, with the name of its last block, how many blocks it has, and the first layer of the last two.
 FAMILIES = {
@@ -34,12 +33,12 @@ FAMILIES = {
 def family(request):
     row = BACKBONES[request.param]
     size = row.default_size if row.pinned_size else max(row.min_size, 64)
-    yield request.param, networks.build_trunk(request.param, "none", size, "avg", 0), size
+    yield request.param, keras_applications.build_trunk(request.param, "none", size, "avg", 0), size
     keras.backend.clear_session()
 
 
 def base_of(trunk):
-    return trunk.get_layer(networks.BACKBONE_LAYER)
+    return trunk.get_layer(keras_applications.BACKBONE_LAYER)
 
 
 def test_a_family_falls_into_its_blocks(family):
@@ -62,7 +61,7 @@ def test_what_is_below_the_cut_and_what_is_above_it_are_the_network(family):
     expected = np.asarray(trunk(images, training=False))
     assert np.abs(np.asarray(again) - expected).max() <= 1e-4 * np.abs(expected).max()
     if name in ("xception", "mobilenetv3small"):  # the cut is a place, not a name: names differ in another copy
-        other = networks.build_trunk(name, "none", size, "avg", 0)
+        other = keras_applications.build_trunk(name, "none", size, "avg", 0)
         assert np.allclose(blocks.lower(other, name, where)(images, training=False), below, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +87,7 @@ def test_only_the_chosen_blocks_learn_and_batch_norm_never_does(family):
 
 @pytest.fixture(scope="module")
 def mobilenet():
-    return base_of(networks.build_trunk("mobilenetv2", "none", 32, "avg", 0))
+    return base_of(keras_applications.build_trunk("mobilenetv2", "none", 32, "avg", 0))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,9 @@ def test_where_all_is_trained_there_is_no_cut(mobilenet):
 
 
 def test_the_command_lists_the_blocks_of_a_backbone(capsys):
-    assert backbones.main(["tiny"]) == 0
+    assert table.main(["tiny"]) == 0
     printed = capsys.readouterr().out
     assert "block_16" in printed
     assert printed.index("expanded_conv") < printed.index("block_1 ") < printed.index("block_16")
-    assert backbones.main(["tinyy"]) == 1
+    assert table.main(["tinyy"]) == 1
     assert "did you mean 'tiny'" in capsys.readouterr().err

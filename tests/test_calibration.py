@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from pipeline.learning import calibration, networks
+from headstart.training import calibration, networks
 
 
 def drawn(count: int = 20_000, n_classes: int = 5) -> tuple[np.ndarray, np.ndarray]:

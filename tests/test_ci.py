@@ -49,7 +49,7 @@ def test_every_command_exists():
     for command in set(re.findall(r"\bdvc (\w+)", everything)) - {"pull"} | {"pull --run-cache --allow-missing"}:
         subprocess.run(f"{Path(sys.executable).parent / 'dvc'} {command} --help", shell=True, check=True)
     calls = re.findall(r"python -m (pipeline\.\w+)((?:[^\n\\;]|\\\n)*)", everything)
-    assert {module for module, _ in calls} == {"pipeline.review", "pipeline.gate"}
+    assert {module for module, _ in calls} == {"headstart.evaluation.review", "headstart.evaluation.gate"}
     for module, arguments in calls:
         usage = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
         assert usage.returncode == 0

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from conftest import Project
 
-from pipeline import compare
-from pipeline.errors import UserError
-from pipeline.judging.scores import Predictions
+from headstart.errors import UserError
+from headstart.evaluation import compare
+from headstart.evaluation.metrics import Predictions
 
 
 def table(
@@ -21,7 +21,7 @@ def table(
     numbers = np.arange(first, first + count)
     labels = np.array(classes)[numbers % len(classes)]
     predicted = np.where(np.isin(numbers, wrong), np.array(classes)[(numbers + 1) % len(classes)], labels)
-    rows = pd.DataFrame({"path": [f"{n}.png" for n in numbers], "image_id": [f"id{n}" for n in numbers]})
+    rows = pd.DataFrame({"path": [f"{n}.png" for n in numbers], "item_id": [f"id{n}" for n in numbers]})
     rows = rows.assign(label=labels, predicted=predicted)
     return rows.assign(**{f"p_{name}": np.where(predicted == name, 0.8, 0.2 / (len(classes) - 1)) for name in classes})
 
@@ -58,7 +58,7 @@ def test_the_metrics_are_those_of_evaluate(tmp_path):
 
 def test_other_test_sets_are_compared_on_what_they_share(tmp_path):
     base, head = table(60, range(6)), table(60, range(6), first=20)
-    head.loc[head.image_id == "id30", "label"] = "dog"
+    head.loc[head.item_id == "id30", "label"] = "dog"
     found = compared(tmp_path, base, head)
     assert found["images"] == {"compared": 39, "only_base": 20, "only_head": 20, "relabelled": 1}
     told = compare.text(found)
@@ -76,7 +76,7 @@ def test_an_answer_that_the_other_side_cannot_give_is_a_wrong_one(tmp_path):
     assert found["images"]["compared"] == 40
     macro_f1 = next(row for row in found["metrics"] if row["metric"] == "macro_f1")
     assert macro_f1["base"] == 1  # of the classes that both know
-    base.loc[base.image_id == "id0", ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0.1, 0.1, 0.8]
+    base.loc[base.item_id == "id0", ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0.1, 0.1, 0.8]
     assert compared(tmp_path, base, head)["metrics"][0]["base"] == pytest.approx(39 / 40)
 
 
@@ -153,22 +153,22 @@ def repository(tmp_path: Path) -> Project:
 
 
 def test_revisions_and_the_workspace(repository):
-    found = json.loads(repository.run("python -m pipeline.compare HEAD~1 HEAD --format json"))
+    found = json.loads(repository.run("python -m headstart.evaluation.compare HEAD~1 HEAD --format json"))
     assert found["verdict"] == "better"
     assert found["params"] == {"train_head.hidden": {"base": [128], "head": [256]}}
     assert found["cost"] == {"latency_ms": {"base": 10.0, "head": 20.0}}
-    told = repository.run("python -m pipeline.compare HEAD")
+    told = repository.run("python -m headstart.evaluation.compare HEAD")
     assert told.startswith(
         "workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference -0.2800 ("
     )
-    repository.run("python -m pipeline.compare HEAD~1 HEAD --format markdown --output report.md")
+    repository.run("python -m headstart.evaluation.compare HEAD~1 HEAD --format markdown --output report.md")
     assert "**HEAD is better** than HEAD~1" in (repository.root / "report.md").read_text()
 
 
 def test_what_names_nothing_is_told(repository):
-    told = repository.run("python -m pipeline.compare nowhere", code=1)
+    told = repository.run("python -m headstart.evaluation.compare nowhere", code=1)
     assert told.startswith("nowhere is no revision, experiment or .csv file")
     repository.run("rm -rf .dvc/cache")
-    told = repository.run("python -m pipeline.compare HEAD~1", code=1)
+    told = repository.run("python -m headstart.evaluation.compare HEAD~1", code=1)
     assert "HEAD~1: predictions/test.csv is not there; `dvc pull`" in told
     assert "Traceback" not in told

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipeline import paths
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -53,7 +53,7 @@ def test_every_module_is_a_dep_and_every_dep_is_needed(stage):
     needed = {path.relative_to(ROOT).as_posix() for path in imported(ROOT / "pipeline" / f"{stage}.py")}
     listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
     assert listed == needed
-    data = {"pipeline/weights/tiny.weights.h5"} if "weights" in STAGES[stage]["params"] else set()
+    data = {"headstart/backbones/weights/tiny.weights.h5"} if "weights" in STAGES[stage]["params"] else set()
     # The template of a module lies beside it.
     data |= {name for file in needed if (ROOT / (name := file.replace(".py", ".html"))).is_file()}
     assert {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")} - listed == data
@@ -91,15 +91,15 @@ def test_the_files_have_the_names_that_the_code_gives_them():
     single += (
         paths.TRAIN_VIEWS,
         paths.IGNORED,
-        paths.REPORT,
+        paths.DATA_PAGE,
         paths.CONFUSION,
         paths.PREDICTIONS,
-        paths.EVALUATION,
+        paths.report("evaluate"),
         paths.CLASSES_PLOT,
         paths.RELIABILITY,
         paths.PRECISION_RECALL,
         paths.ROC,
-        *map(paths.choices, ("train_head", "fine_tune")),
+        *map(paths.report, ("train_head", "fine_tune")),
         paths.curves("train_head"),
         paths.TRIALS,
         paths.curves("fine_tune"),

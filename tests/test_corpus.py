@@ -17,12 +17,13 @@ import pytest
 from conftest import paint, write_params
 from PIL import Image, PngImagePlugin
 
-from pipeline import paths, prepare
-from pipeline.data.files import Folder
-from pipeline.data.images import image_id
-from pipeline.data.pixels import load, read_images, resize
-from pipeline.outputs import Outputs
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
+from headstart.data.files import Folder
+from headstart.modalities.image.decode import item_id
+from headstart.modalities.image.pixels import load, read_images, resize
+from headstart.outputs import Outputs
+from pipeline import prepare
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -243,8 +244,8 @@ def test_stages_and_predictions_see_the_pixels_that_prepare_saw(run, files, tmp_
         upright = Image.open(root / row.path)
         turned = upright.getexif().get(0x0112) == 6
         assert (row.width, row.height) == (upright.size[::-1] if turned else upright.size)
-    assert image_id(np.asarray(picture(0))) not in set(
-        manifest.image_id
+    assert item_id(np.asarray(picture(0))) not in set(
+        manifest.item_id
     )  # a JPEG's pixels are not those that it was made of
     assert resize(np.asarray(picture(0)), 24).shape == seen[0].shape
 
@@ -272,4 +273,4 @@ def test_classes_that_differ_in_case_are_reported(run, tmp_path, capsys):
             paint(tmp_path / "set" / label / f"{index}.png", (9, 9, 9), 10 * number + index)
     run(tmp_path / "set", **{"prepare.near_distance": 0.0})
     assert "the classes 'Cat', 'cat' differ only in case" in capsys.readouterr().out
-    assert "differ only in case" in paths.REPORT.read_text(encoding="utf-8")
+    assert "differ only in case" in paths.DATA_PAGE.read_text(encoding="utf-8")

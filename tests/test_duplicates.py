@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from pipeline.data.duplicates import groups, near_pairs
-from pipeline.data.inspection import DESCRIPTOR_DIM, look
+from headstart.data.duplicates import groups, near_pairs
+from headstart.data.inspection import DESCRIPTOR_DIM, look
 
 DISTANCE = 0.25
 

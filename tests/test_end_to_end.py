@@ -68,7 +68,7 @@ def test_a_run_leaves_its_row_and_nothing_for_git(done):
 def test_a_second_run_runs_nothing(done):
     before = lock(done)
     assert "Running stage" not in done.run("dvc repro")
-    done.run("python -m pipeline.tracking")
+    done.run("python -m headstart.tracking.commands")
     assert lock(done) == before
     assert len(experiments(done)) == 1
 
@@ -77,7 +77,7 @@ def test_a_second_run_runs_nothing(done):
 def tried(done) -> dict[str, Any]:
     """What is there before an experiment, after it, and after the way back."""
     page = done.root / "reports/report.html"
-    done.run("python -m pipeline.results --if-stale")
+    done.run("python -m headstart.report.results_page --if-stale")
 
     def state(output: str) -> dict[str, Any]:
         figures = [json.loads((done.root / f"metrics/{name}.json").read_text()) for name in ("extract", "cost")]
@@ -88,8 +88,8 @@ def tried(done) -> dict[str, Any]:
     there |= {"params": done.run("dvc params diff"), "metrics": done.run("dvc metrics diff")}
     done.run("git checkout -q params.yaml")
     output = done.run("dvc repro")
-    done.run("python -m pipeline.tracking")
-    assert done.run("python -m pipeline.results --if-stale") == "results: reports/report.html\n"
+    done.run("python -m headstart.tracking.commands")
+    assert done.run("python -m headstart.report.results_page --if-stale") == "results: reports/report.html\n"
     return {"before": before, "there": there, "back": state(output)}
 
 
@@ -123,14 +123,14 @@ def test_the_page_of_results_follows_the_results(done, tried):
     assert "train_head.hidden=[4]" in there
     assert "dvc repro</pre>" in back
     assert "run dvc repro." not in back
-    assert done.run("python -m pipeline.results --if-stale") == ""
+    assert done.run("python -m headstart.report.results_page --if-stale") == ""
 
 
 def test_results_of_other_params_are_compared_with_a_warning(done, tried):
     warning = "The results in the workspace are not those of its params and code; run `dvc repro`."
-    assert warning not in done.run("python -m pipeline.compare HEAD")
+    assert warning not in done.run("python -m headstart.evaluation.compare HEAD")
     done.set(**{"train_head.epochs": 77})
-    assert warning in done.run("python -m pipeline.compare HEAD")
+    assert warning in done.run("python -m headstart.evaluation.compare HEAD")
     done.set()
 
 
@@ -220,6 +220,6 @@ def test_the_same_bits_again_without_any_cache(done):
 
 def test_a_fresh_clone_checks_its_params_at_the_door(project: Project):
     project.set(**{"train_head.dropout": 1.5})
-    output = project.run("python -m pipeline.params", code=1)
+    output = project.run("python -m headstart.config", code=1)
     assert output == "params.yaml: train_head.dropout must be in [0, 1) or null, got 1.5\n"
     assert not Path(project.root / "data").exists()

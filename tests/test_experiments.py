@@ -16,9 +16,9 @@ import yaml
 from conftest import Project, make_project
 from mlflow import MlflowClient
 
-from pipeline import leaderboard
-from pipeline.errors import UserError
-from pipeline.leaderboard import Entry
+from headstart.errors import UserError
+from headstart.evaluation import leaderboard
+from headstart.evaluation.leaderboard import Entry
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def swept(tmp_path_factory) -> Project:
 
 
 def rows(project: Project, options: str = "") -> list[dict]:
-    return json.loads(project.run(f"python -m pipeline.leaderboard --format json {options} 2>/dev/null"))
+    return json.loads(project.run(f"python -m headstart.evaluation.leaderboard --format json {options} 2>/dev/null"))
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,16 @@ def test_the_leaderboard_ranks_heads_before_anything_is_fine_tuned(swept, found)
     assert {json.dumps(row["train_head.hidden"]) for row in found} == {"[]", "[4]"}
     assert {row["reached"] for row in found} == {"train_head"}
     assert found[0]["val_loss"] <= found[1]["val_loss"]
-    assert "Without a head of these params and this code" in swept.run("python -m pipeline.leaderboard")
+    assert "Without a head of these params and this code" in swept.run("python -m headstart.evaluation.leaderboard")
 
 
 def test_the_best_is_applied_completed_and_kept(swept, found):
     best, other = (row["experiment"] for row in found)
     # DVC misses what later stages would have made, says so, and applies all else.
     assert "models/head.keras" not in swept.run(f"dvc exp apply {best}", code=None)
-    assert "results in the workspace are not those of its params" in swept.run("python -m pipeline.gate", code=1)
+    assert "results in the workspace are not those of its params" in swept.run(
+        "python -m headstart.evaluation.gate", code=1
+    )
     output = swept.run("dvc repro")
     assert output.count("Running stage") == 2, output  # the head is there: fine_tune and evaluate
     swept.run("git add -A && git commit -qm best")
@@ -98,13 +100,13 @@ def test_a_damaged_file_costs_its_entry_alone(swept, found):
     swept.run("git commit -qam damaged")
     swept.run("git checkout -q HEAD~1 -- metrics")
     params.write_text("<<<<<<< HEAD\na: [\n")
-    output = swept.run("python -m pipeline.leaderboard --commits 3")
+    output = swept.run("python -m headstart.evaluation.leaderboard --commits 3")
     branch = swept.run("git rev-parse --abbrev-ref HEAD").strip()
     assert f"leaderboard: left out: {branch}: metrics/cost.json cannot be read" in output
     assert "leaderboard: left out: workspace: params.yaml cannot be read" in output
     assert found[1]["experiment"] in output
     swept.run("git reset -q --hard HEAD~1")
-    assert "Error" not in swept.run("python -m pipeline.leaderboard | true")
+    assert "Error" not in swept.run("python -m headstart.evaluation.leaderboard | true")
 
 
 def test_another_clone_runs_nothing(swept, found):
@@ -114,7 +116,7 @@ def test_another_clone_runs_nothing(swept, found):
     swept.run(f"git clone -q ../origin.git {clone.root}")
     clone.run("dvc pull -q")
     assert "Running stage" not in clone.run("dvc repro")
-    clone.run("python -m pipeline.tracking")  # here nothing was computed: what it cost stays as Git has it
+    clone.run("python -m headstart.tracking.commands")  # here nothing was computed: what it cost stays as Git has it
     assert clone.run("git status --porcelain") == ""
     # A mistake there: what came with Git alone is back too.
     params = clone.root / "params.yaml"
@@ -125,8 +127,8 @@ def test_another_clone_runs_nothing(swept, found):
     clone.run("dvc exp pull -q origin --rev HEAD~1")
     assert set(clone.run("dvc exp list --names-only --rev HEAD~1").split()) == {row["experiment"] for row in found}
     # The base of a pull request, out of the remote.
-    assert "No evidence" in clone.run("python -m pipeline.review HEAD")
-    assert re.search(r"^ok +max_drop", clone.run("python -m pipeline.gate HEAD"), re.MULTILINE)
+    assert "No evidence" in clone.run("python -m headstart.evaluation.review HEAD")
+    assert re.search(r"^ok +max_drop", clone.run("python -m headstart.evaluation.gate HEAD"), re.MULTILINE)
 
 
 def described(epochs: int = 2, head: str = "aa") -> dict[Path, bytes]:

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from pipeline import export
-from pipeline.errors import UserError
-from pipeline.learning import networks
+from headstart.backbones import keras_applications
+from headstart.errors import UserError
+from headstart.serving import export
+from headstart.training import networks
 
 CLASSES = ["blue", "green", "rosé"]
 
@@ -28,7 +29,9 @@ def shipped(tmp_path_factory) -> Path:
     """A model as fine_tune writes it, of few layers: converters take a minute for all of a backbone's."""
     keras.utils.set_random_seed(0)
     image = keras.Input((32, 32, 3))
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(networks.preprocess("tiny", image))
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(
+        keras_applications.preprocess("tiny", image)
+    )
     x = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x))
     x = keras.layers.DepthwiseConv2D(3, padding="valid")(keras.layers.ZeroPadding2D(1)(x))
     trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(x), name="trunk")
@@ -139,10 +142,10 @@ def test_answers_that_differ_leave_the_export_before(run, message, here, monkeyp
 def test_what_was_compared_is_the_test_split_where_it_is_here(here, monkeypatch, photos):
     from conftest import SMALL, write_params
 
+    from headstart.config import load_params
+    from headstart.modalities.image.pixels import load
+    from headstart.outputs import Outputs
     from pipeline import prepare
-    from pipeline.data.pixels import load
-    from pipeline.outputs import Outputs
-    from pipeline.params import load_params
 
     photos()
     write_params(here / "params.yaml", **{**SMALL, "data.source": "photos"})
@@ -257,6 +260,6 @@ def test_packages_that_are_not_here_are_told_before_anything_is_loaded(here, mon
     with pytest.raises(UserError, match=r"--format onnx needs .* run python -m pip install 'onnx>=\S+' 'tf2onnx>="):
         export.check_packages("onnx")
     export.check_packages("saved_model")
-    command = [sys.executable, "-c", "import sys, pipeline.export; print('tensorflow' in sys.modules)"]
+    command = [sys.executable, "-c", "import sys, headstart.serving.export; print('tensorflow' in sys.modules)"]
     root = Path(export.__file__).parents[1]
     assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout == "False\n"

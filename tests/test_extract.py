@@ -22,38 +22,40 @@ import pytest
 from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image
 
-from pipeline import extract, paths, prepare, stage
-from pipeline.data.pixels import load, pixels
-from pipeline.errors import UserError
-from pipeline.features import inference, probes, store
-from pipeline.features.augmentation import Augmentation, view
-from pipeline.learning import networks
-from pipeline.outputs import Outputs
-from pipeline.params import load_params
+from headstart import paths, stage
+from headstart.backbones import keras_applications
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.features import engines, fingerprints, store
+from headstart.modalities.image.augmentation import Augmentation, view
+from headstart.modalities.image.pixels import load, pixels
+from headstart.outputs import Outputs
+from headstart.training import networks
+from pipeline import extract, prepare
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _networks_are_built_and_converted_once():
-    real = networks.build_trunk
+    real = keras_applications.build_trunk
 
     @functools.cache
     def build(_: str, *arguments: object) -> keras.Model:
         return real(*arguments)
 
-    open_engine = inference.open_engine
+    open_engine = engines.open_engine
 
     @functools.cache
-    def opened(kind: str, trunk: keras.Model, *arguments: object) -> inference.Engine:
+    def opened(kind: str, trunk: keras.Model, *arguments: object) -> engines.Engine:
         return open_engine(kind, lambda: trunk, *arguments)
 
-    def engine(kind: str, make: Callable[[], keras.Model], *arguments: object) -> inference.Engine:
+    def engine(kind: str, make: Callable[[], keras.Model], *arguments: object) -> engines.Engine:
         # TensorFlow's builds the network by a policy of its own.
         return open_engine(kind, make, *arguments) if kind == "tensorflow" else opened(kind, make(), *arguments)
 
-    networks.build_trunk = lambda *arguments: build(keras.config.dtype_policy().name, *arguments)
-    inference.open_engine = engine
+    keras_applications.build_trunk = lambda *arguments: build(keras.config.dtype_policy().name, *arguments)
+    engines.open_engine = engine
     yield
-    networks.build_trunk, inference.open_engine = real, open_engine
+    keras_applications.build_trunk, engines.open_engine = real, open_engine
 
 
 FILES = (*paths.FEATURES.values(), paths.TRAIN_VIEWS, paths.FEATURES_META)
@@ -134,7 +136,7 @@ def test_a_file_that_stands_under_two_labels_is_computed_once(here):
 def test_a_row_is_an_image_of_the_manifest_whatever_engine_or_batch(here):
     run(**{"extract.batch_size": 5})
     manifest = pd.read_parquet(paths.MANIFEST)
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk = keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
     for split, file in paths.FEATURES.items():
         images = manifest[manifest.split == split]
         expected = networks.predict(trunk, np.stack([load(here / "photos" / p, 32) for p in images.path]), len(images))
@@ -153,7 +155,7 @@ CHANGES = [
     {"backbone": "mobilenetv3small", "weights": "none"},
     {"weights": "none"},
     {"weights": "own.weights.h5"},
-    {"extract.image_size": 40},
+    {"extract.size": 40},
     {"extract.pooling": "max"},
     {"extract.engine": "tensorflow"},
     {"extract.precision": "bfloat16", "extract.engine": "tensorflow"},
@@ -162,7 +164,7 @@ CHANGES = [
 
 
 def test_each_ingredient_changes_the_fingerprint_and_nothing_else_does(known, monkeypatch):
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 1)  # for this test alone: it is changed
+    trunk = keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 1)  # for this test alone: it is changed
     variables = trunk.get_layer("backbone").weights
     variables[0].assign(variables[0].numpy() * 1.001)
     trunk.get_layer("backbone").save_weights("own.weights.h5")
@@ -171,11 +173,11 @@ def test_each_ingredient_changes_the_fingerprint_and_nothing_else_does(known, mo
         assert len(stores()) == made
 
     # Code and libraries that decode, resize or compute otherwise.
-    real = probes.pixels
+    real = fingerprints.pixels
     for target, name, other in [
-        (probes, "pixels", lambda data, size: real(data, size) // 2 * 2),
-        (probes, "resize", lambda image, size: np.asarray(Image.fromarray(image).resize((size, size)))),
-        (inference.OpenVINOEngine, "_run", lambda self, images: np.full((len(images), 1280), images.mean())),
+        (fingerprints, "pixels", lambda data, size: real(data, size) // 2 * 2),
+        (fingerprints, "resize", lambda image, size: np.asarray(Image.fromarray(image).resize((size, size)))),
+        (engines.OpenVINOEngine, "_run", lambda self, images: np.full((len(images), 1280), images.mean())),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(target, name, other)
@@ -208,7 +210,7 @@ def test_views_are_made_once_and_drawn_from_the_image_alone(here):
     row = train.iloc[-1]
     whole = pixels((here / "photos" / row.path).read_bytes(), Augmentation(0.5, True, 0.2).least(32))
     image = view(whole, 32, Augmentation(0.5, True, 0.2), row.file_hash, 2)
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk = keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
     expected = networks.predict(trunk, image[None], 2)[0]
     assert np.abs(views[-1, 1] - expected).max() <= 1e-4 * np.abs(expected).max()
     kept = contents()
@@ -227,8 +229,8 @@ def test_float16_halves_the_files(known):
 
 
 def test_features_that_are_no_numbers_are_told_with_the_image(here, monkeypatch):
-    real = inference.OpenVINOEngine._run
-    monkeypatch.setattr(inference.OpenVINOEngine, "_run", lambda self, images: real(self, images) * 1e6)
+    real = engines.OpenVINOEngine._run
+    monkeypatch.setattr(engines.OpenVINOEngine, "_run", lambda self, images: real(self, images) * 1e6)
     with pytest.raises(UserError, match=r"blue/000\.png: its features are no finite numbers; use float32"):
         run(**{"extract.storage": "float16"})
 
@@ -275,15 +277,15 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(here, monkeypat
     run(**{"extract.engine": "tensorflow"})
     fresh = {file: file.read_bytes() for file in paths.FEATURES.values()}
     forget()
-    real, sizes = inference.TensorFlowEngine._run, []
+    real, sizes = engines.TensorFlowEngine._run, []
 
     def small(self, images):
         sizes.append(len(images))
         if len(images) > 6 and len(sizes) > 2:
-            raise inference.OutOfMemoryError(len(images), "OOM")
+            raise engines.OutOfMemoryError(len(images), "OOM")
         return real(self, images)
 
-    monkeypatch.setattr(inference.TensorFlowEngine, "_run", small)
+    monkeypatch.setattr(engines.TensorFlowEngine, "_run", small)
     values = run(**{"extract.engine": "tensorflow", "extract.batch_size": 24})
     assert sizes[0] == 24
     assert sizes[-1] == 6
@@ -294,9 +296,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(here, monkeypat
 
 def test_two_images_that_do_not_fit_stop_with_a_message(here, monkeypatch):
     def none_fits(self, images):
-        raise inference.OutOfMemoryError(self.batch_size, "OOM")
+        raise engines.OutOfMemoryError(self.batch_size, "OOM")
 
-    monkeypatch.setattr(inference.TensorFlowEngine, "_run", none_fits)
+    monkeypatch.setattr(engines.TensorFlowEngine, "_run", none_fits)
     with pytest.raises(UserError, match="two images do not fit into the memory of the device"):
         run(**{"extract.engine": "tensorflow"})
 
@@ -306,7 +308,7 @@ def test_after_a_kill_only_the_rest_is_computed(here):
     """At most 55 % where it was killed at 50 %."""
     for number in range(900):
         paint(Path(f"photos/red/more-{number}.png"), (200, 40, 40), 5000 + number)
-    total = run(**{"extract.image_size": 160})["images"]
+    total = run(**{"extract.size": 160})["images"]
     fresh = contents()
     forget()
     program = "import sys; from pipeline import extract, stage; sys.argv = ['x']; stage.run('extract', extract.main)"
@@ -318,7 +320,7 @@ def test_after_a_kill_only_the_rest_is_computed(here):
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert process.returncode == -signal.SIGKILL
-    values = run(**{"extract.image_size": 160})
+    values = run(**{"extract.size": 160})
     assert 0 < values["computed"] <= 0.55 * total
     assert contents() == fresh
 

@@ -14,15 +14,18 @@ import pytest
 from conftest import SHORT, SMALL, write_params
 from conftest import run_stages as run
 
-from pipeline import fine_tune, paths
-from pipeline.data.files import Folder
-from pipeline.data.images import file_hash
-from pipeline.errors import UserError
-from pipeline.features.augmentation import NONE, Augmentation
-from pipeline.learning import batches, calibration, defaults, heads, networks, plan, trunk_cache
-from pipeline.learning.dataset import load_examples
-from pipeline.learning.verdict import States
-from pipeline.params import load_params
+from headstart import paths
+from headstart.backbones import keras_applications
+from headstart.config import load_params
+from headstart.data.files import Folder
+from headstart.errors import UserError
+from headstart.features import activations
+from headstart.modalities.image.augmentation import NONE, Augmentation
+from headstart.modalities.image.decode import file_hash
+from headstart.training import batches, calibration, defaults, heads, networks, plan
+from headstart.training.examples import load_examples
+from headstart.training.verdict import States
+from pipeline import fine_tune
 
 QUICK = {
     **SMALL,
@@ -61,7 +64,7 @@ def tuned(**changes) -> dict:
     write_params(Path("params.yaml"), **{**QUICK, **{f"fine_tune.{name}": value for name, value in changes.items()}})
     keras.backend.clear_session()  # a process of its own gives layers the same names each time
     run("fine_tune")
-    return json.loads(paths.metrics("fine_tune").read_text()) | json.loads(paths.choices("fine_tune").read_text())
+    return json.loads(paths.metrics("fine_tune").read_text()) | json.loads(paths.report("fine_tune").read_text())
 
 
 def logits(model: keras.Model) -> np.ndarray:
@@ -85,7 +88,7 @@ def test_what_is_better_is_shipped_and_judged_as_it_is(here):
     manifest = pd.read_parquet(paths.MANIFEST)
     val = manifest[manifest.split == "val"]
     images = np.stack(
-        [np.asarray(trunk_cache.Pixels(val, Folder(Path("photos")), 32, NONE).read([n], 0)[0]) for n in range(len(val))]
+        [np.asarray(activations.Pixels(val, Folder(Path("photos")), 32, NONE).read([n], 0)[0]) for n in range(len(val))]
     )
     targets = val.label.map({name: number for number, name in enumerate(classes)}).to_numpy()
     loss = calibration.log_loss(np.log(np.asarray(model(images.astype(np.float32)))), targets).mean()
@@ -98,7 +101,7 @@ def test_what_is_not_surely_better_is_not_shipped(here):
     assert found["val_loss"] == found["head_val_loss"]
     model, _ = networks.load(paths.MODEL)
     head, _ = networks.load(paths.HEAD)
-    trunk = networks.build_trunk("short", "none", 32, "avg", load_params().seed)
+    trunk = keras_applications.build_trunk("short", "none", 32, "avg", load_params().seed)
     expected = networks.join(trunk, head)
     assert logits(model) == pytest.approx(logits(expected), abs=1e-4)
 
@@ -116,9 +119,9 @@ def test_kept_activations_change_no_result(here):
 
 def test_activations_that_are_kept_are_not_computed_again(here, monkeypatch):
     computed = []
-    original = trunk_cache.Extraction.compute
+    original = activations.Extraction.compute
     monkeypatch.setattr(
-        trunk_cache.Extraction,
+        activations.Extraction,
         "compute",
         lambda self, chosen, known: (computed.append(len(chosen)), original(self, chosen, known))[1],
     )
@@ -186,7 +189,7 @@ def test_batch_norm_of_network_and_head_stays_as_it_was(here):
     found = tuned(learning_rate=0.003, mixup=0, confidence=0)
     assert found["fine_tuned"] is True
     model, _ = networks.load(paths.MODEL)
-    trunk = networks.build_trunk("short", "none", 32, "avg", load_params().seed).get_layer("backbone")
+    trunk = keras_applications.build_trunk("short", "none", 32, "avg", load_params().seed).get_layer("backbone")
     shipped = model.get_layer("trunk").get_layer("backbone")
     for layer in trunk.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -260,7 +263,7 @@ def test_what_earned_its_place_is_trained_on_val_too_and_judged_without(here, tr
     assert (alone.pop("refit"), found.pop("refit")) == (False, True)
     assert found == alone
     assert paths.MODEL.read_bytes() != model
-    assert not list(paths.kept("fine_tune").iterdir())
+    assert not list(paths.cache_path("fine_tune").iterdir())
 
 
 def test_what_did_not_earn_it_is_not_trained_again(here, trainings):
@@ -476,14 +479,14 @@ def test_changes_are_as_strong_as_the_head_can_bear(tmp_path):
     ids=str,
 )
 def test_activations_are_kept_where_it_pays(arguments, expected, reason):
-    found, why = trunk_cache.choose(*arguments)
+    found, why = activations.choose(*arguments)
     assert found is expected
     assert reason in why
 
 
 def test_activations_that_cannot_be_kept_are_refused():
     with pytest.raises(UserError, match=r"fine_tune\.trunk_cache on: nothing of what is frozen"):
-        trunk_cache.choose("on", None, 100, 1000, True, 0.0)
+        activations.choose("on", None, 100, 1000, True, 0.0)
 
 
 def test_a_temperature_is_part_of_the_head(here):

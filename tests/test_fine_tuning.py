@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from pipeline.errors import UserError
-from pipeline.learning import fine_tuning
-from pipeline.learning.batches import Batches
-from pipeline.learning.checkpoint import Checkpoint
-from pipeline.learning.fine_tuning import Job, LayerwiseAdamW, Trainer, tune
-from pipeline.params import load_params
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.training import fine_tuning
+from headstart.training.batches import Batches
+from headstart.training.checkpoint import Checkpoint
+from headstart.training.fine_tuning import Job, Trainer, tune
+from headstart.training.optimizers import LayerwiseAdamW
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24
 ONES = np.ones(CLASSES, np.float32)

@@ -12,13 +12,14 @@ import pytest
 from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
 
-from pipeline import fine_tune, paths
-from pipeline.errors import UserError
-from pipeline.learning import defaults, folds, heads, networks, plan
-from pipeline.learning.batches import Batches
-from pipeline.learning.fine_tuning import Job
-from pipeline.learning.heads import Examples
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.training import defaults, folds, heads, networks, plan
+from headstart.training.batches import Batches
+from headstart.training.examples import Examples
+from headstart.training.fine_tuning import Job
+from pipeline import fine_tune
 
 CLASSES, IMAGES, FEATURES = 3, 60, 40
 PARAMS = load_params(ROOT / "params.yaml")
@@ -172,7 +173,7 @@ def test_what_the_folds_say_is_done(here, monkeypatch, capsys, better):
     assert found["tuned_confidence"] == 0.875
     assert found["val_loss"] == found["tuned_val_loss" if better else "head_val_loss"]
     assert found["last_epoch"] == 2
-    chosen = json.loads(paths.choices("fine_tune").read_text())
+    chosen = json.loads(paths.report("fine_tune").read_text())
     assert chosen["folds"] == 2
     said = capsys.readouterr().out.splitlines()[-1]
     losses = (found["tuned_folds_loss"], found["tuned_folds_accuracy"], found["head_folds_loss"])
@@ -225,7 +226,7 @@ def test_killed_in_a_fold_it_goes_on_there_to_the_same_file(here, monkeypatch, c
     write_params(Path("params.yaml"), **params)
     run("train_head")
     tuned()
-    whole, state = paths.MODEL.read_bytes(), paths.kept("fine_tune")
+    whole, state = paths.MODEL.read_bytes(), paths.cache_path("fine_tune")
     assert not list(state.iterdir())
     trained, tune = [], folds.tune
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import write_params
 
-from pipeline import gate, paths
-from pipeline.journal import records
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
+from headstart.evaluation import gate
+from headstart.tracking import records
 
 RIGHT = 80  # of 100 test images, half of each of two classes
 
@@ -22,7 +23,7 @@ def write_run(right: int = RIGHT, latency_ms: float = 12.0, file: Path | None = 
     labels = np.where(np.arange(100) % 2 == 0, "cat", "7")
     other = np.where(labels == "cat", "7", "cat")
     predicted = np.where(np.arange(100) < right, labels, other)
-    table = pd.DataFrame({"path": labels, "image_id": np.arange(100), "label": labels, "predicted": predicted})
+    table = pd.DataFrame({"path": labels, "item_id": np.arange(100), "label": labels, "predicted": predicted})
     for name in ("7", "cat"):
         table[f"p_{name}"] = np.where(predicted == name, 0.9, 0.1)
     if file:
@@ -38,7 +39,7 @@ def write_run(right: int = RIGHT, latency_ms: float = 12.0, file: Path | None = 
     ]
     final = {"metrics": {"accuracy": {"value": right / 100}}, "classes": rows}
     paths.metrics("evaluate").write_text(json.dumps({"accuracy": right / 100, "model_mb": 9.5}))
-    paths.EVALUATION.write_text(json.dumps({"final": final}))
+    paths.report("evaluate").write_text(json.dumps({"final": final}))
     paths.COST.write_text(json.dumps({"latency_ms": latency_ms}))
 
 
@@ -103,8 +104,8 @@ def test_a_drop_is_one_that_is_real_and_larger_than_is_allowed(run, right, most,
     [
         (paths.metrics("evaluate"), {"min_accuracy": 0}),
         (paths.metrics("evaluate"), {"max_model_mb": 100}),
-        (paths.EVALUATION, {"min_recall": 0}),
-        (paths.EVALUATION, {"min_recall_of": {"cat": 0}}),
+        (paths.report("evaluate"), {"min_recall": 0}),
+        (paths.report("evaluate"), {"min_recall_of": {"cat": 0}}),
         (paths.COST, {"max_latency_ms": 100}),
         (paths.PREDICTIONS, {"max_drop": 1}),
         (Path("base.csv"), {"max_drop": 1}),

@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.errors import UserError
-from pipeline.learning import heads
-from pipeline.learning.heads import Examples
-from pipeline.learning.search import search
-from pipeline.params import load_params
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.training import heads
+from headstart.training.examples import Examples
+from headstart.training.search import search
 
 FEATURES, CLASSES = 20, 3
 NO_GROUPS = np.arange(300)
@@ -276,7 +276,7 @@ def test_features_that_no_step_suits_are_told(capsys, scale, told):
 
 def searching(**changes):
     raw = load_params(ROOT / "params.yaml").train_head.model_dump()
-    from pipeline.params import TrainHead
+    from headstart.config import TrainHead
 
     return TrainHead(**{**raw, "hidden": [8], "epochs": 10, "learning_rate": 0.01, **changes})
 

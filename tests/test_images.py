@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import images
-from pipeline.data.images import ImageError, decode, image_id
-from pipeline.data.pixels import pixels
+from headstart.modalities.image.decode import ImageError, decode, item_id
+from headstart.modalities.image.pixels import pixels
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -81,11 +80,11 @@ def test_an_image_is_named_by_its_pixels_whatever_the_file():
     exif[0x0112] = 3  # upside down
     same = [encoded(image, "PNG"), encoded(image, "BMP"), encoded(image, "WEBP", lossless=True)]
     same.append(encoded(image.rotate(180), "PNG", exif=exif))
-    assert len({image_id(np.asarray(decode(data))) for data in same}) == 1
+    assert len({item_id(np.asarray(decode(data))) for data in same}) == 1
     other = image.copy()
     other.putpixel((3, 3), (1, 2, 3))
-    assert image_id(np.asarray(other)) != image_id(np.asarray(image))
-    assert image_id(np.zeros((6, 4, 3), np.uint8)) != image_id(np.zeros((4, 6, 3), np.uint8))
+    assert item_id(np.asarray(other)) != item_id(np.asarray(image))
+    assert item_id(np.zeros((6, 4, 3), np.uint8)) != item_id(np.zeros((4, 6, 3), np.uint8))
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf])
@@ -131,6 +130,6 @@ def test_grey_of_many_pixels_is_scaled_in_parts(monkeypatch):
     values[3, 4] = np.nan
     data = encoded(Image.fromarray(values), "TIFF")
     whole = np.asarray(decode(data))
-    monkeypatch.setattr(images, "_STEP", 7)
+    monkeypatch.setattr(decode, "_STEP", 7)
     assert (np.asarray(decode(data)) == whole).all()
     assert len(np.unique(whole)) > 100

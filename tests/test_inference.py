@@ -15,11 +15,11 @@ import tensorflow as tf
 from conftest import ROOT
 from test_networks import FAMILIES
 
-from pipeline.backbones import BACKBONES
-from pipeline.errors import UserError
-from pipeline.features import inference
-from pipeline.features.inference import OpenVINOEngine, TensorFlowEngine, open_engine
-from pipeline.learning import networks
+from headstart.backbones import keras_applications
+from headstart.backbones.table import BACKBONES
+from headstart.errors import UserError
+from headstart.features import engines
+from headstart.features.engines import OpenVINOEngine, TensorFlowEngine, open_engine
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +28,19 @@ def images() -> np.ndarray:
 
 
 def has_bfloat16() -> bool:
-    return "BF16" in inference._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in engines._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def build(backbone: str = "tiny", weights: str = "pretrained") -> keras.Model:
-    return networks.build_trunk(backbone, weights, 32, "avg", 0)
+    return keras_applications.build_trunk(backbone, weights, 32, "avg", 0)
 
 
 @functools.cache
-def opened(engine: type[inference.Engine], precision: str, size: int) -> inference.Engine:
+def opened(engine: type[engines.Engine], precision: str, size: int) -> engines.Engine:
     return engine(build, precision, size)
 
 
-def all_of(engine: inference.Engine, images: np.ndarray) -> np.ndarray:
+def all_of(engine: engines.Engine, images: np.ndarray) -> np.ndarray:
     size = engine.batch_size
     return np.concatenate(list(engine.map(images[start : start + size] for start in range(0, len(images), size))))
 
@@ -116,7 +116,7 @@ def test_auto_is_openvino_on_cpus_and_tensorflow_where_that_cannot(monkeypatch, 
     def no_wheel() -> None:
         raise ImportError("no wheel for this machine")
 
-    monkeypatch.setattr(inference, "_import_openvino", no_wheel)
+    monkeypatch.setattr(engines, "_import_openvino", no_wheel)
     assert open_engine("auto", build, "float32", None).name == "tensorflow"
     assert "TensorFlow takes the place of OpenVINO" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"extract\.engine openvino: it cannot run this backbone here \(no wheel"):
@@ -131,7 +131,7 @@ def test_a_batch_beyond_the_memory_is_told_with_its_size(images):
 
     engine._graphs.get()
     engine._graphs.put(exhausted)
-    with pytest.raises(inference.OutOfMemoryError, match="OOM when allocating tensor") as raised:
+    with pytest.raises(engines.OutOfMemoryError, match="OOM when allocating tensor") as raised:
         engine(images[:4])
     assert raised.value.batch_size == 4
 
@@ -142,21 +142,21 @@ def test_every_device_takes_batches():
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from pipeline.features import inference
-from pipeline.learning import networks
+from headstart.features import engines
+from headstart.backbones import keras_applications
 made = []
 def build():
-    trunk = networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    trunk = keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
     made.append({variable.value.device[-5:] for variable in trunk.weights})
     return trunk
-engine = inference.TensorFlowEngine(build, "float32", 4, ["/CPU:0", "/CPU:1"])
+engine = engines.TensorFlowEngine(build, "float32", 4, ["/CPU:0", "/CPU:1"])
 graphs = [engine._graphs.get() for _ in range(2)]
 images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
 print(made, [graph(images[:4]).device[-5:] for graph in graphs], engine.parallel)
 for graph in graphs:
     engine._graphs.put(graph)
 both = np.concatenate(list(engine.map(images[start:start + 4] for start in range(0, 24, 4))))
-one = inference.TensorFlowEngine(build, "float32", 4)
+one = engines.TensorFlowEngine(build, "float32", 4)
 print((both == np.concatenate(list(one.map(images[start:start + 4] for start in range(0, 24, 4))))).all())
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -169,9 +169,9 @@ def test_nobody_is_told_what_is_converted(tmp_path):
 import socket, sys
 def refuse(*_, **__): raise AssertionError("a connection")
 socket.socket.connect = socket.getaddrinfo = refuse
-from pipeline.features import inference
-from pipeline.learning import networks
-inference.OpenVINOEngine(lambda: networks.build_trunk("tiny", "pretrained", 32, "avg", 0), "float32", 4)
+from headstart.features import engines
+from headstart.backbones import keras_applications
+engines.OpenVINOEngine(lambda: keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0), "float32", 4)
 print(sys.modules["openvino_telemetry"])
 """
     env = {**os.environ, "HOME": str(tmp_path)}

@@ -17,11 +17,11 @@ from conftest import ROOT, SMALL, paint, write_params
 from PIL import Image, ImageFilter
 from test_sources import pack
 
-from pipeline.data import memory as memory_module
-from pipeline.data.files import SETTLED, Folder
-from pipeline.data.inspection import inspect, look
-from pipeline.data.memory import Memory
-from pipeline.data.sources import open_source
+from headstart.data import inspection_cache as memory_module
+from headstart.data.files import SETTLED, Folder
+from headstart.data.inspection import inspect, look
+from headstart.data.inspection_cache import Memory
+from headstart.data.sources import open_source
 
 
 class Counted(Folder):
@@ -71,7 +71,7 @@ def test_a_file_that_changed_is_seen_anew_and_a_renamed_one_is_read_but_not_deco
     first, _ = seen(folder, tmp_path / "m.sqlite")
     paint(folder / "003.png", (77, 77, 77), 3)
     (folder / "000.png").rename(folder / "zzz.png")
-    from pipeline.data import inspection
+    from headstart.data import inspection
 
     decoded = []
     real = inspection.decode
@@ -80,7 +80,7 @@ def test_a_file_that_changed_is_seen_anew_and_a_renamed_one_is_read_but_not_deco
     assert reads == 2
     assert decoded == [(folder / "003.png").read_bytes()]
     assert again[-1] == first[0]
-    assert again[2].image_id != first[3].image_id
+    assert again[2].item_id != first[3].item_id
 
 
 def test_the_time_of_a_file_just_written_is_not_trusted(tmp_path):

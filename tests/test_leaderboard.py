@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pipeline import leaderboard
+from headstart.evaluation import leaderboard
 
 
 def test_files_of_revisions_are_read_as_they_were_committed(tmp_path):

@@ -15,7 +15,7 @@ from test_registry import _light as _light  # a fixture
 from test_registry import evaluated, run, versions
 from test_tracking import rows
 
-from pipeline.journal import outbox
+from headstart.tracking import outbox
 
 
 class Server:

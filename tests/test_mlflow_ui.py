@@ -1,4 +1,4 @@
-"""What somebody sees who types `python -m pipeline.tracking ui`, in a browser."""
+"""What somebody sees who types `python -m headstart.tracking.commands ui`, in a browser."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pages(workspace) -> Iterator[list[str]]:
         shutil.copy(ROOT / name, name)
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.tracking", "ui", "--port", str(port)],
+        [sys.executable, "-m", "headstart.tracking.commands", "ui", "--port", str(port)],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from pipeline.backbones import BACKBONES
-from pipeline.errors import UserError
-from pipeline.learning import networks
+from headstart.backbones import keras_applications
+from headstart.backbones.table import BACKBONES
+from headstart.errors import UserError
+from headstart.training import networks
 
 # One backbone a way of preprocessing; `inside` twice, since EfficientNet and ConvNeXt do it by other layers.
 FAMILIES = {
@@ -31,7 +32,7 @@ def images() -> np.ndarray:
 
 
 def trunk_of(backbone: str = "tiny", weights: str = "none", pooling: str = "avg", seed: int = 0) -> keras.Model:
-    return networks.build_trunk(backbone, weights, 32, pooling, seed)
+    return keras_applications.build_trunk(backbone, weights, 32, pooling, seed)
 
 
 def test_the_families_are_all_there():
@@ -54,7 +55,7 @@ def test_cached_features_through_the_head_equal_the_saved_model(backbone, images
 def test_poolings(pooling, width, images):
     features = networks.predict(trunk_of(pooling=pooling), images, 8)
     assert features.shape == (5, width)  # 32 px leave one position of the feature map
-    assert networks.build_trunk("tiny", "none", 64, "flatten", 0).output_shape == (None, 4 * 1280)
+    assert keras_applications.build_trunk("tiny", "none", 64, "flatten", 0).output_shape == (None, 4 * 1280)
 
 
 def test_an_image_has_the_same_features_in_any_batch(images):
@@ -66,7 +67,7 @@ def test_an_image_has_the_same_features_in_any_batch(images):
 
 
 def test_weights_without_training_are_drawn_from_the_seed():
-    fingerprints = [networks.weights_sha256(trunk_of(seed=seed)) for seed in (1, 1, 2)]
+    fingerprints = [keras_applications.weights_sha256(trunk_of(seed=seed)) for seed in (1, 1, 2)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
@@ -74,9 +75,9 @@ def test_weights_without_training_are_drawn_from_the_seed():
 def test_a_weights_file_is_loaded(backbone, tmp_path):
     base = getattr(keras.applications, BACKBONES[backbone].constructor)(include_top=False, weights=None)
     base.save_weights(tmp_path / "own.weights.h5")
-    assert networks.weights_sha256(trunk_of(backbone, str(tmp_path / "own.weights.h5"))) == networks.weights_sha256(
-        base
-    )
+    assert keras_applications.weights_sha256(
+        trunk_of(backbone, str(tmp_path / "own.weights.h5"))
+    ) == keras_applications.weights_sha256(base)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -88,13 +89,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_the_weights_of_the_repository_are_those_of_the_table(monkeypatch, tmp_path):
-    networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+    keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
     trunk_of().get_layer("backbone").save_weights(tmp_path / "tiny.weights.h5")
-    monkeypatch.setattr("pipeline.backbones.TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
+    monkeypatch.setattr("headstart.backbones.table.TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
     for harm in (lambda: None, (tmp_path / "tiny.weights.h5").unlink):
         harm()
         with pytest.raises(UserError, match=r"tiny\.weights\.h5: not the weights that pipeline/backbones\.py lists"):
-            networks.build_trunk("tiny", "pretrained", 32, "avg", 0)
+            keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
 
 
 def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
@@ -106,12 +107,12 @@ def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
     base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
     with h5py.File(file, "w") as h5:
         legacy_h5_format.save_weights_to_hdf5_group(h5, base)
-    trunk = networks.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
-    assert networks.weights_sha256(trunk) == networks.weights_sha256(base)
+    trunk = keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
+    assert keras_applications.weights_sha256(trunk) == keras_applications.weights_sha256(base)
 
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"_96_no_top\.h5: these weights of mobilenetv2 cannot be loaded .* remove the"):
-        networks.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
+        keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
 
 
 def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_path):

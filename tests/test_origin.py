@@ -11,8 +11,8 @@ import yaml
 from conftest import write_params
 from dvc.utils.hydra import apply_overrides
 
-from pipeline.journal import origin
-from pipeline.params import load_params
+from headstart import provenance
+from headstart.config import load_params
 
 
 def git(*arguments: str) -> str:
@@ -36,22 +36,22 @@ def repository(tmp_path: Path, monkeypatch) -> str:
 
 
 def test_dirty_is_what_the_command_cannot_bring_back(repository, monkeypatch):
-    assert origin.tags() == {"git_commit": repository, "git_dirty": "false"}
+    assert provenance.tags() == {"git_commit": repository, "git_dirty": "false"}
     Path("notes.txt").write_text("of no account")
     write_params(Path("params.yaml"), backbone="resnet50")  # the command names it
-    assert origin.tags()["git_dirty"] == "false"
+    assert provenance.tags()["git_dirty"] == "false"
     Path("pipeline/new.py").write_text("2")
-    assert origin.tags()["git_dirty"] == "true"
+    assert provenance.tags()["git_dirty"] == "true"
     git("add", "-A")
     git("commit", "-qm", "more")
-    assert origin.tags()["git_dirty"] == "false"
+    assert provenance.tags()["git_dirty"] == "false"
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", repository)
     monkeypatch.setenv("DVC_EXP_NAME", "nice-name")
-    assert origin.tags() == {"git_commit": repository, "git_dirty": "true", "dvc_experiment": "nice-name"}
+    assert provenance.tags() == {"git_commit": repository, "git_dirty": "true", "dvc_experiment": "nice-name"}
 
 
 def test_the_command_brings_back_every_param(repository):
-    assert origin.command(repository, load_params().leaves()) == f"git checkout {repository} && dvc repro"
+    assert provenance.command(repository, load_params().leaves()) == f"git checkout {repository} && dvc repro"
     changes = {
         "backbone": "mobilenetv2",
         "data.source": "my photos/it's",
@@ -67,7 +67,7 @@ def test_the_command_brings_back_every_param(repository):
         "fine_tune.trunk_cache": "on",
     }
     wanted = {**load_params().leaves(), **changes}
-    command = origin.command(repository, wanted)
+    command = provenance.command(repository, wanted)
     checkout, run = command.split(" && ")
     assert checkout == f"git checkout {repository}"
     words = shlex.split(run)
@@ -90,7 +90,7 @@ def test_the_command_brings_back_every_param(repository):
 def test_dvc_reads_the_options_as_they_are_meant(tmp_path, before, value):
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump({"section": {"key": before, "other": 1}}))
-    apply_overrides(file, origin.options("section.key", before, value))
+    apply_overrides(file, provenance.options("section.key", before, value))
     assert yaml.safe_load(file.read_text()) == {"section": {"key": value, "other": 1}}
 
 
@@ -98,5 +98,5 @@ def test_outside_of_git_there_is_a_command_still(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.delenv("DVC_EXP_BASELINE_REV", raising=False)
-    assert origin.tags() == {}
-    assert origin.command("", {}) == "dvc repro"
+    assert provenance.tags() == {}
+    assert provenance.command("", {}) == "dvc repro"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.outputs import Outputs
+from headstart.errors import UserError
+from headstart.outputs import Outputs
 
 
 @pytest.fixture(autouse=True)

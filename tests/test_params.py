@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, write_params
 from dvc.utils.hydra import apply_overrides
 
-from pipeline.errors import UserError
-from pipeline.params import load_params, main
+from headstart.config import load_params, main
+from headstart.errors import UserError
 
 
 def test_the_committed_params_are_good():
@@ -42,7 +42,7 @@ def test_the_committed_params_are_good():
         ("fine_tune.refit", "yes", "params.yaml: fine_tune.refit must be true or false, or null, got 'yes'"),
         ("data.root", 3, "params.yaml: data.root must be a text, not empty, or null, got 3"),
         ("extract.flip", 1, "params.yaml: extract.flip must be true or false, got 1"),
-        ("extract.image_size", 16, "params.yaml: extract.image_size must be at least 32 for tiny, got 16"),
+        ("extract.size", 16, "params.yaml: extract.size must be at least 32 for tiny, got 16"),
         ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
         ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),

@@ -12,10 +12,10 @@ import pytest
 from conftest import paint
 from PIL import Image
 
-from pipeline.data.images import ImageError, decode, file_hash
-from pipeline.data.pixels import batches, load, pixels, read_images, resize
-from pipeline.data.sources import Folder
-from pipeline.errors import UserError
+from headstart.data.sources import Folder
+from headstart.errors import UserError
+from headstart.modalities.image.decode import ImageError, decode, file_hash
+from headstart.modalities.image.pixels import batches, load, pixels, read_images, resize
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

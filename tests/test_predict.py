@@ -21,12 +21,11 @@ from conftest import ROOT, SMALL, paint, write_params
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 from test_remote import serve
 
-from pipeline import predict, unlike
-from pipeline.answering import given
-from pipeline.data.images import ImageError
-from pipeline.data.pixels import load
-from pipeline.errors import UserError
-from pipeline.learning import networks
+from headstart.errors import UserError
+from headstart.modalities.image.decode import ImageError
+from headstart.modalities.image.pixels import load
+from headstart.serving import inputs, ood, predict
+from headstart.training import networks
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_a_file_is_written_whole_or_not_at_all(here, capsys):
 def run_apart(here: Path, stdout) -> subprocess.Popen:
     """The command in a process of its own."""
     model = str(here / "models/model.keras")
-    command = [sys.executable, "-m", "pipeline.predict", str(here / "photos"), "--model", model]
+    command = [sys.executable, "-m", "headstart.serving.predict", str(here / "photos"), "--model", model]
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)
@@ -205,20 +204,20 @@ def test_what_is_wrong_with_an_address_is_told(here, monkeypatch):
             ("http://127.0.0.1:1/a.png", "Cannot connect to host"),
         ]:
             with pytest.raises(ImageError, match=reason):
-                given.load_given(name, 32)
+                inputs.load_given(name, 32)
         with pytest.raises(ImageError, match="but HTML or XML"):
-            given.load_given(f"{address}/photos/", 32)  # the server's list of files
-        monkeypatch.setattr(given, "MAX_BYTES", 500)
+            inputs.load_given(f"{address}/photos/", 32)  # the server's list of files
+        monkeypatch.setattr(inputs, "MAX_BYTES", 500)
         with pytest.raises(ImageError, match="larger than 0 MiB"):
-            given.load_given(f"{address}/photos/red/000.png", 32)
+            inputs.load_given(f"{address}/photos/red/000.png", 32)
 
 
 def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
     asked = threading.Event()
-    monkeypatch.setattr(given, "SECONDS", 0.05)
-    monkeypatch.setattr(given, "_fetch", lambda address: asked.wait(5))
+    monkeypatch.setattr(inputs, "SECONDS", 0.05)
+    monkeypatch.setattr(inputs, "_fetch", lambda address: asked.wait(5))
     with pytest.raises(ImageError, match=r"not here within 0\.05 s"):
-        given.fetch("https://example.org/a.png")
+        inputs.fetch("https://example.org/a.png")
     asked.set()
 
 
@@ -237,7 +236,7 @@ def test_the_status_of_a_server_is_told(status, told):
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(ImageError) as raised:
-            given.fetch(f"http://127.0.0.1:{server.server_port}/a.png")
+            inputs.fetch(f"http://127.0.0.1:{server.server_port}/a.png")
         server.shutdown()
     assert str(raised.value) == told
 
@@ -272,13 +271,13 @@ def test_the_rate_of_false_alarms_is_that_which_is_asked_for():
     """Over many draws, of features that no direction of is special."""
     shares = []
     for seed in range(40):
-        found = unlike.fit(cluster(300, seed), cluster(398, 100 + seed), 0.1)
+        found = ood.fit(cluster(300, seed), cluster(398, 100 + seed), 0.1)
         shares.append(found.alarms / found.tested)
     assert np.mean(shares) == pytest.approx(0.1, abs=0.02)
 
 
 def test_other_features_are_flagged_whatever_their_length():
-    found = unlike.fit(cluster(300, 0), cluster(198, 1), 0.05)
+    found = ood.fit(cluster(300, 0), cluster(198, 1), 0.05)
     other = np.random.default_rng(3).normal(0, 1, (50, 16)).astype(np.float32)
     for scale in (0.1, 1, 100):
         assert (found.distances(scale * other) > 1).mean() > 0.9
@@ -288,23 +287,23 @@ def test_other_features_are_flagged_whatever_their_length():
 
 def test_too_few_images_for_the_rate_are_told():
     with pytest.raises(UserError, match=r"test has 37 images .* for a rate of 0\.05 test must have 38 or more"):
-        unlike.fit(cluster(50, 0), cluster(37, 1), 0.05)
-    assert unlike.fit(cluster(50, 0), cluster(38, 1), 0.05).limit > 0
+        ood.fit(cluster(50, 0), cluster(37, 1), 0.05)
+    assert ood.fit(cluster(50, 0), cluster(38, 1), 0.05).limit > 0
 
 
 def test_what_sets_a_limit_does_not_count_its_alarms():
     near, far = cluster(50, 1), cluster(50, 2, shift=20)
-    found = unlike.fit(cluster(300, 0), np.concatenate([near, far]), 0.05)
+    found = ood.fit(cluster(300, 0), np.concatenate([near, far]), 0.05)
     assert (found.alarms, found.tested) == (50, 100)
     assert (found.distances(far) > 1).sum() == 4  # the limit itself is that of all: the 96th of 100
 
 
 @pytest.fixture
 def learnt(here, photos, capsys) -> Path:
-    """The folder after `python -m pipeline.unlike`."""
+    """The folder after `python -m headstart.serving.ood`."""
+    from headstart.config import load_params
+    from headstart.outputs import Outputs
     from pipeline import prepare
-    from pipeline.outputs import Outputs
-    from pipeline.params import load_params
 
     photos(count=40)
     write_params(here / "params.yaml", **{**SMALL, "data.source": "photos"})
@@ -312,13 +311,13 @@ def learnt(here, photos, capsys) -> Path:
     prepare.main(load_params(), outputs)
     outputs.commit()
     capsys.readouterr()
-    assert unlike.main(["--rate", "0.1"]) == 0
+    assert ood.main(["--rate", "0.1"]) == 0
     return here
 
 
 def test_images_unlike_the_training_images_are_flagged(learnt, capsys):
     told = capsys.readouterr().out
-    kept = unlike.load(Path("models/model.keras"))
+    kept = ood.load(Path("models/model.keras"))
     assert f"{kept.alarms} of {kept.tested} test images are flagged, {kept.alarms / kept.tested:.1%}" in told
     paint(learnt / "odd/grey.png", (200, 200, 0), 0)  # no stripes of this colour were there
     seen, odd = rows(capsys, "photos"), rows(capsys, "odd")
@@ -348,9 +347,9 @@ def test_without_it_or_for_another_model_nothing_is_flagged_and_that_is_told(lea
     file = learnt / "models/model.unlike.npz"
     for spoil, message in [
         (lambda: networks.save(networks.load(learnt / "models/model.keras")[0], learnt / "models/model.keras", "abc"),
-         "is of another model; run `python -m pipeline.unlike`"),
+         "is of another model; run `python -m headstart.serving.ood`"),
         (lambda: file.write_bytes(b"text"), "cannot be read"),
-        (file.unlink, "does not exist; run `python -m pipeline.unlike`"),
+        (file.unlink, "does not exist; run `python -m headstart.serving.ood`"),
     ]:  # fmt: skip
         spoil()
         assert predict.main(["photos/red/000.png"]) == 0
@@ -360,7 +359,7 @@ def test_without_it_or_for_another_model_nothing_is_flagged_and_that_is_told(lea
 
 
 def test_learning_says_what_is_missing(here, capsys):
-    assert unlike.main([]) == 1
+    assert ood.main([]) == 1
     assert "data/prepared/manifest.parquet does not exist; run `dvc repro`" in capsys.readouterr().err
-    assert unlike.main(["--rate", "1.5"]) == 1
+    assert ood.main(["--rate", "1.5"]) == 1
     assert "--rate must be in (0, 1), got 1.5" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import pytest
 from conftest import SMALL, paint, write_params
 from test_corpus import picture
 
-from pipeline import paths, prepare
-from pipeline.errors import UserError
-from pipeline.outputs import Outputs
-from pipeline.params import load_params
+from headstart import paths
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.outputs import Outputs
+from pipeline import prepare
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 def test_the_manifest_has_a_row_an_image(run, photos):
     manifest = run(photos())
     assert list(manifest.columns) == [
-        *("image_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash")
+        *("item_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash")
     ]
     assert len(manifest) == 48
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
@@ -42,10 +43,10 @@ def test_the_manifest_has_a_row_an_image(run, photos):
 
 def test_adding_and_renaming_images_moves_none_between_splits(run, photos):
     folder = photos()
-    before = run(folder).set_index("image_id").split
+    before = run(folder).set_index("item_id").split
     photos(count=30, first=16)
     (folder / "red" / "000.png").rename(folder / "red" / "zzz.png")
-    after = run(folder).set_index("image_id").split
+    after = run(folder).set_index("item_id").split
     assert len(after) == len(before) + 90
     assert (after[before.index] == before).all()
 
@@ -89,7 +90,7 @@ def test_equal_files_stand_in_one_split_and_contradictions_in_none(run, photos):
     paint(folder / "blue" / "wrong.png", (200, 40, 40), 2001)  # equals red/001.png
     manifest = run(folder)
     quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").detail
-    assert manifest.image_id.is_unique
+    assert manifest.item_id.is_unique
     assert quarantine["red/copy.png"] == "the same image as red/000.png"
     assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same image under the labels blue, red"
     assert len(quarantine) == 3

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from pipeline.learning import networks
+from headstart.backbones import keras_applications
 from pretraining import formula_images, train
 from pretraining.descriptors import build_describer
 from pretraining.formula_images import FAMILIES, SIGNS, draw, sheet
@@ -249,7 +249,7 @@ def test_the_network_is_the_one_of_the_table():
         classes=3, size=32, batch_size=2, steps=10, learning_rate=0.001, weight_decay=0.0, describe=1.0, seed=0
     )
     model = train.build(settings)
-    trunk = networks.build_trunk("tiny", "none", 32, "avg", 0)
+    trunk = keras_applications.build_trunk("tiny", "none", 32, "avg", 0)
     shapes = [[weight.shape for weight in network.get_layer("backbone").weights] for network in (model, trunk)]
     assert shapes[0] == shapes[1]
     assert [output.shape[1] for output in model.outputs] == [3, build_describer(32).output_shape[1]]

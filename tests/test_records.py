@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.errors import UserError
-from pipeline.journal import records
+from headstart import lockfile
+from headstart.errors import UserError
 
 OUT, LARGE, METRICS = Path("predictions/test.csv"), Path("models/model.keras"), Path("metrics/evaluate.json")
 
@@ -18,7 +18,7 @@ OUT, LARGE, METRICS = Path("predictions/test.csv"), Path("models/model.keras"), 
 def here(tmp_path: Path, monkeypatch) -> Path:
     """A workspace in which the stage evaluate stands; LARGE is too large to be hashed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(records, "MAX_HASHED_BYTES", 100)
+    monkeypatch.setattr(lockfile, "MAX_HASHED_BYTES", 100)
     files = {OUT: b"path,label\n", LARGE: bytes(200), METRICS: b"{}"}
     for file, content in files.items():
         file.parent.mkdir()
@@ -32,13 +32,13 @@ def here(tmp_path: Path, monkeypatch) -> Path:
         for file, content in files.items()
     ]
     entry = {"cmd": "evaluate", "params": {"params.yaml": {"seed": 1}}, "deps": [], "outs": outs}
-    records.PIPELINE.write_text(yaml.safe_dump({"stages": {"evaluate": definition}}))
-    records.LOCK.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate": entry}}))
+    lockfile.PIPELINE.write_text(yaml.safe_dump({"stages": {"evaluate": definition}}))
+    lockfile.LOCK.write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate": entry}}))
     return tmp_path
 
 
 def stands() -> bool:
-    return records.reached({"seed": 1}) == ["evaluate"]
+    return lockfile.reached({"seed": 1}) == ["evaluate"]
 
 
 def test_outputs_that_are_not_those_of_the_lock_file_do_not_stand(here):
@@ -64,7 +64,7 @@ def test_of_a_large_output_the_size_tells(here):
 
 @pytest.mark.parametrize("content", ["<<<<<<< HEAD\nstages: {}\n=======\n", "[1]", b"\xff\xfe\xff", "stages: {a: [}"])
 def test_a_lock_file_that_cannot_be_read_is_named(here, content):
-    records.LOCK.write_bytes(content if isinstance(content, bytes) else content.encode())
+    lockfile.LOCK.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=r"dvc.lock: cannot be read: .*git checkout HEAD -- dvc.lock"):
         stands()
 
@@ -77,5 +77,5 @@ def test_a_lock_file_that_cannot_be_read_is_named(here, content):
     ],
 )
 def test_what_dvc_did_not_write_describes_nothing(here, content):
-    records.LOCK.write_text(content)
+    lockfile.LOCK.write_text(content)
     assert not stands()

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from test_tracking import make_record
 
-from pipeline import serving
-from pipeline.journal import outbox, recording, registry, tracker
+from headstart.serving import server
+from headstart.tracking import outbox, recording, registry, store
 
 IMAGES = 40
 
@@ -28,7 +28,7 @@ def _light(monkeypatch) -> None:
         (folder / "MLmodel").write_text("a model")
         (folder / "model.keras").write_bytes(model_file.read_bytes())
 
-    monkeypatch.setattr(serving, "save", save)
+    monkeypatch.setattr(server, "save", save)
 
 
 def evaluated(key: str, wrong: int, first: int = 0, **changes) -> list:
@@ -42,7 +42,7 @@ def evaluated(key: str, wrong: int, first: int = 0, **changes) -> list:
     right = [index >= wrong for index in range(IMAGES)]
     pd.DataFrame({
         "path": [f"{index}.png" for index in range(IMAGES)],
-        "image_id": [f"id{first + index}" for index in range(IMAGES)],
+        "item_id": [f"id{first + index}" for index in range(IMAGES)],
         "label": "cat",
         "predicted": ["cat" if ok else "dog" for ok in right],
         "p_cat": [0.9 if ok else 0.2 for ok in right],
@@ -62,7 +62,7 @@ def evaluated(key: str, wrong: int, first: int = 0, **changes) -> list:
 
 def versions(uri: str = "") -> dict[int, tuple[str, list[str]]]:
     """Verdict and aliases by version."""
-    client = MlflowClient(uri or tracker.uri())
+    client = MlflowClient(uri or store.uri())
     aliases = registry._aliases(client, "headstart")
     return {
         int(version.version): (
@@ -88,7 +88,7 @@ def test_the_champion_changes_only_for_one_that_is_better(workspace, capsys):
     assert versions() == {
         1: ("first", []), 2: ("no evidence", []), 3: ("better", ["champion"]), 4: ("worse", ["challenger"]),
     }  # fmt: skip
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     better = client.get_model_version("headstart", "3")
     assert better.description.startswith("Better than the champion, version 1, so it is the champion: accuracy 0.75")
     assert "10 mended, 0 broken" in better.description
@@ -106,10 +106,10 @@ def test_a_version_holds_the_model_that_was_judged(workspace):
     assert registry.register()
     from mlflow.artifacts import download_artifacts
 
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     sources = {int(v.version): v.source for v in client.search_model_versions("name = 'headstart'")}
     contents = {
-        number: Path(download_artifacts(source, tracking_uri=tracker.uri())) for number, source in sources.items()
+        number: Path(download_artifacts(source, tracking_uri=store.uri())) for number, source in sources.items()
     }
     assert (contents[1] / "model.keras").read_bytes() == mine
     assert zipfile.ZipFile(contents[2] / "model.keras").read("weights") == b"b"
@@ -121,7 +121,7 @@ def test_a_version_holds_the_model_that_was_judged(workspace):
 def test_the_same_model_again_is_no_version_more(workspace):
     assert run(*evaluated("a", wrong=10))
     assert run(*evaluated("b", wrong=0))
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     client.set_registered_model_alias("headstart", "champion", "1")  # somebody goes back
     assert run(*evaluated("other-params", wrong=0, weights="b"))
     assert versions() == {1: ("first", ["champion"]), 2: ("better", [])}
@@ -133,7 +133,7 @@ def test_only_what_both_have_seen_is_compared(workspace):
     assert run(*evaluated("a", wrong=20))
     assert run(*evaluated("b", wrong=0, first=20))  # on 20 images that both have seen, each has all right
     assert versions()[2] == ("no evidence", ["challenger"])
-    description = MlflowClient(tracker.uri()).get_model_version("headstart", "2").description
+    description = MlflowClient(store.uri()).get_model_version("headstart", "2").description
     assert "on the 20 test images that both have seen" in description
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_a_challenger_and_says_why(workspace):
     assert run(*evaluated("a", wrong=20))
     assert run(*evaluated("b", wrong=0, first=1000))
     assert versions()[2] == ("not comparable", ["challenger"])
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     assert "no two test images" in client.get_model_version("headstart", "2").description
     client.delete_model_version_tag("headstart", "1", registry.EVALUATION)  # a version made by hand
     assert run(*evaluated("c", wrong=1))
@@ -187,7 +187,7 @@ def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, c
     assert "registered later: connection lost" in capsys.readouterr().err
     assert registry.register()
     assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     assert len(client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])) == 2
 
 
@@ -201,7 +201,7 @@ def test_who_comes_late_is_compared_with_the_champion_of_that_moment(workspace, 
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "set_registered_model_alias", breaks)
         assert not registry.register()
-    client = MlflowClient(tracker.uri())
+    client = MlflowClient(store.uri())
     source = client.get_model_version("headstart", "2").source
     client.create_model_version("headstart", source, tags={registry.VERDICT: "better"})  # by another machine
     client.set_registered_model_alias("headstart", "champion", "3")
@@ -215,8 +215,8 @@ def test_two_clones_at_once_let_the_better_be_the_champion(workspace, step, mine
     """Both are better than the champion; another clone registers its model while this one is at `step`."""
     assert run(*evaluated("a", wrong=20))
     recording.send_or_keep(evaluated("mine", wrong=mine))
-    client, whole = MlflowClient(tracker.uri()), getattr(MlflowClient, step)
-    (waiting,) = client.search_runs([tracker.experiment_id(client)], f"tags.`{registry.MODEL}` = '{registry.WAITING}'")
+    client, whole = MlflowClient(store.uri()), getattr(MlflowClient, step)
+    (waiting,) = client.search_runs([store.experiment_id(client)], f"tags.`{registry.MODEL}` = '{registry.WAITING}'")
 
     def meanwhile(self, *args, **kwargs):
         twin.undo()
@@ -227,7 +227,7 @@ def test_two_clones_at_once_let_the_better_be_the_champion(workspace, step, mine
 
     twin = pytest.MonkeyPatch()
     twin.setattr(MlflowClient, step, meanwhile)
-    twin.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())  # the other clone has a lock of its own
+    twin.setattr(store, "FileLock", lambda _: contextlib.nullcontext())  # the other clone has a lock of its own
     assert registry.register()
     assert versions()[3] == (verdict, ["champion" if verdict == "better" else "challenger"])
     assert versions()[2] == ("better", ["champion"] if verdict == "worse" else [])
@@ -246,7 +246,7 @@ def test_two_clones_make_one_version_of_one_model(workspace):
 
     whole, twin = MlflowClient.create_model_version, pytest.MonkeyPatch()
     twin.setattr(MlflowClient, "create_model_version", meanwhile)
-    twin.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())
+    twin.setattr(store, "FileLock", lambda _: contextlib.nullcontext())
     assert registry.register()
     assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
 
@@ -254,7 +254,7 @@ def test_two_clones_make_one_version_of_one_model(workspace):
 def test_the_model_is_named_after_the_experiment(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Users/me@example.org/Cats: 'all'")
     assert run(*evaluated("a", wrong=10))
-    (model,) = MlflowClient(tracker.uri()).search_registered_models()
+    (model,) = MlflowClient(store.uri()).search_registered_models()
     assert model.name == "Users-me-example.org-Cats-all"
 
 

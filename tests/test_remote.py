@@ -15,9 +15,9 @@ import fsspec
 import pytest
 from test_sources import list_items, pack
 
-from pipeline.data.images import ImageError
-from pipeline.data.sources import open_source
-from pipeline.errors import UserError
+from headstart.data.sources import open_source
+from headstart.errors import UserError
+from headstart.modalities.image.decode import ImageError
 
 
 @pytest.fixture(autouse=True)

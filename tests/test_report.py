@@ -10,7 +10,7 @@ from conftest import paint
 from test_corpus import encoded, picture
 from test_corpus import run as run  # a fixture
 
-from pipeline import paths
+from headstart import paths
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
@@ -31,7 +31,7 @@ def page(run, tmp_path) -> Path:
     (root / "cat" / "<script>document.title='owned'</script>.png".replace("/", "")).write_bytes(b"")
     paint(root / "cat" / "wide.png", (9, 9, 9), 5, (900, 20))
     run(root)
-    return paths.REPORT.resolve()
+    return paths.DATA_PAGE.resolve()
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(page):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.journal import resources
+from headstart.tracking import resources
 
 
 def test_it_samples_while_the_work_goes_on():

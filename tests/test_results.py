@@ -17,17 +17,18 @@ import pytest
 from conftest import ROOT, SMALL, write_params
 from PIL import Image
 
-from pipeline import paths, results
-from pipeline.data.images import file_hash
-from pipeline.errors import UserError
+from headstart import paths
+from headstart.backbones import keras_applications
+from headstart.errors import UserError
+from headstart.evaluation.metrics import Predictions
+from headstart.evaluation.paired import Pair
+from headstart.framework import keras
+from headstart.modalities.image.decode import file_hash
+from headstart.outputs import Outputs
+from headstart.report import attention, confusions, drawings, findings, origin, results_page
+from headstart.report.charts import ticks
+from headstart.training import networks
 from pipeline.evaluate import judged
-from pipeline.judging.paired import Pair
-from pipeline.judging.scores import Predictions
-from pipeline.learning import networks
-from pipeline.learning.engine import keras
-from pipeline.outputs import Outputs
-from pipeline.pages import attention, confusions, drawings, findings, provenance
-from pipeline.pages.charts import ticks
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 
@@ -64,10 +65,10 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
             Image.new("RGB", (24, 16), colour).save(Path("photos") / path)
             digest = file_hash((Path("photos") / path).read_bytes())
             rows.append((path, f"{place:032x}", classes[target], digest, "test"))
-        table = pd.DataFrame(rows, columns=["path", "image_id", "label", "file_hash", "split"])
+        table = pd.DataFrame(rows, columns=["path", "item_id", "label", "file_hash", "split"])
         paths.MANIFEST.parent.mkdir(parents=True)
         table.to_parquet(paths.MANIFEST)
-        monkeypatch.setattr("pipeline.judging.paired.RESAMPLES", 50)
+        monkeypatch.setattr("headstart.evaluation.paired.RESAMPLES", 50)
         outputs, gain = Outputs(), Pair(head, final)
         outputs.json(paths.CLASSES, classes)
         found = {
@@ -75,13 +76,13 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
         }
         gained = {"verdict": gain.verdict(), "p": gain.p_value(), "mended": gain.mended, "broken": gain.broken}
         found["gain"] = {**gained, "metrics": gain.differences().to_dict("records")}
-        outputs.json(paths.EVALUATION, found)
+        outputs.json(paths.report("evaluate"), found)
         outputs.json(paths.metrics("evaluate"), {**final.metrics(), "images": len(table), "model_mb": 12.5})
         outputs.csv(paths.RELIABILITY, final.reliability())
         curve = final.curves().query("curve == 'precision_recall'")[["x", "y"]]
         outputs.csv(paths.PRECISION_RECALL, curve.set_axis(["recall", "precision"], axis=1))
         answers = pd.DataFrame(final.probabilities, columns=[f"p_{name}" for name in classes])
-        told = table[["path", "image_id", "label"]].assign(predicted=names[final.predicted])
+        told = table[["path", "item_id", "label"]].assign(predicted=names[final.predicted])
         outputs.csv(paths.CONFUSION, told[["label", "predicted"]].set_axis(["actual", "predicted"], axis=1))
         outputs.csv(paths.PREDICTIONS, pd.concat([told, answers], axis=1))
         split = {"train": 7 * len(table), "val": len(table), "test": len(table)}
@@ -98,7 +99,7 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
             outputs.csv(paths.curves(stage), pd.DataFrame(epochs, columns=columns))
         outputs.json(paths.COST, {"prepare_seconds": 2.5, "fine_tune_seconds": 77.5, "latency_ms": 12.25})
         if model:
-            trunk = networks.build_trunk("tiny", "none", 32, "avg", 0)
+            trunk = keras_applications.build_trunk("tiny", "none", 32, "avg", 0)
             networks.save(
                 networks.join(trunk, networks.build_head(1280, len(classes), [])), outputs.path(paths.MODEL), classes
             )
@@ -108,7 +109,7 @@ def workspace(tmp_path, monkeypatch) -> Callable[..., Path]:
     return make
 
 
-def text(page: Path = paths.RESULTS) -> str:
+def text(page: Path = paths.RESULTS_PAGE) -> str:
     """What the page says, without its tags, on one line."""
     body = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     return " ".join(html.unescape(body).replace("\N{NO-BREAK SPACE}", " ").split())
@@ -117,10 +118,10 @@ def text(page: Path = paths.RESULTS) -> str:
 def test_it_tells_what_the_files_tell(workspace):
     workspace(["ant", "bee", "cow", "dog"], images=50, accuracy=0.9, model=True)
     chosen = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs", "activation": "relu"}  # the last as params have it
-    paths.choices("train_head").write_text(json.dumps(chosen), encoding="utf-8")
-    results.write()
-    said, page = text(), paths.RESULTS.read_text(encoding="utf-8")
-    evaluation = json.loads(paths.EVALUATION.read_text())
+    paths.report("train_head").write_text(json.dumps(chosen), encoding="utf-8")
+    results_page.write()
+    said, page = text(), paths.RESULTS_PAGE.read_text(encoding="utf-8")
+    evaluation = json.loads(paths.report("evaluate").read_text())
     for side in ("final", "head"):
         for name, row in evaluation[side]["metrics"].items():
             form = "{:.3f} {:.3f} to {:.3f}" if name == "log_loss" else "{:.1f} % {:.1f} % to {:.1f} %"
@@ -161,27 +162,27 @@ def test_it_tells_how_fast_features_came_where_any_were_computed(workspace, comp
     workspace(["ant", "bee"], images=10)
     figures = {"images": 48, "computed": computed, "from_store": 48 - computed, "images_per_second": rate}
     paths.metrics("extract").write_text(json.dumps({**figures, "device": "CPU, 2 cores"}))
-    results.write()
+    results_page.write()
     assert shown in text()
 
 
 def test_classes_stand_by_f1_the_worst_first(workspace):
     workspace(["ant", "bee", "cow", "dog"])
-    results.write()
-    rows = json.loads(paths.EVALUATION.read_text())["final"]["classes"]
+    results_page.write()
+    rows = json.loads(paths.report("evaluate").read_text())["final"]["classes"]
     ordered = [row["class"] for row in sorted(rows, key=lambda row: row["f1"])]
-    section = paths.RESULTS.read_text(encoding="utf-8").split('id="classes"')[1].split("<h2")[0]
+    section = paths.RESULTS_PAGE.read_text(encoding="utf-8").split('id="classes"')[1].split("<h2")[0]
     assert re.findall(r'<td class="name">(\w+)</td>', section) == ordered
 
 
 def test_the_surest_error_comes_first_and_the_least_sure_right_answer(workspace):
     workspace(["ant", "bee", "cow", "dog"])
-    results.write()
+    results_page.write()
     table = pd.read_csv(paths.PREDICTIONS)
     table["sure"] = table[[name for name in table if name.startswith("p_")]].max(axis=1)
     wrong = table[table.label != table.predicted].sort_values("sure", ascending=False)
     right = table[table.label == table.predicted].sort_values("sure")
-    page = paths.RESULTS.read_text(encoding="utf-8")
+    page = paths.RESULTS_PAGE.read_text(encoding="utf-8")
     errors, unsure = page.split("The surest errors")[1].split("Right, but hardly")
     assert re.findall(r'<figure title="([^&"]+)&#10;', errors)[:5] == list(wrong.path[:5])
     assert re.findall(r'<figure title="([^&"]+)&#10;', unsure)[:5] == list(right.path[:5])
@@ -192,8 +193,8 @@ def test_the_surest_error_comes_first_and_the_least_sure_right_answer(workspace)
 @pytest.mark.parametrize("count", [3, 30])
 def test_all_right_and_all_wrong(workspace, accuracy, count):
     workspace([f"c{number}" for number in range(count)], images=4, accuracy=accuracy, model=True)
-    results.write()
-    surest = paths.RESULTS.read_text(encoding="utf-8").split("The surest errors")[1].split("</div>\n<h3")[0]
+    results_page.write()
+    surest = paths.RESULTS_PAGE.read_text(encoding="utf-8").split("The surest errors")[1].split("</div>\n<h3")[0]
     assert text().count("None.") == (2 if accuracy else 1)
     assert surest.count("said c") == (0 if accuracy else min(24, 4 * count))
 
@@ -201,8 +202,8 @@ def test_all_right_and_all_wrong(workspace, accuracy, count):
 def test_names_cannot_act(workspace):
     evil = EVIL.replace("/", "")
     workspace([evil, "<script>document.title='owned'<\\script>", "a & b", "}}{{ 7 * 7 }}"], model=True)
-    results.write(["<b>a remark</b>"])
-    page = paths.RESULTS.read_text(encoding="utf-8")
+    results_page.write(["<b>a remark</b>"])
+    page = paths.RESULTS_PAGE.read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:image/|#|data\.html[\"'])", page)
     assert "<script" not in page
     assert "url(" not in page
@@ -217,73 +218,79 @@ def test_names_cannot_act(workspace):
 def test_of_many_classes_the_page_stays_small(workspace, monkeypatch, count):
     monkeypatch.setattr(drawings, "HOVERS", 50)
     workspace([f"class number {number:03}" for number in range(count)], images=12, accuracy=0.6)
-    results.write()
-    page = paths.RESULTS.read_text(encoding="utf-8")
+    results_page.write()
+    page = paths.RESULTS_PAGE.read_text(encoding="utf-8")
     assert len(page) < 2_000_000
     assert page.count("<img") <= 24 + 6 * 8 + 16
     assert "data:image/png" in page.split('id="confusion"')[1].split("<h2")[0]
     table = pd.read_csv(paths.CONFUSION)
     wrong = table[table.actual != table.predicted]
     assert len(re.findall(r"<rect.*?taken for", page)) == 50 < len(wrong.drop_duplicates())
-    assert f"{count - results.FIRST_ROWS} more" in text()
+    assert f"{count - results_page.FIRST_ROWS} more" in text()
     assert f"{count:,} classes have fewer than 20 test images" in text()
 
 
 def test_the_page_is_current_until_a_result_changes(workspace):
     workspace(["ant", "bee", "cow"])
-    assert not results.is_current()
-    results.write()
-    assert results.is_current()
+    assert not results_page.is_current()
+    results_page.write()
+    assert results_page.is_current()
     code = "import sys; from pipeline import results; results.main(['--if-stale']); print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-    for file in (paths.PREDICTIONS, paths.EVALUATION, paths.metrics("evaluate"), Path("params.yaml"), paths.COST):
+    for file in (
+        paths.PREDICTIONS,
+        paths.report("evaluate"),
+        paths.metrics("evaluate"),
+        Path("params.yaml"),
+        paths.COST,
+    ):
         before = file.read_bytes()
         file.write_bytes(before + b"\n")
-        assert not results.is_current(), file
+        assert not results_page.is_current(), file
         file.write_bytes(before)
-        assert results.is_current()
+        assert results_page.is_current()
     paths.PREDICTIONS.write_bytes(paths.PREDICTIONS.read_bytes() + b"\n")
-    assert results.main(["--if-stale"]) == 0
-    assert results.is_current()
+    assert results_page.main(["--if-stale"]) == 0
+    assert results_page.is_current()
 
 
 def test_the_command_says_where_params_have_moved_on(workspace, capsys):
     workspace(["ant", "bee"])  # without dvc.lock nothing tells what they were made of
-    assert results.main([]) == 0
+    assert results_page.main([]) == 0
     assert capsys.readouterr().out == "results: reports/report.html\n"
-    assert results.OUTDATED in text()
+    assert results_page.OUTDATED in text()
 
 
-@pytest.mark.parametrize("file", [paths.PREDICTIONS, paths.EVALUATION, paths.curves("fine_tune")])
+@pytest.mark.parametrize("file", [paths.PREDICTIONS, paths.report("evaluate"), paths.curves("fine_tune")])
 def test_without_results_there_is_no_page(workspace, capsys, file):
     workspace(["ant", "bee"])
     file.unlink()
     with pytest.raises(UserError, match=re.escape(f"{file} does not exist; run `dvc repro`")):
-        results.write()
-    assert results.main([]) == 1
+        results_page.write()
+    assert results_page.main([]) == 1
     assert "Traceback" not in capsys.readouterr().err
-    assert not paths.RESULTS.exists()
+    assert not paths.RESULTS_PAGE.exists()
 
 
 def test_without_the_images_or_the_model_it_says_so(workspace):
     workspace(["ant", "bee"])
     Image.new("RGB", (9, 9)).save("photos/ant/0.png")
-    results.write()  # no model
+    results_page.write()  # no model
     assert "models/model.keras does not exist" in text()
-    assert "data:image/webp" in paths.RESULTS.read_text()
+    assert "data:image/webp" in paths.RESULTS_PAGE.read_text()
     shutil.rmtree("photos")
-    results.write()
+    results_page.write()
     assert "data.source 'photos' does not exist" in text()
-    assert "data:image/webp" not in paths.RESULTS.read_text()
+    assert "data:image/webp" not in paths.RESULTS_PAGE.read_text()
 
 
 def test_an_image_that_is_another_now_is_not_shown(workspace):
     workspace(["ant", "bee"], accuracy=0.5)
     for file in Path("photos").glob("*/*.png"):
         Image.new("RGB", (9, 9)).save(file)
-    results.write()
-    assert "data:image/webp" not in paths.RESULTS.read_text()
+    results_page.write()
+    assert "data:image/webp" not in paths.RESULTS_PAGE.read_text()
     assert "no picture" in text()
 
 
@@ -312,7 +319,7 @@ def test_an_image_that_is_another_now_is_not_shown(workspace):
 )
 def test_it_says_why_the_head_is_shipped(workspace, metrics, sentence):
     workspace(["ant", "bee"], **metrics)
-    results.write()
+    results_page.write()
     assert sentence in text()
     assert "head alone" not in text()
 
@@ -320,7 +327,7 @@ def test_it_says_why_the_head_is_shipped(workspace, metrics, sentence):
 @pytest.mark.parametrize("refitted", [True, False])
 def test_it_says_what_was_trained_on_val_too(workspace, refitted):
     workspace(["ant", "bee"], refitted=refitted)
-    results.write()
+    results_page.write()
     assert ("Then it was trained again, the same way, on train and val." in text()) is refitted
 
 
@@ -328,7 +335,7 @@ def test_without_fine_tuning_there_are_no_curves_of_it(workspace):
     workspace(["ant", "bee"])
     paths.curves("fine_tune").write_text("epoch,loss,accuracy,val_loss,val_accuracy,learning_rate\n")
     paths.metrics("fine_tune").write_text('{"fine_tuned": false}')
-    results.write()
+    results_page.write()
     assert "fine_tune.unfreeze leaves nothing to train" in text()
     assert "Nothing was fine-tuned." in text()
 
@@ -385,17 +392,17 @@ def test_the_command_makes_the_results_again(workspace):
         f"git init -q && git add pipeline dvc.yaml params.yaml photos && {git} commit -qm x", shell=True, check=True
     )
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert provenance.found().command == f"git checkout {commit} && dvc repro"
+    assert origin.found().command == f"git checkout {commit} && dvc repro"
     write_params(
         Path("params.yaml"), **{**SMALL, "data.source": "photos", "train_head.dropout": 0.5, "backbone": "vgg16"}
     )
-    found = provenance.found()
+    found = origin.found()
     assert found.params == [("backbone", "tiny", "vgg16"), ("train_head.dropout", None, 0.5)]
     assert found.command == f"git checkout {commit} && dvc exp run -S backbone=vgg16 -S train_head.dropout=0.5"
     (root / "pipeline/evaluate.py").write_text("# changed")
     (root / "pipeline/new.py").write_text("# new")
-    assert provenance.found().changed == ["pipeline/evaluate.py", "pipeline/new.py"]
-    results.write()
+    assert origin.found().changed == ["pipeline/evaluate.py", "pipeline/new.py"]
+    results_page.write()
     assert f"not as in commit {commit[:10]}" in text()
     assert "dvc exp run -S" not in text()
 
@@ -435,8 +442,8 @@ def test_ticks_are_few_and_round(low, high):
 @pytest.mark.parametrize("pooling", ["avg", "max", "flatten"])
 def test_a_planted_region_is_found(tmp_path, pooling):
     """A head that asks for what the network makes of a patch in a corner points at that corner."""
-    trunk = networks.build_trunk("tiny", "pretrained", 128, pooling, 0)
-    below = keras.Model(trunk.input, trunk.get_layer(networks.POOL_LAYER).input)
+    trunk = keras_applications.build_trunk("tiny", "pretrained", 128, pooling, 0)
+    below = keras.Model(trunk.input, trunk.get_layer(keras_applications.POOL_LAYER).input)
     patch = np.random.default_rng(0).integers(0, 2, (8, 8, 3)).repeat(4, 0).repeat(4, 1) * 255
     corners = [(0, 0), (0, 3), (3, 0), (3, 3)]
     images = np.full((4, 128, 128, 3), 128, np.uint8)
@@ -472,8 +479,8 @@ def test_a_browser_shows_it(workspace, shown):
     """Every picture is drawn, nothing is fetched, no name acts, by day, by night and on paper."""
     evil = EVIL.replace("/", "")
     workspace([evil, "b" * 200, *(f"class {number}" for number in range(28))], images=8, accuracy=0.6, model=True)
-    results.write()
-    tab, requests, errors = shown(paths.RESULTS)
+    results_page.write()
+    tab, requests, errors = shown(paths.RESULTS_PAGE)
     assert errors == []
     assert {url.split(":")[0] for url in requests} <= {"file", "data"}
     assert len([url for url in requests if url.startswith("file")]) == 1

@@ -12,7 +12,8 @@ import pytest
 from conftest import write_params
 from test_compare import table, write
 
-from pipeline import paths, review
+from headstart import paths
+from headstart.evaluation import review
 
 EVIL = "</details><img src=x>|`*"
 
@@ -30,7 +31,7 @@ def here(tmp_path, monkeypatch):
     for folder in ("reports", "plots"):
         Path(folder).mkdir()
     metrics = {"accuracy": {"value": 56 / 60, "low": 0.84, "high": 0.97}}
-    paths.EVALUATION.write_text(json.dumps({"final": {"metrics": metrics, "classes": []}}))
+    paths.report("evaluate").write_text(json.dumps({"final": {"metrics": metrics, "classes": []}}))
     curves = pd.DataFrame({"epoch": [1, 2, 3], "loss": [0.9, 0.5, 0.3], "val_loss": [0.8, 0.6, 0.55]})
     curves.to_csv(paths.curves("train_head"), index=False)
     return tmp_path
@@ -73,7 +74,7 @@ def test_it_draws_confusion_and_curves(here):
 def test_of_many_classes_it_names_what_is_confused_most(here):
     names = tuple(f"class {number}" for number in range(30))
     predictions = table(300, range(0, 300, 30), classes=names)
-    said = review.confusion(predictions.set_index("image_id"))
+    said = review.confusion(predictions.set_index("item_id"))
     assert "| class 0 | class 1 | 10 |" in said
     assert said.count("\n| class") == 1
 

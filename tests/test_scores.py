@@ -6,8 +6,8 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
-from pipeline.judging.paired import Pair
-from pipeline.judging.scores import Predictions, share
+from headstart.evaluation.metrics import Predictions, share
+from headstart.evaluation.paired import Pair
 
 
 def made(count: int, n_classes: int = 4, gain: float = 1.5, seed: int = 0) -> Predictions:

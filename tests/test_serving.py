@@ -24,10 +24,10 @@ from fastapi import FastAPI, Request, Response
 from PIL import Image
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 
-from pipeline import serving
-from pipeline.data.pixels import load
-from pipeline.errors import UserError
-from pipeline.learning import networks
+from headstart.errors import UserError
+from headstart.modalities.image.pixels import load
+from headstart.serving import server
+from headstart.training import networks
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def server(shipped, tmp_path_factory) -> Iterator[str]:  # noqa: F811
     """The address of a server that runs as `make serve` starts it."""
     temporary = tmp_path_factory.mktemp("temporary")
     port = free_port()
-    command = [sys.executable, "-m", "pipeline.serving", "--port", str(port), "--model", str(shipped)]
+    command = [sys.executable, "-m", "headstart.serving.server", "--port", str(port), "--model", str(shipped)]
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -182,7 +182,7 @@ def test_requests_that_are_none(body, kind, status, reason, server):
 
 def test_what_goes_wrong_behind_the_guard_is_a_line(files, capsys):
     app = FastAPI()
-    app.middleware("http")(serving.guard)
+    app.middleware("http")(server.guard)
 
     @app.post("/invocations")
     async def answer(request: Request) -> Response:
@@ -229,7 +229,7 @@ print(json.dumps(sys.modules["pipeline"].__path__[0]))
 
 
 def test_what_mlflow_keeps_needs_nothing_else_of_the_project(server, files, shipped, tmp_path):  # noqa: F811
-    serving.save(tmp_path / "kept", shipped)
+    server.save(tmp_path / "kept", shipped)
     kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*")}
     assert {"artifacts/model.keras", "served.py", "input_example.json", "requirements.txt"} <= kept
     assert not [name for name in kept if name.endswith((".pkl", ".h5", ".html", ".pyc"))]
@@ -253,7 +253,7 @@ def test_the_requirements_are_what_the_code_imports(shipped):  # noqa: F811
     from test_contract import imported
 
     names = set()
-    for file in imported(ROOT / "pipeline/answering/served.py"):
+    for file in imported(ROOT / "headstart/serving/pyfunc_model.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
@@ -261,9 +261,9 @@ def test_the_requirements_are_what_the_code_imports(shipped):  # noqa: F811
                 names.add(node.module.split(".")[0])
     packages = importlib.metadata.packages_distributions()
     needed = {name: set(packages[name]) for name in names - set(sys.stdlib_module_names) - {"pipeline"}}
-    assert [name for name, offered in needed.items() if not offered & set(serving.REQUIREMENTS)] == []
-    assert set(serving.REQUIREMENTS) <= set().union(*needed.values())
-    with serving.arguments(shipped) as given:
+    assert [name for name, offered in needed.items() if not offered & set(server.REQUIREMENTS)] == []
+    assert set(server.REQUIREMENTS) <= set().union(*needed.values())
+    with server.arguments(shipped) as given:
         assert f"keras=={importlib.metadata.version('keras')}" in given["pip_requirements"]
 
 
@@ -288,7 +288,7 @@ def test_mistakes_are_told_before_anything_is_loaded(shipped, tmp_path, capsys):
             (["--model", str(shipped), "--port", str(port)], f"make serve PORT={port + 1}"),
             (["--model", str(shipped), "--port", "70000"], "127.0.0.1:70000 cannot be listened at"),
         ]:
-            assert serving.main(wrong) == 1
+            assert server.main(wrong) == 1
             assert message in capsys.readouterr().err
     with pytest.raises(UserError, match=r"nowhere\.keras does not exist"):
-        serving.save(tmp_path / "kept", tmp_path / "nowhere.keras")
+        server.save(tmp_path / "kept", tmp_path / "nowhere.keras")

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, paint
 
-from pipeline.data import archives, layouts
-from pipeline.data.images import ImageError
-from pipeline.data.layouts import Listing
-from pipeline.data.sources import open_source
-from pipeline.errors import UserError
+from headstart.data import archives, layouts
+from headstart.data.layouts import Listing
+from headstart.data.sources import open_source
+from headstart.errors import UserError
+from headstart.modalities.image.decode import ImageError
 
 
 def list_items(path: Path | str, root: str | None = None, group_by: str | None = None) -> Listing:
@@ -307,7 +307,7 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path, monkeypatch):
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from pipeline.data.images import decode
+    from headstart.modalities.image.decode import decode
 
     monkeypatch.syspath_prepend(ROOT / "data")
     import make_digits

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import decisions, splits
-from pipeline.data.inspection import DESCRIPTOR_DIM
-from pipeline.errors import UserError
+from headstart.data import decisions, splits
+from headstart.data.inspection import DESCRIPTOR_DIM
+from headstart.errors import UserError
 
 LABELS = st.sampled_from(["a", "b", "ß"])
 IMAGES = st.integers(0, 40)  # few, so that many files show the same image
@@ -34,11 +34,11 @@ def decide(
             "group": pd.Series(groups, dtype=object),
             "reason": "",
             "detail": "",
-            "image_id": [f"{image:032x}" for image in images],
+            "item_id": [f"{image:032x}" for image in images],
         }
     ).sort_values("path", ignore_index=True)
     descriptors = np.zeros((n, DESCRIPTOR_DIM), np.float16)
-    for row, image in enumerate(table.image_id.map(lambda text: int(text, 16))):
+    for row, image in enumerate(table.item_id.map(lambda text: int(text, 16))):
         scene = np.random.default_rng(image // 4).normal(size=DESCRIPTOR_DIM)
         scene += 0.02 * np.random.default_rng(1000 + image).normal(size=DESCRIPTOR_DIM)
         descriptors[row] = scene / np.linalg.norm(scene)
@@ -56,8 +56,8 @@ def accepted(table: pd.DataFrame) -> pd.DataFrame:
 
 def check_no_leak(table: pd.DataFrame) -> None:
     good = accepted(table)
-    assert good.image_id.is_unique
-    scenes = good.image_id.map(lambda text: int(text, 16) // 4)
+    assert good.item_id.is_unique
+    scenes = good.item_id.map(lambda text: int(text, 16) // 4)
     assert (good.split.groupby(scenes).nunique() == 1).all()
     assert set(good.split) <= {"train", "val", "test"}
 
@@ -76,11 +76,11 @@ def test_no_image_no_near_copy_and_no_group_stands_in_two_splits(rows, split):
 @many
 @given(ROWS, ROWS, st.randoms())
 def test_adding_renaming_and_listing_in_another_order_move_no_image(rows, more, random):
-    before = accepted(decide(*map(list, zip(*rows, strict=True)))).set_index("image_id").split
+    before = accepted(decide(*map(list, zip(*rows, strict=True)))).set_index("item_id").split
     both = [*rows, *more]
     names = [f"{random.random()}" for _ in both]
     random.shuffle(both)
-    after = accepted(decide(*map(list, zip(*both, strict=True)), names=names)).set_index("image_id").split
+    after = accepted(decide(*map(list, zip(*both, strict=True)), names=names)).set_index("item_id").split
     common = before.index.intersection(after.index)
     assert (after[common] == before[common]).all()
 
@@ -90,7 +90,7 @@ def test_adding_renaming_and_listing_in_another_order_move_no_image(rows, more, 
 def test_what_a_smaller_version_was_trained_on_is_never_tested_on(images, more):
     def scenes(shown: list[int], tested: bool) -> set[int]:
         table = accepted(decide(shown, ["a"] * len(shown), [None] * len(shown)))
-        return {int(text, 16) // 4 for text in table[(table.split != "train") == tested].image_id}
+        return {int(text, 16) // 4 for text in table[(table.split != "train") == tested].item_id}
 
     assert not scenes(images, tested=False) & scenes([*images, *more], tested=True)
 

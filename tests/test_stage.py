@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, write_params
 
-from pipeline import stage
-from pipeline.errors import UserError
-from pipeline.journal import recording
+from headstart import stage
+from headstart.errors import UserError
+from headstart.tracking import recording
 
 DVC_YAML = "stages:\n  train_head:\n    deps: ['${data.source}', features/train.npy]\n"
 OUT = Path("models/head.keras")
@@ -46,7 +46,7 @@ def run(main, capsys) -> tuple[int, str]:
         (UserError("too few"), "train_head: too few\n"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "train_head: the disk is full ("),
         (OSError("Unable to write (error message = 'No space left on device')"), "train_head: the disk is full ("),
-        (MemoryError("Unable to allocate 768 GiB"), "lower train_head.batch_size or extract.image_size"),
+        (MemoryError("Unable to allocate 768 GiB"), "lower train_head.batch_size or extract.size"),
     ],
 )
 def test_what_a_user_can_mend_ends_in_a_message_and_no_file(here, capsys, error, message):

@@ -13,13 +13,15 @@ import pytest
 from conftest import ROOT, SMALL, write_params
 from conftest import run_stages as run
 
-from pipeline import paths, predict
-from pipeline.compare import params_of, read_workspace
-from pipeline.data.pixels import load
-from pipeline.errors import UserError
-from pipeline.journal import records
-from pipeline.learning import networks
-from pipeline.params import load_params
+from headstart import paths
+from headstart.backbones import keras_applications
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.evaluation.compare import params_of, read_workspace
+from headstart.modalities.image.pixels import load
+from headstart.serving import predict
+from headstart.tracking import records
+from headstart.training import networks
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_files_shapes_and_metrics(finished, monkeypatch):
 
     # Row n of the features is image n of the manifest.
     meta = json.loads(paths.FEATURES_META.read_text())
-    trunk = networks.build_trunk("tiny", "pretrained", meta["image_size"], meta["pooling"], 0)
-    assert networks.weights_sha256(trunk) == meta["weights_sha256"]
+    trunk = keras_applications.build_trunk("tiny", "pretrained", meta["image_size"], meta["pooling"], 0)
+    assert keras_applications.weights_sha256(trunk) == meta["weights_sha256"]
     last = manifest[manifest.split == "test"].iloc[-1]
     pixels = load(finished / "photos" / last.path, meta["image_size"])
     expected = networks.predict(trunk, pixels[None], 16)[0]
@@ -62,7 +64,7 @@ def test_files_shapes_and_metrics(finished, monkeypatch):
     metrics = json.loads(paths.metrics("evaluate").read_text())
     predictions = pd.read_csv(paths.PREDICTIONS)
     assert metrics["accuracy"] == pytest.approx((predictions.label == predictions.predicted).mean(), abs=1e-6)
-    found = json.loads(paths.EVALUATION.read_text())
+    found = json.loads(paths.report("evaluate").read_text())
     for which, expected in (("final", metrics), ("head", metrics["head"])):
         judged = found[which]["metrics"]
         assert {name: judged[name]["value"] for name in judged} == pytest.approx(
@@ -111,7 +113,7 @@ def test_the_winner_of_a_search_is_trained_and_the_trials_are_a_table(here):
     assert json.loads(paths.metrics("train_head").read_text())["val_loss"] == pytest.approx(best.val_loss, abs=1e-4)
     dense = [layer for layer in networks.load(paths.HEAD)[0].layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense[:-1]] == json.loads(best.hidden)
-    assert json.loads(paths.choices("train_head").read_text())["hidden"] == json.loads(best.hidden)
+    assert json.loads(paths.report("train_head").read_text())["hidden"] == json.loads(best.hidden)
 
 
 def test_a_search_may_leave_open_what_params_may(here, capsys):
@@ -133,7 +135,7 @@ def test_few_images_get_a_linear_head_and_it_is_told(here, capsys):
     assert "train_head: a linear head, for " in capsys.readouterr().out
     chosen = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs", "weight_decay": 0.02}
     asked = load_params().train_head.choice().model_dump()
-    assert json.loads(paths.choices("train_head").read_text()) == asked | chosen
+    assert json.loads(paths.report("train_head").read_text()) == asked | chosen
 
 
 def test_the_head_learns_from_augmented_views(here):
@@ -211,7 +213,7 @@ def test_the_classic_recipe(here, backbone, weights):
     meta = json.loads(paths.FEATURES_META.read_text())
     assert meta["preprocessing"] == "BGR minus ImageNet's mean"
     if weights != "none":
-        assert meta["weights_sha256"] == networks.weights_sha256(base)
+        assert meta["weights_sha256"] == keras_applications.weights_sha256(base)
     head, _ = networks.load(paths.HEAD)
     assert [layer.units for layer in head.layers if isinstance(layer, keras.layers.Dense)] == [128, 3]
     assert 0 <= json.loads(paths.metrics("evaluate").read_text())["accuracy"] <= 1

@@ -15,11 +15,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from pipeline import tracking
-from pipeline.errors import UserError
-from pipeline.journal import outbox, recording, registry, tracker
-from pipeline.journal.records import Record
-from pipeline.params import load_params
+from headstart.config import load_params
+from headstart.errors import UserError
+from headstart.tracking import commands, outbox, recording, registry, store
+from headstart.tracking.records import Record
 
 PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
 
@@ -269,10 +268,10 @@ def test_a_wrong_address_is_told_as_what_it_is_and_costs_no_result(workspace, mo
     assert "sqlite:///mlflow.db" in said
     assert "reached" not in said
     assert len(outbox.entries()) == 1
-    monkeypatch.setattr(tracking.records, "state", lambda: "")
-    monkeypatch.setattr(tracking.timings, "follow", lambda: None)
-    monkeypatch.setattr(tracking, "load_params", lambda: load_params(ROOT / "params.yaml"))
-    assert tracking.main([]) == 1
+    monkeypatch.setattr(commands.records, "state", lambda: "")
+    monkeypatch.setattr(commands.timings, "follow", lambda: None)
+    monkeypatch.setattr(commands, "load_params", lambda: load_params(ROOT / "params.yaml"))
+    assert commands.main([]) == 1
     assert capsys.readouterr().err.startswith("MLFLOW_TRACKING_URI: no runs can be kept at")
     assert not registry.register()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -302,7 +301,7 @@ def test_two_clones_at_once_make_one_row_and_one_run_a_stage(workspace, restored
             return whole(self, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tracker, "FileLock", lambda _: contextlib.nullcontext())  # each clone has a lock of its own
+            patch.setattr(store, "FileLock", lambda _: contextlib.nullcontext())  # each clone has a lock of its own
             for name in CALLS:
                 patch.setattr(MlflowClient, name, functools.partialmethod(call, whole=getattr(MlflowClient, name)))
             assert recording.send_or_keep([mine])
@@ -312,8 +311,8 @@ def test_two_clones_at_once_make_one_row_and_one_run_a_stage(workspace, restored
     assert sorted(run.data.tags["headstart.key"] for run in parents) == sorted(f"k{number}" for number in range(count))
     assert sorted(run.data.tags["mlflow.parentRunId"] for run in children) == sorted(run.info.run_id for run in parents)
     assert all(run.data.metrics["train_head/val_accuracy"] == 0.5 for run in parents)
-    client = MlflowClient(tracker.uri())
-    runs = client.search_runs([tracker.experiment_id(client)])
+    client = MlflowClient(store.uri())
+    runs = client.search_runs([store.experiment_id(client)])
     assert len(runs) == 3 * count  # with a trial each
     assert outbox.entries() == []
 
@@ -352,9 +351,9 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
     class Server:
         wait = terminate = staticmethod(lambda: 0)
 
-    monkeypatch.setattr(tracking.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(tracking.subprocess, "Popen", lambda command, **_: commands.append(command) or Server)
-    assert tracking.ui(5001) == 0
+    monkeypatch.setattr(commands.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(commands.subprocess, "Popen", lambda command, **_: commands.append(command) or Server)
+    assert commands.ui(5001) == 0
     assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
     (command,) = commands
     given = dict(zip(command[4::2], command[5::2], strict=True))
@@ -365,10 +364,10 @@ def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, ca
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="is taken; name another: make ui PORT="):
-            tracking.ui(taken.getsockname()[1])
+            commands.ui(taken.getsockname()[1])
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
-    assert tracking.ui(5001) == 0
+    assert commands.ui(5001) == 0
     assert "http://tracking.example.org: open it" in capsys.readouterr().out
     assert len(commands) == 1
 
@@ -389,7 +388,7 @@ def test_several_processes_may_open_a_fresh_store_at_once(workspace):
     (workspace / "mlflow.db").unlink()
     values = json.dumps(dataclasses.asdict(make_record()))
     code = (
-        "import json, sys; from pipeline.journal import recording; from pipeline.journal.records import Record;"
+        "import json, sys; from headstart.tracking import recording; from headstart.tracking.records import Record;"
         "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
         "sys.exit(not recording.send_or_keep([Record(**values)]))"
     )

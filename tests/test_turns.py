@@ -13,18 +13,17 @@ import pytest
 from conftest import ROOT
 from filelock import FileLock
 
-from pipeline.data.memory import Facts, Memory
-from pipeline.errors import UserError
-from pipeline.features import turns
-from pipeline.learning import engine
+from headstart import framework, locks
+from headstart.data.inspection_cache import Facts, Memory
+from headstart.errors import UserError
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "CUDA_VISIBLE_DEVICES", turns.GPUS):
+    for name in ("DVC_ROOT", "CUDA_VISIBLE_DEVICES", locks.GPUS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(turns, "_held", [])
+    monkeypatch.setattr(locks, "_held", [])
     return tmp_path
 
 
@@ -36,13 +35,13 @@ def elsewhere(code: str, root: Path, **env: str) -> subprocess.Popen:
     )
 
 
-HOLD = "from pipeline.features import turns; print(turns.gpus({count}, 'extract')); input()"
+HOLD = "from headstart import locks; print(locks.gpus({count}, 'extract')); input()"
 
 
 def test_a_run_takes_what_no_other_one_holds(repository):
     other = elsewhere(HOLD.format(count=3), repository, HEADSTART_GPUS="1")
     assert other.stdout.readline() == "[0]\n"
-    assert turns.gpus(3, "extract") == [1, 2]
+    assert locks.gpus(3, "extract") == [1, 2]
     other.communicate("\n")
 
 
@@ -51,10 +50,10 @@ def test_an_experiment_takes_one_and_another_name_is_another_gpu(repository, mon
     copy.mkdir()
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(repository))  # as DVC runs queued experiments
-    assert turns.gpus(3, "extract") == [0]
-    assert turns.gpus(3, "extract") == [1]
+    assert locks.gpus(3, "extract") == [0]
+    assert locks.gpus(3, "extract") == [1]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    assert turns.gpus(2, "extract") == [1]  # the first of these two is held, under the name of the second of three
+    assert locks.gpus(2, "extract") == [1]  # the first of these two is held, under the name of the second of three
 
 
 def test_all_held_means_waiting_until_the_other_run_is_gone(repository):
@@ -69,25 +68,25 @@ def test_all_held_means_waiting_until_the_other_run_is_gone(repository):
 
 
 def test_shared_asks_nobody(repository, monkeypatch):
-    assert turns.gpus(2, "extract") == [0, 1]
-    monkeypatch.setenv(turns.GPUS, "shared")
-    assert turns.gpus(2, "extract") == [0, 1]
+    assert locks.gpus(2, "extract") == [0, 1]
+    monkeypatch.setenv(locks.GPUS, "shared")
+    assert locks.gpus(2, "extract") == [0, 1]
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "two"])
 def test_a_wrong_wish_is_told(repository, monkeypatch, asked):
-    monkeypatch.setenv(turns.GPUS, asked)
+    monkeypatch.setenv(locks.GPUS, asked)
     with pytest.raises(UserError, match="HEADSTART_GPUS must be shared or the number of GPUs"):
-        turns.gpus(2, "extract")
+        locks.gpus(2, "extract")
 
 
 def test_tensorflow_sees_only_what_was_taken(repository, monkeypatch):
     seen = []
-    monkeypatch.setattr(engine.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
-    monkeypatch.setattr(engine.tf.config, "set_visible_devices", lambda devices, kind: seen.append((devices, kind)))
+    monkeypatch.setattr(framework.tf.config, "list_physical_devices", lambda kind: ["a", "b"])
+    monkeypatch.setattr(framework.tf.config, "set_visible_devices", lambda devices, kind: seen.append((devices, kind)))
     (repository / ".dvc/tmp/headstart/gpus").mkdir(parents=True)
     with FileLock(repository / ".dvc/tmp/headstart/gpus/0.lock"):
-        engine.take_gpus.__wrapped__("extract")
+        framework.take_gpus.__wrapped__("extract")
     assert seen == [(["b"], "GPU")]
 
 
@@ -106,8 +105,8 @@ def test_two_that_open_a_fresh_memory_at_once_both_have_it(repository, capsys):
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(repository):
-    code = "from pathlib import Path; from pipeline.features import turns\n"
-    code += "with turns.alone(Path('x/y.lock'), 'waits'): print('in'); input()"
+    code = "from pathlib import Path; from headstart import locks\n"
+    code += "with locks.alone(Path('x/y.lock'), 'waits'): print('in'); input()"
     first = elsewhere(code, repository)
     assert first.stdout.readline() == "in\n"
     second = elsewhere(code, repository)

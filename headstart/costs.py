@@ -1,0 +1,57 @@
+"""What results cost: seconds, rates, latency. No two runs share such figures, so they are no outputs of a stage.
+
+They are kept beside the caches, under DVC's fingerprint of the result that they belong to: when DVC restores a result,
+its costs are still known, on the machine that computed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from headstart import paths
+from headstart.lockfile import Workspace, md5_of
+from headstart.outputs import Outputs
+
+# The file of a stage that names its result: equal files, equal results.
+RESULTS = {
+    "prepare": paths.MANIFEST,
+    "extract": paths.FEATURES_META,
+    "train_head": paths.HEAD,
+    "fine_tune": paths.MODEL,
+    "evaluate": paths.PREDICTIONS,
+}
+
+
+def write(stage: str, figures: dict[str, Any]) -> None:
+    """Keep what the result of `stage` in the workspace cost.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    fingerprint = md5_of(Workspace(), RESULTS[stage].as_posix()) if stage in RESULTS else None
+    if fingerprint:
+        outputs = Outputs()
+        outputs.json(_file(stage, fingerprint), figures)
+        outputs.commit()
+
+
+def read(stage: str, fingerprint: str | None = None) -> dict[str, Any]:
+    """What a result of `stage` cost, by figure; empty if that is not known here.
+
+    Args:
+        fingerprint: DVC's md5 of the file in RESULTS; None: of the one in the workspace.
+    """
+    if stage not in RESULTS:
+        return {}
+    fingerprint = fingerprint or md5_of(Workspace(), RESULTS[stage].as_posix())
+    with contextlib.suppress(OSError, ValueError):
+        figures = json.loads(_file(stage, fingerprint or "none").read_bytes())
+        return figures if isinstance(figures, dict) else {}
+    return {}
+
+
+def _file(stage: str, fingerprint: str) -> Path:
+    return paths.cache_path(f"costs/{stage}-{fingerprint}.json")

@@ -1,0 +1,82 @@
+"""Open what `data.source` names: a folder, an archive or a manifest's images, on this disk or at an address."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from headstart.data.archives import Tar, Zip
+from headstart.data.files import Folder, Source
+from headstart.data.remote import Remote, fetch
+from headstart.errors import UserError
+from headstart.paths import is_address
+
+MANIFESTS = (".csv", ".parquet")
+SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or a .parquet manifest"
+
+
+def open_source(source: str, root: str | None = None) -> Source:
+    """Open `source`; the images of a manifest are read below `root`, by default the folder that it lies in.
+
+    Raises:
+        UserError: where there is none, or it is of no supported kind, or damaged.
+    """
+    if is_manifest(source):
+        if root and not is_address(root) and not os.path.isdir(root):
+            raise UserError(
+                f"params.yaml: data.root {root!r} is no folder; give the one that the manifest's paths start from"
+            )
+        return _folder(root or manifest_folder(source))
+    if is_archive(source):
+        file = local_file(source)
+        try:
+            return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), source)) from error
+    if is_address(source) or os.path.isdir(source):
+        return _folder(source)
+    local_file(source)
+    raise UserError(f"params.yaml: data.source {source!r} is of no supported kind; give {SUPPORTED}")
+
+
+def is_manifest(source: str) -> bool:
+    """Whether `source` is a table of images by its name."""
+    return _name(source).endswith(MANIFESTS) and not os.path.isdir(source)
+
+
+def is_csv(source: str) -> bool:
+    """Whether the table `source` is a CSV file by its name."""
+    return _name(source).endswith(".csv")
+
+
+def is_archive(source: str) -> bool:
+    """Whether `source` is an archive by its name."""
+    name = _name(source)
+    known = name.endswith((".zip", ".tgz")) or ".tar" in PurePosixPath(name).suffixes
+    return known and not os.path.isdir(source)
+
+
+def manifest_folder(source: str) -> str:
+    """The folder, or the address of the folder, that a manifest lies in."""
+    return source.split("?")[0].rpartition("/")[0] if is_address(source) else str(Path(source).parent)
+
+
+def local_file(source: str) -> Path:
+    """The file `source`, or the copy of it that was fetched from its address.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if is_address(source):
+        return fetch(source)
+    if not os.path.isfile(source):
+        raise UserError(f"params.yaml: data.source {source!r} does not exist; give the path of {SUPPORTED}")
+    return Path(source)
+
+
+def _folder(source: str) -> Source:
+    return Remote(source) if is_address(source) else Folder(Path(source))
+
+
+def _name(source: str) -> str:
+    return (source.split("?")[0] if is_address(source) else source).rstrip("/").lower()

@@ -1,0 +1,223 @@
+"""What dvc.yaml asks for and dvc.lock records, in the workspace or in a commit: which stages are up to date.
+
+DVC knows this of the workspace alone, and says it in a second. Here it is told of any commit, without a checkout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from headstart.errors import UserError
+
+LOCK, PIPELINE, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
+CODE = ("headstart", "pipeline")  # the folders that hold code
+MAX_HASHED_BYTES = 64 * 2**20  # a larger output is compared with dvc.lock by its size alone
+SOURCE = "${data.source}"
+
+
+class Tree(Protocol):
+    """Files by their path relative to the root of the repository."""
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file, or None if there is none."""
+
+    def below(self, folder: Path) -> list[str]:
+        """The paths of all files below `folder`, relative to it, in any order; `__pycache__` is left out."""
+
+
+class Workspace:
+    """The files on disk below `root`."""
+
+    def __init__(self, root: Path = Path()) -> None:
+        self._root = root
+
+    def read(self, path: Path) -> bytes | None:
+        file = self._root / path
+        return file.read_bytes() if file.is_file() else None
+
+    def below(self, folder: Path) -> list[str]:
+        top = self._root / folder
+        files = (file.relative_to(top) for file in top.rglob("*") if file.is_file())
+        return [file.as_posix() for file in files if "__pycache__" not in file.parts]
+
+
+class Revision:
+    """The files that Git has in a commit; `prefix` is the folder of the DVC repository in that of Git."""
+
+    def __init__(self, git: GitObjects, revision: str, prefix: Path = Path()) -> None:
+        self._git, self._revision, self._prefix = git, revision, prefix
+
+    def read(self, path: Path) -> bytes | None:
+        return self._git.read(f"{self._revision}:{(self._prefix / path).as_posix()}")
+
+    def below(self, folder: Path) -> list[str]:
+        top = (self._prefix / folder).as_posix()
+        return [name[len(top) + 1 :] for name in self._git.names(self._revision, top)]
+
+
+class GitObjects:
+    """Reads objects of a Git repository through one process of Git, see `git_objects`.
+
+    DVC's own file system of a revision reads through a thread of pygit2, which can wait for ever.
+    """
+
+    def __init__(self, root: Path, process: subprocess.Popen[bytes]) -> None:
+        self._root, self._process = root, process
+
+    def read(self, name: str) -> bytes | None:
+        """The content of `REVISION:PATH`, or None if there is no such file."""
+        if "\n" in name:
+            return None
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(os.fsencode(name) + b"\n")
+        self._process.stdin.flush()
+        found = re.fullmatch(rb"[0-9a-f]+ (\w+) (\d+)\n", self._process.stdout.readline())
+        if not found:  # missing, or ambiguous
+            return None
+        data = self._process.stdout.read(int(found[2]) + 1)[:-1]
+        return data if found[1] == b"blob" else None
+
+    def names(self, revision: str, folder: str) -> list[str]:
+        """The paths of all files below `folder` in a commit."""
+        command = ["git", "ls-tree", "-r", "--name-only", "-z", "--full-tree", revision, f"{folder}/"]
+        done = subprocess.run(command, cwd=self._root, capture_output=True, check=False)
+        return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+
+@contextmanager
+def git_objects(root: Path) -> Iterator[GitObjects]:
+    """The objects of the Git repository at `root`, for as long as the context lasts."""
+    command = ["git", "cat-file", "--batch"]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield GitObjects(root, process)
+
+
+def md5_of(tree: Tree, path: str) -> str | None:
+    """DVC's fingerprint of a file or a folder in `tree`, or None if it is not there."""
+    content = tree.read(Path(path))
+    if content is not None:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    names = sorted(tree.below(Path(path)))
+    if not names:
+        return None
+    # As dvc_data.hashfile.tree.Tree lists a folder.
+    listing = json.dumps([{"md5": md5_of(tree, f"{path}/{name}"), "relpath": name} for name in names], sort_keys=True)
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
+    """What dvc.yaml or dvc.lock has under `stages`; nothing if the file is not there.
+
+    Raises:
+        UserError: if it cannot be read, as with the marks of a merge conflict in it.
+    """
+    try:
+        stages = (yaml.safe_load((tree.read(file) or b"").decode("utf-8")) or {}).get("stages") or {}
+        if not isinstance(stages, dict):
+            raise AttributeError("its stages are not a mapping")
+        return stages
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(
+            f"{file}: cannot be read: {' '.join(str(error).split())[:200]}; "
+            f"run `git checkout HEAD -- {file}`, then `dvc repro`"
+        ) from error
+
+
+def code_deps(stages: dict[str, Any]) -> list[str]:
+    """The files and folders of code that any stage depends on, sorted."""
+    return sorted({dep for stage in stages.values() for dep in stage["deps"] if dep.split("/")[0] in CODE})
+
+
+def outs_of(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Path and options of each output of a stage of dvc.yaml, metrics and plots among them."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
+    return [(out, {}) if isinstance(out, str) else next(iter(out.items())) for out in listed]
+
+
+def up_to_date_stages(
+    tree: Tree,
+    params: dict[str, Any],
+    is_there: Callable[[dict[str, Any]], bool] | None = None,
+    just_ran: str | None = None,
+) -> list[str]:
+    """Names of the stages whose entry in dvc.lock describes these params and this code, in the order of dvc.yaml.
+
+    Args:
+        params: params.yaml, as its sections.
+        is_there: whether an output is in reach, by its entry in dvc.lock; None: all are.
+        just_ran: a stage that DVC has not written into dvc.lock yet.
+
+    Raises:
+        UserError: if dvc.yaml or dvc.lock cannot be read.
+    """
+    stages, lock = read_stages(tree), read_stages(tree, LOCK)
+    produced: dict[str, str | None] = {}  # md5 of the outputs of the stages that are up to date, by path
+    code: dict[str, str | None] = {}
+    up_to_date = []
+    for stage, definition in stages.items():
+        if stage == just_ran:
+            produced |= {path: md5_of(tree, path) for path, _ in outs_of(definition)}
+            up_to_date.append(stage)
+            continue
+        code |= {path: md5_of(tree, path) for path in code_deps({stage: definition}) if path not in code}
+        try:
+            entry = lock.get(stage)
+            current = bool(entry) and _matches(tree, entry, definition, params, produced | code)
+            if current and all(is_there(out) for out in entry["outs"] if is_there):
+                produced |= {out["path"]: out["md5"] for out in entry["outs"]}
+                up_to_date.append(stage)
+        except (AttributeError, KeyError, TypeError):  # an entry that DVC did not write describes nothing
+            continue
+    return up_to_date
+
+
+def _matches(
+    tree: Tree, entry: dict[str, Any], definition: dict[str, Any], params: dict[str, Any], known: dict[str, str | None]
+) -> bool:
+    locked = entry.get("params", {}).get("params.yaml", {})
+    wanted = {name: _value(params, name) for name in definition.get("params", [])}
+    if entry["cmd"] != definition["cmd"] or locked.keys() != wanted.keys():
+        return False
+    if not all(_is_same(locked[name], value) for name, value in wanted.items()):
+        return False
+    deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
+    for path in definition["deps"]:
+        # DVC itself compares the data source; the manifest tells what was in it.
+        if path != SOURCE and (known.get(path) is None or deps.get(path) != known[path]):
+            return False
+    in_git = {path for path, options in outs_of(definition) if options.get("cache") is False}
+    return all(md5_of(tree, out["path"]) == out["md5"] for out in entry["outs"] if out["path"] in in_git)
+
+
+def _value(params: dict[str, Any], name: str) -> Any:
+    """A section or a leaf of params.yaml by its dotted name; KeyError if there is none."""
+    for part in name.split("."):
+        params = params[part]
+    return params
+
+
+def _is_same(locked: Any, value: Any) -> bool:
+    """Whether dvc.lock has that value; DVC writes the words on and off bare, which YAML 1.1 reads as true and false."""
+    if isinstance(locked, dict) and isinstance(value, dict):
+        return locked.keys() == value.keys() and all(_is_same(locked[key], item) for key, item in value.items())
+    return locked == value or (isinstance(locked, bool) and value == ("on" if locked else "off"))
+
+
+def is_as_locked(out: dict[str, Any]) -> bool:
+    """Whether the workspace has an output as its entry in dvc.lock tells of it."""
+    file = Path(out["path"])
+    if not file.is_file():
+        return False
+    size = file.stat().st_size
+    return size == out.get("size", size) and (size > MAX_HASHED_BYTES or md5_of(Workspace(), out["path"]) == out["md5"])

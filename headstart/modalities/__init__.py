@@ -1,0 +1,1 @@
+"""What an example is: bytes to arrays, augmentation, what a copy is, how it looks on a page."""

@@ -1,0 +1,81 @@
+"""Augmented views of images, made once and kept as features: the recipe of Inception, seeded by image and number.
+
+A view is a random crop of some of the area, resized (https://arxiv.org/abs/1409.4842, section 6), perhaps mirrored,
+with brightness, contrast and saturation changed. View n of an image is the same wherever and whenever it is made.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+from blake3 import blake3
+
+from headstart.modalities.image.pixels import resize
+
+ASPECT = (3 / 4, 4 / 3)  # of the crops, width to height relative to the image's
+_LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to an image.
+
+    Attributes:
+        crop: the least share of the area, in (0, 1]; 1: the whole image.
+        flip: whether half of the views are mirrored, left to right.
+        jitter: largest relative change of brightness, contrast and saturation, in [0, 1).
+    """
+
+    crop: float
+    flip: bool
+    jitter: float
+
+    def least(self, size: int) -> int:
+        """Pixels a side of an image whose crops still have `size` pixels a side."""
+        return int(np.ceil(size / np.sqrt(self.crop * ASPECT[0])))
+
+    def text(self) -> str:
+        """All of it, to make keys from."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+NONE = Augmentation(1.0, False, 0.0)
+
+
+def view(image: np.ndarray, size: int, augmentation: Augmentation, file_hash: str, number: int) -> np.ndarray:
+    """View `number`, from 1, of an (h, w, 3) uint8 image: (size, size, 3) uint8; 0 is the image as it is."""
+    if number == 0:
+        return resize(image, size)
+    seed = blake3(f"{file_hash} {number}".encode()).digest(length=8)
+    random = np.random.default_rng(int.from_bytes(seed, "little"))
+    top, left, height, width = _crop(image.shape[0], image.shape[1], augmentation.crop, random)
+    made = resize(image[top : top + height, left : left + width], size)
+    if random.random() < 0.5 and augmentation.flip:
+        made = made[:, ::-1]
+    return _jitter(made, *random.uniform(1 - augmentation.jitter, 1 + augmentation.jitter, 3))
+
+
+def _crop(height: int, width: int, least: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop inside the image."""
+    area, aspect = random.uniform(least, 1), np.exp(random.uniform(*np.log(ASPECT)))
+    # Of sides that would reach beyond the image the other one keeps the area.
+    across = np.clip(np.sqrt(area * aspect), area, 1)
+    sides = max(1, round(height * area / across)), max(1, round(width * across))
+    return (
+        int(random.integers(height - sides[0] + 1)),
+        int(random.integers(width - sides[1] + 1)),
+        *sides,
+    )
+
+
+def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """Scale brightness, the distance from the mean grey, and that from each pixel's grey."""
+    values = image.astype(np.float32) * np.float32(brightness)
+    grey = cv2.transform(values, _LUMA)
+    mean = np.float32(grey.mean(dtype=np.float64))
+    values = np.float32(saturation) * values + np.float32(1 - saturation) * grey[..., None]
+    values = np.float32(contrast) * values + np.float32(1 - contrast) * mean
+    return np.uint8(np.clip(np.rint(values), 0, 255))

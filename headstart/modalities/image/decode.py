@@ -1,0 +1,126 @@
+"""Which bytes are an image, and its pixels in full. No TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from blake3 import blake3
+from PIL import Image, ImageOps
+
+# Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
+# Meant as images, yet not read: to be told, not passed over.
+UNSUPPORTED = (
+    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+    *(".raf", ".orf", ".rw2"),
+)
+# Of one image: the most that Pillow opens without a warning. Up to twice of it only warns, and costs gigabytes.
+MAX_PIXELS = 2**30 // 4 // 3
+_HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+_STEP = 2**20  # pixels that are scaled at once
+
+# About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageError(Exception):
+    """Bytes that are no image, or none that can be decoded; the message is the detail.
+
+    Attributes:
+        reason: one word to count by, e.g. `truncated`.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def looks_like_image(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
+    """Whether a file that begins with `head`, 32 bytes or more, says that it is of one of these kinds."""
+    Image.init()  # loads Pillow's plugins, the first time
+    return any(Image.OPEN[name][1](head) is True for name in formats if name in Image.OPEN)
+
+
+def decode(data: bytes, at_least: int | None = None) -> Image.Image:
+    """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
+
+    Args:
+        at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where no side falls below them.
+
+    Raises:
+        ImageError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
+    """
+    if not data:
+        raise ImageError("empty", "the file is empty")
+    try:
+        Image.init()
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        width, height = image.size  # as its header says
+        if width * height > MAX_PIXELS:
+            raise ImageError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
+        if at_least:
+            image.draft(None, (at_least, at_least))  # of JPEG alone
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own, where a header names more than twice of that
+        raise ImageError("bomb", f"a decompression bomb: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        if looks_like_image(data[:32]):
+            raise ImageError("damaged", "damaged: its header cannot be read") from error
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
+            raise ImageError("unsupported", "HEIC is not supported; convert it, e.g. to JPEG") from error
+        text = ", but HTML or XML" if data[:64].lstrip().startswith(b"<") else ""
+        raise ImageError("not_an_image", f"not an image of a supported kind{text}") from error
+    except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ImageError("truncated" if "truncated" in detail.lower() else "damaged", f"damaged: {detail}") from error
+
+
+def item_id(pixels: np.ndarray) -> str:
+    """The name of a decoded image, (height, width, 3) uint8, by its size and pixels: BLAKE3, 32 hexadecimal digits.
+
+    Files with the same pixels share it, whatever their format, name and metadata.
+    """
+    digest = blake3(b"%dx%d\n" % (pixels.shape[1], pixels.shape[0]))
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest(length=16)
+
+
+def file_hash(data: bytes) -> str:
+    """The name of a file by its bytes: BLAKE3, 32 hexadecimal digits."""
+    return blake3(data).hexdigest(length=16)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or float scaled to 8 bits; the last two have no range of their own: 1, 255 or 65535."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    else:
+        most = values.max(where=np.isfinite(values), initial=0)
+        top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if most <= top)
+    scaled, flat = np.empty(values.size, np.uint8), values.reshape(-1)
+    for start in range(0, values.size, _STEP):  # in doubles: of all pixels at once they would be many times the image
+        part = np.nan_to_num(flat[start : start + _STEP].astype(np.float64), posinf=0.0, neginf=0.0)
+        scaled[start : start + _STEP] = np.round(np.clip(part / top, 0, 1) * 255)
+    return Image.fromarray(scaled.reshape(values.shape))

@@ -1,0 +1,126 @@
+"""Files that appear all at once, and only when the stage has succeeded."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from headstart.errors import UserError
+
+LEFT_SECONDS = 86400
+DECIMALS = 6  # of metrics and probabilities in text files: below it is the noise of float32
+
+
+class Outputs:
+    """Collects outputs under temporary names beside their final ones; `commit` renames them.
+
+    Args:
+        through_links: whether the file that a link points to is written, else the link is replaced: it may lead into
+            DVC's cache.
+
+    Raises:
+        UserError: where a folder cannot be made or a file cannot be written.
+    """
+
+    def __init__(self, through_links: bool = True) -> None:
+        self._through_links = through_links
+        self._partial: dict[Path, Path] = {}
+
+    def path(self, final: Path) -> Path:
+        """The temporary name to write `final` under, of the same suffix, in a folder that exists.
+
+        It is `final` itself where that is a pipe or a device as /dev/null, which no file may take the place of.
+        """
+        try:
+            if self._through_links:
+                if _is_stream(final):
+                    return final
+                final = _pointed_to(final)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.is_dir():
+                raise IsADirectoryError(21, "a folder lies where the file belongs")
+            # Of this process alone: two runs at once do not write into one file.
+            partial = final.with_name(f".{final.stem}.partial.{os.getpid()}{final.suffix}")
+            for left in final.parent.glob(f".{final.stem}.partial.*{final.suffix}"):
+                if time.time() - left.stat().st_mtime > LEFT_SECONDS:  # by a run that was killed
+                    left.unlink(missing_ok=True)
+            partial.open("wb").close()  # a folder that cannot be written is found before the work, not after it
+        except OSError as error:
+            raise UserError(
+                f"{final}: cannot be written: {error.strerror}; make {final.parent}/ a folder that you may write to"
+            ) from error
+        self._partial[final] = partial
+        return partial
+
+    def json(self, final: Path, value: Any, exact: bool = False) -> Path:
+        """Write `value` as JSON, its floats rounded but where they are to be read back; returns the temporary name."""
+        text = json.dumps(value if exact else _rounded(value), indent=2, ensure_ascii=False, allow_nan=False)
+        partial = self.path(final)
+        partial.write_text(text + "\n", encoding="utf-8")
+        return partial
+
+    def csv(self, final: Path, table: pd.DataFrame) -> None:
+        """Write `table` as CSV, its floats rounded."""
+        # A carriage return ends a row for many readers; Python before 3.13 does not quote it by itself.
+        returns = any(
+            table[name].astype(str).str.contains("\r").any() for name in table if table[name].dtype.kind == "O"
+        )
+        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        table.round(DECIMALS).to_csv(self.path(final), index=False, lineterminator="\n", quoting=quoting)
+
+    def commit(self) -> None:
+        """Give every output its final name."""
+        for final, partial in self._partial.items():
+            os.replace(partial, final)
+        self._partial.clear()
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for partial in self._partial.values():
+            partial.unlink(missing_ok=True)
+        self._partial.clear()
+
+
+def _is_stream(file: Path) -> bool:
+    """Whether `file` takes what is written as it comes: a pipe, a terminal, /dev/null.
+
+    Raises:
+        OSError: where it is there and can hold nothing: a socket, a disk.
+    """
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # not there, or told when it is written
+        return False
+    if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
+        if not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return True
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no regular file lies there")
+    return False
+
+
+def _pointed_to(file: Path) -> Path:
+    """Where a link leads, also where nothing is yet; another file as it is."""
+    if not file.is_symlink():
+        return file
+    found = Path(os.path.realpath(file))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value

@@ -1,1 +1,0 @@
-"""What was run, what it cost, and how MLflow learns of it."""
