@@ -13,8 +13,8 @@ from conftest import paint
 from PIL import Image
 
 from headstart.data.sources import Folder
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError, decode, file_hash
+from headstart.errors import ItemError, UserError
+from headstart.modalities.image.decode import decode, file_hash
 from headstart.modalities.image.pixels import batches, load, pixels, read_images, resize
 
 
@@ -98,7 +98,7 @@ def test_other_kinds_and_modes_go_through_pillow(kind):
 
 def test_a_cut_jpeg_is_told_as_it_was_by_prepare():
     data = encoded(photo(400, 300))
-    with pytest.raises(ImageError, match="truncated") as raised:
+    with pytest.raises(ItemError, match="truncated") as raised:
         pixels(data[: len(data) // 2], 100)
     assert raised.value.reason == "truncated"
 

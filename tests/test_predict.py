@@ -21,8 +21,7 @@ from conftest import ROOT, SMALL, paint, write_params
 from test_export import CLASSES, shipped  # noqa: F401  a fixture
 from test_remote import serve
 
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError, UserError
 from headstart.modalities.image.pixels import load
 from headstart.serving import inputs, ood, predict
 from headstart.training import networks
@@ -203,12 +202,12 @@ def test_what_is_wrong_with_an_address_is_told(here, monkeypatch):
             ("nothing://x/y.png", "give a path, or an s3://, gs:// or https:// address"),
             ("http://127.0.0.1:1/a.png", "Cannot connect to host"),
         ]:
-            with pytest.raises(ImageError, match=reason):
+            with pytest.raises(ItemError, match=reason):
                 inputs.load_given(name, 32)
-        with pytest.raises(ImageError, match="but HTML or XML"):
+        with pytest.raises(ItemError, match="but HTML or XML"):
             inputs.load_given(f"{address}/photos/", 32)  # the server's list of files
         monkeypatch.setattr(inputs, "MAX_BYTES", 500)
-        with pytest.raises(ImageError, match="larger than 0 MiB"):
+        with pytest.raises(ItemError, match="larger than 0 MiB"):
             inputs.load_given(f"{address}/photos/red/000.png", 32)
 
 
@@ -216,7 +215,7 @@ def test_an_address_that_does_not_answer_is_given_up(monkeypatch):
     asked = threading.Event()
     monkeypatch.setattr(inputs, "SECONDS", 0.05)
     monkeypatch.setattr(inputs, "_fetch", lambda address: asked.wait(5))
-    with pytest.raises(ImageError, match=r"not here within 0\.05 s"):
+    with pytest.raises(ItemError, match=r"not here within 0\.05 s"):
         inputs.fetch("https://example.org/a.png")
     asked.set()
 
@@ -235,7 +234,7 @@ def test_the_status_of_a_server_is_told(status, told):
 
     with HTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ImageError) as raised:
+        with pytest.raises(ItemError) as raised:
             inputs.fetch(f"http://127.0.0.1:{server.server_port}/a.png")
         server.shutdown()
     assert str(raised.value) == told

@@ -16,8 +16,7 @@ import pytest
 from test_sources import list_items, pack
 
 from headstart.data.sources import open_source
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +75,7 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket, workspace):
         for item in listing.items:
             assert source.read(item.path) == (workspace / "photos" / item.path).read_bytes()
             assert source.state(item.path)[0] == (workspace / "photos" / item.path).stat().st_size
-        with pytest.raises(ImageError, match="no such file") as raised:
+        with pytest.raises(ItemError, match="no such file") as raised:
             source.read("red/lost.png")
         assert raised.value.reason == "missing"
 
@@ -157,7 +156,7 @@ def test_a_broken_transfer_leaves_nothing_half_written(bucket, workspace, monkey
     with open_source(bucket) as source:
         source.scan()
         monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", broken)
-        with pytest.raises(ImageError, match="cannot be fetched: timed out") as raised:
+        with pytest.raises(ItemError, match="cannot be fetched: timed out") as raised:
             source.read("red/000.png")
         assert raised.value.reason == "unreadable"
         assert not [file for file in (workspace / ".dvc").rglob("*") if file.is_file()]

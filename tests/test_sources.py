@@ -14,8 +14,7 @@ from conftest import ROOT, paint
 from headstart.data import archives, layouts
 from headstart.data.layouts import Listing
 from headstart.data.sources import open_source
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError, UserError
 
 
 def list_items(path: Path | str, root: str | None = None, group_by: str | None = None) -> Listing:
@@ -72,7 +71,7 @@ def test_archives_list_and_read_as_folders_do(photos, kind, prefix):
     with open_source(str(file)) as source:
         for item in listing.items:
             assert source.read(item.path) == (folder / item.path.removeprefix(prefix)).read_bytes()
-        with pytest.raises(ImageError, match="not in the archive"):
+        with pytest.raises(ItemError, match="not in the archive"):
             source.read("red/missing.png")
 
 
@@ -265,7 +264,7 @@ def test_a_damaged_member_is_told_when_it_is_read(photos):
     start = data.index(b"blue/000.png") + 60
     data[start : start + 20] = bytes(20)
     file.write_bytes(data)
-    with open_source(str(file)) as source, pytest.raises(ImageError, match="damaged in the archive"):
+    with open_source(str(file)) as source, pytest.raises(ItemError, match="damaged in the archive"):
         source.read("blue/000.png")
 
 

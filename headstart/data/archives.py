@@ -19,8 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from headstart.data.files import MAX_BYTES, Folder, Source, hidden, too_large
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError, UserError
 
 # Photographs do not compress: what does, this well and to this size, is there to fill a memory or a disk.
 BOMB_RATIO, BOMB_MEMBER_BYTES = 200, 2**25
@@ -84,9 +83,9 @@ class _Archive(Source):
             with self._reading, self._open(self._members[name]) as content:
                 return content.read(count)
         except KeyError as error:
-            raise ImageError("missing", "not in the archive") from error
+            raise ItemError("missing", "not in the archive") from error
         except _DAMAGES as error:
-            raise ImageError("unreadable", f"damaged in the archive: {error}") from error
+            raise ItemError("unreadable", f"damaged in the archive: {error}") from error
 
 
 class Zip(_Archive):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError
 
 MAX_BYTES = 2**30  # of one image file: anything larger is no photograph
 HEAD = 64  # bytes that tell of what kind a file is
@@ -50,7 +50,7 @@ class Source(ABC):
         """The bytes of a file; safe to call from several threads.
 
         Raises:
-            ImageError: where it cannot be read: missing, unreadable, too_large.
+            ItemError: where it cannot be read: missing, unreadable, too_large.
         """
         return self._read(name, -1)
 
@@ -58,7 +58,7 @@ class Source(ABC):
         """The first HEAD bytes of a file, fewer of a shorter one.
 
         Raises:
-            ImageError: as `read`.
+            ItemError: as `read`.
         """
         return self._read(name, HEAD)
 
@@ -132,15 +132,15 @@ class Folder(Source):
         try:
             state = os.stat(f"{self._root}/{name}")
             if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
-                raise ImageError("unreadable", "not a file")
+                raise ItemError("unreadable", "not a file")
             if count < 0 and state.st_size > MAX_BYTES:
                 raise too_large()
             with open(f"{self._root}/{name}", "rb", buffering=0) as stream:
                 return stream.read(count)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageError("missing", "no such file") from error
+            raise ItemError("missing", "no such file") from error
         except OSError as error:
-            raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
+            raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
 
     def state(self, name: str) -> tuple[int, str | None]:
         try:
@@ -154,6 +154,6 @@ class Folder(Source):
         )
 
 
-def too_large() -> ImageError:
+def too_large() -> ItemError:
     """The error for a file that no photograph is as large as."""
-    return ImageError("too_large", f"larger than {MAX_BYTES >> 20} MiB")
+    return ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

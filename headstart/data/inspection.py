@@ -15,8 +15,9 @@ from PIL import Image
 
 from headstart.data.files import Source
 from headstart.data.inspection_cache import Facts, Memory
+from headstart.errors import ItemError
 from headstart.machine import cores
-from headstart.modalities.image.decode import ImageError, decode, file_hash, item_id
+from headstart.modalities.image.decode import decode, file_hash, item_id
 
 THUMB = 64  # pixels, square: what brightness, sharpness and the descriptor are computed on
 WAVES, CHROMA_WAVES = 8, 3
@@ -78,7 +79,7 @@ def look(files: list[bytes]) -> list[Facts]:
     for data in files:
         try:
             image = decode(data)
-        except ImageError as error:
+        except ItemError as error:
             facts.append(Facts(error.reason, str(error)))
             continue
         facts.append(None)
@@ -180,7 +181,7 @@ def _examine(source: Source, memory: Memory, names: list[str]) -> list[Facts]:
         try:
             contents[name] = source.read(name)
             hashes[name] = file_hash(contents[name])
-        except ImageError as error:
+        except ItemError as error:
             facts[name] = Facts(error.reason, str(error))
     known = memory.recall_contents(list(hashes.values()))
     facts |= {name: known[found] for name, found in hashes.items() if found in known}

@@ -17,8 +17,8 @@ import pandas as pd
 from headstart.data.archives import leads_out
 from headstart.data.files import Source
 from headstart.data.sources import is_csv, is_manifest, local_file, manifest_folder
-from headstart.errors import UserError, did_you_mean
-from headstart.modalities.image.decode import FORMATS, SUFFIXES, UNSUPPORTED, ImageError, looks_like_image
+from headstart.errors import ItemError, UserError, did_you_mean
+from headstart.modalities.image.decode import FORMATS, SUFFIXES, UNSUPPORTED, looks_like_image
 from headstart.paths import is_address
 
 SPLIT_NAMES = {
@@ -138,7 +138,7 @@ def _label(folder: str) -> str:
 def _is_image(opened: Source, name: str, formats: Sequence[str] = FORMATS) -> bool:
     try:
         return looks_like_image(opened.head(name), formats)
-    except ImageError:
+    except ItemError:
         return False
 
 

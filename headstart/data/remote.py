@@ -19,8 +19,7 @@ from blake3 import blake3
 
 from headstart import paths
 from headstart.data.files import MAX_BYTES, Source, hidden, too_large
-from headstart.errors import UserError
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError, UserError
 
 # What storages call the fingerprint or the time of a file, in the order of trust.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "updated", "mtime", "created")
@@ -104,7 +103,7 @@ class Remote(Source):
         """The file's copy on this disk, fetched where there is none of this version.
 
         Raises:
-            ImageError: where it cannot be fetched.
+            ItemError: where it cannot be fetched.
         """
         if self._asks and self.state(name)[1] is None:
             with contextlib.suppress(Exception):  # fetching it tells what is wrong
@@ -131,7 +130,7 @@ def fetch(address: str) -> Path:
         return _fetch(fs, path, version)
     except FileNotFoundError as error:
         raise UserError(f"{address}: there is no such file, or no answer ({_first_line(error)})") from error
-    except ImageError as error:
+    except ItemError as error:
         raise UserError(f"{address}: {error}") from error
     except Exception as error:  # each driver has errors of its own
         raise UserError(f"{address}: cannot be fetched ({_first_line(error)})") from error
@@ -154,13 +153,13 @@ def _fetch(fs: Any, path: str, version: str | None) -> Path:
         os.replace(partial, copy)
         note.write_text(version or "", encoding="utf-8")
     except FileNotFoundError as error:
-        raise ImageError("missing", "no such file") from error
+        raise ItemError("missing", "no such file") from error
     except OSError as error:
         if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
             raise  # this disk is full, or not to be written
-        raise ImageError("unreadable", f"cannot be fetched: {_first_line(error)}") from error
+        raise ItemError("unreadable", f"cannot be fetched: {_first_line(error)}") from error
     except Exception as error:  # each driver has errors of its own
-        raise ImageError("unreadable", f"cannot be fetched: {_first_line(error)}") from error
+        raise ItemError("unreadable", f"cannot be fetched: {_first_line(error)}") from error
     finally:
         Path(partial).unlink(missing_ok=True)
     return copy

@@ -13,9 +13,9 @@ from PIL import Image
 from headstart import paths
 from headstart.config import Params
 from headstart.data.sources import open_source
-from headstart.errors import UserError
+from headstart.errors import ItemError, UserError
 from headstart.evaluation import compare
-from headstart.modalities.image.decode import ImageError, decode, file_hash
+from headstart.modalities.image.decode import decode, file_hash
 from headstart.modalities.image.pixels import pixels, resize
 from headstart.report.page import Thumbnails, data_address
 
@@ -72,18 +72,18 @@ def pictures(
 
 
 def _nothing(path: str) -> bytes:
-    raise ImageError("missing", "the images are not there")
+    raise ItemError("missing", "the images are not there")
 
 
 def _unchanged(read: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """`read` for images that are still those which were judged; ImageError for others."""
+    """`read` for images that are still those which were judged; ItemError for others."""
     manifest = pd.read_parquet(paths.MANIFEST, columns=["path", "file_hash"], filters=[("split", "==", "test")])
     hashes = dict(zip(manifest.path, manifest.file_hash, strict=True))
 
     def read_unchanged(path: str) -> bytes:
         data = read(path)
         if file_hash(data) != hashes.get(path):
-            raise ImageError("changed", "its content is another")
+            raise ItemError("changed", "its content is another")
         return data
 
     return read_unchanged
@@ -123,7 +123,7 @@ def _looks(table: pd.DataFrame, read: Callable[[str], bytes]) -> tuple[list[dict
         try:
             data = read(row.path)
             shown.append((row, data, resize(pixels(data, size), size)))
-        except ImageError:  # it has changed since
+        except ItemError:  # it has changed since
             continue
     if not shown:
         return [], ""

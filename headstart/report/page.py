@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from headstart.modalities.image.decode import ImageError, decode
+from headstart.errors import ItemError
+from headstart.modalities.image.decode import decode
 
 THUMB = 96  # pixels, the longer side
 
@@ -42,7 +43,7 @@ class Thumbnails:
     """Small copies of images as data addresses, made once each.
 
     Args:
-        read: gives the bytes of a file by its path; ImageError where it cannot.
+        read: gives the bytes of a file by its path; ItemError where it cannot.
     """
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
@@ -56,6 +57,6 @@ class Thumbnails:
                 image = decode(self._read(path))
                 image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
                 self._made[path] = data_address(image)
-            except ImageError:
+            except ItemError:
                 self._made[path] = ""
         return self._made[path]

@@ -14,8 +14,8 @@ import numpy as np
 
 from headstart.data.files import Folder
 from headstart.data.remote import filesystem
-from headstart.errors import UserError
-from headstart.modalities.image.decode import SUFFIXES, ImageError
+from headstart.errors import ItemError, UserError
+from headstart.modalities.image.decode import SUFFIXES
 from headstart.modalities.image.pixels import load, pixels, resize
 from headstart.paths import is_address
 
@@ -95,12 +95,12 @@ def load_given(name: str, size: int) -> np.ndarray:
     """The image as the networks see it: (size, size, 3) uint8.
 
     Raises:
-        ImageError: where it cannot be read.
+        ItemError: where it cannot be read.
     """
     if is_address(name):
         return resize(pixels(fetch(name), size), size)
     if os.path.isdir(name):
-        raise ImageError("missing", _NO_IMAGE)
+        raise ItemError("missing", _NO_IMAGE)
     return load(Path(name), size)
 
 
@@ -108,21 +108,21 @@ def fetch(address: str) -> bytes:
     """The file at an address, never more than MAX_BYTES of it, for SECONDS at most.
 
     Raises:
-        ImageError: missing, unreadable or too_large.
+        ItemError: missing, unreadable or too_large.
     """
-    answers: queue.SimpleQueue[bytes | ImageError] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[bytes | ItemError] = queue.SimpleQueue()
     # In a thread that is left behind where it hangs: not every driver has a limit of its own.
     threading.Thread(target=lambda: answers.put(_fetch(address)), daemon=True).start()
     try:
         answer = answers.get(timeout=SECONDS)
     except queue.Empty:
-        raise ImageError("unreadable", f"not here within {SECONDS:g} s") from None
-    if isinstance(answer, ImageError):
+        raise ItemError("unreadable", f"not here within {SECONDS:g} s") from None
+    if isinstance(answer, ItemError):
         raise answer
     return answer
 
 
-def _fetch(address: str) -> bytes | ImageError:
+def _fetch(address: str) -> bytes | ItemError:
     try:
         fs, path = filesystem(address)
         # Over HTTP in one piece: not every server gives parts of a file.
@@ -133,9 +133,9 @@ def _fetch(address: str) -> bytes | ImageError:
     except FileNotFoundError as error:  # over HTTP also where a server refuses, or none answers
         status = getattr(error.__cause__, "status", None)
         if status not in (None, 404):
-            return ImageError("unreadable", f"the server answers with status {status}")
+            return ItemError("unreadable", f"the server answers with status {status}")
         cause = " ".join(str(error.__cause__ or "").split())[:200]
-        return ImageError("missing", "no such file" if status or not cause else f"no such file, or no answer ({cause})")
+        return ItemError("missing", "no such file" if status or not cause else f"no such file, or no answer ({cause})")
     except Exception as error:  # each driver has errors of its own; a UserError's line tells what to do
-        return ImageError("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
-    return bytes(data) if len(data) <= MAX_BYTES else ImageError("too_large", f"larger than {MAX_BYTES >> 20} MiB")
+        return ItemError("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
+    return bytes(data) if len(data) <= MAX_BYTES else ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

@@ -23,9 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from headstart import paths
-from headstart.errors import UserError
+from headstart.errors import ItemError, UserError
 from headstart.machine import cores
-from headstart.modalities.image.decode import ImageError
 from headstart.outputs import Outputs
 from headstart.serving import ood
 from headstart.serving.formats import FORMATS, MARK, Answer, Counted, shown
@@ -88,7 +87,7 @@ def _load(name: str, size: int) -> np.ndarray | str:
     """The image, or why it cannot be read."""
     try:
         return load_given(name, size)
-    except ImageError as error:
+    except ItemError as error:
         return str(error)
 
 

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from headstart.modalities.image.decode import ImageError
+from headstart.errors import ItemError
 from headstart.modalities.image.pixels import pixels, resize
 
 COLUMN = "image"
@@ -52,7 +52,7 @@ class Classifier(PythonModel):
         for place, text in enumerate(model_input[COLUMN]):
             try:
                 images.append(resize(pixels(_file(text), self._size), self._size))
-            except ImageError as error:
+            except ItemError as error:
                 wrong.append(f"{COLUMN} {place} (counted from 0, of {len(model_input)}): {error}")
         if wrong:
             raise MlflowException.invalid_parameter_value("; ".join(wrong))
@@ -76,16 +76,16 @@ def _file(text: Any) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: where the text is no base64, or too long.
+        ItemError: where the text is no base64, or too long.
     """
     if not isinstance(text, str):
-        raise ImageError("not_base64", "no text; give the base64 of an image file")
+        raise ItemError("not_base64", "no text; give the base64 of an image file")
     if len(text) > MAX_BYTES * 4 // 3 + MAX_BYTES // 32:  # line breaks among it
-        raise ImageError("too_large", f"larger than {MAX_BYTES >> 20} MiB")
+        raise ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError("not_base64", f"no base64 of an image file: {error}") from error
+        raise ItemError("not_base64", f"no base64 of an image file: {error}") from error
 
 
 set_model(Classifier())

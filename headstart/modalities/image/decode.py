@@ -10,6 +10,8 @@ import numpy as np
 from blake3 import blake3
 from PIL import Image, ImageOps
 
+from headstart.errors import ItemError
+
 # Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
@@ -30,18 +32,6 @@ _STEP = 2**20  # pixels that are scaled at once
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class ImageError(Exception):
-    """Bytes that are no image, or none that can be decoded; the message is the detail.
-
-    Attributes:
-        reason: one word to count by, e.g. `truncated`.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 def looks_like_image(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
     """Whether a file that begins with `head`, 32 bytes or more, says that it is of one of these kinds."""
     Image.init()  # loads Pillow's plugins, the first time
@@ -55,35 +45,35 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
         at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where no side falls below them.
 
     Raises:
-        ImageError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
+        ItemError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
     """
     if not data:
-        raise ImageError("empty", "the file is empty")
+        raise ItemError("empty", "the file is empty")
     try:
         Image.init()
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         width, height = image.size  # as its header says
         if width * height > MAX_PIXELS:
-            raise ImageError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
+            raise ItemError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
         if at_least:
             image.draft(None, (at_least, at_least))  # of JPEG alone
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image)
-    except ImageError:
+    except ItemError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, where a header names more than twice of that
-        raise ImageError("bomb", f"a decompression bomb: {error}") from error
-    except Image.UnidentifiedImageError as error:
+        raise ItemError("bomb", f"a decompression bomb: {error}") from error
+    except Image.UnidentifiedItemError as error:
         if looks_like_image(data[:32]):
-            raise ImageError("damaged", "damaged: its header cannot be read") from error
+            raise ItemError("damaged", "damaged: its header cannot be read") from error
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
-            raise ImageError("unsupported", "HEIC is not supported; convert it, e.g. to JPEG") from error
+            raise ItemError("unsupported", "HEIC is not supported; convert it, e.g. to JPEG") from error
         text = ", but HTML or XML" if data[:64].lstrip().startswith(b"<") else ""
-        raise ImageError("not_an_image", f"not an image of a supported kind{text}") from error
+        raise ItemError("not_an_image", f"not an image of a supported kind{text}") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ImageError("truncated" if "truncated" in detail.lower() else "damaged", f"damaged: {detail}") from error
+        raise ItemError("truncated" if "truncated" in detail.lower() else "damaged", f"damaged: {detail}") from error
 
 
 def item_id(pixels: np.ndarray) -> str:

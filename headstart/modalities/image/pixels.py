@@ -17,9 +17,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from headstart.errors import UserError
+from headstart.errors import ItemError, UserError
 from headstart.machine import cores
-from headstart.modalities.image.decode import MAX_PIXELS, ImageError, decode, file_hash
+from headstart.modalities.image.decode import MAX_PIXELS, decode, file_hash
 
 READ_AHEAD = 2  # batches, or tasks a thread where these are more, that are decoded while a batch is used
 TASK_IMAGES = 8  # decoded by a thread in one go
@@ -43,7 +43,7 @@ def pixels(data: bytes, size: int) -> np.ndarray:
     of the time. Plain JPEGs, most photographs, go straight to libjpeg-turbo; all else goes through Pillow.
 
     Raises:
-        ImageError: as `images.decode`.
+        ItemError: as `images.decode`.
     """
     if data.startswith(b"\xff\xd8\xff"):
         try:
@@ -98,14 +98,14 @@ def load(path: Path, size: int) -> np.ndarray:
     """The image in a file as the networks see it: (size, size, 3) uint8.
 
     Raises:
-        ImageError: where it cannot be read.
+        ItemError: where it cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ImageError("unreadable", "not a file")
+            raise ItemError("unreadable", "not a file")
         data = path.read_bytes()
     except OSError as error:
-        raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
+        raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
     return resize(pixels(data, size), size)
 
 
@@ -120,7 +120,7 @@ def read_pixels(source: Reader, path: str, expected: str, size: int) -> np.ndarr
         if file_hash(data) == expected:
             return pixels(data, size)
         reason = "its content is another"
-    except ImageError as error:
+    except ItemError as error:
         reason = str(error)
     raise UserError(
         f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
