@@ -28,7 +28,7 @@ def check_bad(table: pd.DataFrame, source: str, max_bad_fraction: float) -> None
     if (bad.reason == "missing").mean() > 0.5:
         more += "\nPaths start from the folder of the manifest, or from data.root where that is set."
     raise UserError(
-        f"{source}: {len(bad)} of {len(table)} files cannot be used as images:\n"
+        f"{source}: {len(bad)} of {len(table)} files cannot be used:\n"
         + "\n".join(lines)
         + more
         + f"\nMend or remove them, or let prepare leave them out: prepare.max_bad_fraction is {max_bad_fraction}, "
@@ -148,19 +148,17 @@ def mark(table: pd.DataFrame, index: pd.Index, reason: str, detail: object) -> N
     table.loc[index, "detail"] = detail
 
 
-def outliers(images: pd.DataFrame) -> dict[str, pd.Index]:
-    """Images that are unlike most others, the most unlike first: beyond the outer fences (Tukey 1977), three
-    interquartile ranges from the quartiles.
+def outliers(measures: dict[tuple[str, str | None], tuple[pd.Series, float]]) -> dict[str, pd.Index]:
+    """Examples that differ from most others, the most extreme first.
+
+    They lie beyond the outer fences (Tukey 1977), three interquartile ranges from the quartiles.
+
+    Args:
+        measures: see `Modality.outlier_measures`.
 
     Returns:
-        The rows under the names small, large, narrow, wide, dark, bright, blurred.
+        The rows under the names of the ends, e.g. small, large.
     """
-    measures = {  # and the least range that is taken for one: where all images are alike, few are unlike
-        ("small", "large"): (np.log2(images.width.astype(float) * images.height), 0.5),
-        ("narrow", "wide"): (np.log2(images.width / images.height), 0.5),
-        ("dark", "bright"): (images.brightness, 0.05),
-        ("blurred", None): (np.log2(images.sharpness + 1), 0.25),
-    }
     found = {}
     for (low, high), (values, least) in measures.items():
         first, third = values.quantile([0.25, 0.75])

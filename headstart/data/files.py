@@ -13,7 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from headstart.errors import ItemError
+from blake3 import blake3
+
+from headstart.errors import ItemError, UserError
 
 MAX_BYTES = 2**30  # of one image file: anything larger is no photograph
 HEAD = 64  # bytes that tell of what kind a file is
@@ -152,6 +154,29 @@ class Folder(Source):
             state.st_size,
             f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}" if settled else None,
         )
+
+
+def file_hash(data: bytes) -> str:
+    """A name of a file by its bytes: BLAKE3, 32 hexadecimal digits."""
+    return blake3(data).hexdigest(length=16)
+
+
+def read_unchanged(source: Source, path: str, expected: str) -> bytes:
+    """The bytes of the file whose `file_hash` is `expected`.
+
+    Raises:
+        UserError: if the file is not that one any more.
+    """
+    try:
+        data = source.read(path)
+        if file_hash(data) == expected:
+            return data
+        reason = "its content is different"
+    except ItemError as error:
+        reason = str(error)
+    raise UserError(
+        f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
+    )
 
 
 def too_large() -> ItemError:

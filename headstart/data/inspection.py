@@ -1,4 +1,4 @@
-"""What is to be known about every image, found in one pass on all cores, and remembered from run to run."""
+"""What there is to know about every file, found in one pass on all cores, and kept from run to run."""
 
 from __future__ import annotations
 
@@ -9,152 +9,122 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from blake3 import blake3
 
-from headstart.data.files import Source
-from headstart.data.inspection_cache import Facts, Memory
+from headstart.data.files import Source, file_hash
+from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.errors import ItemError
 from headstart.machine import cores
-from headstart.modalities.image.decode import decode, file_hash, item_id
 
-THUMB = 64  # pixels, square: what brightness, sharpness and the descriptor are computed on
-WAVES, CHROMA_WAVES = 8, 3
-DESCRIPTOR_DIM = WAVES**2 - 1 + 2 * CHROMA_WAVES**2
-FLAT = 2.0  # grey levels: an image that deviates less from its mean has no structure to compare
-CHUNK_IMAGES, CHUNK_BYTES = 64, 2**22  # whichever comes first: what is in memory at once
-AHEAD = 3  # chunks a worker, that are under way
-# Threads share Python's lock, which Pillow holds for a fifth of the time. Processes take half a second to start.
-MIN_IMAGES_FOR_PROCESSES = 5000
+CHUNK_FILES, CHUNK_BYTES = 64, 2**22  # whichever comes first: what is in memory at once
+AHEAD = 3  # chunks per worker that are under way
+# Threads share Python's lock, which decoders hold for a part of the time. Processes take half a second to start.
+MIN_FILES_FOR_PROCESSES = 5000
+PROBE_SIZE = 64
 
 
-def describe(thumbs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Descriptors, brightness and sharpness of images.
+class Inspector(Protocol):
+    """What inspection asks of a modality, see `headstart.modalities.base.Modality`."""
 
-    A descriptor is the low frequencies of the image: the 8 x 8 lowest coefficients of the cosine transform of its luma
-    without the mean, and the 3 x 3 lowest of each chroma, scaled to length 1. Distances between them, in [0, 2], are
-    small for copies that were resized, recompressed or brightened: pHash (Zauner 2010), in real numbers and in colour.
+    name: str
 
-    Args:
-        thumbs: (n, 64, 64, 3) uint8 YCbCr.
-
-    Returns:
-        (n, DESCRIPTOR_DIM) float16, of zeros where an image is flat; (n,) float32 in [0, 1]; (n,) float32.
-    """
-    luma = thumbs[..., 0].astype(np.float32) - 128
-    low = _transform(luma, WAVES)
-    chroma = [_transform(thumbs[..., channel].astype(np.float32) - 128, CHROMA_WAVES) for channel in (1, 2)]
-    vectors = np.concatenate([low[:, 1:], *chroma], axis=1)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    structure = np.concatenate([low[:, 1:], *(channel[:, 1:] for channel in chroma)], axis=1)  # without the means
-    # The transform is orthonormal: over THUMB^2 pixels, THUMB times the deviation.
-    flat = np.linalg.norm(structure, axis=1, keepdims=True) < FLAT * THUMB
-    vectors = np.where(flat, 0, vectors / np.where(flat, 1, length))
-    brightness = (low[:, 0] / THUMB + 128) / 255
-    fine = np.einsum("nij,nij->n", luma, luma) - np.einsum("ni,ni->n", low, low)
-    return vectors.astype(np.float16), brightness.clip(0, 1), np.sqrt(fine.clip(0) / THUMB**2)
+    def decode(self, data: bytes) -> Any: ...
+    def item_id(self, item: Any) -> str: ...
+    def measures(self, item: Any) -> dict[str, float]: ...
+    def sketch(self, item: Any) -> np.ndarray: ...
+    def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+    def probes(self, size: int) -> list[bytes]: ...
 
 
-def _transform(channels: np.ndarray, waves: int) -> np.ndarray:
-    """(n, waves * waves) float32: the lowest coefficients of (n, 64, 64) float32."""
-    basis = _COSINES[:waves]
-    return np.matmul(np.matmul(basis, channels), basis.T).reshape(len(channels), -1)
-
-
-def _cosine_basis(size: int) -> np.ndarray:
-    """The orthonormal type II cosine transform as a matrix, float32."""
-    basis = np.cos(np.pi * np.outer(np.arange(size), np.arange(size) + 0.5) / size) * np.sqrt(2 / size)
-    basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
-
-
-_COSINES = _cosine_basis(THUMB)
-
-
-def look(files: list[bytes]) -> list[Facts]:
-    """The facts about files, by their bytes."""
-    facts: list[Facts | None] = []
-    thumbs, sizes = [], []
+def inspect_contents(files: Sequence[bytes], inspector: Inspector) -> list[ItemInfo]:
+    """What is known about files by their bytes, in their order; without their hashes."""
+    infos: list[ItemInfo | None] = []
+    sketches, known = [], []
     for data in files:
         try:
-            image = decode(data)
+            item = inspector.decode(data)
         except ItemError as error:
-            facts.append(Facts(error.reason, str(error)))
+            infos.append(ItemInfo(error.reason, str(error)))
             continue
-        facts.append(None)
-        sizes.append((item_id(np.asarray(image)), *image.size))
-        thumbs.append(_thumb(image))
-    if thumbs:
-        described = zip(sizes, *describe(np.stack(thumbs)), strict=True)
-        rows = (
-            Facts("", "", *size, float(brightness), float(sharpness), vector.tobytes() if vector.any() else b"")
-            for size, vector, brightness, sharpness in described
+        infos.append(None)
+        known.append((inspector.item_id(item), inspector.measures(item)))
+        sketches.append(inspector.sketch(item))
+    if sketches:
+        vectors, described = inspector.describe(np.stack(sketches))
+        rows = iter(
+            [
+                ItemInfo(
+                    item_id=item_id,
+                    measures=measures | {name: float(values[place]) for name, values in described.items()},
+                    descriptor=vectors[place].tobytes() if vectors[place].any() else b"",
+                )
+                for place, (item_id, measures) in enumerate(known)
+            ]
         )
-        facts = [found or next(rows) for found in facts]
-    return facts
+        infos = [info or next(rows) for info in infos]
+    return [info for info in infos if info is not None]
 
 
-def _thumb(image: Image.Image) -> np.ndarray:
-    """(64, 64, 3) uint8 YCbCr: means of four pixels each.
-
-    Averaging all pixels takes four times as long, and the few suffice: they move the descriptors of half of the flower
-    photographs by less than 0.02 where copies are looked for within 0.25.
-    """
-    samples, (width, height) = 2 * THUMB, image.size
-    grid = (width / samples, 0, 0, 0, height / samples, 0)
-    sampled = image.transform((samples, samples), Image.Transform.AFFINE, grid, Image.Resampling.NEAREST)
-    return np.asarray(sampled.reduce(2).convert("YCbCr"))
+def fingerprint(inspector: Inspector) -> str:
+    """What inspection makes of known files, as text: another code that finds the same has the same."""
+    infos = inspect_contents(inspector.probes(PROBE_SIZE), inspector)
+    return f"{inspector.name} {blake3(repr(infos).encode()).hexdigest(length=16)}"
 
 
-def inspect(names: Sequence[str], source: Source, memory: Memory, processes: bool | None = None) -> Iterator[Facts]:
-    """The facts about the files of `source`, in the order of `names`; what `memory` knows is not read or decoded again.
+def inspect(
+    names: Sequence[str], source: Source, cache: InspectionCache, inspector: Inspector, processes: bool | None = None
+) -> Iterator[ItemInfo]:
+    """What is known about the files of `source`, in the order of `names`; what `cache` has is not decoded again.
 
     Args:
-        processes: decode in processes instead of threads; by default where new files are many and `source` allows it.
+        processes: decode in processes instead of threads; by default if there are many new files and `source` can be
+            opened by other processes.
     """
     opener = source.opener()
     if processes is None:
-        processes = opener is not None and len(names) - memory.files() >= MIN_IMAGES_FOR_PROCESSES
+        processes = opener is not None and len(names) * (1 - cache.share_known(names)) >= MIN_FILES_FOR_PROCESSES
     workers = cores()
     chunks = _chunks(names, source)
     waiting: deque[_Chunk] = deque()
-    with _processes(workers, opener, memory) if processes else ThreadPoolExecutor(workers) as executor:
-        examine = _examine_apart if processes else partial(_examine, source, memory)
+    with _processes(workers, opener, cache, inspector) if processes else ThreadPoolExecutor(workers) as executor:
+        examine = _examine_in_worker if processes else partial(_examine, source, cache, inspector)
         try:
             while True:
                 for chunk in itertools.islice(chunks, AHEAD * workers - len(waiting)):
-                    chunk.known = memory.recall_versions(chunk.versions)
+                    chunk.known = cache.by_version(chunk.versions)
                     unknown = [name for name in chunk.versions if name not in chunk.known]
                     chunk.found = executor.submit(examine, unknown) if unknown else None
                     waiting.append(chunk)
                 if not waiting:
                     return
-                yield from waiting.popleft().finish(memory)
+                yield from waiting.popleft().finish(cache)
         finally:
             executor.shutdown(cancel_futures=True)
 
 
 class _Chunk:
-    """Files that are examined together.
+    """Files that are inspected together.
 
     Attributes:
         versions: what `Source.state` says of each, by name.
-        known: the facts that are remembered, by name.
-        found: the facts about the others, in their order; None where there are none.
+        known: what the cache has, by name.
+        found: what is known about the others, in their order; None if there are none.
     """
 
     def __init__(self, versions: dict[str, str | None]) -> None:
         self.versions = versions
-        self.known: dict[str, Facts] = {}
-        self.found: Future[list[Facts]] | None = None
+        self.known: dict[str, ItemInfo] = {}
+        self.found: Future[list[ItemInfo]] | None = None
 
-    def finish(self, memory: Memory) -> list[Facts]:
-        """All facts, in the order of the names."""
+    def finish(self, cache: InspectionCache) -> list[ItemInfo]:
+        """What is known about each file, in the order of the names."""
         if self.found:
             unknown = [name for name in self.versions if name not in self.known]
             found = dict(zip(unknown, self.found.result(), strict=True))
-            memory.remember([(name, self.versions[name], facts) for name, facts in found.items() if facts.file_hash])
+            cache.put([(name, self.versions[name], info) for name, info in found.items() if info.file_hash])
             self.known |= found
         return [self.known[name] for name in self.versions]
 
@@ -163,7 +133,7 @@ def _chunks(names: Sequence[str], source: Source) -> Iterator[_Chunk]:
     chosen: dict[str, str | None] = {}
     total = 0
     for name in names:
-        if name in chosen or len(chosen) == CHUNK_IMAGES or total > CHUNK_BYTES:  # a manifest can name a file twice
+        if name in chosen or len(chosen) == CHUNK_FILES or total > CHUNK_BYTES:  # a manifest can name a file twice
             yield _Chunk(chosen)
             chosen, total = {}, 0
         size, chosen[name] = source.state(name)
@@ -172,38 +142,42 @@ def _chunks(names: Sequence[str], source: Source) -> Iterator[_Chunk]:
         yield _Chunk(chosen)
 
 
-def _examine(source: Source, memory: Memory, names: list[str]) -> list[Facts]:
-    """The facts about each file."""
+def _examine(source: Source, cache: InspectionCache, inspector: Inspector, names: list[str]) -> list[ItemInfo]:
+    """What is known about each file, read here, and decoded if the cache does not have its content."""
     hashes: dict[str, str] = {}
     contents: dict[str, bytes] = {}
-    facts: dict[str, Facts] = {}
+    infos: dict[str, ItemInfo] = {}
     for name in names:
         try:
             contents[name] = source.read(name)
             hashes[name] = file_hash(contents[name])
         except ItemError as error:
-            facts[name] = Facts(error.reason, str(error))
-    known = memory.recall_contents(list(hashes.values()))
-    facts |= {name: known[found] for name, found in hashes.items() if found in known}
-    unknown = [name for name in names if name not in facts]
-    looked = look([contents[name] for name in unknown])
-    facts |= {name: new._replace(file_hash=hashes[name]) for name, new in zip(unknown, looked, strict=True)}
-    return [facts[name] for name in names]
+            infos[name] = ItemInfo(error.reason, str(error))
+    known = cache.by_content(list(hashes.values()))
+    infos |= {name: known[found] for name, found in hashes.items() if found in known}
+    unknown = [name for name in names if name not in infos]
+    looked = inspect_contents([contents[name] for name in unknown], inspector)
+    infos |= {name: new._replace(file_hash=hashes[name]) for name, new in zip(unknown, looked, strict=True)}
+    return [infos[name] for name in names]
 
 
-_here: tuple[Source, Memory]  # what a worker process has opened for itself
+_here: tuple[Source, InspectionCache, Inspector]  # what a worker process has opened for itself
 
 
-def _open_apart(opener: Callable[[], Source], open_memory: Callable[[], Memory]) -> None:
+def _open_in_worker(
+    opener: Callable[[], Source], open_cache: Callable[[], InspectionCache], inspector: Inspector
+) -> None:
     global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _here = opener(), open_memory()
+    _here = opener(), open_cache(), inspector
 
 
-def _examine_apart(names: list[str]) -> list[Facts]:
+def _examine_in_worker(names: list[str]) -> list[ItemInfo]:
     return _examine(*_here, names)
 
 
-def _processes(workers: int, opener: Callable[[], Source] | None, memory: Memory) -> Executor:
+def _processes(
+    workers: int, opener: Callable[[], Source] | None, cache: InspectionCache, inspector: Inspector
+) -> Executor:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    return ProcessPoolExecutor(workers, context, _open_apart, (opener, memory.opener()))
+    return ProcessPoolExecutor(workers, context, _open_in_worker, (opener, cache.opener(), inspector))

@@ -1,11 +1,12 @@
-"""What was found out about files, kept from run to run: by path, size and time, and by content.
+"""What inspection found out about files, kept from run to run: by path, size and time, and by content.
 
-An SQLite database beside DVC's own temporary files. It may be deleted at any time: all of it is found out anew.
+An SQLite database beside DVC's own temporary files. It can be deleted at any time: files are then inspected again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import sys
 import threading
@@ -15,56 +16,47 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import PIL
-from blake3 import blake3
-
 from headstart.sqlite import is_damaged, marks, remove, write_ahead
 
 
-class Facts(NamedTuple):
+class ItemInfo(NamedTuple):
     """What is known about one file.
 
     Attributes:
-        reason: why it cannot be used, in one word, or an empty text; all but `detail` is empty or 0 then.
+        reason: why it cannot be used, in one word, or empty; all but `detail` is empty then.
         detail: the reason in words.
-        item_id: see `images.item_id`.
-        width, height: pixels, turned upright.
-        brightness: mean luma in [0, 1].
-        sharpness: standard deviation, in grey levels, of what is finer than an eighth of the image; low where blurred.
-        descriptor: DESCRIPTOR_DIM float16, see `describe`; empty where the image is flat.
-        file_hash: of the file's bytes, BLAKE3, 32 hexadecimal digits; empty where they cannot be read.
+        item_id: a name of the decoded content, see `Modality.item_id`.
+        measures: figures by name, see `Modality.measures` and `describe`.
+        descriptor: (descriptor_dim,) float16, see `Modality.describe`; empty if there is nothing to compare.
+        file_hash: of the file's bytes, BLAKE3, 32 hexadecimal digits; empty if they cannot be read.
     """
 
     reason: str = ""
     detail: str = ""
     item_id: str = ""
-    width: int = 0
-    height: int = 0
-    brightness: float = 0.0
-    sharpness: float = 0.0
+    measures: dict[str, float] = {}  # noqa: RUF012  a named tuple's default, never changed
     descriptor: bytes = b""
     file_hash: str = ""
 
 
-DAYS_KEPT = 365  # what was found out longer ago is forgotten, so that the file does not grow for ever
+MAX_CONTENTS = 5_000_000  # rows, about a gigabyte: of more, the oldest are dropped
 SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
-_FORMAT = 2
-# Facts are those that these modules find out: after a change of them all is found out anew.
-_MODULES = ("modalities/image/decode.py", "data/inspection.py")
-_COLUMNS = ", ".join(Facts._fields)
+SAMPLE = 500  # names of one query
+_FORMAT = 3
+_COLUMNS = ", ".join(ItemInfo._fields)
 
 
-class Memory:
-    """The facts about the files of one source. Threads may share it, and processes the file.
+class InspectionCache:
+    """What is known about files. Threads may share it, and processes the database.
 
     Args:
-        file: the database; one that is damaged, or of other code, is made anew. Where it cannot be used, nothing is
-            remembered, and a line on stderr says so.
-        source: what the paths are relative to.
+        file: the database; a damaged one, or one of another `version`, is made anew. If it cannot be used, nothing is
+            kept, and a line on stderr says so.
+        version: names what inspection finds out, see `inspection.fingerprint`.
     """
 
-    def __init__(self, file: Path, source: str) -> None:
-        self._file, self._source = file, source
+    def __init__(self, file: Path, version: str) -> None:
+        self._file, self._version = file, f"{_FORMAT} {version}"
         self._using = threading.Lock()
         self._today = int(time.time() // 86400)
         self._committed = 0.0
@@ -87,8 +79,7 @@ class Memory:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA cache_size = -65536")  # KiB: digests come in no order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
-        version = _code_version()
-        if db.execute("SELECT version FROM code").fetchall() != [(version,)]:
+        if db.execute("SELECT version FROM code").fetchall() != [(self._version,)]:
             db.executescript(
                 f"""
                 BEGIN IMMEDIATE;
@@ -96,42 +87,46 @@ class Memory:
                 DROP TABLE IF EXISTS contents;
                 DROP TABLE IF EXISTS versions;
                 CREATE TABLE contents (found, {_COLUMNS}, PRIMARY KEY (file_hash)) WITHOUT ROWID;
-                CREATE TABLE versions (source, name, version, file_hash, PRIMARY KEY (source, name)) WITHOUT ROWID;
+                CREATE TABLE versions (name, version, file_hash, PRIMARY KEY (name, version)) WITHOUT ROWID;
                 COMMIT;
                 """
             )
-            db.execute("INSERT INTO code VALUES (?)", (version,))
+            db.execute("INSERT INTO code VALUES (?)", (self._version,))
             db.commit()
-        db.execute(f"SELECT source, name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) LIMIT 1")
+        db.execute(f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) LIMIT 1")
         return db
 
-    def opener(self) -> Callable[[], Memory]:
-        """What opens the same memory in another process."""
-        return partial(Memory, self._file, self._source)
+    def opener(self) -> Callable[[], InspectionCache]:
+        """What opens the same cache in another process."""
+        return partial(_reopen, self._file, self._version)
 
-    def files(self) -> int:
-        """How many files of the source are known, changed ones among them."""
-        found = self._select("SELECT count(*) FROM versions WHERE source = ?", (self._source,))
-        return found[0][0] if found else 0
+    def share_known(self, names: Sequence[str]) -> float:
+        """About which share of these files is known, changed ones among them, in [0, 1]."""
+        sample = names[:: -(-len(names) // SAMPLE) or 1]
+        found = self._select(f"SELECT count(DISTINCT name) FROM versions WHERE name IN ({marks(sample)})", sample)
+        return found[0][0] / len(sample) if found and sample else 0.0
 
-    def recall_versions(self, versions: dict[str, str | None]) -> dict[str, Facts]:
-        """The facts about those files, given as name and version, that have not changed."""
+    def by_version(self, versions: dict[str, str | None]) -> dict[str, ItemInfo]:
+        """What is known about those files, given as name and version, that have not changed.
+
+        The same path in a copy of the repository, as DVC makes one for an experiment, is the same name.
+        """
         found = self._select(
             f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) "
-            f"WHERE source = ? AND name IN ({marks(versions)})",
-            (self._source, *versions),
+            f"WHERE name IN ({marks(versions)})",
+            tuple(versions),
         )
-        return {name: Facts(*facts) for name, version, *facts in found if version == versions[name]}
+        return {name: _info(*info) for name, version, *info in found if version == versions[name]}
 
-    def recall_contents(self, file_hashes: list[str]) -> dict[str, Facts]:
-        """The facts about those contents that are known, by hash."""
+    def by_content(self, file_hashes: list[str]) -> dict[str, ItemInfo]:
+        """What is known about those contents, by hash."""
         found = self._select(f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({marks(file_hashes)})", file_hashes)
-        return {facts.file_hash: facts for facts in (Facts(*row) for row in found)}
+        return {info.file_hash: info for info in (_info(*row) for row in found)}
 
-    def remember(self, rows: list[tuple[str, str | None, Facts]]) -> None:
-        """Keep name, version and facts of files that could be read; without a version the content alone is kept."""
-        contents = [(self._today, *facts) for *_, facts in rows]
-        versions = [(self._source, name, version, facts.file_hash) for name, version, facts in rows if version]
+    def put(self, rows: list[tuple[str, str | None, ItemInfo]]) -> None:
+        """Keep name, version and what is known of files that could be read; without a version only by content."""
+        contents = [(self._today, *info._replace(measures=json.dumps(info.measures))) for *_, info in rows]
+        versions = [(name, version, info.file_hash) for name, version, info in rows if version]
         with self._using:
             try:
                 self._insert(f"contents (found, {_COLUMNS})", contents)
@@ -159,8 +154,8 @@ class Memory:
             )
 
     def _do_without(self, error: Exception) -> None:
-        """Go on without remembering; what is damaged is removed, so that the next run has a memory again."""
-        print(f"{self._file}: cannot be used ({error}); all is found out anew", file=sys.stderr)
+        """Go on without a cache; a damaged one is removed, so that the next run has one again."""
+        print(f"{self._file}: cannot be used ({error}); all files are inspected again", file=sys.stderr)
         if self._db:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
@@ -169,22 +164,29 @@ class Memory:
             remove(self._file)
 
     def close(self) -> None:
-        """Keep all but what is old."""
+        """Commit, and drop the oldest contents if there are too many."""
         if self._db:
             try:
-                self._db.execute("DELETE FROM contents WHERE found < ?", (self._today - DAYS_KEPT,))
+                count = self._db.execute("SELECT count(*) FROM contents").fetchone()[0]
+                if count > MAX_CONTENTS:
+                    oldest = "SELECT file_hash FROM contents ORDER BY found LIMIT ?"
+                    self._db.execute(f"DELETE FROM contents WHERE file_hash IN ({oldest})", (count - MAX_CONTENTS,))
+                    self._db.execute("DELETE FROM versions WHERE file_hash NOT IN (SELECT file_hash FROM contents)")
                 self._db.commit()
                 self._db.close()
             except sqlite3.Error as error:
                 self._do_without(error)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> InspectionCache:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _code_version() -> str:
-    code = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in _MODULES)
-    return f"{_FORMAT} {PIL.__version__} {blake3(code).hexdigest(length=16)}"
+def _reopen(file: Path, version: str) -> InspectionCache:
+    return InspectionCache(file, version.removeprefix(f"{_FORMAT} "))
+
+
+def _info(reason: str, detail: str, item_id: str, measures: str, descriptor: bytes, file_hash: str) -> ItemInfo:
+    return ItemInfo(reason, detail, item_id, json.loads(measures), descriptor, file_hash)

@@ -1,4 +1,4 @@
-"""Which files of a source are images, and under which label, split and group: by their folders, or by a manifest."""
+"""Which files of a source are examples, with which label, split and group: by their folders, or by a manifest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import pandas as pd
 
@@ -18,7 +19,6 @@ from headstart.data.archives import leads_out
 from headstart.data.files import Source
 from headstart.data.sources import is_csv, is_manifest, local_file, manifest_folder
 from headstart.errors import ItemError, UserError, did_you_mean
-from headstart.modalities.image.decode import FORMATS, SUFFIXES, UNSUPPORTED, looks_like_image
 from headstart.paths import is_address
 
 SPLIT_NAMES = {
@@ -30,7 +30,7 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What may be an image: its path inside the source, its label; its split and group where there are such."""
+    """What may be an example: its path inside the source, its label, and its split and group if it has any."""
 
     path: str
     label: str
@@ -46,7 +46,7 @@ class Listing:
         items: sorted by path.
         classes: the labels, sorted: the order of a model's outputs.
         refused: path, label, reason and detail of what is not even read.
-        ignored: path and reason of what is not meant as an image.
+        ignored: path and reason of what is not meant as an example.
     """
 
     items: list[Item]
@@ -55,11 +55,23 @@ class Listing:
     ignored: list[tuple[str, str]]
 
 
-def list_items(opened: Source, source: str, root: str | None = None, group_by: str | None = None) -> Listing:
-    """The images of `source`, which is `opened`, without reading them.
+class FileKind(Protocol):
+    """What a layout asks of a modality, see `headstart.modalities.base.Modality`."""
+
+    noun: str
+    suffixes: Sequence[str]
+    unsupported: dict[str, str]
+
+    def recognizes(self, head: bytes, suffix: str) -> bool: ...
+
+
+def list_items(
+    opened: Source, source: str, kind: FileKind, root: str | None = None, group_by: str | None = None
+) -> Listing:
+    """The examples of `source`, which is `opened`, without reading them.
 
     Args:
-        root: where the images of a manifest lie, by default beside it.
+        root: where the files of a manifest lie, by default beside it.
         group_by: a column of the manifest, or a regular expression that is searched in every path: what its groups
             match, or without groups what it matches, names the group.
 
@@ -70,19 +82,19 @@ def list_items(opened: Source, source: str, root: str | None = None, group_by: s
         opened.watch()
         listing, grouped = _by_manifest(source, root, group_by)
     else:
-        listing, grouped = _by_folders(source, opened), False
+        listing, grouped = _by_folders(source, opened, kind), False
     if group_by and not grouped:
         listing = _grouped(listing, group_by)
     if len(listing.classes) < 2:
         raise UserError(
-            f"{source}: images of at least two classes are needed, found {len(listing.classes)} "
-            f"({', '.join(listing.classes) or 'no image in a class folder'}); "
+            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} "
+            f"({', '.join(listing.classes) or f'no {kind.noun} in a class folder'}); "
             "put each class into a folder of its own, or give a .csv manifest with the columns path,label"
         )
     return listing
 
 
-def twins(classes: Iterable[str]) -> list[list[str]]:
+def similar_class_names(classes: Iterable[str]) -> list[list[str]]:
     """Classes whose names differ in nothing but upper and lower case or spaces around them."""
     alike = defaultdict(list)
     for name in classes:
@@ -90,7 +102,7 @@ def twins(classes: Iterable[str]) -> list[list[str]]:
     return [sorted(names) for names in alike.values() if len(names) > 1]
 
 
-def _by_folders(source: str, opened: Source) -> Listing:
+def _by_folders(source: str, opened: Source, kind: FileKind) -> Listing:
     """`CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused]
@@ -98,11 +110,11 @@ def _by_folders(source: str, opened: Source) -> Listing:
     names = []
     for name in opened.files:
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in UNSUPPORTED and not _is_image(opened, name, ("JPEG", "PNG")):
-            advice = f"{suffix} files are not supported; convert them, e.g. to JPEG or PNG"
+        if suffix in kind.unsupported and not _is_recognized(opened, name, suffix, kind):
+            advice = f"{suffix} files are not supported; {kind.unsupported[suffix]}"
             refused.append((printable(name), "", "unsupported", advice))
-        elif suffix and suffix not in SUFFIXES and not _is_image(opened, name):
-            ignored.append((printable(name), f"no image by its name ({printable(suffix)}) and content"))
+        elif suffix and suffix not in kind.suffixes and not _is_recognized(opened, name, suffix, kind):
+            ignored.append((printable(name), f"not {kind.noun} data by its suffix ({printable(suffix)}) and content"))
         elif printable(name) != name:
             refused.append((printable(name), "", "bad_name", "its name is not UTF-8"))
         else:
@@ -122,11 +134,8 @@ def _by_folders(source: str, opened: Source) -> Listing:
             items.append(Item(name, _label(parts[depth]), SPLIT_NAMES[parts[0].lower()] if depth else None))
     labels = {item.label for item in items}
     listed = {_label(parts[depth]) for parts in (folder.split("/") for folder in folders) if len(parts) == depth + 1}
-    if empty := listed - labels:
-        raise UserError(
-            f"{source}: no image in the class folder {', '.join(map(repr, sorted(empty)))}; "
-            "put images there or remove it"
-        )
+    if empty := sorted(listed - labels):
+        raise UserError(_no_examples(source, empty, outer, depth, refused, kind))
     return Listing(sorted(items, key=lambda item: item.path), sorted(labels), refused, ignored)
 
 
@@ -135,9 +144,24 @@ def _label(folder: str) -> str:
     return sys.intern(unicodedata.normalize("NFC", folder))
 
 
-def _is_image(opened: Source, name: str, formats: Sequence[str] = FORMATS) -> bool:
+def _no_examples(
+    source: str, empty: list[str], outer: str, depth: int, refused: list[tuple[str, str, str, str]], kind: FileKind
+) -> str:
+    """What to say of class folders without a usable file: why those that are there are refused."""
+    names = ", ".join(map(repr, empty))
+    inside = (name[len(outer) :].split("/") for name, *_ in refused)
+    reasons = Counter(
+        detail for parts, (*_, detail) in zip(inside, refused, strict=True) if _label(parts[depth]) in empty
+    )
+    if not reasons:
+        return f"{source}: no {kind.noun} in the class folder {names}; put {kind.noun}s there or remove it"
+    detail, count = reasons.most_common(1)[0]
+    return f"{source}: no usable {kind.noun} in the class folder {names}: {count} files, {detail}"
+
+
+def _is_recognized(opened: Source, name: str, suffix: str, kind: FileKind) -> bool:
     try:
-        return looks_like_image(opened.head(name), formats)
+        return kind.recognizes(opened.head(name), suffix)
     except ItemError:
         return False
 

@@ -97,7 +97,8 @@ class Remote(Source):
         info = self._listed.get(name, {})
         size = info.get("size") or 0
         found = (info.get(key) for key in _VERSIONS)
-        return size, next((f"{size} {value}" for value in found if value), None)
+        # With the address: the same name and time can stand for another file elsewhere.
+        return size, next((f"{self._address} {size} {value}" for value in found if value), None)
 
     def copy(self, name: str) -> Path:
         """The file's copy on this disk, fetched where there is none of this version.
@@ -138,10 +139,9 @@ def fetch(address: str) -> Path:
 
 def _fetch(fs: Any, path: str, version: str | None) -> Path:
     """The copy of a file, fetched where there is none, or not of this version; without a version any will do."""
+    name = PurePosixPath(path.split("?")[0])
     key = blake3(f"{fs.protocol}\0{path}".encode("utf-8", "surrogateescape")).hexdigest(length=16)
-    copy = (
-        paths.cache_path("fetched") / key[:2] / (key + "".join(PurePosixPath(path.split("?")[0]).suffixes[-2:])[-20:])
-    )
+    copy = paths.cache_path("fetched") / key[:2] / (key + "".join(name.suffixes[-2:])[-20:])
     note = copy.with_name(f"{key}.version")
     if copy.is_file() and (version is None or (note.is_file() and note.read_text(encoding="utf-8") == version)):
         return copy

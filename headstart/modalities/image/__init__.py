@@ -1,1 +1,158 @@
-"""Images: decoding, resizing, augmented views, descriptors."""
+"""Images: files of many formats become RGB pixels, (size, size, 3) uint8."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from headstart.errors import ItemError
+from headstart.modalities.base import Augmentation, AugmentationSettings, Batch, Modality, StillRecognized
+from headstart.modalities.image import decode, descriptors, pixels, probes
+from headstart.modalities.image.augmentation import ImageAugmentation, view
+
+if TYPE_CHECKING:
+    import keras
+
+INPUT = "image"  # the encoder's input, and what a request to the model server calls an image
+RESIZE_LAYER = "resize"
+MAX_REQUEST_BYTES = 2**25  # of one image file in a request
+THUMB = 96  # pixels, the longer side
+CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest first
+
+
+class ImageModality(Modality):
+    """Photographs, scans and drawings, by their pixels."""
+
+    name, noun, column = "image", "image", INPUT
+    suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
+    columns = {"width": "int32", "height": "int32"}  # noqa: RUF012  never changed
+    descriptor_dim = descriptors.DIM
+
+    def recognizes(self, head: bytes, suffix: str) -> bool:
+        return decode.looks_like_image(head, suffix)
+
+    def decode(self, data: bytes) -> Image.Image:
+        return decode.decode(data)
+
+    def item_id(self, item: Image.Image) -> str:
+        return decode.item_id(np.asarray(item))
+
+    def measures(self, item: Image.Image) -> dict[str, float]:
+        return {"width": item.width, "height": item.height}
+
+    def sketch(self, item: Image.Image) -> np.ndarray:
+        return descriptors.sketch(item)
+
+    def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        vectors, brightness, sharpness = descriptors.describe(sketches)
+        return vectors, {"brightness": brightness, "sharpness": sharpness}
+
+    def reject(self, measures: dict[str, float], settings: Any) -> tuple[str, str] | None:
+        if min(measures["width"], measures["height"]) >= settings.min_size:
+            return None
+        shown = f"{measures['width']:.0f} x {measures['height']:.0f} pixels"
+        return "too_small", f"{shown}, prepare.min_size is {settings.min_size}"
+
+    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
+        width, height = examples.width.astype(float), examples.height.astype(float)
+        return {
+            ("small", "large"): (np.log2(width * height), 0.5),
+            ("narrow", "wide"): (np.log2(width / height), 0.5),
+            ("dark", "bright"): (examples.brightness, 0.05),
+            ("blurred", None): (np.log2(examples.sharpness + 1), 0.25),
+        }
+
+    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+        return {
+            "longer side": (examples[["width", "height"]].max(axis=1), "{:.0f} px"),
+            "width / height": (examples.width / examples.height, "{:.2f}"),
+            "brightness": (examples.brightness, "{:.2f}"),
+            "sharpness": (examples.sharpness, "{:.0f}"),
+        }
+
+    def load(self, data: bytes, size: int) -> np.ndarray:
+        """(size, size, 3) uint8 RGB."""
+        return pixels.resize(pixels.pixels(data, size), size)
+
+    def views(
+        self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
+    ) -> Iterator[np.ndarray]:
+        numbers = list(numbers)
+        if not isinstance(augmentation, ImageAugmentation) or not any(numbers):
+            yield from super().views(data, size, None, key, numbers)
+            return
+        image = pixels.pixels(data, augmentation.min_side(size))
+        for number in numbers:
+            yield view(image, size, augmentation, key, number)
+
+    def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
+        return {INPUT: np.stack(arrays)}
+
+    def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
+        return {INPUT: ((size, size, 3), "uint8")}
+
+    def front(self, size: int) -> keras.Model:
+        """RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased."""
+        import keras
+
+        image = keras.Input((None, None, 3), name=INPUT)
+        resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name=RESIZE_LAYER)
+        return keras.Model(image, {INPUT: resize(image)}, name="front")
+
+    def augmentation(self, settings: AugmentationSettings) -> ImageAugmentation | None:
+        crop = 1.0 if settings.crop is None else settings.crop
+        wanted = ImageAugmentation(crop, bool(settings.flip), settings.jitter)
+        return None if wanted == ImageAugmentation(1.0, False, 0.0) else wanted
+
+    def choose_augmentation(
+        self, settings: AugmentationSettings, still_recognized: StillRecognized
+    ) -> ImageAugmentation | None:
+        """Flips if the head still knows mirrored images, and the strongest crop of CROPS that it still recognizes.
+
+        A crop or a mirror image that the head cannot classify any more may be of another class, as a digit is.
+        """
+        flip, crop = settings.flip, settings.crop
+        if flip is None:
+            flip = still_recognized(ImageAugmentation(1.0, True, 0.0, mirror=True), 1)
+        if crop is None:
+            candidates = (ImageAugmentation(crop, flip, settings.jitter) for crop in CROPS)
+            crop = next((one.crop for one in candidates if still_recognized(one, 1)), CROPS[-1])
+        wanted = ImageAugmentation(crop, flip, settings.jitter)
+        return None if wanted == ImageAugmentation(1.0, False, 0.0) else wanted
+
+    def probes(self, size: int) -> list[bytes]:
+        return probes.files(size)
+
+    def parse_request(self, value: Any) -> bytes:
+        """The bytes of an image file, from base64 text."""
+        if not isinstance(value, str):
+            raise ItemError("not_base64", "not text; give the base64 of an image file")
+        if len(value) > MAX_REQUEST_BYTES * 4 // 3 + MAX_REQUEST_BYTES // 32:  # with line breaks
+            raise ItemError("too_large", f"larger than {MAX_REQUEST_BYTES >> 20} MiB")
+        try:
+            return base64.b64decode("".join(value.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise ItemError("not_base64", f"not the base64 of an image file: {error}") from error
+
+    def show(self, data: bytes) -> str:
+        """A thumbnail, its longer side THUMB pixels."""
+        try:
+            image = decode.decode(data)
+        except ItemError:
+            return ""
+        image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
+        return f'<img src="{data_url(image)}" alt="" loading="lazy">'
+
+
+def data_url(image: Image.Image, kind: str = "WEBP") -> str:
+    """`image` as a data: URL; WEBP is small, PNG keeps every pixel."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=70)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,13 +6,13 @@ with brightness, contrast and saturation changed. View n of an image is the same
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from blake3 import blake3
 
+from headstart.modalities.base import Augmentation
 from headstart.modalities.image.pixels import resize
 
 ASPECT = (3 / 4, 4 / 3)  # of the crops, width to height relative to the image's
@@ -20,40 +20,36 @@ _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class ImageAugmentation(Augmentation):
     """What may happen to an image.
 
     Attributes:
         crop: the least share of the area, in (0, 1]; 1: the whole image.
         flip: whether half of the views are mirrored, left to right.
         jitter: largest relative change of brightness, contrast and saturation, in [0, 1).
+        mirror: whether every view is mirrored, whatever `flip` says.
     """
 
     crop: float
     flip: bool
     jitter: float
+    mirror: bool = False
 
-    def least(self, size: int) -> int:
-        """Pixels a side of an image whose crops still have `size` pixels a side."""
+    def min_side(self, size: int) -> int:
+        """Pixels per side of an image whose crops still have `size` pixels per side."""
         return int(np.ceil(size / np.sqrt(self.crop * ASPECT[0])))
 
-    def text(self) -> str:
-        """All of it, to make keys from."""
-        return json.dumps(asdict(self), sort_keys=True)
 
-
-NONE = Augmentation(1.0, False, 0.0)
-
-
-def view(image: np.ndarray, size: int, augmentation: Augmentation, file_hash: str, number: int) -> np.ndarray:
+def view(image: np.ndarray, size: int, augmentation: ImageAugmentation, key: str, number: int) -> np.ndarray:
     """View `number`, from 1, of an (h, w, 3) uint8 image: (size, size, 3) uint8; 0 is the image as it is."""
     if number == 0:
         return resize(image, size)
-    seed = blake3(f"{file_hash} {number}".encode()).digest(length=8)
+    seed = blake3(f"{key} {number}".encode()).digest(length=8)
     random = np.random.default_rng(int.from_bytes(seed, "little"))
     top, left, height, width = _crop(image.shape[0], image.shape[1], augmentation.crop, random)
     made = resize(image[top : top + height, left : left + width], size)
-    if random.random() < 0.5 and augmentation.flip:
+    flipped = random.random() < 0.5 and augmentation.flip  # drawn first: the other draws must not depend on it
+    if flipped or augmentation.mirror:
         made = made[:, ::-1]
     return _jitter(made, *random.uniform(1 - augmentation.jitter, 1 + augmentation.jitter, 3))
 

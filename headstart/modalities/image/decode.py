@@ -18,11 +18,21 @@ SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
-# Meant as images, yet not read: to be told, not passed over.
-UNSUPPORTED = (
-    *(".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
-    *(".raf", ".orf", ".rw2"),
-)
+# Meant as images, but not read: these are reported, not passed over.
+_CONVERT = "convert them to JPEG or PNG"
+UNSUPPORTED = {
+    **dict.fromkeys((".heic", ".heif"), "install pillow-heif (pip install 'headstart[heic]'), or convert them to JPEG"),
+    **dict.fromkeys((".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3"), _CONVERT),
+    **dict.fromkeys((".nef", ".arw", ".raf", ".orf", ".rw2"), _CONVERT),
+}
+try:
+    import pillow_heif  # the extra `heic`
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    FORMATS, SUFFIXES = (*FORMATS, "HEIF"), (*SUFFIXES, ".heic", ".heif")
+    UNSUPPORTED = {suffix: advice for suffix, advice in UNSUPPORTED.items() if suffix not in (".heic", ".heif")}
 # Of one image: the most that Pillow opens without a warning. Up to twice of it only warns, and costs gigabytes.
 MAX_PIXELS = 2**30 // 4 // 3
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
@@ -32,9 +42,15 @@ _STEP = 2**20  # pixels that are scaled at once
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def looks_like_image(head: bytes, formats: Sequence[str] = FORMATS) -> bool:
-    """Whether a file that begins with `head`, 32 bytes or more, says that it is of one of these kinds."""
+def looks_like_image(head: bytes, suffix: str = "") -> bool:
+    """Whether a file that begins with `head`, 32 bytes or more, is an image by its content.
+
+    Args:
+        suffix: of the file, in lower case. Under a suffix that is not supported only plain JPEG and PNG count: camera
+            raw files begin as TIFF does.
+    """
     Image.init()  # loads Pillow's plugins, the first time
+    formats: Sequence[str] = ("JPEG", "PNG") if suffix in UNSUPPORTED else FORMATS
     return any(Image.OPEN[name][1](head) is True for name in formats if name in Image.OPEN)
 
 
@@ -68,7 +84,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
         if looks_like_image(data[:32]):
             raise ItemError("damaged", "damaged: its header cannot be read") from error
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
-            raise ItemError("unsupported", "HEIC is not supported; convert it, e.g. to JPEG") from error
+            raise ItemError("unsupported", f"HEIC is not supported here; {UNSUPPORTED['.heic']}") from error
         text = ", but HTML or XML" if data[:64].lstrip().startswith(b"<") else ""
         raise ItemError("not_an_image", f"not an image of a supported kind{text}") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
@@ -84,11 +100,6 @@ def item_id(pixels: np.ndarray) -> str:
     digest = blake3(b"%dx%d\n" % (pixels.shape[1], pixels.shape[0]))
     digest.update(np.ascontiguousarray(pixels))
     return digest.hexdigest(length=16)
-
-
-def file_hash(data: bytes) -> str:
-    """The name of a file by its bytes: BLAKE3, 32 hexadecimal digits."""
-    return blake3(data).hexdigest(length=16)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -5,21 +5,12 @@ No TensorFlow. Python's lock is hardly held: threads decode on all cores.
 
 from __future__ import annotations
 
-import stat
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
-
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from headstart.errors import ItemError, UserError
-from headstart.machine import cores
-from headstart.modalities.image.decode import MAX_PIXELS, decode, file_hash
+from headstart.modalities.image.decode import MAX_PIXELS, decode
 
 READ_AHEAD = 2  # batches, or tasks a thread where these are more, that are decoded while a batch is used
 TASK_IMAGES = 8  # decoded by a thread in one go
@@ -28,12 +19,6 @@ TASK_IMAGES = 8  # decoded by a thread in one go
 MAX_RATIO = 2.5
 
 cv2.setNumThreads(1)  # the threads are here
-
-
-class Reader(Protocol):
-    """What gives out the bytes of a file by its name."""
-
-    def read(self, name: str) -> bytes: ...
 
 
 def pixels(data: bytes, size: int) -> np.ndarray:
@@ -92,101 +77,3 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
         smaller = (-(-width // across), -(-height // down))
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
-
-
-def load(path: Path, size: int) -> np.ndarray:
-    """The image in a file as the networks see it: (size, size, 3) uint8.
-
-    Raises:
-        ItemError: where it cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise ItemError("unreadable", "not a file")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
-    return resize(pixels(data, size), size)
-
-
-def read_pixels(source: Reader, path: str, expected: str, size: int) -> np.ndarray:
-    """`pixels` of the file whose `images.file_hash` is `expected`.
-
-    Raises:
-        UserError: where the file is not that one any more.
-    """
-    try:
-        data = source.read(path)
-        if file_hash(data) == expected:
-            return pixels(data, size)
-        reason = "its content is another"
-    except ItemError as error:
-        reason = str(error)
-    raise UserError(
-        f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
-    )
-
-
-def read_images(
-    source: Reader,
-    paths: Sequence[str],
-    file_hashes: Sequence[str],
-    size: int,
-    batch_size: int,
-    workers: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Batches (b, size, size, 3) uint8 of the images in the order of `paths`, b = batch_size except in the last.
-
-    Some batches are read ahead by `workers` threads, by default one a core; memory does not grow with the images.
-
-    Raises:
-        UserError: where a file is not the one of that hash any more.
-    """
-
-    def load_rows(rows: range) -> Iterator[np.ndarray]:
-        for row in rows:
-            yield resize(read_pixels(source, paths[row], file_hashes[row], size), size)
-
-    return batches(load_rows, len(paths), size, batch_size, workers)
-
-
-def batches(
-    load_rows: Callable[[range], Iterable[np.ndarray]],
-    count: int,
-    size: int,
-    batch_size: int,
-    workers: int | None = None,
-) -> Iterator[np.ndarray]:
-    """Batches (b, size, size, 3) uint8 of `count` images, made ahead by threads and given out in order.
-
-    Args:
-        load_rows: gives the images of a range of rows, (size, size, 3) uint8 each; called from several threads.
-    """
-
-    def fill(batch: np.ndarray, first: int, rows: range) -> None:
-        for place, image in enumerate(load_rows(rows), rows.start - first):
-            batch[place] = image
-
-    workers = workers or cores()
-    task_images = min(TASK_IMAGES, batch_size)
-    ahead = max(READ_AHEAD, READ_AHEAD * workers * task_images // batch_size)
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
-        try:
-            for start in range(0, count, batch_size):
-                stop = min(start + batch_size, count)
-                batch = np.empty((stop - start, size, size, 3), np.uint8)
-                tasks = [range(row, min(row + task_images, stop)) for row in range(start, stop, task_images)]
-                pending.append((batch, [pool.submit(fill, batch, start, rows) for rows in tasks]))
-                if len(pending) > ahead:
-                    yield _finished(*pending.popleft())
-            while pending:
-                yield _finished(*pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _finished(batch: np.ndarray, tasks: list[Future[None]]) -> np.ndarray:
-    for task in tasks:
-        task.result()
-    return batch

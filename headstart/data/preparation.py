@@ -1,0 +1,139 @@
+"""From a listing to decisions: one table of all files, which are used, and which split each is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from headstart.config import Params
+from headstart.data import decisions, splits
+from headstart.data.inspection_cache import ItemInfo
+from headstart.data.layouts import Item, Listing
+from headstart.data.splits import SPLITS
+from headstart.errors import UserError
+
+Reject = Callable[[dict[str, float]], "tuple[str, str] | None"]
+
+
+def tabulate(
+    listing: Listing, infos: Iterable[ItemInfo], reject: Reject, descriptor_dim: int, on_bad: str
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """What is known about all items as the table of `headstart.data.decisions`; refused files are its last rows.
+
+    Args:
+        infos: of listing.items, in their order.
+        reject: gives reason and detail of an example that is not to be used, by its measures.
+
+    Returns:
+        The table, and (n, descriptor_dim) float16 descriptors.
+
+    Raises:
+        UserError: at the first file that cannot be used, if `on_bad` is fail.
+    """
+    items: Sequence[Item] = listing.items
+    n = len(items)
+    descriptors = np.zeros((n + len(listing.refused), descriptor_dim), np.float16)
+    item_ids, file_hashes = np.zeros(n, "S32"), np.zeros(n, "S32")
+    reasons, details = [""] * n, [""] * n
+    measures: dict[str, np.ndarray] = {}
+    progress = tqdm(infos, total=n, desc="prepare", unit=" files", disable=None)
+    for row, info in enumerate(progress):
+        reasons[row], details[row] = info.reason, info.detail
+        item_ids[row], file_hashes[row] = info.item_id.encode(), info.file_hash.encode()
+        for name, value in info.measures.items():
+            if name not in measures:
+                measures[name] = np.zeros(n, np.float32)
+            measures[name][row] = value
+        if not info.reason and (rejection := reject(info.measures)):
+            reasons[row], details[row] = rejection
+        if info.descriptor:
+            descriptors[row] = np.frombuffer(info.descriptor, np.float16)
+        if reasons[row] and on_bad == "fail":
+            progress.close()
+            raise UserError(
+                f"{items[row].path}: {details[row]}; repair or remove it, or let prepare leave such files out with "
+                "prepare.on_bad=quarantine"
+            )
+    table = pd.DataFrame(
+        {
+            "path": [item.path for item in items],
+            "label": [item.label for item in items],
+            "split": pd.Series([item.split for item in items], dtype=object),
+            "group": pd.Series([item.group for item in items], dtype=object),
+            "reason": reasons,
+            "detail": details,
+            "item_id": item_ids.astype("U32"),
+            **measures,
+            "file_hash": file_hashes.astype("U32"),
+        }
+    )
+    if listing.refused:
+        refused = pd.DataFrame(listing.refused, columns=["path", "label", "reason", "detail"])
+        refused = refused.assign(**dict.fromkeys(measures, np.float32(0)), item_id="", file_hash="")
+        table = pd.concat([table, refused], ignore_index=True)
+    return table, descriptors
+
+
+def decide(table: pd.DataFrame, descriptors: np.ndarray, classes: Sequence[str], params: Params) -> pd.Series:
+    """Decide what is used and in which split, in place: `split`, `given`, `reason` and `detail` of the table.
+
+    Returns:
+        A number for each example that was compared, shared by copies.
+
+    Raises:
+        UserError: if too many files cannot be used, or a class lacks a split.
+    """
+    settings = params.prepare
+    decisions.check_bad(table, params.data.source, settings.max_bad_fraction)
+    decisions.mark_conflicts(table, settings.on_conflict)
+    copies = decisions.find_copies(table, descriptors, settings.near_distance)
+    fractions = settings.val_fraction, settings.test_fraction
+    table["given"] = table.split
+    table["split"] = decisions.assign_splits(table, copies, settings.split, params.seed, *fractions)
+    decisions.mark_copies(table, copies)
+    splits.check_classes(table, classes, settings.split == "exact")
+    return copies
+
+
+def make_manifest(table: pd.DataFrame, copies: pd.Series, columns: dict[str, str]) -> pd.DataFrame:
+    """The rows of the examples that are used, sorted by path.
+
+    Args:
+        columns: the measures to keep, with their dtypes.
+    """
+    good = table[table.reason == ""]
+    connected = good.item_id.groupby(decisions.connected(good, copies)).transform("min")
+    names = ["item_id", "path", "label", "split", "given", "group", "connected", *columns, "file_hash"]
+    manifest = good.assign(connected=connected, given=good.given == good.split)[names]
+    return manifest.astype({"group": "string", **columns}).sort_values("path")
+
+
+def summarize(
+    table: pd.DataFrame, copies: pd.Series, outliers: dict[str, pd.Index], listing: Listing
+) -> dict[str, Any]:
+    """The counts of reports/prepare.json."""
+    good = table[table.reason == ""]
+    left_out = table.reason[table.reason != ""]
+    per_class = good.label.value_counts()
+    groups = copies[good.index]
+    return {
+        "examples": {split: int((good.split == split).sum()) for split in SPLITS},
+        "classes": len(listing.classes),
+        "imbalance": float(per_class.max() / per_class.min()),
+        "files": {
+            "seen": len(table) + len(listing.ignored),
+            "accepted": len(good),
+            "quarantined": len(left_out),
+            "ignored": len(listing.ignored),
+        },
+        "quarantined": {str(reason): int(count) for reason, count in left_out.value_counts().sort_index().items()},
+        "near_copies": {
+            "kept_together": int(groups.duplicated(keep=False).sum()),
+            "under_several_labels": int((good.label.groupby(groups).transform("nunique") > 1).sum()),
+        },
+        "outliers": {name: len(index) for name, index in outliers.items()},
+    }
