@@ -55,7 +55,7 @@ from headstart.errors import UserError
 from headstart.framework import device_name, keras
 from headstart.modalities.image.pixels import read_images
 from headstart.training import calibration, defaults, heads, networks
-from headstart.training.examples import load_examples
+from headstart.training.examples import load_features
 from pipeline import extract, fine_tune, prepare, train_head
 
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
@@ -147,7 +147,7 @@ def one_split(changes: list[str], cosine: bool) -> tuple[dict[str, np.ndarray], 
     """The logits of test by each way, the targets, whether the tuned network is shipped, and seconds."""
     run(prepare, changes)
     run(extract, changes)
-    found, test, train_set = {}, load_examples("test"), load_examples("train")
+    found, test, train_set = {}, load_features("test"), load_features("train")
     run(train_head, [*changes, "train_head.hidden=[]"])
     found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
     other = LogisticRegression(C=1 / (LINEAR_DECAY * len(train_set)), max_iter=1000)

@@ -37,7 +37,7 @@ from headstart.config import Params, load_params
 from headstart.framework import device_name
 from headstart.outputs import Outputs
 from headstart.training import heads, networks
-from headstart.training.examples import load_examples
+from headstart.training.examples import load_features
 from pipeline import extract, prepare, train_head
 
 CHANGES = ("extract.views=2", "extract.views=8", "extract.storage=float16", "extract.precision=bfloat16")
@@ -60,7 +60,7 @@ def run(stage: ModuleType, changes: list[str]) -> float:
 
 def head_accuracy() -> float:
     head, _ = networks.load(paths.HEAD)
-    test = load_examples("test")
+    test = load_features("test")
     return float((heads.logits(head, test).argmax(axis=1) == test.targets).mean())
 
 

@@ -58,11 +58,11 @@ def take_gpus(stage: str) -> None:
     """See only GPUs that no other run of this repository uses, until the process ends; to be called before any use.
 
     Raises:
-        UserError: see `turns.gpus`.
+        UserError: see `locks.claim_gpus`.
     """
     found = tf.config.list_physical_devices("GPU")
     if found:
-        tf.config.set_visible_devices([found[place] for place in locks.gpus(len(found), stage)], "GPU")
+        tf.config.set_visible_devices([found[place] for place in locks.claim_gpus(len(found), stage)], "GPU")
 
 
 def make_repeatable(seed: int) -> None:

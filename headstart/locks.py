@@ -1,4 +1,4 @@
-"""Runs side by side, such as the workers of DVC's queue, take turns at what one at a time should use.
+"""Locks between processes, such as the workers of DVC's queue: what one at a time may compute, and which GPUs it has.
 
 GPUs: a stage of the workspace takes all that no other run of this repository holds, a queued or temporary experiment
 one, so that several experiments share several GPUs. HEADSTART_GPUS says otherwise: how many a stage takes at most, or
@@ -25,8 +25,8 @@ _held: list[FileLock] = []  # until the process ends, however it ends
 
 
 @contextmanager
-def alone(lock: Path, message: str) -> Iterator[None]:
-    """Hold `lock` against all other processes; where one of them holds it, print `message` and wait."""
+def exclusive_lock(lock: Path, message: str) -> Iterator[None]:
+    """Hold the file `lock` against all other processes; if one of them holds it, print `message` and wait."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = FileLock(lock)
     try:
@@ -40,11 +40,11 @@ def alone(lock: Path, message: str) -> Iterator[None]:
         file.release()
 
 
-def gpus(count: int, stage: str) -> list[int]:
-    """Which of `count` visible GPUs this process may use from now on; waits while other runs hold all of them.
+def claim_gpus(count: int, stage: str) -> list[int]:
+    """Claim some of `count` visible GPUs for this process, and return which; waits while other runs hold all of them.
 
     Raises:
-        UserError: where HEADSTART_GPUS is neither a number nor `shared`.
+        UserError: if HEADSTART_GPUS is neither a number nor `shared`.
     """
     most = _most(count)
     if most is None:
@@ -70,7 +70,7 @@ def gpus(count: int, stage: str) -> list[int]:
         if taken:
             return taken
         if not told:
-            print(f"{stage}: waits for a GPU that no other run uses ({GPUS}={SHARED} would share them)", flush=True)
+            print(f"{stage}: waiting for a GPU that no other run uses ({GPUS}={SHARED} shares them)", flush=True)
             told = True
         time.sleep(SECONDS_BETWEEN_TRIES)
 

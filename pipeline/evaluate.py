@@ -27,22 +27,23 @@ from headstart.data.predictions import prediction_table
 from headstart.data.sources import open_source
 from headstart.evaluation.metrics import Predictions
 from headstart.evaluation.paired import Pair
-from headstart.framework import keras, take_gpus
-from headstart.modalities.image.pixels import read_images
+from headstart.framework import take_gpus
+from headstart.modalities import Batch
+from headstart.modalities.loading import read_batches
 from headstart.stage import stage
 from headstart.training import heads, networks
-from headstart.training.examples import load_examples
+from headstart.training.examples import load_features
 
 COMPARED = ("accuracy", "macro_f1", "log_loss", "calibration_error")  # what metrics/evaluate.json holds
 TIMED = 15  # images that the latency is the median of
 
 
-def latency(model: keras.Model, image: np.ndarray) -> float:
-    """Seconds from the pixels of one image (size, size, 3) to its probabilities, the median of several."""
+def latency(model: networks.Classifier, batch: Batch) -> float:
+    """Seconds from one loaded example to its probabilities, the median of several."""
     seconds = []
     for _ in range(1 + TIMED):
         start = time.perf_counter()
-        model.predict_on_batch(image[None])
+        model.predict(batch, 1)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])  # the first one compiles
 
@@ -64,14 +65,15 @@ def main() -> None:
         take_gpus("evaluate")
         params, test, classes = run.params, load_split("test"), load_classes()
         head, _ = networks.load(paths.HEAD)
-        model, _ = networks.load(paths.MODEL)
+        model = networks.load_classifier(paths.MODEL)
         targets, top_k = test.target.to_numpy(), params.evaluate.top_k
-        of_head = Predictions(targets, softmax(heads.logits(head, load_examples("test")), axis=1), top_k)
+        of_head = Predictions(targets, softmax(heads.logits(head, load_features("test")), axis=1), top_k)
         with open_source(params.data.source, params.data.root) as source:
-            size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-            batches = read_images(source, list(test.path), list(test.file_hash), size, batch_size)
+            rows, batch_size = (list(test.path), list(test.file_hash)), networks.PREDICTION_BATCH
+            batches = read_batches(source, model.modality, *rows, model.size, batch_size)
             bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)
-            probabilities = np.concatenate([networks.predict(model, batch, batch_size) for batch in bar])
+            probabilities = np.concatenate([model.predict(batch) for batch in bar])
+            first = next(read_batches(source, model.modality, rows[0][:1], rows[1][:1], model.size, 1))
         final = Predictions(targets, probabilities, top_k)
 
         resamples, seed, per_class = params.evaluate.resamples, params.seed, final.per_class(classes)
@@ -104,7 +106,7 @@ def main() -> None:
             ("roc", paths.ROC, ("false_positive_rate", "true_positive_rate")),
         ):
             run.csv(file, curves.loc[curves.curve == name, ["x", "y"]].set_axis(columns, axis=1))
-        run.cost(latency_ms=1000 * latency(model, np.zeros((size, size, 3), np.uint8)))
+        run.cost(latency_ms=1000 * latency(model, first))
         low, high = final.intervals(resamples, seed)["accuracy"]
         print(
             f"evaluate: {len(test)} test images: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to "

@@ -76,9 +76,7 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary["quarantined"].items())
         print(f"prepare: {files['quarantined']} left out ({reasons}), see {paths.QUARANTINE}")
     if several := summary["near_copies"]["under_several_labels"]:
-        print(
-            f"prepare: {several} near copies have different labels; is one wrong? See `headstart report`"
-        )
+        print(f"prepare: {several} near copies have different labels; is one wrong? See `headstart report`")
     if files["ignored"]:
         counts = Counter(reason for _, reason in listing.ignored).most_common(SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)

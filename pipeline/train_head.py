@@ -20,7 +20,7 @@ from headstart.data.manifest import load_classes, load_split
 from headstart.framework import make_repeatable, take_gpus
 from headstart.stage import stage
 from headstart.training import calibration, heads, networks
-from headstart.training.examples import load_examples
+from headstart.training.examples import load_features
 from headstart.training.search import search
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         take_gpus("train_head")
         make_repeatable(run.params.seed)
         classes, groups = load_classes(), load_split("train").connected.to_numpy()
-        train_set, val_set = load_examples("train"), load_examples("val")
+        train_set, val_set = load_features("train"), load_features("val")
 
         best, trials = search(train_set, val_set, len(classes), groups, params, run.params.seed)
         settings = params.choice(**best).settled(len(train_set), len(classes))

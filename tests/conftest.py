@@ -83,14 +83,12 @@ def write_params(file: Path, **changes: object) -> None:
 
 
 def run_stages(*stages: str) -> None:
-    """Run them here, by the params.yaml of the current folder."""
-    from headstart.config import load_params
-    from headstart.outputs import Outputs
-
+    """Run them here, by the params.yaml of the current folder; a UserError is raised as such."""
     for stage in stages:
-        outputs = Outputs()
-        importlib.import_module(f"pipeline.{stage}").main(load_params(), outputs)
-        outputs.commit()
+        try:
+            importlib.import_module(f"pipeline.{stage}").main()
+        except SystemExit as end:
+            raise (end.__cause__ if isinstance(end.__cause__, Exception) else end) from None
 
 
 def make_extracted(folder: Path, store: Path, **changes: object) -> Path:

@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_features_come_with_their_targets_mapped_not_loaded(here):
-    train_set, val_set = examples.load_examples("train"), examples.load_examples("val")
+    train_set, val_set = examples.load_features("train"), examples.load_features("val")
     assert isinstance(train_set.features, np.memmap)
     assert isinstance(train_set.views, np.memmap)
     assert list(train_set.targets) == [0, 1, 2, 0, 1, 2]
@@ -41,4 +41,4 @@ def test_features_come_with_their_targets_mapped_not_loaded(here):
 def test_features_of_other_images_are_refused(here):
     np.save(paths.TRAIN_VIEWS, np.zeros((ROWS + 1, 2, 4), np.float32))
     with pytest.raises(UserError, match=r"train_views\.npy holds 7 rows where the manifest has 6"):
-        examples.load_examples("train")
+        examples.load_features("train")

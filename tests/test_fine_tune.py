@@ -23,7 +23,7 @@ from headstart.features import activations
 from headstart.modalities.image.augmentation import NONE, Augmentation
 from headstart.modalities.image.decode import file_hash
 from headstart.training import batches, calibration, defaults, heads, networks, plan
-from headstart.training.examples import load_examples
+from headstart.training.examples import load_features
 from headstart.training.verdict import States
 from pipeline import fine_tune
 
@@ -491,7 +491,7 @@ def test_activations_that_cannot_be_kept_are_refused():
 
 def test_a_temperature_is_part_of_the_head(here):
     head, _ = networks.load(paths.HEAD)
-    val = load_examples("val")
+    val = load_features("val")
     metrics = json.loads(paths.metrics("train_head").read_text())
     found = heads.logits(head, val)
     assert calibration.metrics(found, val.targets)["val_loss"] == pytest.approx(metrics["val_loss"], abs=1e-4)

@@ -17,7 +17,7 @@ from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.training import defaults, folds, heads, networks, plan
 from headstart.training.batches import Batches
-from headstart.training.examples import Examples
+from headstart.training.examples import FeatureSet
 from headstart.training.fine_tuning import Job
 from pipeline import fine_tune
 
@@ -27,12 +27,12 @@ LINEAR = PARAMS.train_head.choice().settled(IMAGES, CLASSES)
 
 
 @pytest.fixture
-def examples() -> Examples:
+def examples() -> FeatureSet:
     """Labels that nothing tells: only who has seen an image knows its class."""
     random = np.random.default_rng(0)
     targets = (np.arange(IMAGES) % CLASSES).astype(np.int32)
     features = random.normal(size=(IMAGES, FEATURES)).astype(np.float32)
-    return Examples(features, targets, np.empty((IMAGES, 0, FEATURES), np.float32))
+    return FeatureSet(features, targets, np.empty((IMAGES, 0, FEATURES), np.float32))
 
 
 class Features:
@@ -86,8 +86,8 @@ def test_what_judges_has_not_seen_what_is_judged(examples, tmp_path):
 
 def test_images_of_val_stand_in_the_place_of_their_views():
     views = np.arange(24, dtype=np.float16).reshape(3, 2, 4)
-    train_set = Examples(views[:, 0], np.zeros(3, np.int32), views)
-    val_set = Examples(np.ones((2, 4), np.float16), np.ones(2, np.int32), np.empty((2, 0, 4), np.float16))
+    train_set = FeatureSet(views[:, 0], np.zeros(3, np.int32), views)
+    val_set = FeatureSet(np.ones((2, 4), np.float16), np.ones(2, np.int32), np.empty((2, 0, 4), np.float16))
     both = folds.together(train_set, val_set)
     assert both.targets.tolist() == [0, 0, 0, 1, 1]
     assert (both.views[:3] == views).all()
@@ -159,9 +159,9 @@ def test_no_head_has_a_temperature_of_its_own(examples):
     made = folds.split(examples, np.arange(IMAGES), 4, CLASSES, LINEAR, seed=0)
     scales = []
     for fold in made:
-        head, _ = heads.train(examples.some(fold.seen), examples.some(fold.held_out), CLASSES, LINEAR, 0, bar=False)
+        head, _ = heads.train(examples.subset(fold.seen), examples.subset(fold.held_out), CLASSES, LINEAR, 0, bar=False)
         scales.append(np.median(head.get_weights()[0] / fold.head[0]))
-        assert fold.logits == pytest.approx(heads.logits(head, examples.some(fold.held_out)) / scales[-1], abs=1e-4)
+        assert fold.logits == pytest.approx(heads.logits(head, examples.subset(fold.held_out)) / scales[-1], abs=1e-4)
     assert np.ptp(scales) == pytest.approx(0, abs=1e-4)
 
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.training import heads
-from headstart.training.examples import Examples
+from headstart.training.examples import FeatureSet
 from headstart.training.search import search
 
 FEATURES, CLASSES = 20, 3
@@ -20,13 +20,13 @@ NO_GROUPS = np.arange(300)
 
 def examples(
     count: int = 300, seed: int = 0, noise: float = 1.0, shares=(1 / 3, 1 / 3, 1 / 3), views: int = 0
-) -> Examples:
+) -> FeatureSet:
     """Classes around centres of their own; views are the features with other noise."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(CLASSES, FEATURES)).astype(np.float32)
     targets = random.choice(CLASSES, count, p=shares).astype(np.int32)
     around = random.normal(0, noise, (1 + views, count, FEATURES)).astype(np.float32) + centres[targets]
-    return Examples(around[0], targets, around[1:].transpose(1, 0, 2))
+    return FeatureSet(around[0], targets, around[1:].transpose(1, 0, 2))
 
 
 def choice(**changes):
@@ -35,7 +35,7 @@ def choice(**changes):
     return load_params(ROOT / "params.yaml").train_head.choice(**choices).settled(300, CLASSES)
 
 
-def accuracy(head: keras.Model, judged: Examples) -> float:
+def accuracy(head: keras.Model, judged: FeatureSet) -> float:
     return float((heads.logits(head, judged).argmax(axis=1) == judged.targets).mean())
 
 
@@ -140,7 +140,7 @@ def test_blocks_change_no_bit(monkeypatch):
 def test_an_epoch_has_every_row_once_with_its_target_in_an_order_of_its_own(monkeypatch):
     count = 50
     monkeypatch.setattr(heads, "BLOCK_BYTES", 4 * 4 * 16)
-    numbered = Examples(
+    numbered = FeatureSet(
         np.arange(count, dtype=np.float16)[:, None].repeat(4, 1),
         np.arange(count, dtype=np.int32),
         np.empty((count, 0, 4)),
@@ -162,7 +162,7 @@ def test_each_epoch_draws_each_image_as_it_is_or_as_a_view():
     numbers = np.arange(count)[:, None] + 100 * np.arange(1 + views)
     marked = np.float32(numbers[..., None].repeat(4, 2))
     drawn = {number: set() for number in range(count)}
-    random, viewed = np.random.default_rng(0), Examples(marked[:, 0], np.arange(count, dtype=np.int32), marked[:, 1:])
+    random, viewed = np.random.default_rng(0), FeatureSet(marked[:, 0], np.arange(count, dtype=np.int32), marked[:, 1:])
     for _ in range(60):
         for features, targets in heads._shuffled(viewed, 8, random):
             assert (features[..., 0] % 100 == targets).all()
@@ -174,7 +174,7 @@ def test_each_epoch_draws_each_image_as_it_is_or_as_a_view():
 @pytest.mark.parametrize("changes", [{}, {"hidden": [], "dropout": 0}], ids=["adam", "lbfgs"])
 def test_views_are_learned_from(changes):
     shown = examples(views=2)
-    blind = Examples(np.zeros_like(shown.features), shown.targets, shown.views)
+    blind = FeatureSet(np.zeros_like(shown.features), shown.targets, shown.views)
     head, _ = heads.train(blind, examples(seed=1), CLASSES, choice(**changes), 0)
     assert accuracy(head, examples(seed=2)) > 0.9
 
@@ -213,7 +213,7 @@ def test_weight_decay_keeps_weights_small():
 
 
 def test_training_stops_where_val_falls_no_more_and_the_best_epoch_is_kept():
-    noise = Examples(
+    noise = FeatureSet(
         np.random.default_rng(0).normal(size=(100, FEATURES)).astype(np.float32),
         examples(100).targets,
         examples(100).views,
@@ -235,7 +235,7 @@ def test_a_cosine_ends_at_zero():
 
 @pytest.mark.parametrize("changes", [{"hidden": []}, {"hidden": [], "dropout": 0}], ids=["adam", "lbfgs"])
 def test_a_loss_that_is_no_number_is_told(changes):
-    broken = Examples(np.full((30, FEATURES), np.nan, np.float32), examples(30).targets, examples(30).views)
+    broken = FeatureSet(np.full((30, FEATURES), np.nan, np.float32), examples(30).targets, examples(30).views)
     with pytest.raises(UserError, match="training diverged"):
         heads.train(broken, broken, CLASSES, choice(**changes), 0)
 
@@ -252,7 +252,7 @@ def test_training_stops_where_the_loss_is_no_number_any_more(monkeypatch, capsys
 
 def test_what_has_converged_at_its_start_is_no_failure():
     balanced = np.arange(30, dtype=np.int32) % CLASSES
-    nothing = Examples(np.zeros((30, FEATURES), np.float32), balanced, np.zeros((30, 0, FEATURES), np.float32))
+    nothing = FeatureSet(np.zeros((30, FEATURES), np.float32), balanced, np.zeros((30, 0, FEATURES), np.float32))
     head, _ = heads.train(nothing, nothing, CLASSES, choice(hidden=[], dropout=0), 0)
     assert heads.logits(head, nothing) == pytest.approx(np.zeros((30, CLASSES)))
 
@@ -266,7 +266,7 @@ def test_what_has_not_converged_is_told(monkeypatch, capsys):
 @pytest.mark.parametrize(("scale", "told"), [(1, False), (1e30, True)])
 def test_features_that_no_step_suits_are_told(capsys, scale, told):
     given = examples()
-    scaled = Examples(given.features * np.float32(scale), given.targets, given.views)
+    scaled = FeatureSet(given.features * np.float32(scale), given.targets, given.views)
     heads.train(scaled, scaled, CLASSES, choice(hidden=[], dropout=0), 0)
     assert ("lbfgs has not converged" in capsys.readouterr().err) == told
 
@@ -300,7 +300,7 @@ def test_folds_keep_a_group_together_and_leave_val_alone(monkeypatch):
     monkeypatch.setattr(heads, "train", lambda some, others, *_, **__: (seen.append((some, others)), (None, None))[1])
     monkeypatch.setattr(heads, "logits", lambda _, others: np.eye(CLASSES, dtype=np.float32)[others.targets])
     train_set = examples()
-    numbered = Examples(NO_GROUPS[:, None].repeat(FEATURES, 1).astype(np.float32), train_set.targets, train_set.views)
+    numbered = FeatureSet(NO_GROUPS[:, None].repeat(FEATURES, 1).astype(np.float32), train_set.targets, train_set.views)
     search(numbered, examples(seed=1), CLASSES, NO_GROUPS // 3, searching(search={"dropout": [0.1]}, search_folds=4), 0)
     held_out = [others.features[:, 0] for _, others in seen]
     assert sorted(np.concatenate(held_out)) == list(range(300))

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from headstart.backbones.table import BACKBONES
+from headstart.backbones.base import Backbone
+from headstart.backbones.keras_table import ROWS
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, did_you_mean
+from headstart.modalities import get_modality
+
+BACKBONES: dict[str, Backbone] = {row.name: row for row in ROWS}
+
+
+def register(backbone: Backbone) -> None:
+    """Make a backbone known under its name, which `backbone` of params.yaml then takes."""
+    BACKBONES[backbone.name] = backbone
+
+
+def get_backbone(name: str) -> Backbone:
+    """The backbone of that name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in BACKBONES:
+        raise UserError(
+            f"{PARAMS_FILE}: backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES) or ';'} "
+            "`headstart backbones` prints the table"
+        )
+    return BACKBONES[name]
+
+
+def cached_backbones() -> list[str]:
+    """Names of the backbones whose pretrained weights for the default size are on this machine."""
+    files = {name: row.weights_path(row.default_size) for name, row in BACKBONES.items()}
+    return [name for name, file in files.items() if file and file.is_file()]
 
 
 def check_params(params: Params) -> None:
-    """Check the params that depend on the backbone.
+    """Check the params that depend on the backbone and the modality.
 
     Raises:
-        UserError: if the backbone is unknown, or does not take examples of that size.
+        UserError: naming the key, the rule and the value.
     """
-    if params.backbone not in BACKBONES:
+    backbone, modality = get_backbone(params.backbone), get_modality(params.data.kind)
+    if backbone.modality != modality.name:
         raise UserError(
-            f"{PARAMS_FILE}: backbone {params.backbone!r} is unknown"
-            f"{did_you_mean(params.backbone.lower(), BACKBONES) or ';'} `headstart backbones` prints the table"
+            f"{PARAMS_FILE}: backbone {backbone.name} takes {get_modality(backbone.modality).noun}s, data.kind is "
+            f"{modality.name}; choose a backbone for {modality.noun}s: `headstart backbones` prints the table"
         )
-    row, size = BACKBONES[params.backbone], params.extract.size
-    if size is not None and size < row.min_size:
-        raise UserError(
-            f"{PARAMS_FILE}: extract.size must be at least {row.min_size} for {params.backbone}, got {size}"
-        )
-    if row.pinned_size and params.weights == "pretrained" and size not in (None, row.default_size):
-        raise UserError(
-            f"{PARAMS_FILE}: extract.size must be {row.default_size} or null for {params.backbone} with pretrained "
-            f"weights, got {size}"
-        )
+    backbone.check(params)

@@ -1,118 +1,194 @@
-"""The image classifiers of `keras.applications` as trunks: weights, preprocessing, pooling."""
+"""The image classifiers of `keras.applications` as backbones: weights, preprocessing, pooling, blocks."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from headstart.backbones.table import BACKBONES, cached_backbones
+from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
+from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
-from headstart.framework import keras
 
-BACKBONE_LAYER, POOL_LAYER = "backbone", "pool"
+if TYPE_CHECKING:
+    import keras
+
+TINY_WEIGHTS = Path(__file__).parent / "weights" / "tiny.weights.h5"
+INPUT = "image"  # of the encoder, see ImageModality.spec
+STEM, TOP = "stem", "top"  # what stands before the first block, and behind the last one
+
+# How each family names the layers of a block; what the parentheses find names the block. What matches nothing belongs
+# to the block before it, in Inception to the one after it: there only the last layers of a block have its name.
+BLOCK_NAMES = {
+    "convnext": r"convnext_[a-z]+_(stage_\d+_block_\d+|downsampling_block_[1-9])",
+    "densenet": r"(conv\d_block\d+)_",
+    "efficientnet": r"(block\d+[a-z]+)_",
+    "efficientnet_v2": r"(block\d+[a-z]+)_",
+    "inception_resnet_v2": r"(mixed_\d[ab]|block\d+_\d+)",
+    "inception_v3": r"(mixed\d+)$",
+    "mobilenet": r"(conv)_(?:pad|dw|pw)_(\d+)",
+    "mobilenet_v2": r"(block_\d+|expanded_conv)_",
+    "mobilenet_v3": r"(expanded_conv(?:_\d+)?)_",
+    "nasnet": r"(?!activation|concatenate).*?_((?:stem_|reduce_)?\d+)$",
+    "resnet": r"(conv\d_block\d+)_",
+    "resnet_v2": r"(conv\d_block\d+)_",
+    "vgg16": r"(block\d)_",
+    "vgg19": r"(block\d)_",
+    "xception": r"(block\d+)_",
+}
+NAMED_BY_THE_END = ("inception_resnet_v2", "inception_v3")
 
 
-def build_trunk(backbone: str, weights: str, image_size: int, pooling: str, seed: int) -> keras.Model:
-    """A backbone between its own preprocessing and the pooling of its last feature map; its BatchNorm is in inference.
+@dataclass(frozen=True)
+class KerasApplication(Backbone):
+    """A row of the table in `keras_table.py`: (N, size, size, 3) RGB in [0, 255] -> (N, feature_dim).
 
-    Args:
-        backbone: a name of BACKBONES.
-        weights: `pretrained`, `none` (drawn from `seed`) or the path of a weights file for the network without top.
-        image_size: pixels.
-        pooling: `avg`, `max` or `flatten`.
-
-    Returns:
-        (N, image_size, image_size, 3) RGB in [0, 255] -> (N, feature_dim).
-
-    Raises:
-        UserError: where the weights cannot be had or do not fit.
+    Attributes:
+        constructor: function of `keras.applications`.
+        module: module of `keras.applications` that holds its `preprocess_input`.
+        weights_file: name of its ImageNet weights in Keras' cache; `{size}` is the size that they were trained at.
+        weight_sizes: the sizes that `{size}` can be; any other image size takes the last one.
+        pinned_size: whether Keras has ImageNet weights for the default size alone.
+        arguments: further arguments of the constructor.
+        weights_sha256: of the weights file, hexadecimal, if it comes with this repository.
     """
-    row = BACKBONES[backbone]
-    constructor = getattr(keras.applications, row.constructor)
-    shape = (image_size, image_size, 3)
-    keras.utils.set_random_seed(seed)
-    with warnings.catch_warnings():
-        # MobileNets warn that an unusual size takes the weights of the default one, which the table says.
-        warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
-        if weights == "pretrained" and backbone != "tiny":
-            try:
-                base = constructor(include_top=False, weights="imagenet", input_shape=shape, **dict(row.arguments))
-            except Exception as error:
-                raise _no_weights(backbone, row.weights_path(image_size), error) from error
-        else:
-            base = constructor(include_top=False, weights=None, input_shape=shape, **dict(row.arguments))
+
+    constructor: str = ""
+    module: str = ""
+    weights_file: str = ""
+    weight_sizes: tuple[int, ...] = ()
+    pinned_size: bool = False
+    arguments: tuple[tuple[str, float], ...] = ()
+    weights_sha256: str = ""
+
+    def check(self, params: Params) -> None:
+        super().check(params)
+        size = params.extract.size
+        if self.pinned_size and params.weights == "pretrained" and size not in (None, self.default_size):
+            raise UserError(
+                f"{PARAMS_FILE}: extract.size must be {self.default_size} or null for {self.name} with pretrained "
+                f"weights, got {size}"
+            )
+
+    def weights_path(self, size: int) -> Path:
+        if self.weights_sha256:
+            return TINY_WEIGHTS
+        trained_at = size if size in self.weight_sizes else (self.weight_sizes or (0,))[-1]
+        return keras_models() / self.weights_file.format(size=trained_at)
+
+    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+        from headstart.framework import keras
+
+        keras.utils.set_random_seed(seed)
+        base = self._network(weights, size)
+        base.name = BACKBONE_LAYER
+        base.trainable = False
+        image = keras.Input((size, size, 3), name=INPUT)
+        feature_map = base(self.preprocess(image), training=False)
+        pool = {
+            "avg": keras.layers.GlobalAveragePooling2D,
+            "max": keras.layers.GlobalMaxPooling2D,
+            "flatten": keras.layers.Flatten,
+        }[pooling](name=POOL_LAYER)
+        return keras.Model({INPUT: image}, pool(feature_map), name="encoder")
+
+    def preprocess(self, image: keras.KerasTensor) -> keras.KerasTensor:
+        """RGB in [0, 255] -> what the backbone was trained on."""
+        from headstart.framework import keras
+
+        return getattr(keras.applications, self.module).preprocess_input(image)
+
+    def blocks(self, encoder: keras.Model) -> list[Block]:
+        """All layers, in the blocks that the family's own names tell."""
+        layers = encoder.get_layer(BACKBONE_LAYER).layers
+        pattern, backwards = re.compile(BLOCK_NAMES[self.module]), self.module in NAMED_BY_THE_END
+        found: dict[str, list[keras.Layer]] = {}
+        name = ""
+        for layer in reversed(layers) if backwards else layers:
+            match = pattern.match(layer.name)
+            name = "_".join(match.groups()) if match else name or (TOP if backwards else STEM)
+            name = f"block_{name}" if name.isdigit() else name  # a number in fine_tune.unfreeze is a number of blocks
+            found.setdefault(name, []).append(layer)
+        if backwards:
+            return [Block(name, tuple(reversed(layers))) for name, layers in reversed(found.items())]
+        return [Block(name, tuple(layers)) for name, layers in found.items()]
+
+    def _network(self, weights: str, size: int) -> keras.Model:
+        """The network without its top.
+
+        Raises:
+            UserError: if the weights cannot be had, or do not fit.
+        """
+        from headstart.framework import keras
+
+        constructor, arguments = getattr(keras.applications, self.constructor), dict(self.arguments)
+        shape = (size, size, 3)
+        with warnings.catch_warnings():
+            # MobileNets warn that an unusual size takes the weights of the default one, which the table says.
+            warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
+            if weights == "pretrained" and not self.weights_sha256:
+                try:
+                    return constructor(include_top=False, weights="imagenet", input_shape=shape, **arguments)
+                except Exception as error:
+                    raise self._no_weights(self.weights_path(size), error) from error
+            base = constructor(include_top=False, weights=None, input_shape=shape, **arguments)
             if weights == "pretrained":
-                _load(base, backbone, _checked(row.weights_path(image_size), row.weights_sha256))
+                self._load(base, _verified(self.weights_path(size), self.weights_sha256))
             elif weights != "none":
-                _load(base, backbone, Path(weights))
-    base.name = BACKBONE_LAYER
-    base.trainable = False
+                self._load(base, Path(weights))
+            return base
 
-    image = keras.Input(shape, name="image")
-    feature_map = base(preprocess(backbone, image), training=False)
-    pool = {
-        "avg": keras.layers.GlobalAveragePooling2D,
-        "max": keras.layers.GlobalMaxPooling2D,
-        "flatten": keras.layers.Flatten,
-    }[pooling](name=POOL_LAYER)
-    return keras.Model(image, pool(feature_map), name="trunk")
+    def _load(self, base: keras.Model, file: Path) -> None:
+        """Fill `base` from `file`: everything or nothing."""
+        if not file.is_file():
+            raise UserError(
+                f"{PARAMS_FILE}: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
+            )
+        try:
+            with warnings.catch_warnings():
+                # Keras only warns if a file lacks a layer, and leaves that layer random.
+                warnings.filterwarnings("error", message="Skipping nested container")
+                base.load_weights(file)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise UserError(
+                f"{file}: these weights do not fit {self.name} without its top ({reason}); they must be a .weights.h5 "
+                f"or .h5 file of keras.applications.{self.constructor}(include_top=False)"
+            ) from error
+
+    def _no_weights(self, file: Path, error: Exception) -> UserError:
+        from headstart.backbones import cached_backbones
+
+        reason = " ".join(str(error).split())[:300]
+        if file.is_file():
+            return UserError(
+                f"{file}: these weights of {self.name} cannot be loaded ({reason}); remove the file, so that it is "
+                "downloaded again, or put a whole one in its place"
+            )
+        return UserError(
+            f"the ImageNet weights of {self.name} are not on this machine and could not be downloaded ({reason}).\n"
+            f"  file:   {file.name}\n"
+            f"  folder: {file.parent} (another one: set KERAS_HOME, it holds models/)\n"
+            f"  here:   {', '.join(cached_backbones()) or 'none'}\n"
+            "Put the file there, or pick a backbone whose weights are here."
+        )
 
 
-def _checked(file: Path, sha256: str) -> Path:
-    """The file itself, where it has that hash."""
+def keras_models() -> Path:
+    """The folder of Keras' weights cache, by Keras' own rule: KERAS_HOME, else ~/.keras, else /tmp/.keras."""
+    home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
+    return Path(os.environ.get("KERAS_HOME") or home / ".keras") / "models"
+
+
+def _verified(file: Path, sha256: str) -> Path:
+    """The file itself, if it has that hash."""
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise UserError(
-            f"{file}: not the weights that headstart/backbones/table.py lists by their sha256; bring them back "
+            f"{file}: not the weights that keras_table.py lists by their sha256; restore them "
             f"(git checkout -- headstart/backbones/weights/{file.name}), or name the file in `weights:` of params.yaml"
         )
     return file
-
-
-def _load(base: keras.Model, backbone: str, file: Path) -> None:
-    """Fill `base` from `file`: everything or nothing."""
-    if not file.is_file():
-        raise UserError(
-            f"params.yaml: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
-        )
-    try:
-        with warnings.catch_warnings():
-            # Keras only warns where a file lacks a layer, and leaves that layer random.
-            warnings.filterwarnings("error", message="Skipping nested container")
-            base.load_weights(file)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"{file}: these weights do not fit {backbone} without its top ({reason}); they must be a .weights.h5 or "
-            f".h5 file of keras.applications.{BACKBONES[backbone].constructor}(include_top=False)"
-        ) from error
-
-
-def _no_weights(backbone: str, file: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
-    if file.is_file():
-        return UserError(
-            f"{file}: these weights of {backbone} cannot be loaded ({reason}); remove the file, so that it is "
-            "downloaded again, or put a whole one in its place"
-        )
-    return UserError(
-        f"the ImageNet weights of {backbone} are not on this machine and could not be downloaded ({reason}).\n"
-        f"  file:   {file.name}\n"
-        f"  folder: {file.parent} (another one: set KERAS_HOME, it holds models/)\n"
-        f"  here:   {', '.join(cached_backbones()) or 'none'}\n"
-        "Put the file there, or pick a backbone whose weights are here."
-    )
-
-
-def preprocess(backbone: str, image: keras.KerasTensor) -> keras.KerasTensor:
-    """RGB in [0, 255] -> what the backbone was trained on."""
-    return getattr(keras.applications, BACKBONES[backbone].module).preprocess_input(image)
-
-
-def weights_sha256(model: keras.Model) -> str:
-    """A fingerprint of all weights, hexadecimal: shapes and float32 bytes in the model's order."""
-    digest = hashlib.sha256()
-    for variable in model.weights:
-        array = keras.ops.convert_to_numpy(variable)
-        digest.update(repr(array.shape).encode() + array.astype("<f4").tobytes())
-    return digest.hexdigest()

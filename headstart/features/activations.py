@@ -1,6 +1,6 @@
-"""Where the training of the upper blocks starts: at the pixels, or at what the frozen blocks below made of them, kept.
+"""What training of the upper blocks starts from: examples, or the cached activations of the frozen blocks below.
 
-Both give the same inputs for the same view of an image, up to the rounding of float16 and of the engine.
+Both give the same inputs for the same view of an example, up to the rounding of float16 and of the engine.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from headstart.backbones.splitting import LEAST_WORK, Split
 from headstart.data.files import Source
 from headstart.errors import UserError
 from headstart.features import store
 from headstart.features.engines import Engine
-from headstart.features.extraction import Extraction, Jobs, ingredients, views
+from headstart.features.extraction import Extraction, ViewIndex, fingerprint_inputs, load_views
 from headstart.machine import cores
-from headstart.modalities.image.augmentation import Augmentation
-from headstart.modalities.image.pixels import batches
+from headstart.modalities import Augmentation, Batch, Modality
+from headstart.modalities.loading import prefetch
 
-MAX_BYTES = 20 * 10**9  # that may be taken without being asked for
-LEAST_WORK = 0.1  # share of the work that must be in the frozen blocks
+MAX_BYTES = 20 * 10**9  # of activations that are cached without being asked for
 STORAGE = "float16"  # half the space of float32; what is trained sees noise of a thousandth
 
 
@@ -32,107 +32,115 @@ class Inputs(Protocol):
 
     Attributes:
         workers: how many threads may read at once.
+        mixes: whether the arrays of two examples can be averaged.
     """
 
     workers: int
+    mixes: bool
 
-    def read(self, rows: np.ndarray, number: int) -> np.ndarray:
-        """(b, ...): view `number` of the images of some rows (b,) of the manifest; 0 is the image as it is."""
+    def read(self, rows: np.ndarray, view: int) -> Batch:
+        """A batch of that view of the examples of some rows (b,) of the manifest; 0 is the example as it is."""
 
 
-class Pixels:
-    """Images (b, size, size, 3) uint8, decoded and augmented anew each time."""
+class RawExamples:
+    """The examples themselves, loaded and augmented anew each time."""
 
-    def __init__(self, images: pd.DataFrame, source: Source, size: int, augmentation: Augmentation) -> None:
-        self._paths, self._hashes = list(images.path), list(images.file_hash)
-        self._source, self._size, self._augmentation = source, size, augmentation
-        self.workers = cores()
+    def __init__(
+        self,
+        manifest: pd.DataFrame,
+        source: Source,
+        modality: Modality,
+        size: int,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self._paths, self._hashes = list(manifest.path), list(manifest.file_hash)
+        self._source, self._modality, self._size, self._augmentation = source, modality, size, augmentation
+        self.workers, self.mixes = cores(), modality.mixes
 
-    def read(self, rows: np.ndarray, number: int) -> np.ndarray:
-        made = [
-            next(views(self._source, self._paths[row], self._hashes[row], [number], self._size, self._augmentation))
-            for row in rows
-        ]
-        return np.stack(made)
+    def _load(self, row: int, view: int) -> np.ndarray:
+        path, file_hash = self._paths[row], self._hashes[row]
+        return next(load_views(self._source, self._modality, path, file_hash, [view], self._size, self._augmentation))
 
-    def batches(self, number: int, batch_size: int) -> Iterator[np.ndarray]:
-        """View `number` of all images in their order, read ahead by threads."""
+    def read(self, rows: np.ndarray, view: int) -> Batch:
+        return self._modality.batch([self._load(row, view) for row in rows])
 
-        def load(rows: range) -> Iterator[np.ndarray]:
-            for row in rows:
-                yield from self.read(np.array([row]), number)
-
-        return batches(load, len(self._paths), self._size, batch_size)
+    def batches(self, view: int, batch_size: int) -> Iterator[Batch]:
+        """That view of all examples in their order, loaded ahead by threads."""
+        loaded = prefetch(lambda rows: (self._load(row, view) for row in rows), len(self._paths), batch_size)
+        return map(self._modality.batch, loaded)
 
 
 class Activations:
-    """The output of the frozen blocks (b, ...) float32 for each view of an image, from the feature store."""
+    """The boundary of a split network, (b, ...) float32 by name, for each view of an example; read from the store."""
 
-    workers = 1
+    workers, mixes = 1, True
 
-    def __init__(self, extraction: Extraction, jobs: Jobs, shape: tuple[int, ...]) -> None:
-        self._extraction, self._jobs, self._shape = extraction, jobs, shape
+    def __init__(self, extraction: Extraction, index: ViewIndex, split: Split) -> None:
+        self._extraction, self._index, self._split = extraction, index, split
         self._turn = threading.Lock()  # Keras reads in threads of its own
 
-    def read(self, rows: np.ndarray, number: int) -> np.ndarray:
+    def read(self, rows: np.ndarray, view: int) -> Batch:
         with self._turn:
-            found = self._extraction.features(self._jobs.first[rows] + number)
-        return found.astype(np.float32).reshape(-1, *self._shape)
+            found = self._extraction.features(self._index.first[rows] + view)
+        return self._split.unpack(found.astype(np.float32))
 
 
 @contextmanager
-def activations(
-    run: Engine,
+def cached_activations(
+    engine: Engine,
     recipe: dict[str, Any],
-    images: pd.DataFrame,
+    manifest: pd.DataFrame,
     source: Source,
-    shape: tuple[int, ...],
+    modality: Modality,
+    split: Split,
     size: int,
-    augmentation: Augmentation,
+    augmentation: Augmentation | None,
     views: int,
 ) -> Iterator[Activations]:
-    """Compute what the store lacks, `views` augmented views of each image in train beside all as they are.
+    """Compute what the store lacks: `views` augmented views of each example in train beside all as they are.
 
     Args:
-        run: of the frozen blocks, `blocks.lower`.
-        shape: of what they give for an image.
+        engine: of the frozen blocks, `splitting.lower_model`.
+        recipe: tells them from others.
     """
-    jobs = Jobs(images, views, augmentation, size)
-    with store.open_store(ingredients(run, recipe, size), run.feature_dim, STORAGE) as kept:
-        extraction = Extraction(jobs, source, run, kept, size, augmentation, "fine_tune")
+    index = ViewIndex(manifest, views, augmentation, modality, size)
+    inputs = fingerprint_inputs(engine, recipe, modality, size)
+    with store.open_store(inputs, engine.feature_dim, STORAGE) as kept:
+        extraction = Extraction(index, source, modality, engine, kept, size, augmentation, "fine_tune")
         extraction.complete()
-        yield Activations(extraction, jobs, shape)
+        yield Activations(extraction, index, split)
 
 
-def choose(setting: str, floats: int | None, images: int, passes: int, fast: bool, work: float) -> tuple[bool, str]:
-    """Whether to start from kept activations, and why, in words. The same on every machine with the same engine.
+def choose_cache(
+    setting: str, floats: int | None, views: int, passes: int, fast: bool, work: float
+) -> tuple[bool, str]:
+    """Whether to start from cached activations, and why, in words. The same on every machine with the same engine.
 
     Args:
         setting: auto, on or off.
-        floats: how many numbers the frozen blocks give for an image; None where they cannot be run apart.
-        images: how many would be computed once, views and val among them.
-        passes: how many images all epochs take together.
-        fast: whether frozen networks have an engine of their own, of about twice the speed of that of training.
+        floats: how many numbers the frozen blocks give for an example; None if they cannot be run by themselves.
+        views: how many would be computed once, plain ones and val among them.
+        passes: how many views all epochs take together.
+        fast: whether frozen networks have an engine of their own, of about twice the speed of training.
         work: the share of the network's multiplications that are in the frozen blocks, in [0, 1].
 
     Raises:
-        UserError: where it is asked for, and cannot be.
+        UserError: if it is asked for, and impossible.
     """
     if floats is None:
         if setting == "on":
             raise UserError(
-                "params.yaml: fine_tune.trunk_cache on: nothing of what is frozen can be computed apart; use auto, or "
-                "unfreeze less"
+                "params.yaml: fine_tune.trunk_cache on: no frozen part can be run by itself; use auto, or unfreeze less"
             )
-        return False, "nothing of what is frozen can be computed apart"
+        return False, "no frozen part can be run by itself"
     if setting != "auto":
-        return setting == "on", f"as fine_tune.trunk_cache {setting} says"
-    size = np.dtype(STORAGE).itemsize * floats * images
-    what = f"{images:,} views to be computed once ({size / 1e9:.2g} GB)"
+        return setting == "on", f"fine_tune.trunk_cache is {setting}"
+    size = np.dtype(STORAGE).itemsize * floats * views
+    what = f"{views:,} views to cache ({size / 1e9:.2g} GB)"
     if size > MAX_BYTES:
-        return False, f"{what} are more than the {MAX_BYTES / 1e9:.0f} GB that are taken without being asked for"
+        return False, f"{what}, more than the {MAX_BYTES / 1e9:.0f} GB that are used without being asked for"
     if work < LEAST_WORK:
-        return False, f"only {work:.0%} of the work is in what is frozen and can be computed apart"
-    if images * (0.5 if fast else 1.0) >= passes:
-        return False, f"{what} are hardly fewer than the {passes:,} of all epochs"
+        return False, f"only {work:.0%} of the work is in the frozen part"
+    if views * (0.5 if fast else 1.0) >= passes:
+        return False, f"{what}, hardly fewer than the {passes:,} of all epochs"
     return True, f"{what}, not {passes:,} in all epochs"

@@ -1,6 +1,6 @@
-"""Engines: what runs the frozen trunk over batches of images, on the CPU or on every GPU there is.
+"""Engines: what runs a frozen encoder over batches, on the CPU or on all GPUs.
 
-All are made from the same Keras model; short batches are padded. In OpenVINO an image has the same features in every
+All are made from the same Keras model; short batches are padded. In OpenVINO an example has the same features in every
 batch, at every place. So it has in TensorFlow with most networks; ConvNeXt's differ there by 1e-6 with the place.
 """
 
@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from headstart.backbones import keras_applications
+from headstart.backbones.base import weights_sha256
 from headstart.errors import UserError
 from headstart.framework import gpu_names, keras, policy, tf
 from headstart.machine import cores
+from headstart.modalities.base import Batch, batch_length, pad_batch
 
-OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 3, 32, 256  # images at once where no param says so
+Spec = dict[str, tuple[tuple[int | None, ...], str]]
+OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 3, 32, 256  # examples per call if no param says so
 _OPENVINO_PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
@@ -36,16 +38,16 @@ class OutOfMemoryError(Exception):
 
 
 class Engine(ABC):
-    """Runs a trunk; calls may come from several threads.
+    """Runs an encoder; calls may come from several threads.
 
     Attributes:
         name: `tensorflow` or `openvino`.
         arithmetic: what its rounding depends on beside the network and the processor.
-        device: its name where its bits are no fingerprint, since kernels may be chosen by timing them; else empty.
-        batch_size: images a call at most.
+        device: its name if its bits are not fingerprinted, since kernels may be chosen by timing them; else empty.
+        batch_size: examples per call at most.
         parallel: how many calls keep the device busy.
         feature_dim: of the features.
-        weights_sha256: see `networks.weights_sha256`.
+        weights_sha256: see `backbones.base.weights_sha256`.
     """
 
     name: str
@@ -56,23 +58,20 @@ class Engine(ABC):
     feature_dim: int
     weights_sha256: str
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(b, feature_dim) float32 of (b, size, size, 3) uint8, b <= batch_size.
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """(b, feature_dim) float32 of a batch of b <= batch_size examples.
 
         Raises:
-            OutOfMemoryError: where a batch of batch_size does not fit; of TensorFlow alone.
+            OutOfMemoryError: if a batch of batch_size does not fit; of TensorFlow alone.
         """
-        if len(images) == self.batch_size:
-            return self._run(images)
-        padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        return self._run(padded)[: len(images)]
+        count = batch_length(batch)
+        return self._run(pad_batch(batch, self.batch_size))[:count]
 
     @abstractmethod
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, batch: Batch) -> np.ndarray:
         """As calls, of a full batch."""
 
-    def map(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def map(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
         """The features of each batch, in order; some batches are under way at once."""
         with ThreadPoolExecutor(self.parallel) as pool:
             pending: deque[Future[np.ndarray]] = deque()
@@ -94,16 +93,17 @@ class OpenVINOEngine(Engine):
     do not depend on the number of cores.
 
     Args:
-        build: makes the trunk.
+        build: makes the encoder.
+        spec: of its inputs, see `Modality.spec`.
         precision: float32, bfloat16 or float16, of the arithmetic.
 
     Raises:
-        UserError: where the CPU does not compute in that precision.
+        UserError: if the CPU does not compute in that precision.
     """
 
     name = "openvino"
 
-    def __init__(self, build: Callable[[], keras.Model], precision: str, batch_size: int | None) -> None:
+    def __init__(self, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None) -> None:
         openvino = _import_openvino()
         core = openvino.Core()
         hint, capability = _OPENVINO_PRECISION[precision]
@@ -112,33 +112,36 @@ class OpenVINOEngine(Engine):
                 f"params.yaml: extract.precision {precision}: this processor does not compute in it; use float32, or "
                 "extract.engine tensorflow, which is slow at it"
             )
-        trunk = build()
-        size = trunk.input_shape[1:]
-        graph = tf.function(lambda images: trunk(images, training=False))
-        model = openvino.convert_model(graph.get_concrete_function(tf.TensorSpec((None, *size), tf.float32)))
+        encoder = build()
         self.batch_size = batch_size or OPENVINO_BATCH
         self.parallel = cores()
-        self.feature_dim = trunk.output_shape[1]
-        self.weights_sha256 = keras_applications.weights_sha256(trunk)
+        self.feature_dim = encoder.output_shape[1]
+        self.weights_sha256 = weights_sha256(encoder)
         self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
-        model.reshape([self.batch_size, *size])
+        self._names = list(spec)
+        graph = tf.function(lambda *arrays: encoder(dict(zip(self._names, arrays, strict=True)), training=False))
+        signature = [tf.TensorSpec((None, *shape), _computed(dtype)) for shape, dtype in spec.values()]
+        model = openvino.convert_model(graph.get_concrete_function(*signature))
+        shapes = ([self.batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
+        model.reshape(dict(enumerate(shapes)))
         preprocessor = openvino.preprocess.PrePostProcessor(model)
-        preprocessor.input().tensor().set_element_type(openvino.Type.u8)  # the cast is part of the graph
+        for number, (_, dtype) in enumerate(spec.values()):  # casts are part of the graph
+            preprocessor.input(number).tensor().set_element_type(openvino.Type(np.dtype(dtype)))
         settings = {
-            "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 where the CPU has it
+            "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 if the CPU has it
             "NUM_STREAMS": self.parallel,
             "INFERENCE_NUM_THREADS": self.parallel,
             "ENABLE_CPU_PINNING": False,  # the threads that decode need the cores too
         }
         compiled = core.compile_model(preprocessor.build(), "CPU", settings)
-        self._requests: queue.SimpleQueue = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.parallel):
             self._requests.put(compiled.create_infer_request())
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, batch: Batch) -> np.ndarray:
         request = self._requests.get()
         try:
-            request.infer({0: images}, share_inputs=True)
+            request.infer({number: batch[name] for number, name in enumerate(self._names)}, share_inputs=True)
             return request.get_output_tensor(0).data.copy()
         finally:
             self._requests.put(request)
@@ -148,7 +151,8 @@ class TensorFlowEngine(Engine):
     """The Keras model itself as a compiled graph, a copy on each GPU, or one on the CPU.
 
     Args:
-        build: makes the trunk.
+        build: makes the encoder.
+        spec: of its inputs, see `Modality.spec`.
         precision: float32, or mixed with bfloat16 or float16.
         devices: names of TensorFlow's devices; by default all GPUs, else the CPU.
     """
@@ -158,6 +162,7 @@ class TensorFlowEngine(Engine):
     def __init__(
         self,
         build: Callable[[], keras.Model],
+        spec: Spec,
         precision: str,
         batch_size: int | None,
         devices: list[str] | None = None,
@@ -170,40 +175,46 @@ class TensorFlowEngine(Engine):
         self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
         if gpus:
             self.device = ", ".join(sorted(set(gpu_names())))
-        trunks = []
+        encoders = []
         for device in devices:
             with tf.device(device), policy(precision):
-                trunks.append(build())
-        self.feature_dim = trunks[0].output_shape[1]
-        self.weights_sha256 = keras_applications.weights_sha256(trunks[0])
-        specification = tf.TensorSpec((self.batch_size, *trunks[0].input_shape[1:]), tf.uint8)
-        self._graphs: queue.SimpleQueue = queue.SimpleQueue()
-        graphs = [_graph(trunk, device, specification) for trunk, device in zip(trunks, devices, strict=True)]
+                encoders.append(build())
+        self.feature_dim = encoders[0].output_shape[1]
+        self.weights_sha256 = weights_sha256(encoders[0])
+        signature = {name: tf.TensorSpec((self.batch_size, *shape), dtype) for name, (shape, dtype) in spec.items()}
+        self._graphs: queue.SimpleQueue[Callable[[Batch], tf.Tensor]] = queue.SimpleQueue()
+        graphs = [_graph(encoder, device, signature) for encoder, device in zip(encoders, devices, strict=True)]
         for _ in range(self.parallel // len(devices)):
             for graph in graphs:
                 self._graphs.put(graph)
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, batch: Batch) -> np.ndarray:
         graph = self._graphs.get()
         try:
-            return graph(images).numpy()
+            return graph(batch).numpy()
         except tf.errors.ResourceExhaustedError as error:
             raise OutOfMemoryError(self.batch_size, str(error).split("\n")[0][:200]) from error
         finally:
             self._graphs.put(graph)
 
 
-def _graph(trunk: keras.Model, device: str, specification: tf.TensorSpec) -> Callable[[np.ndarray], tf.Tensor]:
+def _graph(encoder: keras.Model, device: str, signature: dict[str, tf.TensorSpec]) -> Callable[[Batch], tf.Tensor]:
     # Without XLA: it picks kernels by timing them, and the same bits would not come again.
-    @tf.function(input_signature=[specification])
-    def run(images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(trunk(tf.cast(images, tf.float32), training=False), tf.float32)
+    @tf.function(input_signature=[signature])
+    def run(batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        inputs = {name: tf.cast(array, _computed(array.dtype.name)) for name, array in batch.items()}
+        return tf.cast(encoder(inputs, training=False), tf.float32)
 
-    def on_device(images: np.ndarray) -> tf.Tensor:
+    def on_device(batch: Batch) -> tf.Tensor:
         with tf.device(device):
-            return run(tf.constant(images))
+            return run({name: tf.constant(array) for name, array in batch.items()})
 
     return on_device
+
+
+def _computed(dtype: str) -> str:
+    """The dtype that a network computes in, of an input that comes as `dtype`: small integers are pixels."""
+    return "float32" if dtype in ("uint8", "float16") else dtype
 
 
 def _import_openvino() -> Any:
@@ -213,21 +224,23 @@ def _import_openvino() -> Any:
 
 
 def open_engine(
-    kind: str, build: Callable[[], keras.Model], precision: str, batch_size: int | None
-) -> OpenVINOEngine | TensorFlowEngine:
-    """The engine of that kind for the trunk that `build` makes.
+    kind: str, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None, stage: str
+) -> Engine:
+    """The engine of that kind for the encoder that `build` makes.
 
     Args:
-        kind: openvino, tensorflow, or auto: TensorFlow on GPUs, OpenVINO on CPUs, TensorFlow where OpenVINO cannot.
-        batch_size: images; None for the engine's own.
+        kind: openvino, tensorflow, or auto: TensorFlow on GPUs, OpenVINO on CPUs, TensorFlow if OpenVINO cannot.
+        spec: of its inputs, see `Modality.spec`.
+        batch_size: examples; None for the engine's own.
+        stage: whose name messages bear.
 
     Raises:
-        UserError: where there is no such engine, or it does not compute in that precision.
+        UserError: if there is no such engine, or it does not compute in that precision.
     """
     if kind == "tensorflow" or (kind == "auto" and tf.config.list_physical_devices("GPU")):
-        return TensorFlowEngine(build, precision, batch_size)
+        return TensorFlowEngine(build, spec, precision, batch_size)
     try:
-        return OpenVINOEngine(build, precision, batch_size)
+        return OpenVINOEngine(build, spec, precision, batch_size)
     except UserError:
         raise
     except Exception as error:  # of many kinds: no wheel for this machine, an operation that is not supported
@@ -237,5 +250,5 @@ def open_engine(
                 f"params.yaml: extract.engine openvino: it cannot run this backbone here ({reason}); "
                 "use auto or tensorflow"
             ) from error
-        print(f"extract: TensorFlow takes the place of OpenVINO, which cannot run this backbone here ({reason})")
-        return TensorFlowEngine(build, precision, batch_size)
+        print(f"{stage}: using TensorFlow, since OpenVINO cannot run this backbone here ({reason})")
+        return TensorFlowEngine(build, spec, precision, batch_size)

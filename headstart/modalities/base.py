@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs, the first axis being the examples
 
 
+def batch_length(batch: Batch) -> int:
+    """How many examples a batch has."""
+    return len(next(iter(batch.values())))
+
+
+def pad_batch(batch: Batch, size: int) -> Batch:
+    """`batch` with its last example repeated until it has `size` of them: an all-zero example may be no example."""
+    missing = size - batch_length(batch)
+    if missing <= 0:
+        return batch
+    return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in batch.items()}
+
+
 class AugmentationSettings(Protocol):
     """The params that say how examples may be changed: those of `extract` and of `fine_tune`."""
 

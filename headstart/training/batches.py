@@ -1,4 +1,4 @@
-"""Batches of images, or of what frozen blocks made of them, for fine-tuning: shuffled, augmented, mixed."""
+"""Batches for fine-tuning, of examples or of cached activations: shuffled, augmented, mixed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from headstart.features.activations import Inputs
 from headstart.framework import keras
+from headstart.modalities.base import Batch
 
 
 class Batches(keras.utils.PyDataset):
@@ -39,7 +40,7 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=inputs.workers, max_queue_size=8)
         self.targets = targets[rows]
         self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
-        self._views, self._seed, self._mixup = views, seed, mixup if seed is not None else 0.0
+        self._views, self._seed, self._mixup = views, seed, mixup if seed is not None and inputs.mixes else 0.0
         self._whole = batch_size
         self.begin(0)
 
@@ -57,15 +58,16 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Batch, np.ndarray, np.ndarray]:
         places = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         inputs = self._inputs.read(self._rows[places], self._epoch % (1 + self._views))
         targets = self.targets[places]
-        weighted = np.diag(self._weights)[targets]
+        weighted = np.zeros((len(places), len(self._weights)), np.float32)
+        weighted[np.arange(len(places)), targets] = self._weights[targets]
         if self._mixup:
             random = np.random.default_rng([self._seed, self._epoch, index])
             share, other = np.float32(random.beta(self._mixup, self._mixup)), random.permutation(len(places))
-            inputs = share * inputs + (1 - share) * inputs[other]
+            inputs = {name: share * array + (1 - share) * array[other] for name, array in inputs.items()}
             weighted = share * weighted + (1 - share) * weighted[other]
         weights = weighted.sum(axis=1)
         return inputs, weighted / weights[:, None], weights / np.float32(len(places))

@@ -7,9 +7,9 @@ import pandas as pd
 
 from headstart.config import FineTune
 from headstart.data.files import Source
-from headstart.features.activations import Pixels
+from headstart.features.activations import RawExamples
 from headstart.framework import keras
-from headstart.modalities.image.augmentation import NONE, Augmentation
+from headstart.modalities import Augmentation, Modality
 from headstart.training import networks
 
 # Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
@@ -26,7 +26,6 @@ PROBES = 1000  # images of val that tell how they may be changed
 # What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
 # that it cannot tell any more may be of another class, as a digit is.
 STILL_KNOWN = 0.9
-CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 def schedule(choice: FineTune, images: int) -> tuple[int, int]:
@@ -35,7 +34,7 @@ def schedule(choice: FineTune, images: int) -> tuple[int, int]:
     return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
 
 
-def momentum(choice: FineTune, epochs: int, images: int) -> float:
+def ema_momentum(choice: FineTune, epochs: int, images: int) -> float:
     """Of the average of the weights: as `choice` says, or by the number of steps; 0: there is none."""
     steps = epochs * -(-images // choice.batch_size)
     return max(0.0, 1 - 1 / (AVERAGED * steps)) if choice.ema is None else choice.ema
@@ -66,32 +65,33 @@ def refit(choice: FineTune, images: pd.DataFrame) -> bool:
 
 
 def augmentation(
-    choice: FineTune, network: keras.Model, images: pd.DataFrame, source: Source, size: int, seed: int
-) -> Augmentation:
-    """How training images are changed: as `choice` says, or as much as leaves them what they are.
-
-    Left open, flips are used, and the strongest crop of CROPS, where `network`, the trunk with the head, still knows
-    STILL_KNOWN of what it knew before.
+    settings: FineTune,
+    network: keras.Model,
+    examples: pd.DataFrame,
+    source: Source,
+    modality: Modality,
+    size: int,
+    seed: int,
+) -> Augmentation | None:
+    """How training examples are changed: as `settings` say, or as much as leaves them what they are.
 
     Args:
-        images: of val.
+        network: the encoder with the head.
+        examples: of val.
     """
-    if choice.flip is not None and choice.crop is not None:
-        return Augmentation(choice.crop, choice.flip, choice.jitter)
-    some = images.sample(min(PROBES, len(images)), random_state=seed)
+    sample = examples.sample(min(PROBES, len(examples)), random_state=seed)
 
-    def right(changes: Augmentation, number: int, mirrored: bool = False) -> np.ndarray:
-        batches = Pixels(some, source, size, changes).batches(number, networks.PREDICTION_BATCH)
-        views = (batch[:, :, ::-1] if mirrored else batch for batch in batches)
-        found = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in views]
-        return np.concatenate(found) == some.target.to_numpy()
+    def correct(augmentation: Augmentation | None, view: int) -> np.ndarray:
+        batches = RawExamples(sample, source, modality, size, augmentation).batches(view, networks.PREDICTION_BATCH)
+        answers = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in batches]
+        return np.concatenate(answers) == sample.target.to_numpy()
 
-    plain = right(NONE, 0)
+    plain: list[np.ndarray] = []  # computed when it is first asked for
 
-    def still_known(changed: np.ndarray) -> bool:
-        return bool(plain.any() and changed[plain].mean() >= STILL_KNOWN)
+    def still_recognized(augmentation: Augmentation, view: int) -> bool:
+        if not plain:
+            plain.append(correct(None, 0))
+        known = plain[0]
+        return bool(known.any() and correct(augmentation, view)[known].mean() >= STILL_KNOWN)
 
-    flip = still_known(right(NONE, 0, mirrored=True)) if choice.flip is None else choice.flip
-    candidates = (Augmentation(crop, flip, choice.jitter) for crop in CROPS)
-    crop = choice.crop or next((one.crop for one in candidates if still_known(right(one, 1))), CROPS[-1])
-    return Augmentation(crop, flip, choice.jitter)
+    return modality.choose_augmentation(settings, still_recognized)

@@ -16,13 +16,13 @@ BLOCK_BYTES = 2**26  # of features that a call works on
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Features and what they are examples of.
+class FeatureSet:
+    """Features of examples with their targets.
 
     Attributes:
         features: (N, feature_dim) float32 or float16, mapped or not.
         targets: (N,) int32.
-        views: (N, views, feature_dim), features of augmented views; none where views is 0.
+        views: (N, views, feature_dim), features of augmented views; none if views is 0.
     """
 
     features: np.ndarray
@@ -32,9 +32,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.features)
 
-    def some(self, rows: np.ndarray) -> Examples:
-        """Those of `rows`, in memory."""
-        return Examples(self.features[rows], self.targets[rows], self.views[rows])
+    def subset(self, rows: np.ndarray) -> FeatureSet:
+        """The examples of `rows`, in memory."""
+        return FeatureSet(self.features[rows], self.targets[rows], self.views[rows])
 
     def rows(self, rows: np.ndarray | slice, drawn: np.ndarray | None = None) -> np.ndarray:
         """(n, feature_dim) float32: of each of `rows` the view `drawn`, 0 being the image as it is."""
@@ -54,6 +54,15 @@ class Examples:
             yield slice(start, start + size)
 
 
+def concat(train_set: FeatureSet, val_set: FeatureSet) -> FeatureSet:
+    """Both, train first; an example of val, which has no augmented views, stands for its own."""
+    features = np.concatenate([train_set.features, val_set.features])
+    shape = (len(val_set), *train_set.views.shape[1:])
+    plain = np.broadcast_to(val_set.features[:, None], shape).astype(train_set.views.dtype)
+    targets = np.concatenate([train_set.targets, val_set.targets])
+    return FeatureSet(features, targets, np.concatenate([train_set.views, plain]))
+
+
 def class_weights(targets: np.ndarray, n_classes: int, kind: str | None) -> np.ndarray:
     """(n_classes,) float32: ones, or for `balanced` N / (n_classes x images of the class), as scikit-learn has it."""
     if kind is None:
@@ -69,7 +78,7 @@ def _load(file: Path, images: int) -> np.ndarray:
     return features
 
 
-def load_examples(split: str) -> Examples:
+def load_features(split: str) -> FeatureSet:
     """The features, targets and, of train, augmented views of one split, mapped into memory, in manifest order.
 
     Raises:
@@ -80,4 +89,4 @@ def load_examples(split: str) -> Examples:
     views = np.empty((len(images), 0, features.shape[1]), np.float32)
     if split == "train":
         views = _load(paths.TRAIN_VIEWS, len(images))
-    return Examples(features, images.target.to_numpy(), views)
+    return FeatureSet(features, images.target.to_numpy(), views)

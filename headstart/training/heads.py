@@ -15,8 +15,8 @@ from headstart.config import HeadChoice
 from headstart.framework import keras, tf
 from headstart.training import networks
 from headstart.training.calibration import log_loss
-from headstart.training.examples import Examples, class_weights
-from headstart.training.history import Epochs
+from headstart.training.examples import FeatureSet, class_weights
+from headstart.training.history import History
 from headstart.training.optimizers import FusedAdam
 
 MOMENTUM = 0.9  # of sgd
@@ -25,8 +25,8 @@ STEEP = 0.01  # share of the gradient at its start, with more of which it has no
 
 
 def train(
-    train_set: Examples, val_set: Examples, n_classes: int, choice: HeadChoice, seed: int, bar: bool = True
-) -> tuple[keras.Model, Epochs]:
+    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, choice: HeadChoice, seed: int, progress: bool = True
+) -> tuple[keras.Model, History]:
     """A head trained on the cross-entropy, and its curves.
 
     By lbfgs it is trained to convergence; else left as it was after the epoch with the lowest loss on val.
@@ -44,10 +44,10 @@ def train(
     weights = class_weights(train_set.targets, n_classes, choice.class_weight)
     if choice.solver() == "lbfgs":
         return head, _converge(head, train_set, val_set, weights, choice)
-    return head, _descend(head, train_set, val_set, weights, choice, seed, bar)
+    return head, _descend(head, train_set, val_set, weights, choice, seed, progress)
 
 
-def logits(head: keras.Model, examples: Examples) -> np.ndarray:
+def logits(head: keras.Model, examples: FeatureSet) -> np.ndarray:
     """(N, n_classes) float32 of a head, for each example as it is."""
     run = _compiled_logits(head)
     return np.concatenate([run(examples.rows(rows)).numpy() for rows in examples.blocks()])
@@ -59,7 +59,7 @@ def _compiled_logits(head: keras.Model) -> Callable[[np.ndarray], tf.Tensor]:
     return tf.function(lambda features: model(features, training=False), input_signature=signature)
 
 
-def _score(run: Callable[[np.ndarray], tf.Tensor], examples: Examples) -> dict[str, float]:
+def _score(run: Callable[[np.ndarray], tf.Tensor], examples: FeatureSet) -> dict[str, float]:
     losses, right = 0.0, 0
     for rows in examples.blocks():
         found, targets = run(examples.rows(rows)).numpy(), examples.targets[rows]
@@ -73,21 +73,21 @@ def _score(run: Callable[[np.ndarray], tf.Tensor], examples: Examples) -> dict[s
 
 def _descend(
     head: keras.Model,
-    train_set: Examples,
-    val_set: Examples,
+    train_set: FeatureSet,
+    val_set: FeatureSet,
     weights: np.ndarray,
     choice: HeadChoice,
     seed: int,
-    bar: bool,
-) -> Epochs:
+    progress: bool,
+) -> History:
     steps_an_epoch = -(-len(train_set) // choice.batch_size)
     optimizer = _optimizer(choice, choice.epochs * steps_an_epoch)
     optimizer.build(head.trainable_variables)
     optimizer.exclude_from_weight_decay([variable for variable in head.trainable_variables if len(variable.shape) < 2])
     run, judge = _compiled_steps(head, optimizer, weights, choice.label_smoothing), _compiled_logits(head)
-    epochs, random = Epochs(head.weights), np.random.default_rng(seed)
-    progress = tqdm(range(1, choice.epochs + 1), desc="train_head", unit=" epochs", disable=None if bar else True)
-    for epoch in progress:
+    history, random = History(head.weights), np.random.default_rng(seed)
+    bar = tqdm(range(1, choice.epochs + 1), desc="train_head", unit=" epochs", disable=None if progress else True)
+    for epoch in bar:
         sums = np.zeros(2)
         for features, targets in _shuffled(train_set, choice.batch_size, random):
             sums += run(features, targets)
@@ -95,16 +95,16 @@ def _descend(
         score = _score(judge, val_set)
         if not np.isfinite([loss, score["val_loss"]]).all():
             advice = "a lower train_head.learning_rate helps"
-            tqdm.write(f"train_head: the loss is no number in epoch {epoch}: training stops; {advice}", file=sys.stderr)
+            tqdm.write(f"train_head: loss is NaN in epoch {epoch}: training stops; {advice}", file=sys.stderr)
             break
         rate = float(optimizer.learning_rate)
-        epochs.note(epoch, loss=loss, accuracy=accuracy, learning_rate=rate, **score)
-        progress.set_postfix(val_loss=epochs.rows[-1]["val_loss"])
-        if choice.patience and epochs.epochs_since() >= choice.patience:
+        history.append(epoch, loss=loss, accuracy=accuracy, learning_rate=rate, **score)
+        bar.set_postfix(val_loss=history.rows[-1]["val_loss"])
+        if choice.patience and history.epochs_without_improvement() >= choice.patience:
             break
-    progress.close()
-    epochs.restore()
-    return epochs
+    bar.close()
+    history.restore()
+    return history
 
 
 def _optimizer(choice: HeadChoice, steps: int) -> keras.optimizers.Optimizer:
@@ -142,7 +142,7 @@ def _compiled_steps(
 
 
 def _shuffled(
-    examples: Examples, batch_size: int, random: np.random.Generator
+    examples: FeatureSet, batch_size: int, random: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Blocks (n, b, feature_dim) and (n, b) of an epoch, in an order of its own; the last batch can be a short one.
 
@@ -171,15 +171,15 @@ def _shuffled(
 
 
 def _converge(
-    head: keras.Model, train_set: Examples, val_set: Examples, weights: np.ndarray, choice: HeadChoice
-) -> Epochs:
+    head: keras.Model, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, choice: HeadChoice
+) -> History:
     """Multinomial logistic regression: mean cross-entropy + weight_decay / 2 x the squares of the kernel, by L-BFGS.
 
     With views, the mean is over all views of each image.
     """
     layer = head.get_layer(networks.LOGITS_LAYER)
     shape = tuple(layer.kernel.shape)
-    epochs, judge = Epochs(head.weights), _compiled_logits(head)
+    history, score = History(head.weights), _compiled_logits(head)
     views = [None, *(np.full(len(train_set), number + 1) for number in range(train_set.views.shape[1]))]
     smooth = choice.label_smoothing
     latest: dict[str, float] = {}
@@ -209,20 +209,20 @@ def _converge(
     def note(values: np.ndarray) -> None:
         layer.kernel.assign(values[: -shape[1]].reshape(shape))
         layer.bias.assign(values[-shape[1] :])
-        epochs.note(len(epochs.rows) + 1, **latest, **_score(judge, val_set))
+        history.append(len(history.rows) + 1, **latest, **_score(score, val_set))
 
     options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0, "maxls": 50}
     start = np.zeros(shape[0] * shape[1] + shape[1])
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=note)
-    if not epochs.rows:  # where the start is the end, no iteration is told
+    if not history.rows:  # if the start is the end, there is no callback
         note(found.x)
     # By the gradient, too: near its end a search that finds nothing lower is what float32 lets it find.
     steep = np.abs(found.jac).max() > STEEP * np.abs(objective(start)[1]).max()
     if found.nit >= MAX_ITERATIONS or steep:
         print(
-            f"train_head: lbfgs has not converged after {found.nit} iterations, as with features of very unlike or "
+            f"train_head: lbfgs has not converged after {found.nit} iterations, as with features of very different or "
             "very large scale; more train_head.weight_decay helps, or optimizer=adam",
             file=sys.stderr,
         )
-    epochs.keep_last()
-    return epochs
+    history.keep_converged()
+    return history

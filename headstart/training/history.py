@@ -1,4 +1,4 @@
-"""What training a head and fine-tuning share."""
+"""The curves of a training, and the weights of the epoch that is kept."""
 
 from __future__ import annotations
 
@@ -14,61 +14,59 @@ from headstart.framework import keras
 COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
 
 
-class Epochs:
-    """Notes the curves, and the weights of one epoch: that whose val_loss was the lowest.
+class History:
+    """Records an epoch after the other, and keeps the weights of the best one, by val_loss, for early stopping.
 
     Args:
-        last: whether it is the last one, whatever its val_loss.
+        keep_last: keep the weights of the last epoch instead.
 
     Attributes:
-        rows: a row an epoch: epoch (counted from 1; 0 is before any training), and what is known of the other COLUMNS.
-        kept: the row of that epoch.
+        rows: a row per epoch: epoch (counted from 1; 0 is before any training), and what is known of COLUMNS.
+        kept: the row of the epoch whose weights are kept.
         weights: the values of the variables after it.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], last: bool = False) -> None:
-        self._variables, self._last = variables, last
+    def __init__(self, variables: Sequence[keras.Variable], keep_last: bool = False) -> None:
+        self._variables, self._keep_last = variables, keep_last
         self.rows: list[dict[str, Any]] = []
         self.kept: dict[str, Any] = {}
         self.weights: list[np.ndarray] = []
 
-    def note(self, epoch: int, **values: float) -> None:
-        """Take the variables as they stand for the result of `epoch`."""
+    def append(self, epoch: int, **values: float) -> None:
+        """Record `epoch`, whose result the variables are now."""
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         self.rows.append(row)
-        if self._last or row["val_loss"] < self.kept.get("val_loss", float("inf")):
+        if self._keep_last or row["val_loss"] < self.kept.get("val_loss", float("inf")):
             self.kept = row
             self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
 
-    def keep_last(self) -> None:
-        """Take the last epoch, whatever its val_loss: what has converged is not to be stopped on the way.
+    def keep_converged(self) -> None:
+        """Keep the last iteration, whatever its val_loss: an optimizer that converges must not be stopped early.
 
         Raises:
-            UserError: where its loss is not a number.
+            UserError: if its loss is NaN.
         """
         if not np.isfinite([self.rows[-1]["loss"], self.rows[-1]["val_loss"]]).all():
-            raise UserError(
-                "the loss is not a number: training diverged; features that are no numbers, or too large ones, do that"
-            )
+            raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
         self.kept = self.rows[-1]
         self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
         self.restore()
 
     def restore(self) -> None:
-        """Give the variables the values that they had after that epoch.
+        """Restore the weights that are kept.
 
         Raises:
-            UserError: where the loss was never a number.
+            UserError: if the loss was NaN from the first epoch on.
         """
         if not self.kept:
-            raise UserError("the loss is not a number after any epoch: training diverged; lower the learning_rate")
+            raise UserError("loss is NaN from the first epoch on: training diverged; lower the learning_rate")
         for variable, value in zip(self._variables, self.weights, strict=True):
             variable.assign(value)
 
-    def epochs_since(self) -> int:
-        """How many epochs that one lies back."""
+    def epochs_without_improvement(self) -> int:
+        """How many epochs have passed since the one that is kept."""
         return self.rows[-1]["epoch"] - self.kept.get("epoch", 0)
 
     def curves(self) -> pd.DataFrame:
-        """A row an epoch, counted from 1: nothing is known of the training images before the first."""
+        """A row per epoch, counted from 1."""
         return pd.DataFrame([row for row in self.rows if row["epoch"] > 0], columns=COLUMNS)

@@ -1,7 +1,6 @@
-"""The networks, in Keras: a trunk turns images into features, a head turns features into class probabilities.
+"""Heads and classifiers in Keras: an encoder turns examples into features, a head features into class probabilities.
 
-Shapes: images are (N, image_size, image_size, 3), RGB in [0, 255]; features are (N, feature_dim), float32;
-probabilities are (N, n_classes), float32, each row summing to 1.
+Features are (N, feature_dim) float32; probabilities are (N, n_classes) float32, each row summing to 1.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ import numpy as np
 
 from headstart.errors import UserError
 from headstart.framework import keras
+from headstart.modalities import Batch, Modality, get_modality
+from headstart.modalities.base import batch_length, pad_batch
 
-RESIZE_LAYER, LOGITS_LAYER = "resize", "logits"
-PREDICTION_BATCH = 32  # images at once where no param says so
+LOGITS_LAYER = "logits"
+ABOUT = "headstart.json"  # in the .keras archive, beside classes.json
+PREDICTION_BATCH = 32  # examples per call if no param says so
 
 
 def build_head(
@@ -53,51 +56,49 @@ def divide_logits(head: keras.Model, temperature: float) -> None:
         variable.assign(variable / temperature)
 
 
-def join(trunk: keras.Model, head: keras.Model) -> keras.Model:
-    """The classifier that is shipped: RGB images of any size in [0, 255] in, probabilities out."""
-    image = keras.Input((None, None, 3), name="image")
-    resize = keras.layers.Resizing(*trunk.input_shape[1:3], interpolation="bilinear", antialias=True, name=RESIZE_LAYER)
-    # Said to both: Keras would let the head's dropout act where the model is called as a function, `model(images)`.
-    features = trunk(resize(image), training=False)
-    return keras.Model(image, head(features, training=False), name="classifier")
+def join(front: keras.Model, encoder: keras.Model, head: keras.Model) -> keras.Model:
+    """The classifier that is shipped: whole examples in, as `front` takes them, probabilities out."""
+    inputs = front.input if len(front.inputs) > 1 else front.inputs[0]
+    # Said to both: Keras would let the head's dropout act if the model is called as a function, `model(images)`.
+    features = encoder(front.output, training=False)
+    return keras.Model(inputs, head(features, training=False), name="classifier")
 
 
-def values(network: keras.Model) -> list[np.ndarray]:
+def get_state(network: keras.Model) -> list[np.ndarray]:
     """Of all its variables; dropout's place in its random numbers is among them, which get_weights leaves out."""
     return [keras.ops.convert_to_numpy(variable) for variable in network.variables]
 
 
-def assign(network: keras.Model, found: Sequence[np.ndarray]) -> None:
-    """Give the variables what `values` found."""
-    for variable, value in zip(network.variables, found, strict=True):
+def set_state(network: keras.Model, state: Sequence[np.ndarray]) -> None:
+    """Give the variables the values that `get_state` returned."""
+    for variable, value in zip(network.variables, state, strict=True):
         variable.assign(value)
 
 
-def predict(model: keras.Model, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """The model's outputs, (b, ...) float32, for one batch of (b, size, size, 3) images, b <= `batch_size`.
+def predict(model: keras.Model, batch: Batch | np.ndarray, batch_size: int) -> np.ndarray:
+    """The model's outputs, (b, ...) float32, for one batch of b <= `batch_size` examples.
 
-    A short batch is padded to `batch_size`, of at least 2: in a batch of one, TensorFlow gives an image other bits.
+    A short batch is padded to `batch_size`, of at least 2: in a batch of one, TensorFlow gives an example other bits.
+
+    Args:
+        batch: arrays by name, or the only one of them.
     """
-    padded = np.zeros((max(batch_size, 2), *images.shape[1:]), np.float32)
-    padded[: len(images)] = images
-    return np.asarray(model.predict_on_batch(padded), np.float32)[: len(images)]
+    arrays = batch if isinstance(batch, dict) else {model.inputs[0].name: batch}
+    count = batch_length(arrays)
+    padded = {
+        name: array.astype(np.float32) if array.dtype == np.uint8 else array
+        for name, array in pad_batch(arrays, max(batch_size, 2)).items()
+    }
+    inputs = padded if isinstance(model.input, dict) else next(iter(padded.values()))
+    return np.asarray(model.predict_on_batch(inputs), np.float32)[:count]
 
 
-def image_size(model: keras.Model) -> int:
-    """The side in pixels that a classifier made by `join` resizes its images to.
+def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -> None:
+    """Write `model` as .keras with its class names inside; the same model gives the same bytes.
 
-    Raises:
-        UserError: where the model was not made by `join`.
+    Args:
+        about: what else to keep of it, as JSON: of a classifier `modality` and `size`, of the examples that it takes.
     """
-    if not any(layer.name == RESIZE_LAYER for layer in model.layers):
-        raise UserError(
-            f"the model {model.name!r} takes no images; give the one that fine_tune wrote, models/model.keras"
-        )
-    return model.get_layer(RESIZE_LAYER).height
-
-
-def save(model: keras.Model, file: Path, classes: Sequence[str]) -> None:
-    """Write `model` as .keras with its class names inside (`classes.json`); the same model gives the same bytes."""
     model.save(file)
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
@@ -106,6 +107,7 @@ def save(model: keras.Model, file: Path, classes: Sequence[str]) -> None:
     members["metadata.json"] = json.dumps(metadata).encode()
     members["config.json"] = json.dumps(_numbered(json.loads(members["config.json"]), {})).encode()
     members["classes.json"] = json.dumps(list(classes), ensure_ascii=False).encode()
+    members[ABOUT] = json.dumps(about).encode()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is 1980-01-01
@@ -140,3 +142,37 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file} is not a model of this pipeline: {(str(error) or 'empty').splitlines()[0]}") from error
     return model, classes
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A shipped model.
+
+    Attributes:
+        network: whole examples -> probabilities; also takes examples as `modality.load` gives them.
+        classes: names in the order of its outputs.
+        size: of an example, as `extract.size` counts it.
+    """
+
+    network: keras.Model
+    classes: list[str]
+    modality: Modality
+    size: int
+
+    def predict(self, batch: Batch, batch_size: int = PREDICTION_BATCH) -> np.ndarray:
+        """(b, n_classes) float32 probabilities of one batch of b <= `batch_size` examples."""
+        return predict(self.network, batch, batch_size)
+
+
+def load_classifier(file: Path) -> Classifier:
+    """The classifier that fine_tune wrote.
+
+    Raises:
+        UserError: if there is no such file, or it is of another kind.
+    """
+    network, classes = load(file)
+    with zipfile.ZipFile(file) as archive:
+        about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
+    if not {"modality", "size"} <= about.keys():
+        raise UserError(f"{file} takes features, not examples; give the model that fine_tune wrote, models/model.keras")
+    return Classifier(network, classes, get_modality(about["modality"]), int(about["size"]))

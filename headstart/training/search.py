@@ -15,13 +15,13 @@ from headstart.config import TrainHead
 from headstart.errors import UserError
 from headstart.framework import keras
 from headstart.training import calibration, heads
-from headstart.training.examples import Examples
+from headstart.training.examples import FeatureSet
 
 WORST_LOSS = 1e6  # of a trial that diverged
 
 
 def search(
-    train_set: Examples, val_set: Examples, n_classes: int, groups: np.ndarray, choices: TrainHead, seed: int
+    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, groups: np.ndarray, choices: TrainHead, seed: int
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Train a head with every trial of `choices`, and judge each on val or, with folds, within train.
 
@@ -45,7 +45,7 @@ def search(
         for some, others in _folds(train_set, val_set, groups, choices.search_folds, seed):
             keras.backend.clear_session()  # thousands of heads would fill the memory
             try:
-                head, _ = heads.train(some, others, n_classes, choice, seed, bar=False)
+                head, _ = heads.train(some, others, n_classes, choice, seed, progress=False)
             except UserError:  # it diverged: a result like any other
                 losses.append(np.inf)
                 hits.append(0.0)
@@ -68,8 +68,8 @@ def _text(value: Any) -> Any:
 
 
 def _folds(
-    train_set: Examples, val_set: Examples, groups: np.ndarray, folds: int | None, seed: int
-) -> Iterator[tuple[Examples, Examples]]:
+    train_set: FeatureSet, val_set: FeatureSet, groups: np.ndarray, folds: int | None, seed: int
+) -> Iterator[tuple[FeatureSet, FeatureSet]]:
     if folds is None:
         yield train_set, val_set
         return
@@ -79,4 +79,4 @@ def _folds(
     except ValueError as error:
         raise UserError(f"params.yaml: train_head.search_folds {folds}: {error}; lower it, or null for val") from error
     for some, others in split:
-        yield train_set.some(some), train_set.some(others)
+        yield train_set.subset(some), train_set.subset(others)

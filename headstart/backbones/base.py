@@ -1,0 +1,110 @@
+"""What a backbone owns: its network, the weights, preprocessing, blocks, and where it can be split in two.
+
+An encoder is a Keras model, a batch (see `headstart.modalities.Batch`) -> (N, feature_dim) float32. It has a layer
+named BACKBONE_LAYER, the pretrained network itself with its BatchNorm in inference mode, and a layer named POOL_LAYER,
+which turns the network's output into a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headstart.config import PARAMS_FILE, Params
+from headstart.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+
+BACKBONE_LAYER, POOL_LAYER = "backbone", "pool"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers that belong together, by the backbone's own names.
+
+    Attributes:
+        name: what their names have in common, e.g. `block_13` or `conv5_block3`.
+        layers: in the order of the network.
+    """
+
+    name: str
+    layers: tuple[keras.Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return sum(layer.count_params() for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One pretrained network.
+
+    Attributes:
+        name: what `backbone` in params.yaml says.
+        modality: what it takes, a name of `headstart.modalities`.
+        default_size, min_size: of an example, as `extract.size` counts it.
+        feature_dim: length of the vectors after average pooling.
+        parameters: weights in millions, without a classifier on top.
+        preprocessing: what it makes of an example before its first layer, in words.
+    """
+
+    name: str
+    modality: str
+    default_size: int
+    feature_dim: int
+    parameters: float
+    preprocessing: str
+    min_size: int = 1
+
+    def check(self, params: Params) -> None:
+        """Check the params that this backbone restricts.
+
+        Raises:
+            UserError: naming the key, the rule and the value.
+        """
+        size = params.extract.size
+        if size is not None and size < self.min_size:
+            raise UserError(f"{PARAMS_FILE}: extract.size must be at least {self.min_size} for {self.name}, got {size}")
+
+    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+        """The encoder for examples of that size.
+
+        Args:
+            weights: `pretrained`, `none` (drawn from `seed`) or the path of a weights file.
+            pooling: `avg`, `max` or `flatten`.
+
+        Raises:
+            UserError: if the weights cannot be had, or do not fit.
+        """
+        raise ValueError(f"backbone {self.name} cannot be built")
+
+    def blocks(self, encoder: keras.Model) -> list[Block]:
+        """All layers of the network, from the input to the output; by default each layer with weights begins one."""
+        found: list[list[keras.Layer]] = [[]]
+        for layer in encoder.get_layer(BACKBONE_LAYER).layers:
+            if layer.weights and found[-1]:
+                found.append([])
+            found[-1].append(layer)
+        names = (next((layer.name for layer in layers if layer.weights), layers[0].name) for layers in found)
+        return [Block(name, tuple(layers)) for name, layers in zip(names, found, strict=True)]
+
+    def weights_path(self, size: int) -> Path | None:
+        """The file of the pretrained weights on this machine, present or not; None if there is no such file."""
+        return None
+
+
+def weights_sha256(model: keras.Model) -> str:
+    """A fingerprint of all weights, hexadecimal: shapes and float32 bytes in the model's order."""
+    import keras
+
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        array = keras.ops.convert_to_numpy(variable)
+        digest.update(repr(array.shape).encode() + np.asarray(array).astype("<f4").tobytes())
+    return digest.hexdigest()

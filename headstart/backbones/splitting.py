@@ -1,0 +1,174 @@
+"""What of a backbone is trained in fine-tuning, and where its network can be split into a frozen and a trained part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
+from headstart.errors import UserError, did_you_mean
+from headstart.framework import keras
+
+
+def select_blocks(blocks: list[Block], unfreeze: float | str) -> list[Block]:
+    """The blocks that are trained, the first one perhaps in part.
+
+    Args:
+        blocks: all of a backbone, from the input to the output.
+        unfreeze: `all`, `none`, a number of blocks, a share in (0, 1) of the layers that learn, in whole blocks, or the
+            name of a block or layer; each counted from the output.
+
+    Raises:
+        UserError: if there is no block or layer of that name, or there are fewer blocks.
+    """
+    if unfreeze in ("all", "none"):
+        return blocks if unfreeze == "all" else []
+    if isinstance(unfreeze, int):
+        if unfreeze > len(blocks):
+            raise UserError(
+                f"params.yaml: fine_tune.unfreeze {unfreeze}: the backbone has {len(blocks)} blocks; use all"
+            )
+        return blocks[len(blocks) - unfreeze :]
+    if isinstance(unfreeze, float):
+        sizes = [sum(map(_learns, block.layers)) for block in blocks]
+        wanted = round(unfreeze * sum(sizes))
+        counted = np.cumsum(sizes[::-1])
+        return blocks[len(blocks) - int(np.searchsorted(counted, wanted)) - 1 :] if wanted else []
+    layers = [layer for block in blocks for layer in block.layers]
+    names = {block.name: block.layers[0] for block in blocks} | {layer.name: layer for layer in layers}
+    if unfreeze not in names:
+        raise UserError(
+            f"params.yaml: fine_tune.unfreeze {unfreeze!r} is no block or layer of the backbone"
+            f"{did_you_mean(str(unfreeze), names) or ';'} `headstart backbones NAME` lists the blocks"
+        )
+    trained = layers[layers.index(names[unfreeze]) :]
+    parts = [Block(block.name, tuple(layer for layer in block.layers if layer in trained)) for block in blocks]
+    return [block for block in parts if block.layers]
+
+
+def set_trainable(base: keras.Model, trained: list[Block], decay: float) -> list[float]:
+    """Make the layers of `trained` trainable and the others not.
+
+    BatchNorm layers stay frozen: their statistics belong to the pretrained weights, and batches of a small data set
+    would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning").
+
+    Args:
+        decay: the learning rate of each block relative to the one above it; the last one has it relative to the head
+            (layer-wise learning rate decay, https://arxiv.org/abs/2106.08254).
+
+    Returns:
+        The scale of the learning rate for each trainable variable of `base`, in its order.
+    """
+    scales = {
+        layer.name: decay ** (len(trained) - number) for number, block in enumerate(trained) for layer in block.layers
+    }
+    base.trainable = True
+    for layer in base.layers:
+        layer.trainable = layer.name in scales and _learns(layer)
+    return [scales[layer.name] for layer in base.layers for _ in layer.trainable_variables]
+
+
+def _learns(layer: keras.Layer) -> bool:
+    return bool(layer.weights) and not isinstance(layer, keras.layers.BatchNormalization)
+
+
+LEAST_WORK = 0.1  # share of the work that must be in the lower part for a split to be worth much
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a network is split in two, and the boundary: the named arrays that pass from the lower to the upper part.
+
+    Attributes:
+        places: of the operations whose outputs pass, in the order of the network: their names differ between copies.
+        shapes: of these outputs for one example.
+    """
+
+    places: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the arrays of the boundary."""
+        return [f"activations_{number}" for number in range(len(self.places))]
+
+    @property
+    def size(self) -> int:
+        """How many numbers pass for an example."""
+        return sum(map(math.prod, self.shapes))
+
+    def unpack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """(b, size) as `lower_model` gives them -> the arrays of the boundary by name, (b, ...) each."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = np.split(rows, ends[:-1], axis=1)
+        return {
+            name: part.reshape(-1, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+
+def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
+    """The last place before the trained layers that few arrays pass.
+
+    One array if at least LEAST_WORK of the work comes before such a place, else as many more as that takes: the cells
+    of some networks read the outputs of two cells before them. None if nothing but rescaling comes before the trained
+    layers: there is nothing to compute once.
+    """
+    steps = base.operations  # the layers, and what is computed between them, each after what it needs
+    order = {step.name: place for place, step in enumerate(steps)}
+    last_use = [0] * len(steps)
+    for place, step in enumerate(steps):
+        for parent in step._inbound_nodes[0].parent_nodes:  # the first is the network's own; others are uses elsewhere
+            last_use[order[parent.operation.name]] = place
+    last_use[-1] = len(steps)
+    stop = min((order[layer.name] for block in trained for layer in block.layers if layer.weights), default=len(steps))
+    last: dict[int, tuple[int, ...]] = {}  # by how many arrays pass
+    computes = False
+    for place in range(1, stop):
+        computes |= any(len(weight.shape) > 1 for weight in getattr(steps[place], "weights", ()))
+        if computes:
+            passing = tuple(other for other in range(place + 1) if last_use[other] > place)
+            last[len(passing)] = passing
+    splits = [
+        Split(places, tuple(tuple(_output(base, place).shape[1:]) for place in places))
+        for _, places in sorted(last.items())
+    ]
+    return next((split for split in splits if work_below(base, split) >= LEAST_WORK), splits[0] if splits else None)
+
+
+def work_below(base: keras.Model, split: Split) -> float:
+    """About which share of the network's multiplications comes before the split, in [0, 1]."""
+    work = [0.0]
+    for place, step in enumerate(base.operations):
+        spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
+        kernels = (weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1)
+        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in kernels))
+    return work[max(split.places) + 1] / work[-1]
+
+
+def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
+    """A batch as for `encoder` -> (N, split.size): the boundary's arrays, flattened, one after the other."""
+    base = encoder.get_layer(BACKBONE_LAYER)
+    below = keras.Model(base.inputs, [_output(base, place) for place in split.places])
+    inside = keras.Model(encoder.inputs, base._inbound_nodes[-1].input_tensors)  # preprocessing
+    inputs = {
+        tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in encoder.inputs
+    }
+    found = below(inside(list(inputs.values())), training=False)
+    flat = [keras.layers.Flatten()(array) for array in (found if isinstance(found, (list, tuple)) else [found])]
+    return keras.Model(inputs, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat), name="lower")
+
+
+def upper_model(encoder: keras.Model, split: Split) -> keras.Model:
+    """The boundary's arrays by name -> features, with the very layers of `encoder`."""
+    base = encoder.get_layer(BACKBONE_LAYER)
+    above = keras.Model([_output(base, place) for place in split.places], base.output)
+    inputs = {name: keras.Input(shape, name=name) for name, shape in zip(split.names, split.shapes, strict=True)}
+    return keras.Model(
+        inputs, encoder.get_layer(POOL_LAYER)(above(list(inputs.values()), training=False)), name="upper"
+    )
+
+
+def _output(base: keras.Model, place: int) -> keras.KerasTensor:
+    return base.operations[place]._inbound_nodes[0].output_tensors[0]

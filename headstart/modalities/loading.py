@@ -1,0 +1,73 @@
+"""From files to batches: examples are read and decoded ahead by threads, on all cores. Memory stays bounded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from headstart.data.files import Source, read_unchanged
+from headstart.machine import cores
+from headstart.modalities.base import Batch, Modality
+
+READ_AHEAD = 2  # batches, or tasks per thread if those are more, that are decoded while a batch is used
+TASK_EXAMPLES = 8  # decoded by a thread in one go
+
+
+def read_batches(
+    source: Source,
+    modality: Modality,
+    paths: Sequence[str],
+    file_hashes: Sequence[str],
+    size: int,
+    batch_size: int,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    """Batches of the examples in the order of `paths`, of `batch_size` but for the last.
+
+    Args:
+        size: of an example, as `extract.size` counts it.
+        workers: threads; None: one per core.
+
+    Raises:
+        UserError: if a file is not the one of that hash any more.
+    """
+
+    def load(rows: range) -> Iterator[np.ndarray]:
+        for row in rows:
+            yield modality.load(read_unchanged(source, paths[row], file_hashes[row]), size)
+
+    return map(modality.batch, prefetch(load, len(paths), batch_size, workers))
+
+
+def prefetch(
+    load: Callable[[range], Iterable[np.ndarray]], count: int, batch_size: int, workers: int | None = None
+) -> Iterator[list[np.ndarray]]:
+    """Lists of `batch_size` arrays, made ahead by threads and given out in order.
+
+    Args:
+        load: gives the arrays of a range of rows; called from several threads.
+        count: of all rows.
+    """
+    workers = workers or cores()
+    task = min(TASK_EXAMPLES, batch_size)
+    ahead = max(READ_AHEAD, READ_AHEAD * workers * task // batch_size)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[list[Future[list[np.ndarray]]]] = deque()
+        try:
+            for start in range(0, count, batch_size):
+                stop = min(start + batch_size, count)
+                tasks = [range(row, min(row + task, stop)) for row in range(start, stop, task)]
+                pending.append([pool.submit(lambda rows: list(load(rows)), rows) for rows in tasks])
+                if len(pending) > ahead:
+                    yield _gather(pending.popleft())
+            while pending:
+                yield _gather(pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _gather(tasks: list[Future[list[np.ndarray]]]) -> list[np.ndarray]:
+    return [array for task in tasks for array in task.result()]

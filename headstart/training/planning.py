@@ -1,0 +1,172 @@
+"""Build the plan of a fine-tuning: which blocks are trained, on which inputs, for how long."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from headstart import paths
+from headstart.backbones import get_backbone, splitting
+from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
+from headstart.backbones.splitting import Split
+from headstart.config import Params
+from headstart.data.manifest import load_split
+from headstart.data.sources import open_source
+from headstart.errors import UserError
+from headstart.features.activations import STORAGE, Inputs, RawExamples, cached_activations, choose_cache
+from headstart.features.engines import Engine, open_engine
+from headstart.framework import device_name, gpu_names, keras, policy, tf
+from headstart.lockfile import Workspace, md5_of
+from headstart.modalities import get_modality
+from headstart.training import defaults, networks
+from headstart.training.folds import Fold
+from headstart.training.plan import Plan
+
+PROJECT = Path(__file__).parents[2]
+CODE = ("backbones", "data", "features", "modalities", "training")  # what shapes a training
+
+
+def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
+    """The encoder that the features were made by.
+
+    Args:
+        meta: features/meta.json.
+
+    Raises:
+        UserError: if the weights have changed since.
+    """
+    with policy(precision):
+        encoder = get_backbone(params.backbone).build(params.weights, meta["size"], meta["pooling"], params.seed)
+    if weights_sha256(encoder) != meta["weights_sha256"]:
+        raise UserError(
+            f"the weights of {params.backbone} are not those that the features were made by; "
+            "run `dvc repro --force extract`"
+        )
+    return encoder
+
+
+@contextmanager
+def build_plan(
+    params: Params,
+    encoder: keras.Model,
+    head: keras.Model,
+    meta: dict[str, Any],
+    folds: Sequence[Fold],
+    batch_size: int | None,
+) -> Iterator[Plan | None]:
+    """The plan to fine-tune `encoder` and `head`, in place; None if no layer of the encoder is to be trained.
+
+    Args:
+        meta: features/meta.json.
+        folds: that judge; none if val does.
+        batch_size: for computing activations; None for the engine's own.
+    """
+    settings, size, modality = params.fine_tune, meta["size"], get_modality(params.data.kind)
+    for layer in head.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    base = encoder.get_layer(BACKBONE_LAYER)
+    trained = splitting.select_blocks(get_backbone(params.backbone).blocks(encoder), settings.unfreeze)
+    scales = splitting.set_trainable(base, trained, settings.layer_decay)
+    if not scales:
+        yield None
+        return
+    examples = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
+    n_train = int((examples.split == "train").sum())
+    epochs, views = defaults.schedule(settings, n_train)
+    refits = defaults.refit(settings, examples)
+    split = splitting.find_split(base, trained)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        augmentation = None
+        if views:
+            joined = keras.Model(encoder.input, head(encoder.output))
+            val = examples[n_train:]
+            augmentation = defaults.augmentation(settings, joined, val, source, modality, size, params.seed)
+        views = views if augmentation else 0  # all would be alike
+        # Examples of val are trained on, too, by folds and by a refit.
+        augmented = examples.assign(split="train") if folds or refits else examples
+        cached, reason = choose_cache(
+            settings.trunk_cache,
+            split.size if split else None,
+            views=int((augmented.split == "train").sum()) * views + len(examples),
+            passes=len(examples) * epochs * (1 + len(folds) + refits),
+            fast=meta["engine"] == "openvino",
+            work=splitting.work_below(base, split) if split else 0.0,
+        )
+        where = "cached activations" if cached else f"the {modality.noun}s"
+        print(f"fine_tune: {epochs} epochs from {where}: {reason}")
+        inputs: Inputs = RawExamples(examples, source, modality, size, augmentation)
+        trained_part = encoder
+        if split and cached:
+            engine, recipe = _lower_engine(params, meta, split, batch_size)
+            inputs = stack.enter_context(
+                cached_activations(engine, recipe, augmented, source, modality, split, size, augmentation, views)
+            )
+            trained_part = splitting.upper_model(encoder, split)
+        start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in trained_part.inputs}
+        network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
+        chosen = {
+            "epochs": epochs,
+            "ema": defaults.ema_momentum(settings, epochs, n_train),
+            "views": views,
+            **(asdict(augmentation) if augmentation else {}),
+            "trunk_cache": cached,
+            "folds": len(folds),
+            "refit": refits,
+            "layers_trained": len(scales),
+        }
+        yield Plan(
+            settings=settings,
+            network=network,
+            head=head,
+            start=networks.get_state(network),
+            inputs=inputs,
+            targets=examples.target.to_numpy(),
+            n_train=n_train,
+            scales=[*scales, *[1.0] * len(head.trainable_variables)],
+            epochs=epochs,
+            views=views,
+            refits=refits,
+            seed=params.seed,
+            checkpoints=paths.cache_path("fine_tune") / _fingerprint(params, meta, chosen, folds),
+            chosen=chosen,
+        )
+
+
+def _lower_engine(
+    params: Params, meta: dict[str, Any], split: Split, batch_size: int | None
+) -> tuple[Engine, dict[str, Any]]:
+    """What runs the frozen blocks, and what tells their activations from those of others."""
+    kind = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+    # On CPUs float32 is fast enough, and always there.
+    precision = params.fine_tune.precision if gpu_names() else "float32"
+
+    def build() -> keras.Model:
+        return splitting.lower_model(build_encoder(params, meta, precision), split)
+
+    recipe = {
+        "backbone": params.backbone,
+        "size": meta["size"],
+        "pooling": f"cut-{'-'.join(map(str, split.places))}",
+        "precision": precision,
+        "storage": STORAGE,
+    }
+    spec = get_modality(params.data.kind).spec(meta["size"])
+    return open_engine(kind, build, spec, precision, batch_size, "fine_tune"), recipe
+
+
+def _fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
+    """The name of everything that shapes the training, 16 hexadecimal digits: no other training resumes from it."""
+    settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
+    kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+    parts = [*settings, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels]
+    code = [md5_of(Workspace(PROJECT), f"headstart/{folder}") for folder in CODE]
+    made = [paths.HEAD.read_bytes(), *(fold.digest() for fold in folds)]
+    return hashlib.sha256(b"".join([repr([parts, code]).encode(), *made])).hexdigest()[:16]
