@@ -27,7 +27,7 @@ import pandas as pd
 from headstart import backbones, costs, paths, provenance, tracking
 from headstart.config import Params, load_params
 from headstart.errors import UserError
-from headstart.lockfile import LOCK, SOURCE, Workspace, read_stages
+from headstart.lockfile import CODE, LOCK, SOURCE, Workspace, read_stages
 from headstart.outputs import Outputs
 
 
@@ -121,8 +121,8 @@ def check_inputs(name: str) -> None:
     Raises:
         UserError: naming the first one that is missing.
     """
-    for dep in read_stages(Workspace())[name]["deps"]:
-        if dep != SOURCE and not Path(dep).exists():
+    for dep in read_stages(Workspace()).get(name, {}).get("deps", []):
+        if dep != SOURCE and dep.split("/")[0] not in CODE and not Path(dep).exists():
             raise UserError(f"{dep} does not exist; run `dvc repro`, which runs the stages before this one")
 
 

@@ -1,9 +1,12 @@
-"""dvc.yaml holds what the code does: every module that a stage imports, every param that it reads, every file."""
+"""dvc.yaml and the layout of the code hold what they promise: what a stage depends on, and who may import whom."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,73 +14,96 @@ import yaml
 from conftest import ROOT
 
 from headstart import paths
-from headstart.config import load_params
+from headstart.config import Params
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+# From the top of the house to its bottom: imports point down.
+LAYERS = (
+    *("pipeline", "cli", "stage", "tracking", "serving", "report", "evaluation", "training", "features", "backbones"),
+    *("modalities", "data", "bottom"),
+)
+NEVER_DEPS = {"tracking", "report", "serving", "cli", "stage"}
 
 
-def imported(module: Path) -> set[Path]:
-    """The files of this package that `module` imports, by themselves or through others, and itself."""
-    found, waiting = set(), [module]
+def layer(file: Path) -> str:
+    """The layer that a file of the project belongs to."""
+    parts = file.relative_to(ROOT).parts
+    if parts[0] == "pipeline" or len(parts) > 2:
+        return parts[0] if parts[0] == "pipeline" else parts[1]
+    return {"cli.py": "cli", "__main__.py": "cli", "stage.py": "stage"}.get(parts[1], "bottom")
+
+
+@cache
+def imports(file: Path) -> frozenset[Path]:
+    """The files of the project that `file` imports, also inside of functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            place = ROOT / name.replace(".", "/")
+            found |= {path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()}
+    return frozenset(found - {ROOT / "headstart" / "__init__.py"})
+
+
+def closure(stage: str) -> set[Path]:
+    """What the script of a stage imports, by itself and through others; how a stage runs is left out."""
+    seen, waiting = set(), [ROOT / "pipeline" / f"{stage}.py"]
     while waiting:
         file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "pipeline":
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names if alias.name.startswith("pipeline.")]
-            candidates = (ROOT / f"{name.replace('.', '/')}.py" for name in names)
-            waiting += [candidate for candidate in candidates if candidate.is_file()]
-    return found
+        if file not in seen and layer(file) != "stage":
+            seen.add(file)
+            waiting += imports(file)
+    return seen
 
 
-def read_params(module: Path) -> set[str]:
-    """The leaves of params.yaml that the source of a stage reads, as `params.a` or `params.a.b`."""
-    leaves = set(load_params(ROOT / "params.yaml").leaves())
-    words = set(re.findall(r"\bparams\.(\w+(?:\.\w+)?)", module.read_text(encoding="utf-8")))
-    # A section by itself stands for all of its leaves.
-    used = {
-        leaf for word in words for leaf in leaves if word in (leaf, leaf.split(".")[0]) or word.split(".")[0] == leaf
-    }
-    unknown = {word for word in words if not any(leaf.split(".")[0] == word.split(".")[0] for leaf in leaves)}
-    assert not unknown - {"leaves", "yaml"}, unknown
-    return used
+FILES = sorted([*(ROOT / "headstart").rglob("*.py"), *(ROOT / "pipeline").glob("*.py")])
+
+
+def test_imports_point_down():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+        for file in FILES
+        for other in imports(file)
+        if LAYERS.index(layer(other)) < LAYERS.index(layer(file))
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_module_is_a_dep_and_every_dep_is_needed(stage):
-    needed = {path.relative_to(ROOT).as_posix() for path in imported(ROOT / "pipeline" / f"{stage}.py")}
-    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/") and dep.endswith(".py")}
-    assert listed == needed
-    data = {"headstart/backbones/weights/tiny.weights.h5"} if "weights" in STAGES[stage]["params"] else set()
-    # The template of a module lies beside it.
-    data |= {name for file in needed if (ROOT / (name := file.replace(".py", ".html"))).is_file()}
-    assert {dep for dep in STAGES[stage]["deps"] if dep.startswith("pipeline/")} - listed == data
+def test_what_a_stage_imports_is_among_its_deps(stage):
+    deps = {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in ("headstart", "pipeline")}
+    needed = {f"pipeline/{stage}.py"}
+    needed |= {f"headstart/{layer(file)}" for file in closure(stage) if layer(file) not in ("pipeline", "bottom")}
+    assert deps == needed
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_params_are_those_that_the_stage_reads(stage):
-    module = ROOT / "pipeline" / f"{stage}.py"
-    # Of other modules those that learn may be given all params.
-    files = {module} | {file for file in imported(module) if file.parent.name == "learning"}
-    assert set(STAGES[stage]["params"]) == set().union(*map(read_params, files))
-
-
-def test_every_param_is_read_by_a_stage_or_by_the_gate():
-    of_stages = {param for stage in STAGES.values() for param in stage["params"]}
-    of_gate = {param for param in read_params(ROOT / "pipeline" / "gate.py") if param.startswith("gate.")}
-    assert not of_stages & of_gate  # a stage that read them would run again under other rules
-    assert set(load_params(ROOT / "params.yaml").leaves()) == of_stages | of_gate
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stages_do_not_import_each_other(stage):
+def test_what_shapes_no_result_is_no_dep(stage):
+    assert not {layer(file) for file in closure(stage)} & NEVER_DEPS
     others = {ROOT / "pipeline" / f"{other}.py" for other in STAGES if other != stage}
-    assert not imported(ROOT / "pipeline" / f"{stage}.py") & others
+    assert not closure(stage) & others
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_sections_of_params_that_it_reads(stage):
+    words = set()
+    for file in closure(stage):
+        words |= set(re.findall(r"\bparams\.(\w+)", file.read_text(encoding="utf-8")))
+    read = words & set(Params.model_fields)
+    listed = set(STAGES[stage]["params"])
+    # Modules that several stages share may read what one of them does not.
+    own = set(re.findall(r"\bparams\.(\w+)", (ROOT / "pipeline" / f"{stage}.py").read_text(encoding="utf-8")))
+    assert own & set(Params.model_fields) <= listed <= read | own
+
+
+def test_every_section_of_params_is_read_by_a_stage_or_by_the_gate():
+    of_stages = {param for stage in STAGES.values() for param in stage["params"]}
+    assert "gate" not in of_stages  # a stage that read it would run again under other rules
+    assert set(Params.model_fields) == of_stages | {"gate"}
 
 
 def test_the_files_have_the_names_that_the_code_gives_them():
@@ -87,25 +113,12 @@ def test_the_files_have_the_names_that_the_code_gives_them():
         for kind in ("outs", "metrics", "plots")
         for out in stage.get(kind, [])
     }
-    single = (paths.MANIFEST, paths.CLASSES, paths.QUARANTINE, paths.FEATURES_META, paths.HEAD, paths.MODEL)
-    single += (
-        paths.TRAIN_VIEWS,
-        paths.IGNORED,
-        paths.DATA_PAGE,
-        paths.CONFUSION,
-        paths.PREDICTIONS,
-        paths.report("evaluate"),
-        paths.CLASSES_PLOT,
-        paths.RELIABILITY,
-        paths.PRECISION_RECALL,
-        paths.ROC,
-        *map(paths.report, ("train_head", "fine_tune")),
-        paths.curves("train_head"),
-        paths.TRIALS,
-        paths.curves("fine_tune"),
-    )
-    metrics = tuple(paths.metrics(stage) for stage in STAGES if stage != "extract")
-    assert outs == {path.as_posix() for path in (*single, *paths.FEATURES.values(), *metrics)}
+    named = {value for name, value in vars(paths).items() if isinstance(value, Path) and name.isupper()}
+    named -= {paths.PREPARED, paths.DATA_PAGE, paths.RESULTS_PAGE}
+    named |= set(paths.FEATURES.values()) | {paths.metrics(stage) for stage in STAGES}
+    named |= {paths.report(stage) for stage in STAGES if stage != "extract"}
+    named |= {paths.curves(stage) for stage in ("train_head", "fine_tune")}
+    assert outs == {path.as_posix() for path in named}
 
 
 def test_metrics_and_plots_need_no_pull():
@@ -117,23 +130,43 @@ def test_metrics_and_plots_need_no_pull():
 
 
 def test_prepare_loads_no_tensorflow_and_no_mlflow():
-    import subprocess
-    import sys
-
     slow = {"tensorflow", "keras", "mlflow", "sklearn"}
     code = f"import sys, pipeline.prepare; print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-def test_few_modules_know_mlflow():
-    names = ["outbox", "recording", "registry", "runs", "served", "serving", "tracker", "tracking"]
-    knowing = {f"{name}.py" for name in names}
-    for file in (ROOT / "pipeline").rglob("*.py"):
-        if file.name not in knowing:
-            assert "mlflow" not in {
-                alias.name.split(".")[0]
-                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-                if isinstance(node, (ast.Import, ast.ImportFrom))
-                for alias in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
-            }
+def test_only_tracking_and_serving_know_mlflow():
+    knowing = {
+        layer(file)
+        for file in FILES
+        if re.search(r"^\s*(from|import) mlflow\b", file.read_text(encoding="utf-8"), re.M)
+    }
+    assert knowing <= {"tracking", "serving"}
+
+
+def test_only_images_know_pixels():
+    """What other modalities have no use for stays in the rooms of images."""
+    words = re.compile(r"\b(pixels?|RGB|image_size|PIL|cv2|simplejpeg)\b")
+    allowed = re.compile(
+        r"headstart/(modalities/image/|backbones/keras_(applications|table)\.py|report/(gallery|attention|thumbnails|page)"
+        r"|serving/export\.py|config\.py)"
+    )
+    knowing = [
+        name
+        for file in FILES
+        if words.search(file.read_text(encoding="utf-8"))
+        and not allowed.match(name := file.relative_to(ROOT).as_posix())
+        and not name.startswith("pipeline/")
+    ]
+    assert knowing == []
+
+
+@pytest.mark.parametrize(("pattern", "most"), [("headstart/**/*.py", 300), ("pipeline/*.py", 120), ("dvc.yaml", 170)])
+def test_files_can_be_read_in_one_go(pattern, most):
+    long = {
+        file.relative_to(ROOT).as_posix(): lines
+        for file in ROOT.glob(pattern)
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > most
+    }
+    assert long == {}

@@ -5,7 +5,6 @@ A change of the processor or of the code that changes no bit changes no fingerpr
 
 from __future__ import annotations
 
-import numpy as np
 from blake3 import blake3
 
 from headstart.features.engines import Engine
@@ -20,7 +19,7 @@ def loading(modality: Modality, size: int) -> str:
     """Fingerprint the arrays that examples of many kinds become, 32 hexadecimal digits."""
     size, digest = min(size, LARGEST), blake3(modality.name.encode())
     for data in modality.probes(size):
-        digest.update(np.ascontiguousarray(modality.load(data, size)))
+        digest.update(modality.load(data, size).tobytes())
     return digest.hexdigest(length=16)
 
 
@@ -29,7 +28,7 @@ def augmenting(modality: Modality, size: int, augmentation: Augmentation | None)
     size, digest = min(size, LARGEST), blake3(modality.name.encode())
     for data in modality.probes(size)[:1]:
         for view in modality.views(data, size, augmentation, "probe", range(1, 4)):
-            digest.update(np.ascontiguousarray(view))
+            digest.update(view.tobytes())
     return digest.hexdigest(length=16)
 
 
