@@ -3,7 +3,7 @@
 Reads:   data/prepared/manifest.parquet, the examples.
 Writes:  features/train.npy, val.npy, test.npy: (N, feature_dim) of extract.storage, rows in manifest order;
          features/train_views.npy: (N, extract.views, feature_dim), augmented views of the training examples;
-         features/meta.json: what they were made by; metrics/extract.json.
+         features/meta.json: what they were made by.
 Params:  backbone, weights, seed, data, extract.
 Command: python -m pipeline.extract
 """
@@ -39,7 +39,6 @@ def extract(run: Run, batch_size: int | None) -> None:
         features.write(run.path(paths.TRAIN_VIEWS), "train", augmented=True)
         manifest_sha256 = hashlib.sha256(paths.MANIFEST.read_bytes()).hexdigest()
         run.json(paths.FEATURES_META, {**features.meta, "manifest_sha256": manifest_sha256})
-        run.metrics({"feature_dim": features.dim})
         run.cost(**features.costs())
         print_summary(run, features)
 

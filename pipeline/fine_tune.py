@@ -90,7 +90,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"
-    run.metrics({"val_loss": metrics["val_loss"], "val_accuracy": metrics["val_accuracy"], "selected": selected})
+    run.metrics({"val_loss": metrics["val_loss"]})
     chosen = result.plan.chosen if result else {}
     run.report({"settings": chosen, "selected": selected, **metrics, **report})
     print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {why}")

@@ -46,7 +46,7 @@ def main() -> None:
         networks.save(head, head_file, classes)
         run.csv(paths.curves("train_head"), history.curves())
         run.csv(paths.TRIALS, trials)
-        run.metrics({"head_val_loss": metrics["val_loss"], "head_val_accuracy": metrics["val_accuracy"]})
+        run.metrics({"head_val_loss": metrics["val_loss"]})
         run.report(
             {
                 "settings": settings.model_dump() | {"optimizer": settings.solver()},
