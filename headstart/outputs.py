@@ -15,19 +15,19 @@ import pandas as pd
 
 from headstart.errors import UserError
 
-LEFT_SECONDS = 86400
-DECIMALS = 6  # of metrics and probabilities in text files: below it is the noise of float32
+MAX_AGE_SECONDS = 86400  # of partial files that killed runs have left behind
+DECIMALS = 6  # of metrics and probabilities in text files: beyond them is the noise of float32
 
 
 class Outputs:
     """Collects outputs under temporary names beside their final ones; `commit` renames them.
 
     Args:
-        through_links: whether the file that a link points to is written, else the link is replaced: it may lead into
-            DVC's cache.
+        through_links: whether to write the file that a link points to; else the link is replaced, since it may lead
+            into DVC's cache.
 
     Raises:
-        UserError: where a folder cannot be made or a file cannot be written.
+        UserError: if a folder cannot be made or a file cannot be written.
     """
 
     def __init__(self, through_links: bool = True) -> None:
@@ -35,24 +35,24 @@ class Outputs:
         self._partial: dict[Path, Path] = {}
 
     def path(self, final: Path) -> Path:
-        """The temporary name to write `final` under, of the same suffix, in a folder that exists.
+        """Return the temporary name to write `final` under, of the same suffix, in a folder that exists.
 
-        It is `final` itself where that is a pipe or a device as /dev/null, which no file may take the place of.
+        It is `final` itself if that is a pipe or a device such as /dev/null, which must not be replaced by a file.
         """
         try:
             if self._through_links:
                 if _is_stream(final):
                     return final
-                final = _pointed_to(final)
+                final = _resolve_link(final)
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.is_dir():
-                raise IsADirectoryError(21, "a folder lies where the file belongs")
-            # Of this process alone: two runs at once do not write into one file.
+                raise IsADirectoryError(21, "there is a folder of that name")
+            # With the process id: two runs at once do not write into one file.
             partial = final.with_name(f".{final.stem}.partial.{os.getpid()}{final.suffix}")
-            for left in final.parent.glob(f".{final.stem}.partial.*{final.suffix}"):
-                if time.time() - left.stat().st_mtime > LEFT_SECONDS:  # by a run that was killed
-                    left.unlink(missing_ok=True)
-            partial.open("wb").close()  # a folder that cannot be written is found before the work, not after it
+            for old in final.parent.glob(f".{final.stem}.partial.*{final.suffix}"):
+                if time.time() - old.stat().st_mtime > MAX_AGE_SECONDS:
+                    old.unlink(missing_ok=True)
+            partial.open("wb").close()  # a folder that cannot be written is noticed before the work, not after it
         except OSError as error:
             raise UserError(
                 f"{final}: cannot be written: {error.strerror}; make {final.parent}/ a folder that you may write to"
@@ -61,7 +61,7 @@ class Outputs:
         return partial
 
     def json(self, final: Path, value: Any, exact: bool = False) -> Path:
-        """Write `value` as JSON, its floats rounded but where they are to be read back; returns the temporary name."""
+        """Write `value` as JSON, its floats rounded unless `exact`; returns the temporary name."""
         text = json.dumps(value if exact else _rounded(value), indent=2, ensure_ascii=False, allow_nan=False)
         partial = self.path(final)
         partial.write_text(text + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ class Outputs:
 
     def csv(self, final: Path, table: pd.DataFrame) -> None:
         """Write `table` as CSV, its floats rounded."""
-        # A carriage return ends a row for many readers; Python before 3.13 does not quote it by itself.
+        # Many readers take a carriage return for the end of a row; Python before 3.13 does not quote it by itself.
         returns = any(
             table[name].astype(str).str.contains("\r").any() for name in table if table[name].dtype.kind == "O"
         )
@@ -90,26 +90,26 @@ class Outputs:
 
 
 def _is_stream(file: Path) -> bool:
-    """Whether `file` takes what is written as it comes: a pipe, a terminal, /dev/null.
+    """Whether `file` is a stream: a pipe, a terminal, /dev/null.
 
     Raises:
-        OSError: where it is there and can hold nothing: a socket, a disk.
+        OSError: if it exists and cannot hold a file: a socket, a disk.
     """
     try:
         mode = file.stat().st_mode
-    except OSError:  # not there, or told when it is written
+    except OSError:  # it does not exist, or writing it will say why
         return False
     if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode):
         if not os.access(file, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return True
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.EINVAL, "no regular file lies there")
+        raise OSError(errno.EINVAL, "not a regular file")
     return False
 
 
-def _pointed_to(file: Path) -> Path:
-    """Where a link leads, also where nothing is yet; another file as it is."""
+def _resolve_link(file: Path) -> Path:
+    """The target of a link, which need not exist; any other file as it is."""
     if not file.is_symlink():
         return file
     found = Path(os.path.realpath(file))

@@ -31,7 +31,7 @@ import numpy as np
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.outputs import LEFT_SECONDS
+from headstart.outputs import MAX_AGE_SECONDS
 
 if TYPE_CHECKING:
     import keras
@@ -295,7 +295,7 @@ def _remove_left(folder: Path) -> None:
     for left in folder.parent.iterdir():
         ours = left.name.startswith(f".{folder.name}.partial.")
         only = left.suffix == ".before" and not folder.exists()  # the export itself, put aside
-        if ours and not only and time.time() - left.lstat().st_mtime > LEFT_SECONDS:
+        if ours and not only and time.time() - left.lstat().st_mtime > MAX_AGE_SECONDS:
             shutil.rmtree(left, ignore_errors=True)
 
 
