@@ -40,7 +40,7 @@ def speed() -> None:
     train_set = examples.Examples(features[:rows], targets[:rows], views)
     val_set = examples.Examples(features[rows:], targets[rows:], views)
     choice = load_params(ROOT / "params.yaml").train_head.choice(hidden=[128], epochs=epochs, batch_size=32)
-    choice = choice.settled(rows, classes)
+    choice = choice.resolve(rows, classes)
 
     def plain() -> float:
         keras.utils.set_random_seed(0)

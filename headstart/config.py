@@ -1,251 +1,235 @@
 """The typed form of params.yaml, checked once before anything slow is imported.
 
-Command: python -m headstart.config    # checks params.yaml and the data source, prints one line
+docs/parameters.md is made of the descriptions here, see headstart/reference.py.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-import random
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
-from headstart.errors import UserError, did_you_mean
+from headstart.errors import UserError
+from headstart.head_config import Below1, Epochs, HeadChoice, LearningRate, TrainHead, UpTo1
 from headstart.paths import PREPARED, is_address
-from headstart.validation import Section, check, parse_yaml, read_yaml, rule, within
+from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
+
+__all__ = ["PARAMS_FILE", "FineTune", "HeadChoice", "Params", "TrainHead", "check_files", "load_params", "parse"]
 
 PARAMS_FILE = Path("params.yaml")
-MAX_GRID = 10_000  # combinations of a search
-MAX_BLOCKS = 10_000
-# Training images of a class, on average, below which a head is linear where `hidden` is left open, and its weight
-# decay: with 14 of a class hidden layers were less accurate by 1.6 +- 0.5 points on flowers, with 35 by 0.6 +- 0.4
-# (benchmarks/choices.py, see there).
-LINEAR_BELOW, LINEAR_DECAY = 30, 0.02
+RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-Share = Annotated[float, within(float, "(0, 1)")]
-LearningRate = Annotated[float, within(float, "(0, 1]")]
-Epochs = Annotated[int, within(int, "[1, 10000]")]
-ImageBatch = Annotated[int, within(int, "[1, 4096]")]
-Units = Annotated[int, within(int, "[1, 65536]")]
+Text = Annotated[str, Field(min_length=1)]
+Fraction = Annotated[Float, Field(gt=0, lt=1)]
+Positive = Annotated[Float, Field(gt=0, le=1_000_000)]
+LeastArea = Annotated[Float, Field(gt=0, le=1)]
+Views = Annotated[Int, Field(ge=0, le=1000)]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Data(Section):
-    kind: Annotated[str, Field(min_length=1)]
-    source: Annotated[str, Field(min_length=1)]
-    root: Annotated[str, Field(min_length=1)] | None
+    """Where the examples come from."""
+
+    kind: Text
+    """What an example is: image."""
+    source: Text
+    """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
+    s3://, gs:// or https:// address. Of a manifest DVC watches the table alone: if images change, run
+    `dvc repro --force prepare`."""
+    root: Text | None
+    """The folder or address that the paths in a manifest start from; null: the folder of the manifest."""
 
 
 class Prepare(Section):
+    """What is used, and how it is split."""
+
     split: Literal["hash", "exact"]
-    val_fraction: Share
-    test_fraction: Share
-    group_by: Annotated[str, Field(min_length=1)] | None
-    near_distance: Annotated[float, within(float, "[0, 1]")]
-    min_size: Annotated[int, within(int, "[1, 100000]")]
+    """hash: the split of each example follows from its content alone, and never changes; exact: the fractions hold
+    within one example per class (groups and copies stay together), for data that do not grow."""
+    val_fraction: Fraction
+    """Share of the examples in val; unused if the source has its own val split."""
+    test_fraction: Fraction
+    """Share of the examples in test; unused if the source has its own test split."""
+    group_by: Text | None
+    """A column of the manifest, or a regular expression to search in paths: examples with the same match, or with the
+    same match of its (), such as a patient or a video, stay in one split; null: no groups."""
+    near_distance: UpTo1
+    """Near copies never stand in two splits: images that differ by at most this much, and far less than others do. 0.1:
+    recompressed; 0.25: also resized or brightened; 0.5: also cropped by a tenth, and some images that are merely
+    similar; 0: identical pixels only."""
+    min_size: Annotated[Int, Field(ge=1, le=100_000)]
+    """Images with a shorter side of fewer pixels are quarantined."""
     on_bad: Literal["quarantine", "fail"]
-    max_bad_fraction: Annotated[float, within(float, "[0, 1]")]
+    """What to do with files that cannot be used: quarantine them, or fail at the first one."""
+    max_bad_fraction: UpTo1
+    """Share of files that may be unusable before the stage fails."""
     on_conflict: Literal["quarantine", "fail", "keep"]
+    """What to do with the same content under two labels: quarantine all of it, fail, or keep all of it."""
+
+    @field_validator("test_fraction")
+    @classmethod
+    def _something_is_left_to_train_on(cls, test: float, info: ValidationInfo) -> float:
+        val = info.data.get("val_fraction", 0)
+        if val + test >= 1:
+            raise ValueError(
+                f"must leave examples to train on: val_fraction + test_fraction is {val} + {test}, not < 1"
+            )
+        return test
 
 
 class Extract(Section):
-    size: Annotated[int | None, within(int, "[1, 4096]", optional=True)]
+    """How features are computed."""
+
+    size: Annotated[Int, Field(ge=1, le=4096)] | None
+    """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
     pooling: Literal["avg", "max", "flatten"]
+    """How the last feature map of the backbone becomes a vector."""
     engine: Literal["auto", "openvino", "tensorflow"]
-    precision: Literal["float32", "bfloat16", "float16"]
-    batch_size: Annotated[int | None, within(int, "[1, 4096]", optional=True)]
+    """openvino (CPUs), tensorflow (CPUs and GPUs), or auto: tensorflow on GPUs, else openvino."""
+    precision: Precision
+    """Precision of the arithmetic; bfloat16 and float16 are faster on devices that support them. Later stages compute
+    in float32, so the head is then trained on slightly different features."""
+    batch_size: Annotated[Int, Field(ge=1, le=4096)] | None
+    """Examples per batch; null: the default of the engine. It changes no result of openvino, but the rounding of
+    tensorflow, which then computes all features again; tensorflow halves it when out of memory."""
     storage: Literal["float32", "float16"]
-    views: Annotated[int, within(int, "[0, 1000]")]
-    crop: Annotated[float, within(float, "(0, 1]")]
+    """Precision of the stored features; float16 needs half of the space."""
+    views: Views
+    """Augmented views of each training example, cached as features for train_head."""
+    crop: LeastArea
+    """Smallest share of the image area that a view shows; 1: no crop."""
     flip: StrictBool
-    jitter: Annotated[float, within(float, "[0, 1)")]
+    """Whether half of the views are flipped horizontally."""
+    jitter: Below1
+    """Largest relative change of brightness, contrast and saturation in a view."""
 
 
-class HeadChoice(Section):
-    """What a head is and how it is trained."""
-
-    hidden: list[Units] | None
-    activation: Literal["relu", "gelu", "silu", "tanh"]
-    batch_norm: StrictBool
-    dropout: Annotated[float | None, within(float, "[0, 1)", optional=True)]
-    optimizer: Literal["auto", "lbfgs", "adam", "sgd", "rmsprop"]
-    learning_rate: LearningRate
-    schedule: Literal["constant", "cosine"]
-    weight_decay: Annotated[float | None, within(float, "[0, 1]", optional=True)]
-    label_smoothing: Annotated[float, within(float, "[0, 1)")]
-    class_weight: Literal["balanced"] | None
-    batch_size: Annotated[int, within(int, "[1, 65536]")]
-    epochs: Epochs
-    patience: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
-
-    def settled(self, images: int, n_classes: int) -> HeadChoice:
-        """With nothing left open.
-
-        Args:
-            images: to train on.
-        """
-        few = images < LINEAR_BELOW * n_classes or self.optimizer == "lbfgs"
-        hidden = self.hidden if self.hidden is not None else [] if few else [128]
-        dropout = self.dropout if self.dropout is not None else 0.2 if hidden else 0.0
-        settled = self.model_copy(update={"hidden": hidden, "dropout": dropout})
-        decay = LINEAR_DECAY if settled.solver() == "lbfgs" else 0.0
-        return settled if self.weight_decay is not None else settled.model_copy(update={"weight_decay": decay})
-
-    def solver(self) -> str:
-        """The optimizer that is used, of a settled choice."""
-        if self.optimizer != "auto":
-            return self.optimizer
-        return "adam" if self.hidden or self.dropout else "lbfgs"
-
-    @model_validator(mode="after")
-    def _lbfgs_is_for_linear_heads(self) -> HeadChoice:
-        if self.optimizer == "lbfgs" and (self.hidden or self.dropout):
-            raise ValueError("of hidden [] and dropout 0 for optimizer lbfgs; use adam for others")
-        return self
-
-
-class TrainHead(HeadChoice):
-    """`search` has the values to try of some of HeadChoice's keys."""
-
-    search: dict[str, list[Any]]
-    search_trials: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
-    search_folds: Annotated[int | None, within(int, "[2, 100]", optional=True)]
-    log_trials: StrictBool
-
-    def choice(self, **changes: Any) -> HeadChoice:
-        """What is trained, with `changes` in the place of what stands here.
-
-        Raises:
-            pydantic.ValidationError: where they are not valid.
-        """
-        return HeadChoice(**{name: getattr(self, name) for name in HeadChoice.model_fields} | changes)
-
-    def trials(self, seed: int) -> list[dict[str, Any]]:
-        """The combinations of the values of `search`, all of them or `search_trials` drawn by `seed`."""
-        if not self.search:
-            return []
-        grid = [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
-        if self.search_trials is None or self.search_trials >= len(grid):
-            return grid
-        return [grid[number] for number in sorted(random.Random(seed).sample(range(len(grid)), self.search_trials))]
-
-    @model_validator(mode="after")
-    def _search_is_valid(self) -> TrainHead:
-        known = HeadChoice.model_fields
-        for key, values in self.search.items():
-            if key not in known:
-                advice = did_you_mean(str(key), known) or f"; those are {', '.join(known)}"
-                raise ValueError(f"searched over keys of its own, not search.{key}{advice}")
-            if not values:
-                raise ValueError(f"searched over a list of values, not search.{key} []")
-        if math.prod(map(len, self.search.values())) > MAX_GRID:
-            raise ValueError(f"searched over at most {MAX_GRID:,} combinations; shorten the lists of search")
-        for changes in itertools.product(*self.search.values()):
-            named = dict(zip(self.search, changes, strict=True))
-            try:
-                self.choice(**named)
-            except ValidationError as error:
-                detail = error.errors()[0]
-                key = f"its {detail['loc'][0]}" if detail["loc"] else "it"
-                shown = json.dumps(named, default=str)  # YAML knows dates
-                raise ValueError(
-                    f"searched over valid choices; {shown} is none: {key} must be {rule(detail)}"
-                ) from error
-        return self
-
-
-def _switch(value: Any) -> Any:
-    """YAML reads a bare on and off as true and false."""
+def _read_switch(value: Any) -> Any:
+    """Undo YAML 1.1, which reads the words on and off as true and false."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-def _weights(value: Any) -> Any:
-    if not isinstance(value, str) or not value:
-        raise ValueError("pretrained, none or the path of a weights file")
-    return value
-
-
-def _unfreeze(value: Any) -> Any:
-    allowed = "all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"
+def _check_unfreeze(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if (whole and 1 <= value <= MAX_BLOCKS) or (isinstance(value, float) and 0 < value < 1):
+    if (whole and 1 <= value <= 10_000) or (isinstance(value, float) and 0 < value < 1):
         return value
     if not isinstance(value, str) or not value.strip() or _NUMBER.fullmatch(value):
-        raise ValueError(allowed)
+        raise ValueError
     return value
-
-
-def _folds(value: Any) -> Any:
-    if value is None or (type(value) is int and (value == 0 or 2 <= value <= 100)):
-        return value
-    raise ValueError("0, an integer in [2, 100] or null")
 
 
 class FineTune(Section):
-    unfreeze: Annotated[int | float | str, BeforeValidator(_unfreeze)]
-    epochs: Annotated[int | None, within(int, "[1, 10000]", optional=True)]
-    batch_size: ImageBatch
+    """Training the last blocks of the backbone together with the head."""
+
+    unfreeze: Annotated[
+        int | float | str,
+        BeforeValidator(_check_unfreeze),
+        Rule("all, none, a number of blocks, a share of the layers in (0, 1), or the name of a block or layer"),
+    ]
+    """What is trained, counted from the output. A share of the layers is rounded to whole blocks.
+    `headstart backbones NAME` lists the blocks."""
+    epochs: Epochs | None
+    """Epochs; null: 750 steps' worth, between 5 and 30. The weights of the last one are used."""
+    batch_size: Annotated[Int, Field(ge=1, le=4096)]
+    """Examples per step; when out of memory they are split into smaller batches, by gradient accumulation."""
     learning_rate: LearningRate
-    layer_decay: Annotated[float, within(float, "(0, 1]")]
-    warm_up: Annotated[float, within(float, "[0, 1)")]
-    weight_decay: Annotated[float, within(float, "[0, 1]")]
-    label_smoothing: Annotated[float, within(float, "[0, 1)")]
+    """Peak learning rate of AdamW, after a warm-up and before a cosine decay to zero."""
+    layer_decay: LeastArea
+    """Each block learns at this share of the learning rate of the block above it; 1: all alike."""
+    warm_up: Below1
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: UpTo1
+    """Weight decay of AdamW."""
+    label_smoothing: Below1
+    """Label smoothing."""
     class_weight: Literal["balanced"] | None
-    clip_norm: Annotated[float | None, within(float, "(0, 1000000]", optional=True)]
-    ema: Annotated[float | None, within(float, "[0, 1)", optional=True)]
-    precision: Literal["float32", "bfloat16", "float16"]
-    views: Annotated[int | None, within(int, "[0, 1000]", optional=True)]
-    crop: Annotated[float | None, within(float, "(0, 1]", optional=True)]
+    """balanced: each class counts the same, however many examples it has; null: each example counts the same."""
+    clip_norm: Positive | None
+    """Largest norm of the gradient; null: no gradient clipping."""
+    ema: Below1 | None
+    """Momentum of the exponential moving average of the weights, which is evaluated and kept; null: it averages over a
+    fifth of all steps; 0: no average."""
+    precision: Precision
+    """Precision of training; bfloat16 and float16 (mixed precision) are faster on GPUs."""
+    views: Views | None
+    """Augmented views of each training example, which the epochs take in turn; null: one for each epoch, at most 9."""
+    crop: LeastArea | None
+    """Smallest share of the image area that a view shows; 1: no crop; null: the smallest of 0.35 to 0.9 at which the
+    head still classifies nine tenths of what it classified correctly without a crop."""
     flip: StrictBool | None
-    jitter: Annotated[float, within(float, "[0, 1)")]
-    mixup: Annotated[float, within(float, "[0, 10]")]
-    trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
-    folds: Annotated[int | None, BeforeValidator(_folds)]
-    confidence: Annotated[float, within(float, "[0, 1)")]
+    """Whether half of the views are flipped horizontally; null: if the head passes the same check as for crop."""
+    jitter: Below1
+    """Largest relative change of brightness, contrast and saturation in a view."""
+    mixup: Annotated[Float, Field(ge=0, le=10)]
+    """Alpha of the Beta distribution by which pairs of examples are mixed; 0: no mixup."""
+    trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_read_switch)]
+    """Whether the outputs of the frozen blocks are computed once per view and cached; auto: if that is faster."""
+    folds: Literal[0] | Annotated[Int, Field(ge=2, le=100)] | None
+    """Folds of train and val that decide between the fine-tuned network and the head, each with a training of its own;
+    0: val decides; null: 5 if val has fewer than 50 examples and both together at most 1,000, else 0."""
+    confidence: Below1
+    """How sure a paired test must be that fine-tuning lowers the Brier score, by at least 0.0001 and without fewer
+    correct answers; otherwise the head alone is selected."""
     refit: StrictBool | None
+    """Whether the selected network is then trained again in the same way on train and val together; null: if they have
+    at most 5,000 examples and the source has no val split of its own."""
 
 
 class Evaluate(Section):
-    resamples: Annotated[int, within(int, "[100, 100000]")]
-    top_k: Annotated[int, within(int, "[2, 1000]")]
+    """Metrics on the test split."""
+
+    resamples: Annotated[Int, Field(ge=100, le=100_000)]
+    """Bootstrap resamples of the test split for the intervals of macro F1, log loss and calibration error; the others
+    are Wilson's."""
+    top_k: Annotated[Int, Field(ge=2, le=1000)]
+    """Top-k accuracy: the label is among the k most probable classes; reported if there are more than k classes."""
 
 
-def _class_names(value: Any) -> Any:
-    """YAML reads a class named 0 as a number; what it reads as true or null cannot be told from a name any more."""
-    if not isinstance(value, dict):
-        raise ValueError("a section of class names, each with a share, e.g. {roses: 0.9}, or {}")
-    if not all(isinstance(name, str) or type(name) is int for name in value):
-        raise ValueError("a section of class names; put quotes around those that YAML reads otherwise, e.g. 'no'")
-    return {str(name): floor for name, floor in value.items()}
-
-
-OptionalShare = Annotated[float | None, within(float, "[0, 1]", optional=True)]
-OptionalSize = Annotated[float | None, within(float, "(0, 1000000]", optional=True)]
+def _read_class_names(value: Any) -> Any:
+    """Read a class named 0, which is a number to YAML; what YAML reads as true or null is no name any more."""
+    if isinstance(value, dict) and not all(isinstance(name, str) or type(name) is int for name in value):
+        raise ValueError(
+            "must be a section of class names; put quotes around words that YAML takes for others, as 'no'"
+        )
+    return {str(name): floor for name, floor in value.items()} if isinstance(value, dict) else value
 
 
 class Gate(Section):
-    """What headstart.evaluation.gate asks of a run; None and {}: not asked. No stage reads it."""
+    """What `headstart gate` asks of a run. No stage reads it, so that a change re-runs nothing."""
 
-    min_accuracy: OptionalShare
-    min_recall: OptionalShare
-    min_recall_of: Annotated[dict[str, Annotated[float, within(float, "[0, 1]")]], BeforeValidator(_class_names)]
-    max_drop: OptionalShare
-    max_latency_ms: OptionalSize
-    max_model_mb: OptionalSize
+    min_accuracy: UpTo1 | None
+    """Lowest accuracy on test; null: not asked."""
+    min_recall: UpTo1 | None
+    """Lowest recall of any class on test; null: not asked."""
+    min_recall_of: Annotated[
+        dict[str, UpTo1],
+        BeforeValidator(_read_class_names),
+        Rule("a section of class names, each with a share such as {roses: 0.9}, or {}"),
+    ]
+    """Lowest recall of single classes, in place of min_recall; {}: none."""
+    max_drop: UpTo1 | None
+    """By how much accuracy may be worse than that of another run if McNemar's test says that it is worse; null: not
+    asked."""
+    max_latency_ms: Positive | None
+    """Milliseconds from one decoded example to its probabilities; null: not asked."""
+    max_model_mb: Positive | None
+    """Size of models/model.keras in megabytes (10^6 bytes); null: not asked."""
 
 
 class Params(Section):
-    """params.yaml: a section per stage beside what several stages share."""
+    """params.yaml: a section for each stage, and what several stages share."""
 
-    backbone: str
-    weights: Annotated[str, BeforeValidator(_weights)]
-    seed: Annotated[int, within(int, "[0, 4294967295]")]
+    backbone: Text
+    """The pretrained network; `headstart backbones` lists them."""
+    weights: Annotated[str, Field(min_length=1), Rule("pretrained, none or the path of a weights file")]
+    """pretrained (ImageNet; for tiny the file in the repository), none (random), or a weights file. DVC does not watch
+    that file: if it changes, run `dvc repro --force extract`."""
+    seed: Annotated[Int, Field(ge=0, le=4_294_967_295)]
+    """Seed of splits, folds, trials, initial weights, order, dropout, mixup and draws; augmented views follow from the
+    example itself."""
     data: Data
     prepare: Prepare
     extract: Extract
@@ -255,7 +239,7 @@ class Params(Section):
     gate: Gate
 
     def leaves(self) -> dict[str, Any]:
-        """Every leaf under its dotted key, e.g. `train_head.dropout`, in the order of the file."""
+        """Return every leaf under its dotted key, e.g. `train_head.dropout`, in the order of the file."""
         return {
             (f"{key}.{name}" if name else key): leaf
             for key, value in self.model_dump().items()
@@ -269,42 +253,20 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     Raises:
         UserError: naming the file, the key, the rule and the value of everything that is wrong.
     """
-    return _checked(read_yaml(path), path)
+    return check(Params, read_yaml(path), path, "headstart/config.py", RENAMED)
 
 
 def parse(text: str, path: Path = PARAMS_FILE) -> Params:
-    """Check the content of a params.yaml, which messages call `path`.
+    """Check the content of a params.yaml, which messages call `path`; raises as `load_params`."""
+    return check(Params, parse_yaml(text, path), path, "headstart/config.py", RENAMED)
+
+
+def check_files(params: Params) -> None:
+    """Check before a run that the files named in params.yaml exist; the stage that reads one checks it again.
 
     Raises:
-        UserError: as `load_params`.
+        UserError: naming the key and the file.
     """
-    return _checked(parse_yaml(text, path), path)
-
-
-def _checked(raw: dict[Any, Any], path: Path) -> Params:
-    params = check(Params, raw, path, "headstart/config.py")
-    _check_across(path, params)
-    return params
-
-
-def _check_across(path: Path, params: Params) -> None:
-    """Rules that a single key cannot see."""
-    if params.prepare.val_fraction + params.prepare.test_fraction >= 1:
-        raise UserError(
-            f"{path}: prepare.val_fraction + prepare.test_fraction must be below 1, so that images are left to "
-            f"train on, got {params.prepare.val_fraction} + {params.prepare.test_fraction}"
-        )
-
-
-def _exists(place: str) -> bool:
-    try:
-        return Path(place).exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-
-
-def _check_files(params: Params) -> None:
-    """What is checked where a run starts, and again by the stage that reads the file."""
     source, weights = params.data.source, params.weights
     for key, place in (("source", source), ("root", params.data.root)):
         if place and not is_address(place) and not _exists(place):
@@ -314,8 +276,8 @@ def _check_files(params: Params) -> None:
             )
     if not is_address(source) and PREPARED.resolve().is_relative_to(Path(source).resolve()):
         raise UserError(
-            f"{PARAMS_FILE}: data.source {source!r} holds {PREPARED}/, where prepare writes; put the images into a "
-            "folder of their own, e.g. data/photos"
+            f"{PARAMS_FILE}: data.source {source!r} contains {PREPARED}/, where prepare writes; put the examples "
+            "into a folder of their own, e.g. data/photos"
         )
     if weights not in ("pretrained", "none") and not Path(weights).is_file():
         raise UserError(
@@ -323,16 +285,8 @@ def _check_files(params: Params) -> None:
         )
 
 
-def main() -> int:
+def _exists(place: str) -> bool:
     try:
-        params = load_params()
-        _check_files(params)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{PARAMS_FILE}: good. Backbone {params.backbone}, data {params.data.source}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return Path(place).exists()
+    except (OSError, ValueError):  # not a possible file name
+        return False

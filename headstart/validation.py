@@ -1,13 +1,18 @@
-"""Files of keys and values, checked against types, with a message a mistake that names file, key, rule and value."""
+"""Files of keys and values, checked against pydantic models; each error names file, key, rule and value."""
 
 from __future__ import annotations
 
 import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import annotated_types
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from headstart.errors import UserError, did_you_mean
@@ -16,48 +21,37 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 class Section(BaseModel):
-    """Keys with their types; no others are taken."""
+    """Keys with their types, each described by the string below it; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Checked = TypeVar("Checked", bound=Section)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def within(kind: type[int] | type[float], interval: str, optional: bool = False) -> BeforeValidator:
-    """A check that a value is a finite number of `kind` in `interval`, e.g. `[0, 1)`; None passes where `optional`.
+AnySection = TypeVar("AnySection", bound=Section)
 
-    `1e-4`, which YAML 1.1 reads as text and DVC as a number, passes as the number; other texts do not, nor do true and
-    false as 1 and 0.
-    """
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    noun = "an integer in" if kind is int else "in"
-    rule = f"{noun} {interval}" + (" or null" if optional else "")
 
-    def check(value: Any) -> Any:
-        if value is None and optional:
-            return None
-        try:
-            readable = isinstance(value, (int, float)) or (isinstance(value, str) and _EXPONENT.fullmatch(value))
-            number = kind(float(value)) if readable else None
-        except (ValueError, OverflowError):
-            number = None
-        if number is None or isinstance(value, bool) or number != float(value):
-            raise ValueError(rule)
-        above = number > low if interval[0] == "(" else number >= low
-        below = number < high if interval[-1] == ")" else number <= high
-        if not (above and below):
-            raise ValueError(rule)
-        return number
+@dataclass(frozen=True)
+class Rule:
+    """The rule in words, for a type whose validator or constraints do not say it well."""
 
-    return BeforeValidator(check)
+    text: str
+
+
+def read_number(value: Any) -> Any:
+    """Read `1e-4`, which is text to YAML 1.1 and a number to DVC, and whole floats such as 1e3 as integers."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, Strict(), BeforeValidator(read_number)]
+Float = Annotated[float, Strict(), AllowInfNan(False), BeforeValidator(read_number)]
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """The keys and values of a YAML file.
+    """Read the keys and values of a YAML file.
 
     Raises:
-        UserError: where it cannot be read, or holds anything else.
+        UserError: if it cannot be read, or holds anything else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -69,76 +63,122 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def parse_yaml(text: str, path: Path) -> dict[Any, Any]:
-    """As `read_yaml`, of the content of a file that messages call `path`."""
+    """Read the content of a YAML file that messages call `path`; raises as `read_yaml`."""
     try:
         raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that the calendar has not
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that does not exist
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")
     return raw
 
 
-def check(section: type[Checked], raw: dict[Any, Any], path: Path, declared: str) -> Checked:
-    """The typed form of what stands in `path`.
+def check(
+    section: type[AnySection], raw: dict[Any, Any], path: Path, declared: str, renamed: Mapping[str, str] | None = None
+) -> AnySection:
+    """Return the typed form of the keys and values in `path`.
 
     Args:
         declared: the module that declares the keys.
+        renamed: old keys and their new names, with dots.
 
     Raises:
-        UserError: with a line for everything that is wrong.
+        UserError: with a line for each mistake.
     """
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(section, path, declared, detail) for detail in error.errors()]
+        lines = []
+        for key, problem, detail in problems(section, error):
+            if detail["type"] == "extra_forbidden":
+                problem = _explain_unknown(section, key, detail, declared, renamed or {})
+            elif detail["type"] == "missing":
+                problem = f"is missing; add it as in the committed {path.name}"
+            lines.append(f"{path}: {key} {problem}")
         raise UserError("\n".join(lines)) from error
 
 
-def _explain(section: type[Section], path: Path, declared: str, detail: ErrorDetails) -> str:
-    """One line for one of pydantic's findings: file, key, rule, value."""
-    location = list(detail["loc"])
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    if detail["type"] == "extra_forbidden":
-        known = _inner(section, location[:-1]).model_fields
-        advice = did_you_mean(str(location[-1]), known) or f"; remove it, or declare it in {declared}"
-        return f"{path}: {key} is not a known key{advice}"
-    if detail["type"] == "missing":
-        return f"{path}: {key} is missing; add it, the comments of the committed {path.name} give its range"
-    value = (
-        "" if detail["type"] == "value_error" and isinstance(detail["input"], dict) else (f", got {detail['input']!r}")
-    )
-    what = rule(detail)
-    if "null" not in what and _optional(section, location):
-        what += ", or null"
-    return f"{path}: {key} must be {what}{value}"
+def problems(section: type[BaseModel], error: ValidationError) -> Iterator[tuple[str, str, ErrorDetails]]:
+    """Yield the dotted key of each mistake, what is wrong with its value, and pydantic's details; a key only once."""
+    seen = set()
+    for detail in error.errors():
+        annotation, location = _locate(section, detail["loc"])
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        own_words = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
+        if key not in seen:
+            seen.add(key)
+            yield key, own_words or f"must be {describe(annotation)}, got {detail['input']!r}", detail
 
 
-def rule(detail: ErrorDetails) -> str:
-    """What a value must be, by one of pydantic's findings."""
-    return {
-        "value_error": lambda: str(detail["ctx"]["error"]),
-        "literal_error": lambda: f"one of {detail['ctx']['expected']}",
-        "bool_type": lambda: "true or false",
-        "list_type": lambda: (
-            "a list of values" if "search" in detail["loc"] else "a list of integers, e.g. [128], or null"
-        ),
-        "dict_type": lambda: "a section of keys with lists of values, e.g. {dropout: [0, 0.5]}, or {}",
-        "model_type": lambda: "a section with keys of its own",
-    }.get(detail["type"], lambda: "a text, not empty")()
+def _explain_unknown(
+    section: type[Section], key: str, detail: ErrorDetails, declared: str, renamed: Mapping[str, str]
+) -> str:
+    if key in renamed:
+        return f"was renamed to {renamed[key]}"
+    *parents, name = detail["loc"]
+    known = _unwrap(_locate(section, parents)[0])[0].model_fields
+    return f"is not a known key{did_you_mean(str(name), known) or f'; remove it, or declare it in {declared}'}"
 
 
-def _optional(section: type[BaseModel], location: list[Any]) -> bool:
-    """Whether null is a value of the key at `location`; False within lists and free keys."""
-    try:
-        return type(None) in get_args(_inner(section, location))
-    except (AttributeError, KeyError):
-        return False
+def describe(annotation: Any) -> str:
+    """Say which values a type takes, e.g. `in [0, 1) or null`, `an integer in [1, 9]`, `'avg' or 'max'`."""
+    *others, last = _alternatives(annotation)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def _inner(section: type[BaseModel], location: list[Any]) -> type[BaseModel]:
-    """The section at `location` in another one."""
-    found: Any = section
-    for part in location:
-        found = found.model_fields[part].annotation
-    return found
+def _alternatives(annotation: Any) -> list[str]:
+    base, metadata = _unwrap(annotation)
+    rule = next((item.text for item in metadata if isinstance(item, Rule)), None)
+    if rule:
+        return [rule, "null"] if type(None) in get_args(base) else [rule]
+    if get_origin(base) in (Union, types.UnionType):
+        return [words for part in get_args(base) for words in _alternatives(part)]
+    if get_origin(base) is Literal:
+        return [repr(value) for value in get_args(base)]
+    if get_origin(base) is list:
+        return ["a list of values"]
+    simple = {bool: ["true", "false"], str: ["a non-empty string"], type(None): ["null"]}
+    simple |= {int: [f"an integer in {_interval(metadata)}"], float: [f"in {_interval(metadata)}"]}
+    return simple.get(base, ["a section with keys of its own"])
+
+
+def _interval(metadata: Sequence[Any]) -> str:
+    low, high = "(-inf", "inf)"
+    for item in metadata:
+        if isinstance(item, annotated_types.Gt):
+            low = f"({item.gt}"
+        elif isinstance(item, annotated_types.Ge):
+            low = f"[{item.ge}"
+        elif isinstance(item, annotated_types.Lt):
+            high = f"{item.lt})"
+        elif isinstance(item, annotated_types.Le):
+            high = f"{item.le}]"
+    return f"{low}, {high}"
+
+
+def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
+    """Return the bare type of a field or of an Annotated type, and all of its metadata."""
+    if isinstance(annotation, FieldInfo):
+        base, metadata = annotation.annotation, list(annotation.metadata)
+    elif get_origin(annotation) is Annotated:
+        base, *metadata = get_args(annotation)
+    else:
+        return annotation, []
+    return base, [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+
+
+def _locate(section: type[BaseModel], location: Sequence[int | str]) -> tuple[Any, list[int | str]]:
+    """Return the type at `location` and the keys that lead there; pydantic adds the alternatives of a union to them."""
+    annotation: Any = section
+    for depth, part in enumerate(location):
+        base = _unwrap(annotation)[0]
+        if get_origin(base) in (Union, types.UnionType):
+            choices = [choice for choice in get_args(base) if choice is not type(None)]
+            if len(choices) > 1:
+                return annotation, list(location[:depth])
+            base = _unwrap(choices[0])[0]
+        if isinstance(base, type) and issubclass(base, BaseModel):
+            annotation = base.model_fields.get(str(part))
+        else:  # of a list or a dict
+            annotation = get_args(base)[-1]
+    return annotation, list(location)

@@ -34,7 +34,7 @@ def main() -> None:
         train_set, val_set = load_features("train"), load_features("val")
 
         best, trials = search(train_set, val_set, len(classes), groups, params, run.params.seed)
-        settings = params.choice(**best).settled(len(train_set), len(classes))
+        settings = params.choice(**best).resolve(len(train_set), len(classes))
         head, history = heads.train(train_set, val_set, len(classes), settings, run.params.seed)
 
         logits = heads.logits(head, val_set)

@@ -26,13 +26,13 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import yaml
-from pydantic import BeforeValidator
+from pydantic import Field
 from tqdm import trange
 
 from headstart.backbones.table import BACKBONES
 from headstart.errors import UserError
 from headstart.outputs import Outputs
-from headstart.validation import Section, check, read_yaml, within
+from headstart.validation import Float, Int, Rule, Section, check, read_yaml
 from pretraining import formula_images
 
 HERE = Path(__file__).parent
@@ -41,23 +41,17 @@ CHECKPOINT_STEPS = 200
 AHEAD = 8  # batches that are drawn ahead of the network
 
 
-def _size(value: Any) -> Any:
-    if type(value) is not int or value not in range(32, 129, 16):
-        raise ValueError("a multiple of 16 in [32, 128]")
-    return value
-
-
 class Settings(Section):
     """What params.yaml holds."""
 
-    classes: Annotated[int, within(int, "[2, 100000]")]
-    size: Annotated[int, BeforeValidator(_size)]
-    batch_size: Annotated[int, within(int, "[2, 65536]")]
-    steps: Annotated[int, within(int, "[1, 10000000]")]
-    learning_rate: Annotated[float, within(float, "(0, 1]")]
-    weight_decay: Annotated[float, within(float, "[0, 1]")]
-    describe: Annotated[float, within(float, "[0, 1000000]")]
-    seed: Annotated[int, within(int, "[0, 4294967295]")]
+    classes: Annotated[Int, Field(ge=2, le=100_000)]
+    size: Annotated[Int, Field(ge=32, le=128, multiple_of=16), Rule("a multiple of 16 in [32, 128]")]
+    batch_size: Annotated[Int, Field(ge=2, le=65536)]
+    steps: Annotated[Int, Field(ge=1, le=10_000_000)]
+    learning_rate: Annotated[Float, Field(gt=0, le=1)]
+    weight_decay: Annotated[Float, Field(ge=0, le=1)]
+    describe: Annotated[Float, Field(ge=0, le=1_000_000)]
+    seed: Annotated[Int, Field(ge=0, le=4_294_967_295)]
 
     def checkpoint(self, folder: Path) -> Path:
         """The file in `folder` for a training by these settings and this code."""

@@ -23,7 +23,7 @@ from pipeline import fine_tune
 
 CLASSES, IMAGES, FEATURES = 3, 60, 40
 PARAMS = load_params(ROOT / "params.yaml")
-LINEAR = PARAMS.train_head.choice().settled(IMAGES, CLASSES)
+LINEAR = PARAMS.train_head.choice().resolve(IMAGES, CLASSES)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_folds_train_heads_as_the_head_was(here, monkeypatch):
     used = []
     monkeypatch.setattr(folds, "split", lambda *some: used.append(some[4]) or [])
     fine_tune.make_folds(load_params(), CLASSES)
-    assert used == [load_params().train_head.choice(optimizer="lbfgs").settled(1, CLASSES)]
+    assert used == [load_params().train_head.choice(optimizer="lbfgs").resolve(1, CLASSES)]
 
 
 def tuned() -> dict:

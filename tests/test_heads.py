@@ -32,7 +32,7 @@ def examples(
 def choice(**changes):
     """As params.yaml has it, but for an end of training that a test can wait for."""
     choices = {"hidden": [8], "epochs": 15, "learning_rate": 0.01, **changes}
-    return load_params(ROOT / "params.yaml").train_head.choice(**choices).settled(300, CLASSES)
+    return load_params(ROOT / "params.yaml").train_head.choice(**choices).resolve(300, CLASSES)
 
 
 def accuracy(head: keras.Model, judged: FeatureSet) -> float:
@@ -80,7 +80,7 @@ def test_every_kind_of_head_learns(changes):
     ids=str,
 )
 def test_what_is_left_open_follows_from_the_images(images, changes, settled):
-    found = load_params(ROOT / "params.yaml").train_head.choice(**changes).settled(images, CLASSES)
+    found = load_params(ROOT / "params.yaml").train_head.choice(**changes).resolve(images, CLASSES)
     assert (found.hidden, found.dropout, found.weight_decay, found.solver()) == settled
 
 

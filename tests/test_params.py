@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,18 @@ import pytest
 from conftest import ROOT, write_params
 from dvc.utils.hydra import apply_overrides
 
-from headstart.config import load_params, main
+from headstart import cli
+from headstart.config import load_params
 from headstart.errors import UserError
+from headstart.reference import parameters_page
+from headstart.validation import read_yaml
+
+
+def test_the_page_about_parameters_is_up_to_date():
+    page = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
+    assert page == parameters_page(read_yaml(ROOT / "params.yaml")), "run `make docs`"
+    for key in load_params(ROOT / "params.yaml").leaves():
+        assert re.search(rf"^\| `{re.escape(key)}` \| `[^|]+` \| [^|]+ \| \w[^|]+ \|$", page, re.MULTILINE), key
 
 
 def test_the_committed_params_are_good():
@@ -29,44 +40,47 @@ def test_the_committed_params_are_good():
         ("train_head.dropout", 1.5, "params.yaml: train_head.dropout must be in [0, 1) or null, got 1.5"),
         ("train_head.epochs", 2.5, "params.yaml: train_head.epochs must be an integer in [1, 10000], got 2.5"),
         ("train_head.epochs", True, "params.yaml: train_head.epochs must be an integer in [1, 10000], got True"),
-        ("train_head.hidden", 128, "train_head.hidden must be a list of integers, e.g. [128], or null, got 128"),
+        ("train_head.hidden", 128, "train_head.hidden must be a list of integers such as [128] or null, got 128"),
         ("train_head.hidden", [0], "params.yaml: train_head.hidden[0] must be an integer in [1, 65536], got 0"),
         ("train_head.droput", 0.1, "params.yaml: train_head.droput is not a known key; did you mean 'dropout'?"),
         (
             "extract.pooling",
             "mean",
-            "params.yaml: extract.pooling must be one of 'avg', 'max' or 'flatten', got 'mean'",
+            "params.yaml: extract.pooling must be 'avg', 'max' or 'flatten', got 'mean'",
         ),
         ("extract.flip", "maybe", "params.yaml: extract.flip must be true or false, got 'maybe'"),
-        ("fine_tune.flip", 1, "params.yaml: fine_tune.flip must be true or false, or null, got 1"),
-        ("fine_tune.refit", "yes", "params.yaml: fine_tune.refit must be true or false, or null, got 'yes'"),
-        ("data.root", 3, "params.yaml: data.root must be a text, not empty, or null, got 3"),
+        ("fine_tune.flip", 1, "params.yaml: fine_tune.flip must be true, false or null, got 1"),
+        ("fine_tune.refit", "yes", "params.yaml: fine_tune.refit must be true, false or null, got 'yes'"),
+        ("data.root", 3, "params.yaml: data.root must be a non-empty string or null, got 3"),
         ("extract.flip", 1, "params.yaml: extract.flip must be true or false, got 1"),
-        ("extract.size", 16, "params.yaml: extract.size must be at least 32 for tiny, got 16"),
-        ("backbone", "resnet5", "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
-        ("prepare.val_fraction", 0.9, "prepare.val_fraction + prepare.test_fraction must be below 1"),
+        ("extract.image_size", 64, "params.yaml: extract.image_size was renamed to extract.size"),
+        (
+            "prepare.val_fraction",
+            0.9,
+            "prepare.test_fraction must leave examples to train on: val_fraction + test_fraction is 0.9 + 0.15, not < 1",
+        ),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),
         ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1) or null, got '0.2'"),
         (
             "train_head.search",
             {"optimizer": ["lbfgs"], "hidden": [[8]]},
-            "is none: it must be of hidden [] and dropout 0 for optimizer lbfgs",
+            'in {"optimizer": "lbfgs", "hidden": [8]} optimizer lbfgs needs hidden: [] and dropout: 0',
         ),
         (
             "train_head.class_weight",
             "auto",
-            "params.yaml: train_head.class_weight must be one of 'balanced', or null, got 'auto'",
+            "params.yaml: train_head.class_weight must be 'balanced' or null, got 'auto'",
         ),
-        ("train_head.search", [1], "train_head.search must be a section of keys with lists of values, e.g. {dropout"),
-        ("train_head.search", {"droput": [0]}, "keys of its own, not search.droput; did you mean 'dropout'?"),
-        ("train_head.search", {"dropout": []}, "searched over a list of values, not search.dropout []"),
-        ("train_head.search", {"epochs": [date(2020, 1, 1)]}, '{"epochs": "2020-01-01"} is none: its epochs must be'),
+        ("train_head.search", [1], "train_head.search must be a section of keys with lists of values such as {dropout"),
+        ("train_head.search", {"droput": [0]}, "must have keys of train_head, got 'droput'; did you mean 'dropout'?"),
+        ("train_head.search", {"dropout": []}, "must have a list of values for dropout, got []"),
+        ("train_head.search", {"epochs": [date(2020, 1, 1)]}, 'in {"epochs": "2020-01-01"} epochs must be an integer'),
         (
             "train_head.search",
             {"dropout": [0, 2]},
-            'must be searched over valid choices; {"dropout": 2} is none: its dropout must be in [0, 1) or null',
+            'must have valid combinations; in {"dropout": 2} dropout must be in [0, 1) or null, got 2',
         ),
-        ("train_head.search", {"hidden": [8]}, "is none: its hidden must be a list of integers, e.g. [128]"),
+        ("train_head.search", {"hidden": [8]}, "hidden must be a list of integers such as [128] or null, got 8"),
         ("train_head.search", {"dropout": 0.5}, "train_head.search.dropout must be a list of values, got 0.5"),
         ("fine_tune.unfreeze", 1.0, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
         ("fine_tune.unfreeze", "0.5", "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
@@ -75,7 +89,7 @@ def test_the_committed_params_are_good():
         ("fine_tune.unfreeze", 0, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
         ("fine_tune.unfreeze", 1.5, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
         ("fine_tune.unfreeze", True, "params.yaml: fine_tune.unfreeze must be all, none, a number of blocks, a share"),
-        ("fine_tune.trunk_cache", "maybe", "fine_tune.trunk_cache must be one of 'auto', 'on' or 'off', got 'maybe'"),
+        ("fine_tune.trunk_cache", "maybe", "fine_tune.trunk_cache must be 'auto', 'on' or 'off', got 'maybe'"),
         ("fine_tune.ema", 1, "params.yaml: fine_tune.ema must be in [0, 1) or null, got 1"),
         ("fine_tune.folds", 1, "params.yaml: fine_tune.folds must be 0, an integer in [2, 100] or null, got 1"),
         ("fine_tune.folds", True, "params.yaml: fine_tune.folds must be 0, an integer in [2, 100] or null, got True"),
@@ -84,12 +98,12 @@ def test_the_committed_params_are_good():
         ("gate.max_latency_ms", 0, "params.yaml: gate.max_latency_ms must be in (0, 1000000] or null, got 0"),
         ("gate.min_recall_of", [0.9], "gate.min_recall_of must be a section of class names, each with a share"),
         ("gate.min_recall_of", {"roses": 9}, "params.yaml: gate.min_recall_of.roses must be in [0, 1], got 9"),
-        ("gate.min_recall_of", {False: 0.9}, "put quotes around those that YAML reads otherwise, e.g. 'no'"),
+        ("gate.min_recall_of", {False: 0.9}, "put quotes around words that YAML takes for others, as 'no'"),
         ("weights", None, "weights must be pretrained, none or the path of a weights file, got None"),
-        ("data.source", "", "params.yaml: data.source must be a text, not empty, got ''"),
+        ("data.source", "", "params.yaml: data.source must be a non-empty string, got ''"),
     ],
 )
-def test_a_mistake_is_told_with_key_rule_and_value(tmp_path: Path, monkeypatch, key, value, message):
+def test_a_mistake_is_reported_with_key_rule_and_value(tmp_path: Path, monkeypatch, key, value, message):
     monkeypatch.chdir(tmp_path)
     write_params(Path("params.yaml"), **{key: value})
     with pytest.raises(UserError) as error:
@@ -162,17 +176,19 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     ("changes", "message"),
     [
         ({"data.source": "nowhere"}, "data.source 'nowhere' does not exist"),
-        ({"data.source": "data"}, "data.source 'data' holds data/prepared/, where prepare writes"),
+        ({"data.source": "data"}, "data.source 'data' contains data/prepared/, where prepare writes"),
         ({"data.source": "photos", "weights": "imagenet"}, "weights file 'imagenet' does not exist"),
+        ({"data.source": "photos", "extract.size": 16}, "params.yaml: extract.size must be at least 32 for tiny, got 16"),
+        ({"data.source": "photos", "backbone": "resnet5"}, "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
         ({"data.source": "photos"}, ""),
     ],
 )
-def test_the_command_checks_files_too(photos, monkeypatch, tmp_path, capsys, changes, message):
+def test_the_command_also_checks_files_and_the_backbone(photos, monkeypatch, tmp_path, capsys, changes, message):
     monkeypatch.chdir(tmp_path)
     photos()
     Path("data").mkdir()
     write_params(Path("params.yaml"), **changes)
-    assert main() == (1 if message else 0)
+    assert cli.main(["check"]) == (1 if message else 0)
     assert message in capsys.readouterr().err
 
 

@@ -41,7 +41,7 @@ def search(
     rows = []
     trials = choices.trials(seed)
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
-        choice, losses, hits = choices.choice(**changes).settled(len(train_set), n_classes), [], []
+        choice, losses, hits = choices.choice(**changes).resolve(len(train_set), n_classes), [], []
         for some, others in _folds(train_set, val_set, groups, choices.search_folds, seed):
             keras.backend.clear_session()  # thousands of heads would fill the memory
             try:

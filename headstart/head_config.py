@@ -1,0 +1,141 @@
+"""The section `train_head` of params.yaml: what a head is, how it is trained, and which values a search tries."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, ValidationError, ValidationInfo, field_validator
+
+from headstart.errors import did_you_mean
+from headstart.validation import Float, Int, Rule, Section, problems
+
+MAX_GRID = 10_000  # combinations of a search
+# Below so many training examples per class, on average, a head is linear if `hidden` is null, and its weight decay is
+# LINEAR_DECAY: with 14 per class hidden layers were less accurate by 1.6 +- 0.5 points on flowers, with 35 by
+# 0.6 +- 0.4 (benchmarks/choices.py).
+LINEAR_BELOW, LINEAR_DECAY = 30, 0.02
+
+Units = Annotated[Int, Field(ge=1, le=65536)]
+Epochs = Annotated[Int, Field(ge=1, le=10000)]
+LearningRate = Annotated[Float, Field(gt=0, le=1)]
+Below1 = Annotated[Float, Field(ge=0, lt=1)]
+UpTo1 = Annotated[Float, Field(ge=0, le=1)]
+
+
+class HeadChoice(Section):
+    """What a head is and how it is trained."""
+
+    hidden: Annotated[list[Units] | None, Rule("a list of integers such as [128]")]
+    """Units of each hidden layer; []: a linear classifier; null: [128], but [] with fewer than 30 training examples per
+    class on average, or with lbfgs."""
+    activation: Literal["relu", "gelu", "silu", "tanh"]
+    """Activation of the hidden layers."""
+    batch_norm: StrictBool
+    """Whether a BatchNorm follows each hidden layer."""
+    dropout: Below1 | None
+    """Dropout rate in front of every layer of the head; null: 0.2, but 0 in a linear head."""
+    optimizer: Literal["auto", "lbfgs", "adam", "sgd", "rmsprop"]
+    """lbfgs trains linear heads without dropout to convergence; sgd has momentum 0.9; auto: lbfgs for such heads, adam
+    for others."""
+    learning_rate: LearningRate
+    """Learning rate. lbfgs ignores it, as it does schedule, batch_size, epochs and patience."""
+    schedule: Literal["constant", "cosine"]
+    """Learning rate schedule; cosine decays to zero."""
+    weight_decay: UpTo1 | None
+    """Decoupled weight decay, as a share of the learning rate per step. lbfgs adds weight_decay / 2 times the squared
+    weights to the loss: scikit-learn's C is 1 / (weight_decay x examples). null: 0.02 with lbfgs, else 0."""
+    label_smoothing: Below1
+    """Label smoothing."""
+    class_weight: Literal["balanced"] | None
+    """balanced: each class counts the same, however many examples it has; null: each example counts the same."""
+    batch_size: Annotated[Int, Field(ge=1, le=65536)]
+    """Examples per batch."""
+    epochs: Epochs
+    """Passes over the training features; the weights of the epoch with the lowest val loss are restored."""
+    patience: Annotated[Int, Field(ge=1, le=10000)] | None
+    """Early stopping: epochs without a lower val loss after which training stops; null: no early stopping."""
+
+    def resolve(self, n_examples: int, n_classes: int) -> HeadChoice:
+        """Fill in what is null, for a training set of `n_examples`."""
+        linear = n_examples < LINEAR_BELOW * n_classes or self.optimizer == "lbfgs"
+        hidden = self.hidden if self.hidden is not None else [] if linear else [128]
+        dropout = self.dropout if self.dropout is not None else 0.2 if hidden else 0.0
+        resolved = self.model_copy(update={"hidden": hidden, "dropout": dropout})
+        if self.weight_decay is not None:
+            return resolved
+        return resolved.model_copy(update={"weight_decay": LINEAR_DECAY if resolved.solver() == "lbfgs" else 0.0})
+
+    def solver(self) -> str:
+        """Name the optimizer that trains a resolved choice."""
+        if self.optimizer != "auto":
+            return self.optimizer
+        return "adam" if self.hidden or self.dropout else "lbfgs"
+
+    @field_validator("optimizer")
+    @classmethod
+    def _lbfgs_trains_linear_heads(cls, optimizer: str, info: ValidationInfo) -> str:
+        if optimizer == "lbfgs" and (info.data.get("hidden") or info.data.get("dropout")):
+            raise ValueError("lbfgs needs hidden: [] and dropout: 0; use adam for other heads")
+        return optimizer
+
+
+class TrainHead(HeadChoice):
+    """Training the head on cached features, and the search for its settings."""
+
+    search: Annotated[
+        dict[str, list[Any]],
+        Rule("a section of keys with lists of values such as {dropout: [0, 0.5]}, or {}"),
+    ]
+    """Values to try of the keys above, e.g. {dropout: [0, 0.5], hidden: [[], [256]]}; the combination with the lowest
+    log loss wins; {}: no search."""
+    search_trials: Annotated[Int, Field(ge=1, le=10000)] | None
+    """How many combinations are tried, drawn at random by seed; null: all."""
+    search_folds: Annotated[Int, Field(ge=2, le=100)] | None
+    """Folds of cross-validation within train that score a combination; null: val scores it."""
+    log_trials: StrictBool
+    """Whether each trial becomes a run in MLflow."""
+
+    def choice(self, **changes: Any) -> HeadChoice:
+        """Return what is trained, with `changes` to it.
+
+        Raises:
+            pydantic.ValidationError: if they are not valid.
+        """
+        return HeadChoice(**{name: getattr(self, name) for name in HeadChoice.model_fields} | changes)
+
+    def trials(self, seed: int) -> list[dict[str, Any]]:
+        """List the combinations of `search`: all of them, or `search_trials` drawn by `seed`."""
+        if not self.search:
+            return []
+        grid = [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
+        if self.search_trials is None or self.search_trials >= len(grid):
+            return grid
+        return [grid[number] for number in sorted(random.Random(seed).sample(range(len(grid)), self.search_trials))]
+
+    @field_validator("search")
+    @classmethod
+    def _combinations_are_valid(cls, search: dict[str, list[Any]], info: ValidationInfo) -> dict[str, list[Any]]:
+        known = HeadChoice.model_fields
+        for key, values in search.items():
+            if key not in known:
+                advice = did_you_mean(key, known) or f"; those are {', '.join(known)}"
+                raise ValueError(f"must have keys of train_head, got {key!r}{advice}")
+            if not values:
+                raise ValueError(f"must have a list of values for {key}, got []")
+        if math.prod(map(len, search.values())) > MAX_GRID:
+            raise ValueError(f"must have at most {MAX_GRID:,} combinations; shorten its lists")
+        base = {name: value for name, value in info.data.items() if name in known}
+        if base.keys() == known.keys():  # else another key is wrong, which is reported by itself
+            for values in itertools.product(*search.values()):
+                changes = dict(zip(search, values, strict=True))
+                try:
+                    HeadChoice(**base | changes)
+                except ValidationError as error:
+                    key, problem, _ = next(problems(HeadChoice, error))
+                    shown = json.dumps(changes, default=str)  # YAML knows dates
+                    raise ValueError(f"must have valid combinations; in {shown} {key} {problem}") from error
+        return search
