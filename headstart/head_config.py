@@ -130,8 +130,8 @@ class TrainHead(HeadChoice):
             raise ValueError(f"must have at most {MAX_GRID:,} combinations; shorten its lists")
         base = {name: value for name, value in info.data.items() if name in known}
         if base.keys() == known.keys():  # else another key is wrong, which is reported by itself
-            for values in itertools.product(*search.values()):
-                changes = dict(zip(search, values, strict=True))
+            for combination in itertools.product(*search.values()):
+                changes = dict(zip(search, combination, strict=True))
                 try:
                     HeadChoice(**base | changes)
                 except ValidationError as error:

@@ -172,8 +172,8 @@ def up_to_date_stages(
             continue
         code |= {path: md5_of(tree, path) for path in code_deps({stage: definition}) if path not in code}
         try:
-            entry = lock.get(stage)
-            current = bool(entry) and _matches(tree, entry, definition, params, produced | code)
+            entry = lock[stage]
+            current = _matches(tree, entry, definition, params, produced | code)
             if current and all(is_there(out) for out in entry["outs"] if is_there):
                 produced |= {out["path"]: out["md5"] for out in entry["outs"]}
                 up_to_date.append(stage)

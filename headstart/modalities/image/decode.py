@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from blake3 import blake3
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headstart.errors import ItemError
 
@@ -80,7 +80,7 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, where a header names more than twice of that
         raise ItemError("bomb", f"a decompression bomb: {error}") from error
-    except Image.UnidentifiedItemError as error:
+    except UnidentifiedImageError as error:
         if looks_like_image(data[:32]):
             raise ItemError("damaged", "damaged: its header cannot be read") from error
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
