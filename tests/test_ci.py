@@ -1,9 +1,10 @@
-"""The workflow is valid, what it calls exists, and a pull request gets one comment."""
+"""The workflows are valid, what they call exists, and a pull request gets one comment."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,48 +13,79 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from headstart import cli
+
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
+WORKFLOWS = sorted(WORKFLOW.parent.glob("*.yml"))
 JOBS = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]
 GITLAB = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
 
 
 def scripts() -> list[str]:
-    """Every script of the workflow, and the lines of GitLab's."""
-    found = [step["run"] for job in JOBS.values() for step in job["steps"] if "run" in step]
+    """Every script of the workflows, and the lines of GitLab's."""
+    workflows = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in WORKFLOWS]
+    found = [
+        step["run"]
+        for workflow in workflows
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
     jobs = [job for job in yaml.safe_load(GITLAB).values() if isinstance(job, dict)]
     return found + ["\n".join(lines) for job in jobs for lines in (job.get("script", []), job.get("before_script", []))]
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.stem)
 @pytest.mark.parametrize("kind", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
-def test_the_workflow_is_valid(kind):
-    check(kind, WORKFLOW)
+def test_the_workflows_are_valid(kind, workflow):
+    validate(kind, workflow)
 
 
 def test_the_file_for_gitlab_is_valid(tmp_path):
     (tmp_path / ".gitlab-ci.yml").write_text(GITLAB)
-    check("vendor.gitlab-ci", tmp_path / ".gitlab-ci.yml")
+    validate("vendor.gitlab-ci", tmp_path / ".gitlab-ci.yml")
 
 
-def check(kind: str, file: Path) -> None:
+def validate(kind: str, file: Path) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", kind, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
 def test_every_command_exists():
-    everything = "\n".join(scripts())
+    everything = "\n".join(scripts()).replace("\\\n", " ")
     for script in scripts():
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake (\w+)", everything)) <= targets
+    assert set(re.findall(r"\bmake ([\w-]+)", everything)) <= targets()
     for command in set(re.findall(r"\bdvc (\w+)", everything)) - {"pull"} | {"pull --run-cache --allow-missing"}:
         subprocess.run(f"{Path(sys.executable).parent / 'dvc'} {command} --help", shell=True, check=True)
-    calls = re.findall(r"python -m (pipeline\.\w+)((?:[^\n\\;]|\\\n)*)", everything)
-    assert {module for module, _ in calls} == {"headstart.evaluation.review", "headstart.evaluation.gate"}
-    for module, arguments in calls:
-        usage = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-        assert usage.returncode == 0
-        assert all(option in usage.stdout for option in re.findall(r"--\w+", arguments))
+    calls = re.findall(r"\bheadstart ((?:review|gate)[^\n;>]*)", everything)
+    assert {call.split()[0] for call in calls} == {"review", "gate"}
+    assert len(calls) == 4
+    for call in calls:
+        cli.make_parser().parse_args(shlex.split(call.replace('${BASE:+"$BASE"}', '"$BASE"')))  # else it exits
+
+
+def test_the_makefile_calls_commands_that_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    calls = re.findall(r"^\theadstart (.*)$", re.sub(r"\$\(or \$\(PORT\),(\d+)\)", r"\1", makefile), re.MULTILINE)
+    assert {call.split()[0] for call in calls} == {"check", "track", "report", "leaderboard", "ui", "serve"}
+    for call in calls:
+        cli.make_parser().parse_args(shlex.split(call))
+    for name in ("repro", "sweep", "test", "test-all", "lint", "ui", "serve", "setup", "lock"):
+        assert name in targets()
+
+
+def test_the_hooks_of_pre_commit_are_the_checks_of_make_lint():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    entries = {" ".join(hook["entry"].removeprefix(".venv/bin/").split()[:2]) for hook in hooks}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^\t{entry}\b", makefile, re.MULTILINE) for entry in entries)
+    assert {hook["id"] for hook in hooks} == {"ruff", "ruff-format", "mypy"}
 
 
 def test_only_the_job_that_runs_nothing_of_a_pull_request_may_write():
