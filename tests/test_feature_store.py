@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from headstart import cli
 from headstart.features import admin
 from headstart.features.store import FeatureStore, fingerprint, folder, open_store, remove
 
@@ -71,40 +72,43 @@ def test_a_damaged_row_is_seen_and_can_be_put_again(file, rows, column):
 
 
 def test_verify_and_prune(file, rows, capsys):
-    assert admin.main([]) == 0
-    assert "nothing is kept yet" in capsys.readouterr().out
+    assert cli.main(["features"]) == 0
+    assert "is empty; extract fills it" in capsys.readouterr().out
     with FeatureStore(file, {"backbone": "tiny"}, 6, "float32") as store:
         store.put(KEYS, rows, 0.0)
-    assert admin.main(["list"]) == 0
+    assert cli.main(["features", "list"]) == 0
     assert f"{file.stem:<17} {10:>10}" in capsys.readouterr().out
-    assert admin.main(["verify"]) == 0
+    assert cli.main(["features", "verify"]) == 0
     with sqlite3.connect(file) as db:
         db.execute("UPDATE features SET feature = ? WHERE key = ?", (b"x" * 24, KEYS[4]))
-    assert admin.main(["verify"]) == 1
-    assert "9 rows are whole, 1 were damaged and are removed" in capsys.readouterr().out
-    assert admin.main(["verify"]) == 0
+    assert cli.main(["features", "verify"]) == 1
+    assert "9 rows are whole, 1 damaged rows were removed" in capsys.readouterr().out
+    assert cli.main(["features", "verify"]) == 0
     with FeatureStore(file, {}, 6, "float32") as store:
         assert store.missing(KEYS) == [4]
 
     other = file.with_name("0123456789abcdef.sqlite")
     other.write_bytes(b"no database at all" * 100)
-    assert admin.main([]) == 1
-    assert "damaged: file is not a database; `prune 0123456789abcdef`" in capsys.readouterr().out
-    assert admin.main(["verify"]) == 1
-    assert admin.main(["prune"]) == 1
+    assert cli.main(["features"]) == 1
+    assert (
+        "damaged (file is not a database); `headstart features prune 0123456789abcdef` removes it"
+        in capsys.readouterr().out
+    )
+    assert cli.main(["features", "verify"]) == 1
+    assert cli.main(["features", "prune"]) == 1
     for days in ("-5", "nan"):
-        assert admin.main(["prune", "--unused-for", days]) == 1
-        assert "--unused-for must be days, 0 or more" in capsys.readouterr().err
+        assert cli.main(["features", "prune", "--unused-for", days]) == 1
+        assert "--unused-for must be a number of days, 0 or more" in capsys.readouterr().err
     (file.parent / "folder.sqlite").mkdir()
-    assert admin.main(["prune", "ffff"]) == 1
-    assert "ffff: not kept" in capsys.readouterr().err
-    assert admin.main(["prune", other.stem]) == 0
+    assert cli.main(["features", "prune", "ffff"]) == 1
+    assert "unknown fingerprint ffff" in capsys.readouterr().err
+    assert cli.main(["features", "prune", other.stem]) == 0
     (file.parent / "folder.sqlite").rmdir()
     assert [found.name for found in file.parent.glob("*.sqlite")] == [file.name]
-    assert admin.main(["prune", "--unused-for", "1"]) == 0
+    assert cli.main(["features", "prune", "--unused-for", "1"]) == 0
     assert file.exists()
     os.utime(file, (1e9, 1e9))
-    assert admin.main(["prune", "--unused-for", "1"]) == 0
+    assert cli.main(["features", "prune", "--unused-for", "1"]) == 0
     assert list(file.parent.iterdir()) == []
 
 
@@ -116,7 +120,7 @@ def test_to_verify_is_not_to_use(file, rows):
     db.commit()
     db.close()
     os.utime(file, (1e9, 1e9))
-    assert admin.main(["verify"]) == 1
+    assert cli.main(["features", "verify"]) == 1
     assert file.stat().st_mtime == 1e9
 
 

@@ -178,8 +178,14 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
         ({"data.source": "nowhere"}, "data.source 'nowhere' does not exist"),
         ({"data.source": "data"}, "data.source 'data' contains data/prepared/, where prepare writes"),
         ({"data.source": "photos", "weights": "imagenet"}, "weights file 'imagenet' does not exist"),
-        ({"data.source": "photos", "extract.size": 16}, "params.yaml: extract.size must be at least 32 for tiny, got 16"),
-        ({"data.source": "photos", "backbone": "resnet5"}, "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'"),
+        (
+            {"data.source": "photos", "extract.size": 16},
+            "params.yaml: extract.size must be at least 32 for tiny, got 16",
+        ),
+        (
+            {"data.source": "photos", "backbone": "resnet5"},
+            "params.yaml: backbone 'resnet5' is unknown; did you mean 'resnet50'",
+        ),
         ({"data.source": "photos"}, ""),
     ],
 )

@@ -1,18 +1,12 @@
-"""What the feature store holds; verify it, prune it.
-
-Command: python -m headstart.features.admin                        # what is kept, and how large it is
-         python -m headstart.features.admin verify                 # read all of it; what is damaged is removed
-         python -m headstart.features.admin prune FINGERPRINT...   # remove; or: prune --unused-for DAYS, prune --all
-"""
+"""What the feature store holds: list, verify and prune it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sqlite3
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,78 +47,70 @@ def size_of(file: Path) -> int:
     return sum(part.stat().st_size for part in files_of(file))
 
 
-_COLUMNS = ("backbone", "weights_sha256", "image_size", "pooling", "precision", "engine", "storage")
+_COLUMNS = ("backbone", "weights_sha256", "size", "pooling", "precision", "engine", "storage")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Show, verify or prune the store; 1 where something is damaged or the command is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m headstart.features.admin", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", metavar="list | verify | prune")
-    commands.add_parser("list", help="what is kept, and how large it is (the default)")
-    commands.add_parser("verify", help="read every row; what is damaged is removed and computed anew when needed")
-    prune = commands.add_parser("prune", help="remove what is named or long unused, while no extraction uses it")
-    prune.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT")
-    prune.add_argument("--unused-for", type=float, metavar="DAYS", help="also what no extraction has used for so long")
-    prune.add_argument("--all", action="store_true", help="remove everything")
-    arguments = parser.parse_args(argv)
-    files = sorted(file for file in folder().glob("*.sqlite") if file.is_file())
-    try:
-        if arguments.command == "verify":
-            return _verify(files)
-        if arguments.command == "prune":
-            return _prune(files, arguments.fingerprints, arguments.unused_for, arguments.all)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return _list(files)
-
-
-def _list(files: list[Path]) -> int:
+def list_features() -> int:
+    """Print what each database holds, and its size; return how many cannot be read."""
+    files, damaged, total = _databases(), 0, 0
     if not files:
-        print(f"{folder()}: nothing is kept yet; extract fills it")
+        print(f"{folder()} is empty; extract fills it")
         return 0
-    damaged, total = 0, 0
     print(f"{'fingerprint':<17} {'rows':>10} {'MB':>9} {'days':>6}  " + ", ".join(_COLUMNS))
     for file in files:
         try:
             about = describe(file)
         except (sqlite3.Error, TypeError, ValueError) as error:
-            damaged = 1
+            damaged += 1
             broken = not isinstance(error, sqlite3.Error) or is_damaged(error)
-            what = f"damaged: {error}; `prune {file.stem}` removes it" if broken else f"cannot be opened: {error}"
-            print(f"{file.stem:<17} {what}")
+            print(f"{file.stem:<17} " + (_removal(file, error) if broken else f"cannot be opened: {error}"))
             continue
         total += about["bytes"]
         words = ", ".join(str(about.get(name, "?"))[:16] for name in _COLUMNS)
         print(f"{file.stem:<17} {about['rows']:>10,} {about['bytes'] / 1e6:>9,.1f} {about['days']:>6.1f}  {words}")
-    print(f"{total / 1e6:,.1f} MB in {folder()}; days: since an extraction last used it")
+    print(f"{total / 1e6:,.1f} MB in {folder()}; days: since it was last used")
     return damaged
 
 
-def _verify(files: list[Path]) -> int:
+def verify_features() -> int:
+    """Read every row and remove damaged ones, which are computed again when needed; return how many databases had any.
+
+    Raises:
+        UserError: if a database cannot be written.
+    """
     damaged = 0
-    for file in files:
+    for file in _databases():
         try:
             good, bad = verify(file)
         except sqlite3.Error as error:
             if not is_damaged(error):
-                raise UserError(f"{file}: {error}; is it yours to write, and is no extraction running?") from error
-            damaged = 1
-            print(f"{file.stem}: cannot be read ({error}); `prune {file.stem}` removes it")
+                raise UserError(f"{file}: {error}; check that you may write it and that no extraction runs") from error
+            damaged += 1
+            print(f"{file.stem}: {_removal(file, error)}")
             continue
-        damaged |= bad > 0
-        print(f"{file.stem}: {good:,} rows are whole" + (f", {bad:,} were damaged and are removed" if bad else ""))
+        damaged += bad > 0
+        print(f"{file.stem}: {good:,} rows are whole" + (f", {bad:,} damaged rows were removed" if bad else ""))
     return damaged
 
 
-def _prune(files: list[Path], fingerprints: list[str], unused_for: float | None, everything: bool) -> int:
+def prune_features(fingerprints: Sequence[str] = (), unused_for: float | None = None, everything: bool = False) -> None:
+    """Remove databases; no extraction may use them meanwhile.
+
+    Args:
+        fingerprints: of those to remove.
+        unused_for: also remove what was not used for so many days.
+
+    Raises:
+        UserError: if a fingerprint is unknown, nothing is asked for, or a file cannot be removed.
+    """
+    files = _databases()
     unknown = set(fingerprints) - {file.stem for file in files}
     if unknown:
-        raise UserError(f"{', '.join(sorted(unknown))}: not kept; `python -m headstart.features.admin` lists what is")
+        raise UserError(f"unknown fingerprint {', '.join(sorted(unknown))}; `headstart features` lists them")
     if unused_for is not None and not unused_for >= 0:
-        raise UserError(f"prune: --unused-for must be days, 0 or more, got {unused_for}")
+        raise UserError(f"--unused-for must be a number of days, 0 or more, got {unused_for}")
     if not fingerprints and unused_for is None and not everything:
-        raise UserError("prune: say what: FINGERPRINT..., --unused-for DAYS or --all")
+        raise UserError("nothing to prune; give FINGERPRINT..., --unused-for DAYS or --all")
     freed = 0
     for file in files:
         old = unused_for is not None and time.time() - file.stat().st_mtime > unused_for * 86400
@@ -135,9 +121,12 @@ def _prune(files: list[Path], fingerprints: list[str], unused_for: float | None,
             except OSError as error:
                 raise UserError(f"{file}: cannot be removed: {error.strerror}") from error
             print(f"{file.stem}: removed")
-    print(f"{freed / 1e6:,.1f} MB are free again")
-    return 0
+    print(f"{freed / 1e6:,.1f} MB freed")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _databases() -> list[Path]:
+    return sorted(file for file in folder().glob("*.sqlite") if file.is_file())
+
+
+def _removal(file: Path, error: Exception) -> str:
+    return f"damaged ({error}); `headstart features prune {file.stem}` removes it"

@@ -2,7 +2,7 @@
 
 A SQLite database per fingerprint, beside DVC's own temporary files: shared by the workspace and all its experiments, by
 several processes at once, and untouched by what DVC does to outputs. What is written survives a kill at any moment.
-Each may be deleted at any time: its features are computed anew. `headstart.features.admin` is the command for that.
+Each may be deleted at any time, also by `headstart features prune`: its features are then computed again.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 from blake3 import blake3
 
 if TYPE_CHECKING:
     import keras
+    import pandas as pd
 
 Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs, the first axis being the examples
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from headstart.errors import ItemError
@@ -19,6 +18,7 @@ from headstart.modalities.image.augmentation import ImageAugmentation, view
 
 if TYPE_CHECKING:
     import keras
+    import pandas as pd
 
 INPUT = "image"  # the encoder's input, and what a request to the model server calls an image
 RESIZE_LAYER = "resize"
