@@ -8,7 +8,7 @@ import math
 import random
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, ValidationError, ValidationInfo, field_validator
 
 from headstart.errors import did_you_mean
 from headstart.validation import Float, Int, Rule, Section, problems
@@ -88,6 +88,9 @@ class TrainHead(HeadChoice):
 
     search: Annotated[
         dict[str, list[Any]],
+        BeforeValidator(
+            lambda value: {str(key): item for key, item in value.items()} if type(value) is dict else value
+        ),
         Rule("a section of keys with lists of values such as {dropout: [0, 0.5]}, or {}"),
     ]
     """Values to try of the keys above, e.g. {dropout: [0, 0.5], hidden: [[], [256]]}; the combination with the lowest
