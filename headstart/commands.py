@@ -49,7 +49,7 @@ def text_and_url(text: str) -> tuple[str, str]:
 
 
 RUN = "a revision, the name of an experiment, or a .csv file of predictions"
-MODEL = argument("--model", dest="model_file", type=Path, default=paths.MODEL, metavar="FILE", help="the model")
+MODEL = argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="the model")
 OUTPUT = argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
 
 COMMANDS = (
@@ -165,12 +165,8 @@ COMMANDS = (
         ],
         [
             argument("inputs", nargs="+", metavar="INPUT", help="a file, folder, 'pattern', address, or - for a list"),
-            argument(
-                "--format", dest="output_format", choices=["text", "csv", "json"], default="text", help="of the output"
-            ),
-            argument(
-                "--json", action="store_const", const="json", dest="output_format", help="the same as --format json"
-            ),
+            argument("--format", choices=["text", "csv", "json"], default="text", help="of the output"),
+            argument("--json", action="store_const", const="json", dest="format", help="the same as --format json"),
             OUTPUT,
             MODEL,
         ],
@@ -194,12 +190,11 @@ COMMANDS = (
         [
             argument(
                 "--format",
-                dest="name",
                 choices=["saved_model", "onnx", "openvino", "litert"],
                 required=True,
                 help="saved_model takes images of any size, the others those of the network",
             ),
-            argument("--output", dest="folder", type=Path, metavar="FOLDER", help="default: exports/FORMAT"),
+            argument("--output", type=Path, metavar="FOLDER", help="default: exports/FORMAT"),
             MODEL,
         ],
     ),
