@@ -48,7 +48,7 @@ from sklearn.linear_model import LogisticRegression
 from headstart import paths
 from headstart.backbones import blocks, keras_applications
 from headstart.backbones.table import BACKBONES
-from headstart.config import LINEAR_DECAY, load_params
+from headstart.config import load_params
 from headstart.data.manifest import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
@@ -56,6 +56,7 @@ from headstart.framework import device_name, keras
 from headstart.modalities.image.pixels import read_images
 from headstart.training import calibration, defaults, heads, networks
 from headstart.training.examples import load_features
+from headstart.training.head_settings import LINEAR_DECAY
 from pipeline import extract, fine_tune, prepare, train_head
 
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")

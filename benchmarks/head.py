@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from headstart.config import load_params
 from headstart.framework import device_name, keras
 from headstart.training import examples, heads, networks
+from headstart.training.head_settings import resolve_head
 
 FEATURES, CLASSES, ROUNDS = 1280, 100, 5
 
@@ -40,7 +41,7 @@ def speed() -> None:
     train_set = examples.Examples(features[:rows], targets[:rows], views)
     val_set = examples.Examples(features[rows:], targets[rows:], views)
     choice = load_params(ROOT / "params.yaml").train_head.choice(hidden=[128], epochs=epochs, batch_size=32)
-    choice = choice.resolve(rows, classes)
+    choice = resolve_head(choice, rows, classes)
 
     def plain() -> float:
         keras.utils.set_random_seed(0)

@@ -12,11 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
 from headstart.errors import UserError
-from headstart.head_config import Below1, Epochs, HeadChoice, LearningRate, TrainHead, UpTo1
+from headstart.head_config import Below1, Epochs, LearningRate, TrainHead, UpTo1
 from headstart.paths import PREPARED, is_address
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
-
-__all__ = ["PARAMS_FILE", "FineTune", "HeadChoice", "Params", "TrainHead", "check_files", "load_params", "parse"]
 
 PARAMS_FILE = Path("params.yaml")
 RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationError, ValidationInfo, field_validator
@@ -14,10 +13,6 @@ from headstart.errors import did_you_mean
 from headstart.validation import Float, Int, Rule, Section, problems
 
 MAX_GRID = 10_000  # combinations of a search
-# Below so many training examples per class, on average, a head is linear if `hidden` is null, and its weight decay is
-# LINEAR_DECAY: with 14 per class hidden layers were less accurate by 1.6 +- 0.5 points on flowers, with 35 by
-# 0.6 +- 0.4 (benchmarks/choices.py).
-LINEAR_BELOW, LINEAR_DECAY = 30, 0.02
 
 Units = Annotated[Int, Field(ge=1, le=65536)]
 Epochs = Annotated[Int, Field(ge=1, le=10000)]
@@ -59,28 +54,21 @@ class HeadChoice(Section):
     patience: Annotated[Int, Field(ge=1, le=10000)] | None
     """Early stopping: epochs without a lower val loss after which training stops; null: no early stopping."""
 
-    def resolve(self, n_examples: int, n_classes: int) -> HeadChoice:
-        """Fill in what is null, for a training set of `n_examples`."""
-        linear = n_examples < LINEAR_BELOW * n_classes or self.optimizer == "lbfgs"
-        hidden = self.hidden if self.hidden is not None else [] if linear else [128]
-        dropout = self.dropout if self.dropout is not None else 0.2 if hidden else 0.0
-        resolved = self.model_copy(update={"hidden": hidden, "dropout": dropout})
-        if self.weight_decay is not None:
-            return resolved
-        return resolved.model_copy(update={"weight_decay": LINEAR_DECAY if resolved.solver() == "lbfgs" else 0.0})
-
-    def solver(self) -> str:
-        """Name the optimizer that trains a resolved choice."""
-        if self.optimizer != "auto":
-            return self.optimizer
-        return "adam" if self.hidden or self.dropout else "lbfgs"
-
     @field_validator("optimizer")
     @classmethod
     def _lbfgs_trains_linear_heads(cls, optimizer: str, info: ValidationInfo) -> str:
         if optimizer == "lbfgs" and (info.data.get("hidden") or info.data.get("dropout")):
             raise ValueError("lbfgs needs hidden: [] and dropout: 0; use adam for other heads")
         return optimizer
+
+
+class ResolvedHead(HeadChoice):
+    """A choice with nothing left open, see `training.head_settings.resolve_head`."""
+
+    hidden: list[Units]
+    dropout: Below1
+    optimizer: Literal["lbfgs", "adam", "sgd", "rmsprop"]
+    weight_decay: UpTo1
 
 
 class TrainHead(HeadChoice):
@@ -109,15 +97,6 @@ class TrainHead(HeadChoice):
             pydantic.ValidationError: if they are not valid.
         """
         return HeadChoice(**{name: getattr(self, name) for name in HeadChoice.model_fields} | changes)
-
-    def trials(self, seed: int) -> list[dict[str, Any]]:
-        """List the combinations of `search`: all of them, or `search_trials` drawn by `seed`."""
-        if not self.search:
-            return []
-        grid = [dict(zip(self.search, values, strict=True)) for values in itertools.product(*self.search.values())]
-        if self.search_trials is None or self.search_trials >= len(grid):
-            return grid
-        return [grid[number] for number in sorted(random.Random(seed).sample(range(len(grid)), self.search_trials))]
 
     @field_validator("search")
     @classmethod

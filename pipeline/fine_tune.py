@@ -28,12 +28,13 @@ from headstart.training import kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml")))  # before TensorFlow loads
 
 from headstart import paths
-from headstart.config import HeadChoice, Params
+from headstart.config import Params
 from headstart.data.manifest import load_split
 from headstart.data.predictions import prediction_table
 from headstart.errors import UserError
 from headstart.features.extraction import retry_on_oom
 from headstart.framework import distribution, make_repeatable, take_gpus
+from headstart.head_config import ResolvedHead
 from headstart.modalities import get_modality
 from headstart.stage import Run, stage
 from headstart.training import calibration, defaults, heads, networks
@@ -108,7 +109,7 @@ def load_folds(params: Params, n_classes: int) -> list[Fold]:
         return []
     file = paths.report("train_head")
     try:
-        settings = HeadChoice(**json.loads(file.read_text(encoding="utf-8"))["settings"])
+        settings = ResolvedHead(**json.loads(file.read_text(encoding="utf-8"))["settings"])
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
     print(f"fine_tune: cross-validation in {number} folds of train and val: {number} more trainings")

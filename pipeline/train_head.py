@@ -15,12 +15,13 @@ import json
 import pandas as pd
 
 from headstart import paths
-from headstart.config import HeadChoice, TrainHead
 from headstart.data.manifest import load_classes, load_split
 from headstart.framework import make_repeatable, take_gpus
+from headstart.head_config import ResolvedHead, TrainHead
 from headstart.stage import stage
 from headstart.training import calibration, heads, networks
 from headstart.training.examples import load_features
+from headstart.training.head_settings import resolve_head
 from headstart.training.search import search
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         train_set, val_set = load_features("train"), load_features("val")
 
         best, trials = search(train_set, val_set, len(classes), groups, params, run.params.seed)
-        settings = params.choice(**best).resolve(len(train_set), len(classes))
+        settings = resolve_head(params.choice(**best), len(train_set), len(classes))
         head, history = heads.train(train_set, val_set, len(classes), settings, run.params.seed)
 
         logits = heads.logits(head, val_set)
@@ -49,7 +50,7 @@ def main() -> None:
         run.metrics({"head_val_loss": metrics["val_loss"]})
         run.report(
             {
-                "settings": settings.model_dump() | {"optimizer": settings.solver()},
+                "settings": settings.model_dump(),
                 **metrics,
                 "unscaled_val_loss": unscaled["val_loss"],
                 "unscaled_val_calibration_error": unscaled["val_calibration_error"],
@@ -58,7 +59,7 @@ def main() -> None:
             }
         )
         print_summary(params, best, trials, settings, len(train_set) / len(classes))
-        epoch, unit = history.kept["epoch"], "iteration" if settings.solver() == "lbfgs" else "epoch"
+        epoch, unit = history.kept["epoch"], "iteration" if settings.optimizer == "lbfgs" else "epoch"
         print(
             f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f}, after {epoch} "
             f"{unit}{'' if epoch == 1 else 's'}; temperature {temperature:.2f}"
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def print_summary(
-    params: TrainHead, best: dict[str, object], trials: pd.DataFrame, settings: HeadChoice, per_class: float
+    params: TrainHead, best: dict[str, object], trials: pd.DataFrame, settings: ResolvedHead, per_class: float
 ) -> None:
     """Say what the search found, and if the head is linear because there are few examples."""
     if best:

@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT
 
 from headstart import cli
-from headstart.features import admin
 from headstart.features.store import FeatureStore, fingerprint, folder, open_store, remove
 
 KEYS = [bytes([number]) * 16 for number in range(10)]

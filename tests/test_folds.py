@@ -19,11 +19,12 @@ from headstart.training import defaults, folds, heads, networks, plan
 from headstart.training.batches import Batches
 from headstart.training.examples import FeatureSet
 from headstart.training.fine_tuning import Job
+from headstart.training.head_settings import resolve_head
 from pipeline import fine_tune
 
 CLASSES, IMAGES, FEATURES = 3, 60, 40
 PARAMS = load_params(ROOT / "params.yaml")
-LINEAR = PARAMS.train_head.choice().resolve(IMAGES, CLASSES)
+LINEAR = resolve_head(PARAMS.train_head.choice(), IMAGES, CLASSES)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_folds_train_heads_as_the_head_was(here, monkeypatch):
     used = []
     monkeypatch.setattr(folds, "split", lambda *some: used.append(some[4]) or [])
     fine_tune.make_folds(load_params(), CLASSES)
-    assert used == [load_params().train_head.choice(optimizer="lbfgs").resolve(1, CLASSES)]
+    assert used == [resolve_head(load_params().train_head.choice(optimizer="lbfgs"), 1, CLASSES)]
 
 
 def tuned() -> dict:

@@ -12,6 +12,7 @@ from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.training import heads
 from headstart.training.examples import FeatureSet
+from headstart.training.head_settings import list_trials, resolve_head
 from headstart.training.search import search
 
 FEATURES, CLASSES = 20, 3
@@ -32,7 +33,7 @@ def examples(
 def choice(**changes):
     """As params.yaml has it, but for an end of training that a test can wait for."""
     choices = {"hidden": [8], "epochs": 15, "learning_rate": 0.01, **changes}
-    return load_params(ROOT / "params.yaml").train_head.choice(**choices).resolve(300, CLASSES)
+    return resolve_head(load_params(ROOT / "params.yaml").train_head.choice(**choices), 300, CLASSES)
 
 
 def accuracy(head: keras.Model, judged: FeatureSet) -> float:
@@ -80,8 +81,8 @@ def test_every_kind_of_head_learns(changes):
     ids=str,
 )
 def test_what_is_left_open_follows_from_the_images(images, changes, settled):
-    found = load_params(ROOT / "params.yaml").train_head.choice(**changes).resolve(images, CLASSES)
-    assert (found.hidden, found.dropout, found.weight_decay, found.solver()) == settled
+    found = resolve_head(load_params(ROOT / "params.yaml").train_head.choice(**changes), images, CLASSES)
+    assert (found.hidden, found.dropout, found.weight_decay, found.optimizer) == settled
 
 
 def test_one_step_moves_every_weight():
@@ -276,7 +277,7 @@ def test_features_that_no_step_suits_are_told(capsys, scale, told):
 
 def searching(**changes):
     raw = load_params(ROOT / "params.yaml").train_head.model_dump()
-    from headstart.config import TrainHead
+    from headstart.head_config import TrainHead
 
     return TrainHead(**{**raw, "hidden": [8], "epochs": 10, "learning_rate": 0.01, **changes})
 
@@ -326,11 +327,11 @@ def test_a_trial_that_diverges_ranks_last_and_the_others_go_on(monkeypatch):
 
 def test_drawn_trials_are_some_of_the_grid():
     choices = searching(search={"dropout": [0, 0.1, 0.2], "hidden": [[], [4], [8]]}, search_trials=4)
-    drawn, grid = choices.trials(1), choices.model_copy(update={"search_trials": None}).trials(1)
+    drawn, grid = list_trials(choices, 1), list_trials(choices.model_copy(update={"search_trials": None}), 1)
     assert len(drawn) == 4 < len(grid) == 9
     assert all(trial in grid for trial in drawn)
-    assert drawn == choices.trials(1)
-    assert len({str(choices.trials(seed)) for seed in range(5)}) > 1
+    assert drawn == list_trials(choices, 1)
+    assert len({str(list_trials(choices, seed)) for seed in range(5)}) > 1
 
 
 def test_without_a_search_nothing_is_tried():

@@ -57,7 +57,7 @@ def test_the_committed_params_are_good():
         (
             "prepare.val_fraction",
             0.9,
-            "prepare.test_fraction must leave examples to train on: val_fraction + test_fraction is 0.9 + 0.15, not < 1",
+            "prepare.test_fraction must leave examples to train on: val_fraction + test_fraction is 0.9 + 0.15",
         ),
         ("seed", -1, "params.yaml: seed must be an integer in [0, 4294967295], got -1"),
         ("train_head.dropout", "0.2", "params.yaml: train_head.dropout must be in [0, 1) or null, got '0.2'"),

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +26,10 @@ from headstart.errors import ItemError, UserError
 BOMB_RATIO, BOMB_MEMBER_BYTES = 200, 2**25
 BOMB_ARCHIVE_BYTES = 2**30
 _DRIVE = re.compile(r"[A-Za-z]:$")
-_COMPRESSION = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_COMPRESSION: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _DAMAGES = (
     *(zipfile.BadZipFile, tarfile.TarError, OSError, EOFError, NotImplementedError),
-    *(zipfile.zlib.error, lzma.LZMAError, ValueError, OverflowError, RuntimeError),
+    *(zlib.error, lzma.LZMAError, ValueError, OverflowError, RuntimeError),
 )
 
 

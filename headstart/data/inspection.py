@@ -85,12 +85,13 @@ def inspect(
     """
     opener = source.opener()
     if processes is None:
-        processes = opener is not None and len(names) * (1 - cache.share_known(names)) >= MIN_FILES_FOR_PROCESSES
+        processes = len(names) * (1 - cache.share_known(names)) >= MIN_FILES_FOR_PROCESSES
     workers = cores()
     chunks = _chunks(names, source)
     waiting: deque[_Chunk] = deque()
-    with _processes(workers, opener, cache, inspector) if processes else ThreadPoolExecutor(workers) as executor:
-        examine = _examine_in_worker if processes else partial(_examine, source, cache, inspector)
+    pool = _processes(workers, opener, cache, inspector) if opener and processes else ThreadPoolExecutor(workers)
+    with pool as executor:
+        examine = _examine_in_worker if opener and processes else partial(_examine, source, cache, inspector)
         try:
             while True:
                 for chunk in itertools.islice(chunks, AHEAD * workers - len(waiting)):
@@ -176,8 +177,6 @@ def _examine_in_worker(names: list[str]) -> list[ItemInfo]:
     return _examine(*_here, names)
 
 
-def _processes(
-    workers: int, opener: Callable[[], Source] | None, cache: InspectionCache, inspector: Inspector
-) -> Executor:
+def _processes(workers: int, opener: Callable[[], Source], cache: InspectionCache, inspector: Inspector) -> Executor:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     return ProcessPoolExecutor(workers, context, _open_in_worker, (opener, cache.opener(), inspector))

@@ -125,7 +125,7 @@ class InspectionCache:
 
     def put(self, rows: list[tuple[str, str | None, ItemInfo]]) -> None:
         """Keep name, version and what is known of files that could be read; without a version only by content."""
-        contents = [(self._today, *info._replace(measures=json.dumps(info.measures))) for *_, info in rows]
+        contents = [(self._today, *_as_row(info)) for *_, info in rows]
         versions = [(name, version, info.file_hash) for name, version, info in rows if version]
         with self._using:
             try:
@@ -145,7 +145,7 @@ class InspectionCache:
                 self._do_without(error)
                 return []
 
-    def _insert(self, table: str, rows: list[tuple[object, ...]]) -> None:
+    def _insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
         """One statement for all rows: between statements other threads would take Python's lock."""
         if rows and self._db:
             places = ", ".join([f"({marks(rows[0])})"] * len(rows))
@@ -182,6 +182,10 @@ class InspectionCache:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _as_row(info: ItemInfo) -> list[object]:
+    return [json.dumps(value) if isinstance(value, dict) else value for value in info]
 
 
 def _reopen(file: Path, version: str) -> InspectionCache:

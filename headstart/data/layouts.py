@@ -257,11 +257,11 @@ class _Inside:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._real = None if is_address(root) else os.path.realpath(root)
+        self._real = "" if is_address(root) else os.path.realpath(root)
         self._folders: dict[str, bool] = {}
 
     def __call__(self, path: str) -> bool:
-        if self._real is None:
+        if not self._real:
             return True
         folder, full = os.path.dirname(path), os.path.join(self.root, path)
         if folder not in self._folders:  # a million files lie in few folders

@@ -12,7 +12,7 @@ import queue
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -71,7 +71,7 @@ class Engine(ABC):
     def _run(self, batch: Batch) -> np.ndarray:
         """As calls, of a full batch."""
 
-    def map(self, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+    def map(self, batches: Iterable[Batch]) -> Generator[np.ndarray, None, None]:
         """The features of each batch, in order; some batches are under way at once."""
         with ThreadPoolExecutor(self.parallel) as pool:
             pending: deque[Future[np.ndarray]] = deque()

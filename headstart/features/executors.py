@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Protocol
 
@@ -22,7 +22,7 @@ class Executor(Protocol):
 
     def run(
         self, work: Sequence[int], load: Load, make_batch: MakeBatch, encoder: Engine
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
+    ) -> Generator[tuple[list[int], np.ndarray], None, None]:
         """Pieces of work with their features, (n, feature_dim), as they come: in any order, each once.
 
         Args:
@@ -36,7 +36,7 @@ class LocalExecutor:
 
     def run(
         self, work: Sequence[int], load: Load, make_batch: MakeBatch, encoder: Engine
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
+    ) -> Generator[tuple[list[int], np.ndarray], None, None]:
         loaded = prefetch(lambda rows: load(work[rows.start : rows.stop]), len(work), encoder.batch_size)
         left = iter(work)
         with closing(encoder.map(map(make_batch, loaded))) as results:

@@ -184,7 +184,7 @@ class Extraction:
                 advice = "set fine_tune.trunk_cache to off"
             raise UserError(f"{path}: its features are not finite numbers; {advice}")
 
-    def features(self, chosen: Sequence[int]) -> np.ndarray:
+    def features(self, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, feature_dim) of the store's dtype; damaged rows are computed again."""
         keys = [self._index.keys[view] for view in chosen]
         features, bad = self._store.get(keys)

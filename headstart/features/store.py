@@ -80,7 +80,7 @@ class FeatureStore:
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """The places in `keys` of those that are not kept; of equal ones the first."""
-        wanted = {}
+        wanted: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             wanted.setdefault(key, place)
         for some in _slices(list(wanted)):

@@ -37,9 +37,14 @@ def pad_batch(batch: Batch, size: int) -> Batch:
 class AugmentationSettings(Protocol):
     """The params that say how examples may be changed: those of `extract` and of `fine_tune`."""
 
-    crop: float | None
-    flip: bool | None
-    jitter: float
+    @property
+    def crop(self) -> float | None: ...
+
+    @property
+    def flip(self) -> bool | None: ...
+
+    @property
+    def jitter(self) -> float: ...
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Batches(keras.utils.PyDataset):
         super().__init__(workers=inputs.workers, max_queue_size=8)
         self.targets = targets[rows]
         self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
-        self._views, self._seed, self._mixup = views, seed, mixup if seed is not None and inputs.mixes else 0.0
+        self._views, self._seed, self._mixup = views, seed, mixup if inputs.mixes else 0.0
         self._whole = batch_size
         self.begin(0)
 
@@ -52,8 +52,8 @@ class Batches(keras.utils.PyDataset):
         """Turn to an epoch, counted from 0."""
         self._epoch = epoch
         count = len(self._rows)
-        shuffled = self._seed is not None
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(count) if shuffled else np.arange(count)
+        in_order, seed = np.arange(count), self._seed
+        self._order = in_order if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
@@ -64,7 +64,7 @@ class Batches(keras.utils.PyDataset):
         targets = self.targets[places]
         weighted = np.zeros((len(places), len(self._weights)), np.float32)
         weighted[np.arange(len(places)), targets] = self._weights[targets]
-        if self._mixup:
+        if self._mixup and self._seed is not None:
             random = np.random.default_rng([self._seed, self._epoch, index])
             share, other = np.float32(random.beta(self._mixup, self._mixup)), random.permutation(len(places))
             inputs = {name: share * array + (1 - share) * array[other] for name, array in inputs.items()}

@@ -40,7 +40,8 @@ class FeatureSet:
         """(n, feature_dim) float32: of each of `rows` the view `drawn`, 0 being the image as it is."""
         found = np.array(self.features[rows], np.float32)
         if drawn is not None:
-            found[drawn > 0] = self.views[rows[drawn > 0], drawn[drawn > 0] - 1]
+            numbers = np.arange(len(self))[rows][drawn > 0]
+            found[drawn > 0] = self.views[numbers, drawn[drawn > 0] - 1]
         return found
 
     def block_rows(self) -> int:

@@ -20,9 +20,9 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from headstart.config import HeadChoice
 from headstart.errors import UserError
 from headstart.framework import keras
+from headstart.head_config import ResolvedHead
 from headstart.training import calibration, checkpoint, heads, networks
 from headstart.training.examples import FeatureSet
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, train
@@ -52,7 +52,7 @@ class Fold:
 
 
 def make_folds(
-    examples: FeatureSet, groups: np.ndarray, number: int, n_classes: int, settings: HeadChoice, seed: int
+    examples: FeatureSet, groups: np.ndarray, number: int, n_classes: int, settings: ResolvedHead, seed: int
 ) -> list[Fold]:
     """Split the examples, and train a head for each fold.
 

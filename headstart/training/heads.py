@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from tqdm import tqdm
 
-from headstart.config import HeadChoice
 from headstart.framework import keras, tf
+from headstart.head_config import ResolvedHead
 from headstart.training import networks
 from headstart.training.calibration import log_loss
 from headstart.training.examples import FeatureSet, class_weights
@@ -25,14 +25,14 @@ STEEP = 0.01  # share of the gradient at its start, with more of which it has no
 
 
 def train(
-    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, choice: HeadChoice, seed: int, progress: bool = True
+    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, choice: ResolvedHead, seed: int, progress: bool = True
 ) -> tuple[keras.Model, History]:
     """A head trained on the cross-entropy, and its curves.
 
     By lbfgs it is trained to convergence; else left as it was after the epoch with the lowest loss on val.
 
     Args:
-        choice: a settled one.
+        choice: with nothing left open.
 
     Raises:
         UserError: where the loss was never a number.
@@ -42,7 +42,7 @@ def train(
         train_set.features.shape[1], n_classes, choice.hidden, choice.activation, choice.batch_norm, choice.dropout
     )
     weights = class_weights(train_set.targets, n_classes, choice.class_weight)
-    if choice.solver() == "lbfgs":
+    if choice.optimizer == "lbfgs":
         return head, _converge(head, train_set, val_set, weights, choice)
     return head, _descend(head, train_set, val_set, weights, choice, seed, progress)
 
@@ -76,7 +76,7 @@ def _descend(
     train_set: FeatureSet,
     val_set: FeatureSet,
     weights: np.ndarray,
-    choice: HeadChoice,
+    choice: ResolvedHead,
     seed: int,
     progress: bool,
 ) -> History:
@@ -107,13 +107,13 @@ def _descend(
     return history
 
 
-def _optimizer(choice: HeadChoice, steps: int) -> keras.optimizers.Optimizer:
+def _optimizer(choice: ResolvedHead, steps: int) -> keras.optimizers.Optimizer:
     rate = choice.learning_rate
     if choice.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     kind = {"adam": FusedAdam, "sgd": keras.optimizers.SGD, "rmsprop": keras.optimizers.RMSprop}
-    arguments = {"momentum": MOMENTUM} if choice.solver() == "sgd" else {}
-    return kind[choice.solver()](rate, weight_decay=choice.weight_decay or None, **arguments)
+    arguments = {"momentum": MOMENTUM} if choice.optimizer == "sgd" else {}
+    return kind[choice.optimizer](rate, weight_decay=choice.weight_decay or None, **arguments)
 
 
 def _compiled_steps(
@@ -162,16 +162,17 @@ def _shuffled(
 
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(read, *bounds[0])
-        for bound in [*bounds[1:], None]:
-            block, ahead = ahead.result(), pool.submit(read, *bound) if bound else None
+        for bound in bounds[1:]:
+            block, ahead = ahead.result(), pool.submit(read, *bound)
             yield block
+        yield ahead.result()
 
 
 # --- to convergence
 
 
 def _converge(
-    head: keras.Model, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, choice: HeadChoice
+    head: keras.Model, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, choice: ResolvedHead
 ) -> History:
     """Multinomial logistic regression: mean cross-entropy + weight_decay / 2 x the squares of the kernel, by L-BFGS.
 

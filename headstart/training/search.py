@@ -11,11 +11,12 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from headstart.config import TrainHead
 from headstart.errors import UserError
 from headstart.framework import keras
+from headstart.head_config import TrainHead
 from headstart.training import calibration, heads
 from headstart.training.examples import FeatureSet
+from headstart.training.head_settings import list_trials, resolve_head
 
 WORST_LOSS = 1e6  # of a trial that diverged
 
@@ -39,9 +40,9 @@ def search(
         UserError: where a class has fewer images or groups than there are folds.
     """
     rows = []
-    trials = choices.trials(seed)
+    trials = list_trials(choices, seed)
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
-        choice, losses, hits = choices.choice(**changes).resolve(len(train_set), n_classes), [], []
+        choice, losses, hits = resolve_head(choices.choice(**changes), len(train_set), n_classes), [], []
         for some, others in _folds(train_set, val_set, groups, choices.search_folds, seed):
             keras.backend.clear_session()  # thousands of heads would fill the memory
             try:

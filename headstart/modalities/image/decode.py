@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from headstart.errors import ItemError
 
 # Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (
+FORMATS: tuple[str, ...] = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES: tuple[str, ...] = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
@@ -51,7 +51,8 @@ def looks_like_image(head: bytes, suffix: str = "") -> bool:
     """
     Image.init()  # loads Pillow's plugins, the first time
     formats: Sequence[str] = ("JPEG", "PNG") if suffix in UNSUPPORTED else FORMATS
-    return any(Image.OPEN[name][1](head) is True for name in formats if name in Image.OPEN)
+    accepts = [Image.OPEN[name][1] for name in formats if name in Image.OPEN]
+    return any(accept is not None and accept(head) is True for accept in accepts)
 
 
 def decode(data: bytes, at_least: int | None = None) -> Image.Image:
@@ -98,7 +99,7 @@ def item_id(pixels: np.ndarray) -> str:
     Files with the same pixels share it, whatever their format, name and metadata.
     """
     digest = blake3(b"%dx%d\n" % (pixels.shape[1], pixels.shape[0]))
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest(length=16)
 
 
