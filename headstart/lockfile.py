@@ -208,10 +208,17 @@ def _value(params: dict[str, Any], name: str) -> Any:
 
 
 def _is_same(locked: Any, value: Any) -> bool:
-    """Whether dvc.lock has that value; DVC writes the words on and off bare, which YAML 1.1 reads as true and false."""
+    """Whether dvc.lock has that value. YAML 1.1 reads as true, false and text what DVC writes as on, off and 1e-05."""
     if isinstance(locked, dict) and isinstance(value, dict):
         return locked.keys() == value.keys() and all(_is_same(locked[key], item) for key, item in value.items())
-    return locked == value or (isinstance(locked, bool) and value == ("on" if locked else "off"))
+    if isinstance(locked, list) and isinstance(value, list):
+        return len(locked) == len(value) and all(map(_is_same, locked, value))
+    if locked == value or (isinstance(locked, bool) and value == ("on" if locked else "off")):
+        return True
+    try:
+        return float(locked) == float(value)
+    except (TypeError, ValueError):
+        return False
 
 
 def is_as_locked(out: dict[str, Any]) -> bool:
