@@ -1,31 +1,199 @@
+"""What the leaderboard reads of an experiment, and how it ranks."""
+
 from __future__ import annotations
 
-import subprocess
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
-from headstart.evaluation import leaderboard
+import pytest
+import yaml
+
+from headstart import paths
+from headstart.errors import UserError
+from headstart.evaluation.leaderboard import Entry, explain, rank, read_entry, to_table
+
+HEAD, MODEL, PREDICTIONS = (path.as_posix() for path in (paths.HEAD, paths.MODEL, paths.PREDICTIONS))
+CACHE = {
+    "train_head report": b'{"val_accuracy": 0.8}',
+    "fine_tune report": b'{"val_accuracy": 0.9}',
+    "evaluate report": json.dumps(
+        {
+            "final": {"metrics": {"accuracy": {"value": 0.9123456789, "low": 0.8, "high": 0.95}}},
+            "head": {"metrics": {"accuracy": {"value": 0.7, "low": 0.6, "high": 0.75}}},
+            "model_mb": 2.5,
+        }
+    ).encode(),
+}
 
 
-def test_files_of_revisions_are_read_as_they_were_committed(tmp_path):
-    def git(*arguments: str) -> None:
-        command = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *arguments]
-        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+class Files:
+    """A tree of files by their path."""
 
-    files = {"params.yaml": b"seed: 1\n", "a folder/of two words.bin": bytes(range(256)) * 4000, "empty": b""}
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "one")
-    (tmp_path / "params.yaml").write_bytes(b"seed: 2\n")
-    git("commit", "-am", "two")
-    with leaderboard._committed(str(tmp_path)) as content:
-        for _ in range(3):
-            for name, expected in files.items():
-                assert leaderboard._of_revision(content, "HEAD~1", Path())(Path(name)) == expected
-            for name in ("none", "a folder", "none\nparams.yaml"):
-                assert leaderboard._of_revision(content, "HEAD", Path())(Path(name)) is None
-        assert leaderboard._of_revision(content, "HEAD", Path())(Path("params.yaml")) == b"seed: 2\n"
-        assert leaderboard._of_revision(content, "HEAD", Path("a folder"))(Path("of two words.bin"))
-        assert leaderboard._of_revision(content, "nowhere", Path())(Path("params.yaml")) is None
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    def read(self, path: Path) -> bytes | None:
+        return self.files.get(path.as_posix())
+
+    def below(self, folder: Path) -> list[str]:
+        return []
+
+
+def experiment(epochs: int | float = 2, head: str = "head", **changes: bytes) -> Files:
+    """An experiment whose dvc.lock says that it ran with 2 epochs on the head of that md5."""
+    files = {
+        "params.yaml": yaml.safe_dump({"seed": 1, "fine_tune": {"epochs": epochs}, "gate": {"max_drop": 0}}).encode(),
+        "metrics/train_head.json": b'{"head_val_loss": 0.5}',
+        "metrics/fine_tune.json": b'{"val_loss": 0.2}',
+        "metrics/evaluate.json": b'{"accuracy": 0.912346}',
+    }
+    definitions, lock = {}, {}
+    for stage, params, deps, outs in (
+        ("train_head", {"seed": 1}, {}, {HEAD: head}),
+        ("fine_tune", {"fine_tune": {"epochs": 2}}, {HEAD: "head"}, {MODEL: "model"}),
+        ("evaluate", {}, {MODEL: "model"}, {PREDICTIONS: "predictions"}),
+    ):
+        metrics, outs = f"metrics/{stage}.json", outs | {f"reports/{stage}.json": f"{stage} report"}
+        definitions[stage] = {"cmd": stage, "params": list(params), "deps": list(deps), "outs": list(outs),
+                              "metrics": [{metrics: {"cache": False}}]}  # fmt: skip
+        md5s = outs | {metrics: hashlib.md5(files[metrics]).hexdigest()}
+        lock[stage] = {"cmd": stage, "params": {"params.yaml": params},
+                       **{kind: [{"path": path, "md5": md5} for path, md5 in listed.items()]
+                          for kind, listed in (("deps", deps), ("outs", md5s))}}  # fmt: skip
+    files["dvc.yaml"] = yaml.safe_dump({"stages": definitions}, sort_keys=False).encode()
+    files["dvc.lock"] = yaml.safe_dump({"stages": lock}).encode()
+    return Files(files | {name.replace("__", "/") + ".json": content for name, content in changes.items()})
+
+
+@pytest.fixture(autouse=True)
+def costs(tmp_path, monkeypatch) -> Path:
+    """The folder of the costs that this machine knows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    folder = tmp_path / ".dvc/tmp/headstart/costs"
+    folder.mkdir(parents=True)
+    for name, figures in {
+        "train_head-head": {"train_head_seconds": 3},
+        "fine_tune-model": {"fine_tune_seconds": 40},
+        "evaluate-predictions": {"evaluate_seconds": 2, "latency_ms": 7.5},
+    }.items():
+        (folder / f"{name}.json").write_text(json.dumps(figures))
+    return folder
+
+
+def read(files: Files, heads: bool = False) -> Entry:
+    return read_entry("some-name", files, CACHE.get, heads)
+
+
+def test_all_figures_of_a_complete_experiment():
+    test = {"accuracy": 0.912346, "accuracy_low": 0.8, "accuracy_high": 0.95}
+    figures = {"val_loss": 0.2, "val_accuracy": 0.9, "seconds": 45, "latency_ms": 7.5, "model_mb": 2.5} | test
+    assert read(experiment()).figures == figures
+    assert read(experiment()).params == {"seed": 1, "fine_tune.epochs": 2}
+    test = {"accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.75}
+    assert read(experiment(), heads=True).figures == {"val_loss": 0.5, "val_accuracy": 0.8, "seconds": 45} | test
+
+
+def test_what_only_another_machine_has_is_left_out(costs):
+    for file in costs.iterdir():
+        file.unlink()
+    entry = read_entry("some-name", experiment(), {}.get, heads=False)
+    assert entry.figures == {"val_loss": 0.2, "accuracy": 0.912346}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        experiment(epochs=3),  # DVC leaves the metrics of a stage that did not run as they were
+        experiment(head="another"),
+        experiment(metrics__fine_tune=b'{"val_loss": 0.1}'),
+    ],
+)
+def test_figures_that_do_not_belong_to_the_params_are_left_out(files):
+    entry = read(files)
+    assert entry.reached == ["train_head"]
+    assert entry.figures["val_loss"] == 0.5
+    assert "accuracy" not in entry.figures
+
+
+def test_params_with_an_exponent_are_those_of_dvc_lock():
+    """YAML 1.1 takes 1e-05, as DVC writes it, for text."""
+    files = experiment()
+    files.files["params.yaml"] = files.files["params.yaml"].replace(b"epochs: 2", b"epochs: 2e-5")
+    files.files["dvc.lock"] = files.files["dvc.lock"].replace(b"epochs: 2", b"epochs: 2e-05")
+    assert read(files).reached[-1] == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("params.yaml", b"[1]"), ("params.yaml", b"a: ["), ("params.yaml", b"\xff"), ("dvc.yaml", b"\xff"),
+        ("dvc.lock", b"<<<<<<< HEAD"), ("dvc.lock", b"stages: [1]"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named_with_its_experiment(file, content):
+    with pytest.raises(UserError, match=f"^some-name: {file}:? cannot be read"):
+        read(Files({**experiment().files, file: content}))
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< HEAD", b"[]", b"null", b"\xff", b'{"val_loss": "much"}'])
+def test_metrics_that_cannot_be_read_are_named_with_their_experiment(content):
+    files = experiment(metrics__fine_tune=content)
+    files.files["dvc.lock"] = files.files["dvc.lock"].replace(
+        hashlib.md5(experiment().files["metrics/fine_tune.json"]).hexdigest().encode(),
+        hashlib.md5(content).hexdigest().encode(),
+    )
+    with pytest.raises(UserError, match=r"^some-name: metrics/fine_tune.json (is not JSON|does not hold|lacks)"):
+        read(files)
+
+
+def test_costs_that_are_not_numbers_are_left_out(costs):
+    told = '{"evaluate_seconds": null, "latency_ms": NaN, "examples_per_second": "4"}'
+    (costs / "evaluate-predictions.json").write_text(told)
+    figures = read(experiment()).figures
+    assert figures["seconds"] == 43
+    assert "latency_ms" not in figures
+
+
+def test_without_a_head_there_is_nothing_to_rank():
+    assert read(Files({**experiment().files, "params.yaml": b"seed: 2"})).figures == {}
+
+
+def board(**figures: list[float]) -> list[Entry]:
+    """Experiments a, b, ..., by the values of their figures."""
+    return [
+        Entry([name], {"seed": number, "mode": 1}, ["train_head"], dict(zip(figures, values, strict=True)), "data")
+        for number, (name, values) in enumerate(zip("abc", zip(*figures.values(), strict=True), strict=False))
+    ]
+
+
+def test_val_ranks_and_test_never_does():
+    entries = board(val_loss=[0.5, 0.3, 0.4], val_accuracy=[0.95, 0.8, 0.9], accuracy=[0.1, 0.2, 0.99],
+                    accuracy_low=[0, 0.1, 0.9], accuracy_high=[0.2, 0.3, 1.0])  # fmt: skip
+    assert list(rank(entries, "val_loss").experiment) == ["b", "c", "a"]
+    by_accuracy = rank(entries, "val_accuracy")
+    assert list(by_accuracy.experiment) == ["a", "c", "b"]
+    table = to_table(by_accuracy, test=False)
+    assert table.header == ["", "experiment", "reached", "seed", "val log loss", "val accuracy"]
+    assert "0.1000" not in table.rows[0]
+    table = to_table(by_accuracy, test=True)
+    assert (table.header[-1], table.rows[0][-1]) == ("test accuracy (95 %)", "0.1000 (0.0000 to 0.2000)")
+
+
+def test_entries_whose_val_accuracy_is_unknown_come_last():
+    entries = board(val_loss=[0.5, 0.3, 0.4], val_accuracy=[0.95, 0.8, 0.9])
+    del entries[0].figures["val_accuracy"]
+    assert list(rank(entries, "val_accuracy").experiment) == ["c", "b", "a"]
+    notes = explain(entries, {}, "val_accuracy", test=False)
+    assert "Without val accuracy, which `dvc fetch` or `dvc exp pull` brings: a." in notes
+    assert "brings" not in " ".join(explain(entries, {}, "val_loss", test=False))
+
+
+def test_different_data_and_waiting_experiments_are_mentioned():
+    a, b = board(val_loss=[0.5, 0.3], val_accuracy=[0.9, 0.8])
+    notes = explain([a, replace(b, data="other")], {"Failed": 1}, "val_loss", test=False)
+    assert "Not all are of the same examples and splits" in " ".join(notes)
+    assert "Not done: 1 failed." in notes
+    assert "same examples" not in " ".join(explain([a, b], {}, "val_loss", test=False))

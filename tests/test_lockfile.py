@@ -109,6 +109,26 @@ def test_a_commit_is_read_without_a_checkout(here):
         assert sorted(commit.below(Path("headstart/evaluation"))) == ["a-b.py", "a.py", "sub/b.py"]
 
 
+def test_files_of_a_commit_are_read_as_they_were_committed(here):
+    git = "git -c user.name=x -c user.email=x@example.org"
+    files = {"params.yaml": b"seed: 1\n", "a folder/of two words.bin": bytes(range(256)) * 4000, "empty": b""}
+    for name, content in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
+    subprocess.run(f"git init -q && git add -A && {git} commit -qm one", shell=True, check=True)
+    Path("params.yaml").write_bytes(b"seed: 2\n")
+    subprocess.run(f"{git} commit -qam two", shell=True, check=True)
+    with git_objects(here) as objects:
+        for _ in range(3):
+            for name, content in files.items():
+                assert Revision(objects, "HEAD~1").read(Path(name)) == content
+            for name in ("none", "a folder", "none\nparams.yaml"):
+                assert Revision(objects, "HEAD").read(Path(name)) is None
+        assert Revision(objects, "HEAD").read(Path("params.yaml")) == b"seed: 2\n"
+        assert Revision(objects, "HEAD", Path("a folder")).read(Path("of two words.bin"))
+        assert Revision(objects, "nowhere").read(Path("params.yaml")) is None
+
+
 def test_folders_have_the_fingerprint_that_dvc_gives_them(here):
     Path("dvc.yaml").unlink()
     Path(".dvcignore").write_text("__pycache__")

@@ -1,38 +1,46 @@
-"""All experiments, the best first, by what they reached on val: for choosing a backbone before paying for fine-tuning.
+"""All experiments, the best on val first: for choosing a backbone or a head before paying for fine-tuning.
 
-Command: python -m headstart.evaluation.leaderboard [--by val_loss|val_accuracy] [--heads] [--test] [--format text|markdown|json]
-                                        [--commits N]
-
-The workspace, the last N commits and the experiments that start from them. What a run did not reach is left out: one
-that ended with train_head is judged by its head. Test accuracy has no say: who chooses by it has nothing left to test
-with.
+These are the workspace, the last commits and the experiments that start from them. A run that ended with train_head is
+ranked by its head. Test accuracy never ranks: whoever chooses by it has nothing left to test with.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import math
-import os
-import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from headstart import lockfile, paths
+from headstart import paths
 from headstart.errors import UserError
-from headstart.evaluation import compare
+from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, to_cell, write_text
+from headstart.evaluation.results import (
+    WORKSPACE,
+    flatten,
+    locked_outputs,
+    numbers,
+    one_line,
+    parse_figures,
+    parse_params,
+    read_costs,
+)
+from headstart.lockfile import PARAMS, Revision, Tree, Workspace, git_objects, up_to_date_stages
 
-BY = {"val_loss": True, "val_accuracy": False}  # whether less is better
 NOT_DONE = ("Queued", "Running", "Failed")
-STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
+COLUMNS = {  # header and format of each figure
+    "val_loss": ("val log loss", "{:.4f}"),
+    "val_accuracy": ("val accuracy", "{:.4f}"),
+    "seconds": ("seconds", "{:,.0f}"),
+    "examples_per_second": ("examples/s", "{:,.0f}"),
+    "latency_ms": ("latency, ms", "{:.1f}"),
+    "model_mb": ("model, MB", "{:.2f}"),
+}
+TEST_FIGURES = ["accuracy", "accuracy_low", "accuracy_high"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,12 @@ class Entry:
     """One experiment.
 
     Attributes:
-        names: that of the experiment, or `workspace`, or a branch or commit; several of the same run.
-        params: all leaves of params.yaml but those of the gate.
-        reached: the stages whose results are those of these params and this code.
-        figures: val_loss, val_accuracy, and what there is of seconds, images_per_second, latency_ms, model_mb, and of
-            accuracy, accuracy_low, accuracy_high, which are on test.
-        data: names images and splits; entries of other data cannot be compared.
+        names: of the experiment, or `workspace`, or a branch or commit; several if they are the same run.
+        params: the leaves of params.yaml but those of the gate.
+        reached: the stages whose results belong to these params and this code.
+        figures: val_loss, and as far as known val_accuracy, seconds, examples_per_second, latency_ms, model_mb, and on
+            test accuracy, accuracy_low, accuracy_high.
+        data: identifies examples and splits; entries of different data cannot be compared.
     """
 
     names: list[str]
@@ -55,274 +63,187 @@ class Entry:
     data: str = ""
 
 
-def experiments(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]:
-    """The experiments of the repository in the current folder, and how many are not done, by their state.
+def leaderboard(
+    by: str = "val_loss", heads: bool = False, test: bool = False, format: str = "text", commits: int = 1
+) -> None:
+    """Print the table.
+
+    Args:
+        by: val_loss or val_accuracy.
+        heads: rank heads, also of what was fine-tuned.
+        test: show test accuracy too.
+        format: text, markdown or json.
+        commits: how many commits to look back.
+
+    Raises:
+        UserError: if this is not a DVC repository.
+    """
+    entries, waiting = collect_entries(commits, heads)
+    ranked = rank(entries, by)
+    table, notes = to_table(ranked, test), explain(entries, waiting, by, test)
+    if format == "json":
+        rows = ranked.astype(object).where(ranked.notna(), None)
+        rows = rows.drop(columns=[] if test else TEST_FIGURES, errors="ignore")
+        made = json.dumps(rows.to_dict("records"), indent=2)
+    elif not table.rows:
+        made = "\n\n".join(["No experiment has a head yet.", *notes])
+    elif format == "markdown":
+        made = markdown_table(table, folded=False) + "\n\n" + "\n".join(map(escape_markdown, notes))
+    else:
+        drawn = pd.DataFrame(table.rows, columns=table.header).to_string(index=False)
+        made = drawn + "\n\n" + "\n".join(notes)
+    write_text(made + "\n", None)
+
+
+def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]:
+    """Return the experiments of the repository, and how many are not done, by their state.
 
     Those with a file that cannot be read are left out, with a line on stderr.
 
-    Args:
-        commits: how many commits back from HEAD.
-        heads: whether heads are judged, also of what was fine-tuned.
-
     Raises:
-        UserError: where there is no repository.
+        UserError: if this is not a DVC repository.
     """
     from dvc.api import exp_show  # a second to import
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
+    entries: list[Entry] = []
+    waiting: dict[str, int] = {}
     try:
-        with Repo() as repo, _committed(repo.scm.root_dir) as content:
-            rows, waiting = exp_show(num=commits), {}
-            within = Path(repo.root_dir).relative_to(repo.scm.root_dir)
-            entries = []
-            for row in rows:
+        with Repo() as repo, git_objects(Path(repo.scm.root_dir)) as git:
+            root, cache = Path(repo.root_dir), repo.cache.local
+
+            def read_cached(md5: str) -> bytes | None:
+                file = Path(cache.oid_to_path(md5))
+                return file.read_bytes() if file.is_file() else None
+
+            for row in exp_show(num=commits):
                 if row["State"] in NOT_DONE:
                     waiting[row["State"]] = waiting.get(row["State"], 0) + 1
                     continue
-                if row["rev"] == compare.WORKSPACE:
-                    read = _of_folder(Path(repo.root_dir))
-                else:
-                    read = _of_revision(content, row["rev"], within)
+                is_here = row["rev"] == WORKSPACE
+                tree = Workspace(root) if is_here else Revision(git, row["rev"], root.relative_to(repo.scm.root_dir))
                 try:
-                    entries.append(entry(row["Experiment"] or row["rev"], read, heads))
+                    entry = read_entry(row["Experiment"] or row["rev"], tree, read_cached, heads)
                 except UserError as error:
                     print(f"leaderboard: left out: {error}", file=sys.stderr)
+                    continue
+                # An experiment and the workspace that it is in are the same run.
+                same = [known for known in entries if (known.params, known.figures) == (entry.params, entry.figures)]
+                if same:
+                    same[0].names.extend(entry.names)
+                else:
+                    entries.append(entry)
     except (DvcException, SCMError) as error:
-        raise UserError(f"there are no experiments here ({' '.join(str(error).split())}); run in a clone") from error
-    return _joined(entries), waiting
+        raise UserError(f"there are no experiments here ({one_line(error)}); run it in a clone") from error
+    return entries, waiting
 
 
-def _of_folder(root: Path) -> Callable[[Path], bytes | None]:
-    return lambda path: (root / path).read_bytes() if (root / path).is_file() else None
+def read_entry(name: str, tree: Tree, read_cached: Callable[[str], bytes | None], heads: bool) -> Entry:
+    """Return what the files of `tree` say, as far as they belong to its params and code.
 
+    DVC leaves the metrics of stages that did not run as they were: those belong to other params.
 
-@contextmanager
-def _committed(root: str) -> Iterator[Callable[[str], bytes | None]]:
-    """The content of `REVISION:PATH` in the repository at `root`, or None, from one process of Git.
-
-    DVC's file system of a revision reads through a thread of pygit2, which can wait for ever: its reader clears
-    the signal of a chunk that came since it had looked.
-    """
-    command = ["git", "cat-file", "--batch"]
-    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as git:
-
-        def content(name: str) -> bytes | None:
-            if "\n" in name:
-                return None
-            git.stdin.write(os.fsencode(name) + b"\n")
-            git.stdin.flush()
-            found = re.fullmatch(rb"[0-9a-f]+ (\w+) (\d+)\n", git.stdout.readline())
-            if not found:  # missing, or ambiguous
-                return None
-            data = git.stdout.read(int(found[2]) + 1)[:-1]
-            return data if found[1] == b"blob" else None
-
-        yield content
-
-
-def _of_revision(content: Callable[[str], bytes | None], revision: str, within: Path) -> Callable[[Path], bytes | None]:
-    return lambda path: content(f"{revision}:{(within / path).as_posix()}")
-
-
-def entry(name: str, read: Callable[[Path], bytes | None], heads: bool) -> Entry:
-    """What the files say that `read` gives by their path, as far as they belong to each other.
-
-    DVC leaves the metrics of stages that did not run as they were: figures of other params, which are not to be told.
+    Args:
+        read_cached: reads from DVC's cache by md5.
+        heads: the figures of the head, also if it was fine-tuned.
 
     Raises:
-        UserError: where a file cannot be read, as with the marks of a conflict in it.
+        UserError: if a file cannot be read, as with the marks of a merge conflict in it.
     """
-    from dvc.utils.serialize import ParseError, parse_yaml  # reads numbers and words as DVC does
-
-    def mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-        try:
-            found = parse((read(path) or b"{}").decode("utf-8"))
-        except (ParseError, ValueError) as error:
-            raise UserError(f"{name}: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(found, dict):
-            raise UserError(f"{name}: {path} cannot be read: it is no mapping")
-        return found
-
-    def parsed(path: Path) -> dict[str, Any]:
-        return mapping(path, lambda text: parse_yaml(text, path) or {})
-
-    def stages_of(path: Path) -> dict[str, Any]:
-        found = parsed(path).get("stages") or {}
-        if not isinstance(found, dict):
-            raise UserError(f"{name}: {path} cannot be read: its stages are no mapping")
-        return found
-
-    def metrics(path: Path) -> dict[str, float]:
-        found = mapping(path, json.loads)
-        return {key: value for key, value in found.items() if type(value) in (int, float) and math.isfinite(value)}
-
-    def md5(path: Path) -> str | None:
-        content = read(path)
-        return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-    params = {
-        (f"{key}.{inner}" if inner else key): leaf
-        for key, value in parsed(Path("params.yaml")).items()
-        for inner, leaf in (value.items() if isinstance(value, dict) else [("", value)])
-    }
-    stages, lock = stages_of(lockfile.PIPELINE), stages_of(lockfile.LOCK)
-    reached = lockfile.standing(stages, lock, params, md5, lambda _: True)
-    shown = {name: value for name, value in params.items() if not name.startswith("gate.")}
+    params = parse_params(tree.read(PARAMS), name)
+    leaves = {key: value for key, value in flatten(params).items() if not key.startswith("gate.")}
+    try:
+        reached, outputs = up_to_date_stages(tree, params), locked_outputs(tree)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     if "train_head" not in reached:
-        return Entry([name], shown, reached)
-    judged = "fine_tune" if "fine_tune" in reached and not heads else "train_head"
-    val, cost = metrics(paths.metrics(judged)), metrics(paths.COST)
-    if not val.keys() >= BY.keys():
-        raise UserError(f"{name}: {paths.metrics(judged)} lacks {' or '.join(BY)}")
-    figures = {by: val[by] for by in BY}
-    seconds = [cost[f"{stage}_seconds"] for stage in STAGES if stage in reached and f"{stage}_seconds" in cost]
-    figures["seconds"] = sum(seconds) if seconds else None
-    figures["images_per_second"] = metrics(paths.metrics("extract")).get("images_per_second")
-    if "evaluate" in reached and heads:  # its interval is in DVC's cache alone
-        of_head = mapping(paths.metrics("evaluate"), json.loads).get("head")
-        figures["accuracy"] = of_head.get("accuracy") if isinstance(of_head, dict) else None
-    elif "evaluate" in reached:
-        test = metrics(paths.metrics("evaluate"))
-        figures["latency_ms"] = cost.get("latency_ms")
-        figures |= {key: test.get(key) for key in ("model_mb", "accuracy", "accuracy_low", "accuracy_high")}
-    outs = {out["path"]: out["md5"] for out in lock["prepare"]["outs"]} if "prepare" in reached else {}
-    return Entry([name], shown, reached, figures, outs.get(paths.MANIFEST.as_posix(), ""))
+        return Entry([name], leaves, reached)
+
+    def read_metrics(stage: str) -> dict[str, Any]:
+        return parse_figures(tree.read(paths.metrics(stage)), f"{name}: {paths.metrics(stage)}")
+
+    def read_report(stage: str) -> dict[str, Any]:
+        file = paths.report(stage)
+        return parse_figures(read_cached(outputs[stage].get(file.as_posix(), "")), f"{name}: {file}")
+
+    is_head = heads or "fine_tune" not in reached
+    stage, figure = ("train_head", "head_val_loss") if is_head else ("fine_tune", "val_loss")
+    costs = read_costs(tree, reached)
+    known = {
+        "val_loss": read_metrics(stage).get(figure),
+        "val_accuracy": read_report(stage).get("val_accuracy"),
+        "seconds": sum(costs.get(f"{stage}_seconds", 0) for stage in reached) or None,
+        "examples_per_second": costs.get("examples_per_second"),
+    }
+    if "evaluate" in reached:
+        report = read_report("evaluate")
+        accuracy = report["head" if heads else "final"]["metrics"]["accuracy"] if report else {}
+        known |= {"accuracy": accuracy.get("value"), "accuracy_low": accuracy.get("low"),
+                  "accuracy_high": accuracy.get("high")}  # fmt: skip
+        if not heads:
+            known |= {"accuracy": read_metrics("evaluate").get("accuracy"), "latency_ms": costs.get("latency_ms")}
+            known |= {"model_mb": report.get("model_mb")}
+    figures = numbers(known)
+    if "val_loss" not in figures:
+        raise UserError(f"{name}: {paths.metrics(stage)} lacks {figure}; run `dvc repro`")
+    data = outputs["prepare"].get(paths.MANIFEST.as_posix(), "") if "prepare" in reached else ""
+    return Entry([name], leaves, reached, figures, data)
 
 
-def _joined(entries: list[Entry]) -> list[Entry]:
-    """One entry for all that are the same run: an experiment and the workspace that it is in."""
-    joined: list[Entry] = []
-    for item in entries:
-        same = next((known for known in joined if (known.params, known.figures) == (item.params, item.figures)), None)
-        if same:
-            same.names.extend(item.names)
-        else:
-            joined.append(item)
-    return joined
-
-
-def ranked(entries: list[Entry], by: str) -> pd.DataFrame:
-    """A row an entry with figures, the best first: rank, experiment, judged, figures, then the params that differ."""
-    judged = [item for item in entries if item.figures]
-    judged.sort(key=lambda item: item.figures[by] if BY[by] else -item.figures[by])
-    keys = list(dict.fromkeys(key for item in judged for key in item.params))
-    differing = [key for key in keys if len({json.dumps(item.params.get(key)) for item in judged}) > 1]
+def rank(entries: list[Entry], by: str) -> pd.DataFrame:
+    """Return a row per entry with figures, the best first: rank, experiment, reached, figures, differing params."""
+    ranked = [entry for entry in entries if entry.figures]
+    sign = 1 if by == "val_loss" else -1
+    ranked.sort(key=lambda entry: sign * entry.figures[by] if by in entry.figures else math.inf)
+    keys = list(dict.fromkeys(key for entry in ranked for key in entry.params))
+    differing = [key for key in keys if len({json.dumps(entry.params.get(key)) for entry in ranked}) > 1]
     rows = [
         {
-            "rank": place,
-            "experiment": ", ".join(item.names),
-            "reached": item.reached[-1],
-            **item.figures,
-            **{key: item.params.get(key) for key in differing},
+            "rank": number,
+            "experiment": ", ".join(entry.names),
+            "reached": entry.reached[-1],
+            **entry.figures,
+            **{key: entry.params.get(key) for key in differing},
         }
-        for place, item in enumerate(judged, 1)
+        for number, entry in enumerate(ranked, 1)
     ]
     return pd.DataFrame(rows)
 
 
-# --- words
-
-FORMATS = {
-    "val_loss": "{:.4f}",
-    "val_accuracy": "{:.4f}",
-    "seconds": "{:,.0f}",
-    "images_per_second": "{:,.0f}",
-    "latency_ms": "{:.1f}",
-    "model_mb": "{:.2f}",
-}
-HEADERS = {
-    "val_loss": "val log loss",
-    "val_accuracy": "val accuracy",
-    "images_per_second": "images/s",
-    "latency_ms": "latency, ms",
-    "model_mb": "model, MB",
-}
-OF_TEST = ["accuracy", "accuracy_low", "accuracy_high"]
-
-
-def table(found: pd.DataFrame, test: bool) -> tuple[list[str], list[list[str]]]:
-    """Header and rows to look at; test accuracy comes last, and where it is asked for."""
-    params = [name for name in found if name not in ("rank", "experiment", "reached", *FORMATS, *OF_TEST)]
-    figures = [name for name in FORMATS if name in found and found[name].notna().any()]
-    header = ["", "experiment", "reached", *params, *(HEADERS.get(name, name) for name in figures)]
+def to_table(ranked: pd.DataFrame, test: bool) -> Table:
+    """Return what `rank` returned as text; test accuracy comes last, if it is wanted."""
+    params = [name for name in ranked if name not in ("rank", "experiment", "reached", *COLUMNS, *TEST_FIGURES)]
+    figures = [name for name in COLUMNS if name in ranked and ranked[name].notna().any()]
+    header = ["", "experiment", "reached", *params, *(COLUMNS[name][0] for name in figures)]
     rows = []
-    for row in found.to_dict("records"):
-        cells = [str(row["rank"]), row["experiment"], row["reached"], *(_word(row[name]) for name in params)]
-        cells += [FORMATS[name].format(row[name]) if pd.notna(row[name]) else "" for name in figures]
+    for row in ranked.to_dict("records"):
+        cells = [str(row["rank"]), row["experiment"], row["reached"]]
+        cells += [to_cell(row[name]) for name in params]
+        cells += [COLUMNS[name][1].format(row[name]) if pd.notna(row[name]) else "" for name in figures]
         if test:
-            known = [pd.notna(row.get(name)) for name in OF_TEST]
+            known = [pd.notna(row.get(name)) for name in TEST_FIGURES]
             form = "{accuracy:.4f} ({accuracy_low:.4f} to {accuracy_high:.4f})" if all(known) else "{accuracy:.4f}"
             cells.append(form.format(**row) if known[0] else "")
         rows.append(cells)
-    return [*header, "test accuracy (95 %)"] if test else header, rows
+    return Table("Experiments", [*header, "test accuracy (95 %)"] if test else header, rows)
 
 
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def remarks(entries: list[Entry], waiting: dict[str, int], by: str, test: bool) -> list[str]:
-    """What to know about the table, in sentences."""
-    said = [f"Ordered by {HEADERS[by]}. The test split has no say: who chooses by it has nothing left to test with"
-            + ("." if test else "; --test shows it.")]  # fmt: skip
-    judged = [item for item in entries if item.figures]
-    if len({item.data for item in judged}) > 1:
-        said.append("Not all are of the same images and splits: figures of different ones cannot be compared.")
-    empty = [", ".join(item.names) for item in entries if not item.figures]
+def explain(entries: list[Entry], waiting: dict[str, int], by: str, test: bool) -> list[str]:
+    """Return what to know about the table, in sentences."""
+    notes = [
+        f"Ranked by {COLUMNS[by][0]}. Test accuracy does not rank: whoever chooses by it has nothing left to test with"
+        + ("." if test else "; --test shows it.")
+    ]
+    if len({entry.data for entry in entries if entry.figures}) > 1:
+        notes.append("Not all are of the same examples and splits: their figures cannot be compared.")
+    empty = [", ".join(entry.names) for entry in entries if not entry.figures]
     if empty:
-        said.append(f"Without a head of these params and this code, see `dvc status`: {'; '.join(empty)}.")
+        notes.append(f"Without a head that belongs to their params and code, see `dvc status`: {'; '.join(empty)}.")
+    unknown = [", ".join(entry.names) for entry in entries if entry.figures and by not in entry.figures]
+    if unknown:
+        notes.append(f"Without {COLUMNS[by][0]}, which `dvc fetch` or `dvc exp pull` brings: {'; '.join(unknown)}.")
     if waiting:
-        said.append("Not done: " + ", ".join(f"{count} {state.lower()}" for state, count in waiting.items()) + ".")
-    return said
-
-
-def text(header: list[str], rows: list[list[str]], said: list[str]) -> str:
-    """For a terminal."""
-    drawn = pd.DataFrame(rows, columns=header).to_string(index=False) if rows else "no experiment has a head yet"
-    return drawn + "\n\n" + "\n".join(said) + "\n"
-
-
-def markdown(header: list[str], rows: list[list[str]], said: list[str]) -> str:
-    """For a pull request."""
-    drawn = (
-        compare.markdown_table("Experiments", header, rows, folded=False) if rows else "No experiment has a head yet."
-    )
-    return drawn + "\n\n" + "\n".join(compare.escaped(line) for line in said) + "\n"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m headstart.evaluation.leaderboard", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--by", choices=list(BY), default="val_loss", help="what orders; default: %(default)s")
-    parser.add_argument("--heads", action="store_true", help="judge heads, also of what was fine-tuned")
-    parser.add_argument("--test", action="store_true", help="show test accuracy too; it does not order")
-    parser.add_argument("--format", choices=["text", "markdown", "json"], default="text")
-    parser.add_argument("--commits", type=int, default=1, help="how many commits to look back, default: %(default)s")
-    arguments = parser.parse_args(argv)
-    try:
-        entries, waiting = experiments(arguments.commits, arguments.heads)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    found = ranked(entries, arguments.by)
-    if arguments.format == "json":
-        rows = found.astype(object).where(found.notna(), None).drop(columns=[] if arguments.test else OF_TEST,
-                                                                     errors="ignore")  # fmt: skip
-        shown = json.dumps(rows.to_dict("records"), indent=2) + "\n"
-    else:
-        form = {"text": text, "markdown": markdown}[arguments.format]
-        shown = form(*table(found, arguments.test), remarks(entries, waiting, arguments.by, arguments.test))
-    try:
-        compare.put(shown, None)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        notes.append("Not done: " + ", ".join(f"{count} {state.lower()}" for state, count in waiting.items()) + ".")
+    return notes

@@ -1,222 +1,252 @@
-"""What predictions are worth: metrics with 95 % intervals, class by class, and the curves behind them.
+"""How good predictions are: metrics with 95 % intervals, figures of each class, and curves.
 
-Shares of images (accuracy, top-k, recall) have Wilson's interval, which also holds where nothing is wrong; the other
-metrics that of a seeded bootstrap over the images. It is too narrow for macro F1 where classes have a handful of images
-each: what a class could have been is not among so few. That of the calibration error is mended: see `intervals`.
+Accuracy, top-k accuracy and recall have Wilson's interval, which also holds if nothing is wrong; the other metrics have
+the percentile interval of a seeded bootstrap over the examples. The latter is too narrow for macro F1 if classes have
+only a handful of examples each: what a class could have been is not among so few. That of the calibration error is
+corrected, see `Predictions.intervals`.
+
+Memory beyond the probabilities themselves is bounded: thousands of classes are worked on in blocks.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    log_loss,
-    precision_recall_curve,
-    precision_recall_fscore_support,
-    roc_auc_score,
-    roc_curve,
-)
+from sklearn.metrics import precision_recall_fscore_support
 
 from headstart.training.calibration import BINS, error_of
 
 LEVEL = 0.95  # of intervals
-POINTS = 200  # of a curve
-DRAWN_AT_ONCE = 5_000_000  # row numbers: 40 MB
-CURVE_CELLS = 20_000_000  # images x classes that a curve is made of; of more, as many images by chance
+POINTS = 198  # of a curve, beside its ends
+INDICES_AT_ONCE = 5_000_000  # of resampled examples: 40 MB
+BLOCK_CELLS = 2_000_000  # examples x classes that are worked on at once
+CURVE_CELLS = 50_000_000  # examples x classes that a curve is made of; of more, a random part of the examples
 
 
-def share(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's interval of hits / count, within [0, 1]."""
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return Wilson's interval of the proportion hits / count, within [0, 1]."""
     interval = binomtest(int(hits), int(count)).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float], count: int, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Return the percentile interval of `statistic`, a function of row numbers, over `count` resampled examples."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # if all resamples are equal, the interval is that one value
+        interval = bootstrap(
+            (np.arange(count),),
+            statistic,
+            vectorized=False,
+            n_resamples=resamples,
+            batch=max(1, INDICES_AT_ONCE // count),
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities against the truth.
+    """Predicted probabilities and the true classes.
 
     Attributes:
         targets: (N,) int, N >= 2.
         probabilities: (N, n_classes), n_classes >= 2; each row sums to 1.
-        top_k: a label among the k most probable counts; told where there are more than k classes.
-        rest: whether the last column stands for all that is none of the classes: macro F1 leaves it out.
-        answers: (N,) int, the class that was named, where it is known; else the most probable one was.
+        top_k: a label among the k most probable classes counts as correct; reported if there are more than k classes.
+        other: whether the last column stands for everything that is none of the classes: macro F1 leaves it out.
+        answers: (N,) int, the predicted classes; None: the most probable ones. Rounded probabilities can be equal.
     """
 
     targets: np.ndarray
     probabilities: np.ndarray
     top_k: int
-    rest: bool = False
+    other: bool = False
     answers: np.ndarray | None = None
 
     @cached_property
-    def exact(self) -> np.ndarray:
-        """The probabilities in float64: in float32 a row's sum strays from 1 by 1e-7."""
-        values = self.probabilities.astype(np.float64)
-        return values / values.sum(axis=1, keepdims=True)
+    def predicted(self) -> np.ndarray:
+        """(N,) int: the predicted classes."""
+        return self.probabilities.argmax(axis=1) if self.answers is None else self.answers
 
     @cached_property
-    def predicted(self) -> np.ndarray:
-        """(N,) int: the class that was named."""
-        return self.probabilities.argmax(axis=1) if self.answers is None else self.answers
+    def correct(self) -> np.ndarray:
+        """(N,) bool: whether the predicted class is the true one."""
+        return self.predicted == self.targets
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """(N,) float64: the highest probability."""
+        return self.probabilities.max(axis=1) / self._sums
 
     @property
     def n_classes(self) -> int:
         return self.probabilities.shape[1]
 
     @property
-    def _n_averaged(self) -> int:
-        return self.n_classes - self.rest
-
-    def metrics(self) -> dict[str, float]:
-        """Accuracy, macro F1 (of the classes that occur), log loss, calibration error and top-k accuracy."""
-        labels = np.arange(self.n_classes)
-        found = {
-            "accuracy": accuracy_score(self.targets, self.predicted),
-            "macro_f1": f1_score(
-                self.targets,
-                self.predicted,
-                labels=[label for label in np.union1d(self.targets, self.predicted) if label < self._n_averaged],
-                average="macro",
-                zero_division=0,
-            ),
-            "log_loss": log_loss(self.targets, self.exact, labels=labels),
-            "calibration_error": error_of(self._confidence, self._each["accuracy"]),
-        }
-        if self.n_classes > self.top_k:
-            name = f"top_{self.top_k}_accuracy"
-            found[name] = self._each[name].mean()
-        return {name: float(value) for name, value in found.items()}
-
-    def intervals(self, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-        """Low and high of each of `metrics`.
-
-        Resampled images stray more from their confidence than images do, so the bootstrap's interval of the calibration
-        error lies too high. Its lower end is mirrored at the value, and is 0 where a network that is calibrated would
-        have as much by chance.
-        """
-        count, found = len(self.targets), {}
-        for name, value in self.metrics().items():
-            if name == "accuracy" or name.startswith("top_"):
-                found[name] = share(round(value * count), count)
-            else:
-                found[name] = resampled(partial(self.of_rows, name), count, resamples, seed)
-        low, high = found["calibration_error"]
-        value = error_of(self._confidence, self._each["accuracy"])
-        by_chance = value <= self._error_by_chance(resamples, seed)
-        found["calibration_error"] = (0.0 if by_chance else max(0.0, min(low, 2 * value - high)), high)
-        return found
-
-    def _error_by_chance(self, draws: int, seed: int) -> float:
-        """The calibration error that 95 % of test sets stay below where answers are right as often as they are sure."""
-        random, confidence = np.random.default_rng(seed), self._confidence
-        errors = [error_of(confidence, random.random(len(confidence)) < confidence) for _ in range(draws)]
-        return float(np.quantile(errors, LEVEL))
+    def _top_k_accuracy(self) -> str:
+        return f"top_{self.top_k}_accuracy"
 
     @cached_property
-    def _confidence(self) -> np.ndarray:
-        return self.exact.max(axis=1)
+    def _sums(self) -> np.ndarray:
+        """(N,) float64: the sums of the rows, which differ from 1 by 1e-7 in float32."""
+        return self.probabilities.sum(axis=1, dtype=np.float64)
 
-    def of_rows(self, metric: str, rows: np.ndarray) -> float:
-        """One of `metrics`, of the images `rows` alone, which may repeat; soon enough to be asked often."""
-        if metric == "macro_f1":
+    @cached_property
+    def _target_scores(self) -> np.ndarray:
+        """(N,): the probability of the true class, as it stands in `probabilities`."""
+        return self.probabilities[np.arange(len(self.targets)), self.targets]
+
+    @cached_property
+    def _per_example(self) -> dict[str, np.ndarray]:
+        """(N,) float64 for each metric that is a mean over examples."""
+        higher, equal = np.empty(len(self.targets)), np.empty(len(self.targets))
+        for rows in _blocks(len(self.targets), self.n_classes):
+            own = self._target_scores[rows, None]
+            higher[rows] = (self.probabilities[rows] > own).sum(axis=1)
+            equal[rows] = (self.probabilities[rows] == own).sum(axis=1)  # the true class is among them
+        return {
+            "accuracy": self.correct.astype(np.float64),
+            "log_loss": -np.log(np.maximum(self._target_scores / self._sums, np.finfo(np.float64).eps)),
+            # Rounded probabilities can be equal: then each class is as likely to be among the k.
+            self._top_k_accuracy: np.clip((self.top_k - higher) / equal, 0, 1),
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Return accuracy, macro F1 (of the classes that occur), log loss, calibration error and top-k accuracy."""
+        names = ["accuracy", "macro_f1", "log_loss", "calibration_error"]
+        names += [self._top_k_accuracy] if self.n_classes > self.top_k else []
+        everything = np.arange(len(self.targets))
+        return {name: self.metric_of(name, everything) for name in names}
+
+    def metric_of(self, name: str, rows: np.ndarray) -> float:
+        """Return one of `metrics` on the examples `rows` alone, which may repeat; fast, for resampling."""
+        if name == "macro_f1":
             targets, predicted = self.targets[rows], self.predicted[rows]
             hits = np.bincount(targets[targets == predicted], minlength=self.n_classes)
             both = np.bincount(targets, minlength=self.n_classes) + np.bincount(predicted, minlength=self.n_classes)
-            hits, both = hits[: self._n_averaged], both[: self._n_averaged]
-            there = both > 0  # a class that is not among the rows says nothing about them
-            return float((2 * hits[there] / both[there]).mean()) if there.any() else 0.0
-        if metric == "calibration_error":
-            return error_of(self._confidence[rows], self._each["accuracy"][rows])
-        return float(self._each[metric][rows].mean())
+            occurs = both > 0  # a class that is not among the rows says nothing about them
+            occurs[self.n_classes - self.other :] = False
+            return float((2 * hits[occurs] / both[occurs]).mean()) if occurs.any() else 0.0
+        if name == "calibration_error":
+            return error_of(self.confidence[rows], self.correct[rows])
+        return float(self._per_example[name][rows].mean())
 
-    @cached_property
-    def _each(self) -> dict[str, np.ndarray]:
-        """What each image adds to the metrics that are means over images."""
-        own = self.exact[np.arange(len(self.targets)), self.targets]
-        before = (self.exact > own[:, None]).sum(axis=1)
-        alike = (self.exact == own[:, None]).sum(axis=1)  # itself among them
-        return {
-            "accuracy": self.predicted == self.targets,
-            "log_loss": -np.log(np.maximum(own, np.finfo(np.float64).eps)),
-            # Of those that are alike, as rounded probabilities can be, each is as likely among the k.
-            f"top_{self.top_k}_accuracy": np.clip((self.top_k - before) / alike, 0, 1),
+    def intervals(self, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+        """Return low and high of each of `metrics`.
+
+        Resampled examples deviate more from their confidence than the examples do, so that the bootstrap's interval of
+        the calibration error lies too high. Its lower end is mirrored at the value, and is 0 if a calibrated network
+        would have as large an error by chance.
+        """
+        count, intervals = len(self.targets), {}
+        for name, value in self.metrics().items():
+            if name in ("accuracy", self._top_k_accuracy):
+                intervals[name] = wilson_interval(round(value * count), count)
+            else:
+                intervals[name] = bootstrap_interval(partial(self.metric_of, name), count, resamples, seed)
+        error = error_of(self.confidence, self.correct)
+        low, high = intervals["calibration_error"]
+        by_chance = error <= self._calibration_error_by_chance(resamples, seed)
+        intervals["calibration_error"] = (0.0 if by_chance else max(0.0, min(low, 2 * error - high)), high)
+        return intervals
+
+    def _calibration_error_by_chance(self, draws: int, seed: int) -> float:
+        """The error that 95 % of test sets stay below if answers are correct as often as the confidence says."""
+        random, count = np.random.default_rng(seed), len(self.confidence)
+        errors = [error_of(self.confidence, random.random(count) < self.confidence) for _ in range(draws)]
+        return float(np.quantile(errors, LEVEL))
+
+    def summary(self, classes: list[str], resamples: int, seed: int) -> dict[str, Any]:
+        """Return `metrics` with their intervals and `per_class`, as JSON can hold them; null for missing values."""
+        intervals = self.intervals(resamples, seed)
+        metrics = {
+            name: dict(zip(("value", "low", "high"), (value, *intervals[name]), strict=True))
+            for name, value in self.metrics().items()
         }
+        rows = self.per_class(classes).astype(object)
+        return {"metrics": metrics, "classes": rows.where(rows.notna(), None).to_dict("records")}
 
     def per_class(self, classes: list[str]) -> pd.DataFrame:
-        """A row a class: class, precision, recall, recall_low, recall_high, f1, support, average_precision, roc_auc.
-
-        What a class without images has no value for is missing.
+        """Return a row per class: class, precision, recall, recall_low, recall_high, f1, support, average_precision,
+        roc_auc. Values that a class without examples has none for are missing.
         """
-        labels = np.arange(self.n_classes)
         precision, recall, f1, support = precision_recall_fscore_support(
-            self.targets, self.predicted, labels=labels, zero_division=0
+            self.targets, self.predicted, labels=np.arange(self.n_classes), zero_division=0
         )
-        rows = []
-        for label in labels:
-            own = self.targets == label
-            row = {"class": classes[label], "precision": precision[label], "f1": f1[label], "support": support[label]}
-            if own.any():
-                low, high = share((own & (self.predicted == label)).sum(), own.sum())
-                row |= {"recall": recall[label], "recall_low": low, "recall_high": high}
-            if own.any() and not own.all():
-                row["average_precision"] = average_precision_score(own, self.exact[:, label])
-                row["roc_auc"] = roc_auc_score(own, self.exact[:, label])
-            rows.append(row)
-        columns = ["class", "precision", "recall", "recall_low", "recall_high", "f1", "support"]
-        return pd.DataFrame(rows, columns=[*columns, "average_precision", "roc_auc"])
+        hits = np.bincount(self.targets[self.correct], minlength=self.n_classes)
+        intervals = [
+            wilson_interval(*pair) if pair[1] else (np.nan, np.nan) for pair in zip(hits, support, strict=True)
+        ]
+        low, high = np.array(intervals).T
+        average_precision, roc_auc = self._ranking()
+        return pd.DataFrame(
+            {"class": classes, "precision": precision, "recall": np.where(support > 0, recall, np.nan),
+             "recall_low": low, "recall_high": high, "f1": f1, "support": support,
+             "average_precision": average_precision, "roc_auc": roc_auc}
+        )  # fmt: skip
+
+    def _ranking(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n_classes,) each: average precision and area under the ROC curve of each class against the others.
+
+        Equal to scikit-learn's, class by class, which take minutes for thousands of classes. NaN for a class without
+        examples, or without others.
+        """
+        count, order = len(self.targets), np.argsort(self.targets, kind="stable")
+        starts = np.searchsorted(self.targets[order], np.arange(self.n_classes + 1))
+        average_precision, roc_auc = np.full((2, self.n_classes), np.nan)
+        for block in _blocks(self.n_classes, count):
+            for label, scores in enumerate(np.sort(self.probabilities[:, block].T, axis=1), block.start):
+                own = np.sort(self._target_scores[order[starts[label] : starts[label + 1]]])
+                if not 0 < len(own) < count:
+                    continue
+                below, up_to = (np.searchsorted(scores, own, side) for side in ("left", "right"))
+                own_below, own_up_to = (np.searchsorted(own, own, side) for side in ("left", "right"))
+                average_precision[label] = ((len(own) - own_below) / (count - below)).mean()
+                others_below = (below - own_below + up_to - own_up_to) / 2  # equal ones count half
+                roc_auc[label] = others_below.mean() / (count - len(own))
+        return average_precision, roc_auc
 
     def reliability(self) -> pd.DataFrame:
-        """A row a bin of confidence that has images: confidence, accuracy (means), low, high, images."""
-        confidence, right = self.exact.max(axis=1), self.predicted == self.targets
-        places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        """Return a row per bin of confidence that has examples: confidence, accuracy (means), low, high, examples."""
+        bins = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
         rows = []
-        for place in np.unique(places):
-            inside = places == place
-            low, high = share(right[inside].sum(), inside.sum())
-            rows.append((confidence[inside].mean(), right[inside].mean(), low, high, int(inside.sum())))
-        return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high", "images"])
+        for number in np.unique(bins):
+            inside = bins == number
+            low, high = wilson_interval(self.correct[inside].sum(), inside.sum())
+            rows.append((self.confidence[inside].mean(), self.correct[inside].mean(), low, high, int(inside.sum())))
+        return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high", "examples"])
 
-    def curves(self) -> pd.DataFrame:
-        """Points of curves over all pairs of image and class (micro-average): curve, x, y.
+    def curves(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return the micro-averaged curves over all pairs of example and class, at thresholds evenly spaced in recall.
 
-        `precision_recall` has recall as x and precision as y, `roc` false and true positive rate.
+        Returns:
+            The precision-recall curve: recall, precision; and the ROC curve: false_positive_rate, true_positive_rate.
         """
         rows = np.arange(len(self.targets))
         if len(rows) * self.n_classes > CURVE_CELLS:
-            rows = np.random.default_rng(0).choice(rows, CURVE_CELLS // self.n_classes, replace=False)
-        truth = (self.targets[rows, None] == np.arange(self.n_classes)).ravel()
-        scores = self.exact[rows].ravel()
-        precision, recall, _ = precision_recall_curve(truth, scores)
-        false_positive, true_positive, _ = roc_curve(truth, scores)
-        tables = []
-        for name, x, y in (("precision_recall", recall[::-1], precision[::-1]), ("roc", false_positive, true_positive)):
-            kept = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
-            tables.append(pd.DataFrame({"curve": name, "x": x[kept], "y": y[kept]}))
-        return pd.concat(tables, ignore_index=True)
+            rows = np.random.default_rng(0).choice(rows, max(1, CURVE_CELLS // self.n_classes), replace=False)
+        own, scores = np.sort(self._target_scores[rows]), np.sort(self.probabilities[rows], axis=None)
+        at = np.linspace(len(own) - 1, 0, min(POINTS, len(own))).round().astype(int)
+        thresholds = own[at]
+        hits = len(own) - np.searchsorted(own, thresholds)
+        claims = len(scores) - np.searchsorted(scores, thresholds)
+        recall, false_alarms = hits / len(own), (claims - hits) / (len(scores) - len(own))
+        precision_recall = {"recall": [0.0, *recall], "precision": [1.0, *(hits / claims)]}
+        roc = {"false_positive_rate": [0.0, *false_alarms, 1.0], "true_positive_rate": [0.0, *recall, 1.0]}
+        return pd.DataFrame(precision_recall), pd.DataFrame(roc)
 
 
-def resampled(statistic: Callable[[np.ndarray], float], count: int, resamples: int, seed: int) -> tuple[float, float]:
-    """The interval of `statistic`, of row numbers, over `count` images drawn with replacement: the bootstrap's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where all draws are alike the interval is that one value
-        found = bootstrap(
-            (np.arange(count),),
-            statistic,
-            vectorized=False,
-            n_resamples=resamples,
-            batch=max(1, DRAWN_AT_ONCE // count),
-            confidence_level=LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return float(found.low), float(found.high)
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Parts of range(count), each of at most BLOCK_CELLS cells if a row has `width` of them."""
+    step = max(1, BLOCK_CELLS // width)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))

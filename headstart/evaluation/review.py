@@ -1,99 +1,124 @@
-"""What a pull request does to the model, as Markdown for its page: compared with its base, or by itself.
+"""What a pull request does to the model, as Markdown for its page.
 
-Command: python -m headstart.evaluation.review BASE [--output FILE] [--link TEXT=URL ...]
-
-BASE is what headstart.evaluation.compare takes. Where it has no predictions in reach (no remote, or it never ran), the report says
-so and shows the figures of the workspace. Pictures are drawn by the page that shows the report: curves by Mermaid,
-which GitHub and GitLab know, the confusion matrix as a table; nothing has to be uploaded. Nothing here knows GitHub.
+The page that shows the report draws its pictures: curves by Mermaid, which GitHub and GitLab know, and the confusion
+matrix as a table. Nothing has to be uploaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.evaluation import compare
-from headstart.evaluation.compare import escaped, markdown_table
-from headstart.tracking import commands
+from headstart.evaluation import formatting
+from headstart.evaluation.compare import compare_results
+from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, to_cell
+from headstart.evaluation.results import WORKSPACE, load_results, open_revision, parse_figures
+from headstart.lockfile import Workspace
 
-MARK = "<!-- headstart -->"  # finds the comment that is to be renewed
-MOST_CLASSES = 20  # of a confusion matrix; of more, the pairs that are confused most
-MOST_PAIRS = 20
+MARK = "<!-- headstart -->"  # finds the comment that is to be updated
+MAX_CLASSES = 20  # of a confusion matrix; of more, the pairs that are confused most
+MAX_PAIRS = 20
 COLOURS = {"loss": "#1f77b4", "val_loss": "#d62728"}
 
 
-def report(base: str, links: dict[str, str]) -> str:
-    """The whole of it.
+def review(base: str, output: Path | None = None, links: Mapping[str, str] | None = None) -> None:
+    """Print the report, or write it to `output`.
 
     Args:
-        links: addresses by what they lead to.
+        base: what `compare` takes. If its predictions are out of reach (there is no remote, or it never ran), the
+            report says so and shows the figures of the workspace.
+        links: addresses to show at the end, by their text.
 
     Raises:
-        UserError: where the workspace has no results, or BASE is no revision, experiment or file.
+        UserError: if the workspace has no results, or there is no such base.
     """
-    head = compare.load(compare.WORKSPACE)
+    formatting.write_text(make_report(base, links or {}), output)
+
+
+def make_report(base: str, links: Mapping[str, str]) -> str:
+    """Return the report as Markdown; see `review`."""
+    head = load_results(WORKSPACE)
+    is_revision = not base.endswith(".csv")
     try:
-        found = compare.compare(compare.load(base), head, int(head.params.get("evaluate.top_k", 3)))
-        said = compare.markdown(found)
+        comparison = compare_results(load_results(base), head)
+        parts = [formatting.describe(comparison), *map(escape_markdown, formatting.caveats(comparison))]
+        tables = formatting.tables(comparison)
+        parts.append(markdown_table(tables.pop("Metrics"), folded=False))
+        tables.pop("Params", None)
     except UserError as error:
-        if not base.endswith(".csv"):
-            compare.reader(base)  # a name that stands for nothing is a mistake, not a missing result
-        said = alone(base, str(error), head.params)
-    parts = [MARK, "### What this does to the model", said.strip(), confusion(head.predictions), *curves()]
-    parts += [" · ".join(f"[{escaped(name)}]({address})" for name, address in links.items())] if links else []
-    return "\n\n".join(parts) + "\n"
+        if is_revision:
+            with open_revision(base):  # a name that stands for nothing is a mistake, not a missing result
+                pass
+        parts, tables = _alone(str(error)), {}
+    if is_revision:
+        tables = _dvc_diffs(base) | tables
+    parts += [*map(markdown_table, tables.values()), confusion(head.predictions), *curves()]
+    parts += [" · ".join(f"[{escape_markdown(text)}]({address})" for text, address in links.items())] if links else []
+    return "\n\n".join([MARK, "### What this does to the model", *parts]) + "\n"
 
 
-def alone(base: str, why: str, params: dict[str, Any]) -> str:
+def _alone(reason: str) -> list[str]:
     """The figures of the workspace, and why there is nothing to compare them with."""
-    parts = [
-        f"**Nothing to compare with**: {escaped(why)}. A DVC remote that holds the results of the base makes a "
-        "comparison of it; these are the figures of this run, with 95 % intervals."
-    ]
-    if not paths.report("evaluate").is_file():
-        raise UserError(f"{paths.report('evaluate')} is not there; run `dvc repro`")
-    final = compare.figures(paths.report("evaluate").read_bytes(), str(paths.report("evaluate")))["final"]
+    file = paths.report("evaluate")
+    report = parse_figures(Workspace().read(file), str(file))
+    if not report:
+        raise UserError(f"{file} does not exist; run `dvc repro`")
     rows = [
         [name, f"{row['value']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"]
-        for name, row in final["metrics"].items()
+        for name, row in report["final"]["metrics"].items()
     ]
-    parts.append(markdown_table("Metrics of this run", ["metric", "value", "95 % interval"], rows, folded=False))
-    if not base.endswith(".csv"):
-        changed = compare.changed(compare.params_of(compare.reader(base), base), params)
-        rows = [[name, *map(json.dumps, pair.values())] for name, pair in changed.items()]
-        parts += [markdown_table("Params", ["", "base", "head"], rows)] if rows else []
-    return "\n\n".join(parts)
+    return [
+        f"**Nothing to compare with**: {escape_markdown(reason)}. With a DVC remote that holds the results of the "
+        "base this becomes a comparison; these are the figures of this run, with 95 % intervals.",
+        markdown_table(Table("Metrics of this run", ["metric", "value", "95 % interval"], rows), folded=False),
+    ]
+
+
+def _dvc_diffs(base: str) -> dict[str, Table]:
+    """What `dvc metrics diff` and `dvc params diff` find; their own Markdown does not escape what stands in a cell."""
+    tables: dict[str, Table] = {}
+    for kind, title in (("metrics", "Metrics of all stages"), ("params", "Params")):
+        command = [sys.executable, "-m", "dvc", kind, "diff", "--json", base]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"`dvc {kind} diff {base}` failed: {done.stderr.strip()}")
+        rows = [
+            [f"{Path(file).stem}: {name}" if kind == "metrics" else name, *map(to_cell, (pair["old"], pair["new"]))]
+            for file, pairs in json.loads(done.stdout).items()
+            for name, pair in pairs.items()
+        ]
+        tables |= {title: Table(title, ["", "base", "head"], sorted(rows))} if rows else {}
+    return tables
 
 
 def confusion(predictions: pd.DataFrame) -> str:
-    """Rows are labels, columns answers; with many classes, the pairs of them that are confused most."""
-    pairs = pd.DataFrame({"label": predictions.label, "predicted": predictions.predicted})
+    """Return a table with a row per label and a column per answer; of many classes, the pairs confused most."""
+    pairs = predictions[["label", "predicted"]]
     classes = sorted({*pairs.label, *pairs.predicted})
-    if len(classes) <= MOST_CLASSES:
+    if len(classes) <= MAX_CLASSES:
         counts = pd.crosstab(pairs.label, pairs.predicted).reindex(index=classes, columns=classes, fill_value=0)
         rows = [[name, *(str(count) if count else "" for count in counts.loc[name])] for name in classes]
-        return markdown_table("Confusion on the test split", ["label / answer", *map(escaped, classes)], rows)
-    wrong = pairs[pairs.label != pairs.predicted].value_counts().head(MOST_PAIRS)
+        return markdown_table(Table("Confusion on the test split", ["label / answer", *classes], rows))
+    wrong = pairs[pairs.label != pairs.predicted].value_counts().head(MAX_PAIRS)
     rows = [[label, predicted, str(count)] for (label, predicted), count in wrong.items()]
-    return markdown_table("Confused most on the test split", ["label", "answer", "images"], rows)
+    return markdown_table(Table("Confused most on the test split", ["label", "answer", "examples"], rows))
 
 
 def curves() -> list[str]:
-    """The losses of both trainings, as Mermaid draws them; none of a training that had less than two epochs."""
-    drawn = []
+    """Return the losses of both trainings as Mermaid charts; none if there were fewer than two epochs."""
+    charts = []
     for stage, title in (("train_head", "Training of the head"), ("fine_tune", "Fine-tuning")):
-        file = paths.curves(stage)
         try:
-            table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
-        except (ValueError, UnicodeDecodeError):  # a picture less
+            table = pd.read_csv(paths.curves(stage))
+        except (OSError, ValueError):  # one picture less
             continue
         shown = [name for name in COLOURS if name in table and np.isfinite(pd.to_numeric(table[name], "coerce")).all()]
         if len(table) < 2 or not shown:
@@ -109,28 +134,5 @@ def curves() -> list[str]:
             *lines,
             "```",
         ]
-        drawn.append(f"<details><summary>{title}, loss</summary>\n\n" + "\n".join(chart) + "\n\n</details>")
-    return drawn
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Write or print the report; 0 whatever it says: headstart.evaluation.gate judges."""
-    parser = argparse.ArgumentParser(prog="python -m headstart.evaluation.review", description=__doc__.split("\n")[0])
-    parser.add_argument("base", help="a revision, the name of an experiment, or a .csv file of predictions")
-    parser.add_argument("--output", type=Path, help="a file to write instead of printing")
-    parser.add_argument("--link", action="append", default=[], metavar="TEXT=URL", help="to be shown at the end")
-    arguments = parser.parse_args(argv)
-    try:
-        if not all("=" in link for link in arguments.link):
-            raise UserError(f"--link must be TEXT=URL, got {' and '.join(arguments.link)}")
-        links = dict(link.split("=", 1) for link in arguments.link)
-        run = commands.address()
-        compare.put(report(arguments.base, links | ({"The run in MLflow": run} if run else {})), arguments.output)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        charts.append(f"<details><summary>{title}, loss</summary>\n\n" + "\n".join(chart) + "\n\n</details>")
+    return charts

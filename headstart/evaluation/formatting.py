@@ -1,0 +1,159 @@
+"""Comparisons in words and tables, as text for a terminal and as Markdown for a pull request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from headstart.errors import UserError
+from headstart.outputs import Outputs
+
+MAX_ROWS = 20  # of a table in text and Markdown
+# Letters that mean something in Markdown or HTML; on GitHub @, $ and ~ start a mention, a formula, a strike-through.
+_ESCAPES = str.maketrans(
+    {**{letter: f"\\{letter}" for letter in "\\`*_[]#"}, **{letter: f"&#{ord(letter)};" for letter in "<>&|@$~"}}
+)
+
+
+class Table(NamedTuple):
+    """A table of text; `numeric` names the columns to align right."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    numeric: tuple[str, ...] = ()
+
+
+def describe(comparison: dict[str, Any]) -> str:
+    """Return one sentence of Markdown: the verdict, and what it rests on."""
+    accuracy = next(row for row in comparison["metrics"] if row["metric"] == "accuracy")
+    base, head = comparison["base"], comparison["head"]
+    verdict = {
+        "better": f"**{head} is better** than {base}",
+        "worse": f"**{head} is worse** than {base}",
+        "no evidence": f"**No evidence** that {head} differs in accuracy from {base}",
+    }[comparison["verdict"]]
+    return (
+        f"{verdict}: accuracy {accuracy['base']:.4f} ({base}) -> {accuracy['head']:.4f} ({head}), difference "
+        f"{accuracy['difference']:+.4f} (95 % interval {accuracy['low']:+.4f} to {accuracy['high']:+.4f}), on "
+        f"{comparison['examples']['compared']:,} test examples; {comparison['fixed']} fixed, "
+        f"{comparison['regressed']} regressed, McNemar's exact test p = {comparison['p']:.2g}."
+    )
+
+
+def caveats(comparison: dict[str, Any]) -> list[str]:
+    """Return what limits the comparison, in sentences."""
+    base, head, examples = comparison["base"], comparison["head"], comparison["examples"]
+    sentences = [
+        f"The results of {name} do not belong to its params and code; run `dvc repro`."
+        for name in comparison["outdated"]
+    ]
+    if examples["only_base"] or examples["only_head"]:
+        sentences.append(
+            f"The test sets differ: {examples['only_base']:,} examples only in {base}, {examples['only_head']:,} only "
+            f"in {head}; the {examples['compared']:,} that both have are compared."
+        )
+    if examples["relabelled"]:
+        sentences.append(f"{examples['relabelled']:,} examples have different labels and are left out.")
+    if comparison["classes_left_out"]:
+        sentences.append(f"Classes that only one of them has: {', '.join(comparison['classes_left_out'])}.")
+    return sentences
+
+
+def tables(comparison: dict[str, Any]) -> dict[str, Table]:
+    """Return the tables that are not empty, by title, cut to MAX_ROWS rows."""
+    changes = sorted(comparison["changed_predictions"], key=lambda row: row["fixed"])
+    made = [
+        Table("Metrics", ["metric", "base", "head", "difference", "95 % interval"],
+              [[row["metric"], f"{row['base']:.4f}", f"{row['head']:.4f}", f"{row['difference']:+.4f}",
+                f"{row['low']:+.4f} to {row['high']:+.4f}"] for row in comparison["metrics"]],
+              numeric=("base", "head", "difference")),
+        Table("Changed classes", ["class", "examples", "recall, base", "recall, head", "fixed", "regressed", "p"],
+              [[row["class"], f"{row['examples']:,}", f"{row['base']:.3f}", f"{row['head']:.3f}", str(row["fixed"]),
+                str(row["regressed"]), f"{row['p']:.2g}"] for row in comparison["classes"]]),
+        Table("Changed predictions", ["", "example", "label", "base", "head"],
+              [["fixed" if row["fixed"] else "regressed", row["path"], row["label"], row["base"], row["head"]]
+               for row in changes]),
+        Table("Cost", ["", "base", "head", "ratio"],
+              [[name, *map(_number, pair.values()), _ratio(**pair)] for name, pair in comparison["cost"].items()]),
+        Table("Params", ["", "base", "head"],
+              [[name, *map(to_cell, pair.values())] for name, pair in comparison["params"].items()]),
+    ]  # fmt: skip
+    return {
+        table.title: table._replace(
+            rows=table.rows[:MAX_ROWS],
+            note=f"and {hidden:,} more: --format json has all" if (hidden := len(table.rows) - MAX_ROWS) > 0 else "",
+        )
+        for table in made
+        if table.rows
+    }
+
+
+def to_cell(value: Any) -> str:
+    """Return a param or figure as text: JSON, but for text itself."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _ratio(base: float | None, head: float | None) -> str:
+    return f"{head / base:.2f}" if base and head is not None else ""
+
+
+def comparison_as_text(comparison: dict[str, Any]) -> str:
+    """Return a comparison for a terminal."""
+    parts = ["\n".join([describe(comparison).replace("**", ""), *caveats(comparison)])]
+    for table in tables(comparison).values():
+        drawn = pd.DataFrame(table.rows, columns=table.header).to_string(index=False)
+        parts.append(f"{table.title}\n{drawn}" + (f"\n{table.note}" if table.note else ""))
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_as_markdown(comparison: dict[str, Any]) -> str:
+    """Return a comparison for a pull request."""
+    parts = [describe(comparison), *map(escape_markdown, caveats(comparison))]
+    parts += [markdown_table(table, folded=table.title != "Metrics") for table in tables(comparison).values()]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: Table, folded: bool = True) -> str:
+    """Return a table under its title, its cells escaped."""
+    align = ["---:" if name in table.numeric else "---" for name in table.header]
+    cells = [[escape_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in (cells[0], align, *cells[1:])]
+    body = "\n".join(lines) + (f"\n\n{table.note}" if table.note else "")
+    if folded:
+        return f"<details><summary>{table.title}</summary>\n\n{body}\n\n</details>"
+    return f"**{table.title}**\n\n{body}"
+
+
+def escape_markdown(text: str) -> str:
+    """Return `text`, such as the name of a file or class, so that Markdown and HTML show it as it is, on one line."""
+    return " ".join(text.translate(_ESCAPES).split())
+
+
+def write_text(text: str, file: Path | None) -> None:
+    """Print `text`, or write it to `file`, whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    outputs = Outputs()
+    try:
+        if file is None:
+            print(text, end="", flush=True)
+        else:
+            outputs.path(file).write_text(text, encoding="utf-8")
+            outputs.commit()
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        raise
+    except OSError as error:
+        raise UserError(f"{file or 'standard output'}: cannot be written ({error.strerror})") from error
+    finally:
+        outputs.discard()

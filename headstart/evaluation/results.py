@@ -1,0 +1,190 @@
+"""Load results to compare: those of the workspace, a Git revision, a DVC experiment or a file of predictions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from headstart import costs, paths
+from headstart.data.predictions import classes_of, parse_predictions
+from headstart.errors import UserError
+from headstart.lockfile import (
+    LOCK,
+    PARAMS,
+    PIPELINE,
+    Revision,
+    Tree,
+    Workspace,
+    git_objects,
+    read_stages,
+    up_to_date_stages,
+)
+
+WORKSPACE = "workspace"
+COSTS = (*(f"{stage}_seconds" for stage in costs.RESULTS), "examples_per_second", "latency_ms")
+REPAIR = "`git checkout` a good version, or run `dvc repro`"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of one run.
+
+    Attributes:
+        name: what messages call them.
+        predictions: of the test split, indexed by item_id, see `parse_predictions`.
+        params: the sections of params.yaml; empty if there is only a file of predictions.
+        costs: seconds, rates, latency and size by name, as far as they are known.
+        outdated: whether the predictions are known to come from other params or code than those beside them.
+    """
+
+    name: str
+    predictions: pd.DataFrame
+    params: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+    outdated: bool = False
+
+    @property
+    def classes(self) -> list[str]:
+        return classes_of(self.predictions)
+
+
+def load_results(name: str) -> Results:
+    """Load what `name` stands for: `workspace`, a .csv file, a revision or an experiment.
+
+    Raises:
+        UserError: if there is no such thing, or it has no predictions.
+    """
+    if name == WORKSPACE:
+        return _load(name, Workspace(), Workspace().read, "run `dvc repro`")
+    if not name.endswith(".csv"):
+        with open_revision(name) as (tree, read_output):
+            return _load(name, tree, read_output, f"`dvc pull`, or `dvc repro` there; {name} must have run")
+    try:
+        return Results(name, parse_predictions(Path(name).read_bytes(), name))
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}; give a file of predictions such as {paths.PREDICTIONS}") from error
+
+
+def _load(name: str, tree: Tree, read_output: Callable[[Path], bytes | None], advice: str) -> Results:
+    content = read_output(paths.PREDICTIONS)
+    if content is None:
+        raise UserError(f"{name}: {paths.PREDICTIONS} does not exist; {advice}")
+    params = parse_params(tree.read(PARAMS), name)
+    outdated = tree.read(PIPELINE) is not None and "evaluate" not in up_to_date_stages(tree, params)
+    report = parse_figures(read_output(paths.report("evaluate")), f"{name}: {paths.report('evaluate')}")
+    known = read_costs(tree) | numbers({"model_mb": report.get("model_mb")})
+    return Results(name, parse_predictions(content, f"{name}: {paths.PREDICTIONS}"), params, known, outdated)
+
+
+@contextmanager
+def open_revision(name: str) -> Iterator[tuple[Revision, Callable[[Path], bytes | None]]]:
+    """Open a Git revision or DVC experiment: what Git has, and what reads outputs from DVC's cache, else its remote.
+
+    Raises:
+        UserError: if there is no revision or experiment of that name.
+    """
+    from dvc.api import DVCFileSystem  # a second to import
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError, resolve_rev
+
+    try:
+        with Repo() as repo:
+            commit, git_root = resolve_rev(repo.scm, name), Path(repo.scm.root_dir)
+            prefix = Path(repo.root_dir).relative_to(git_root)
+            files = DVCFileSystem(rev=commit)
+        files.ls("/")  # raises here if no file can be read
+    except (DvcException, SCMError, AttributeError, ValueError) as error:  # the last two: a file or a tree in Git
+        raise UserError(
+            f"{name} is not a revision, an experiment or a .csv file ({one_line(error)}); `git log` and "
+            "`dvc exp list` show some"
+        ) from error
+
+    def read_output(path: Path) -> bytes | None:
+        try:
+            return files.read_bytes(path.as_posix())
+        except (OSError, DvcException):  # not made there, or neither in the cache nor in a remote
+            return None
+
+    with git_objects(git_root) as git:
+        yield Revision(git, commit, prefix), read_output
+
+
+def parse_figures(content: bytes | None, name: str) -> dict[str, Any]:
+    """Parse a JSON file of figures, which messages call `name`; empty if there is no file.
+
+    Raises:
+        UserError: if it holds something else, such as the marks of a merge conflict.
+    """
+    try:
+        figures = json.loads(content or b"{}")
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON ({error}); {REPAIR}") from error
+    if not isinstance(figures, dict):
+        raise UserError(f"{name} does not hold figures by name; {REPAIR}")
+    return figures
+
+
+def parse_params(content: bytes | None, name: str) -> dict[str, Any]:
+    """Parse the params.yaml of `name` as DVC does, without checking its values; empty if there is no file.
+
+    Raises:
+        UserError: if it is not YAML, or not a mapping.
+    """
+    from dvc.utils.serialize import ParseError, parse_yaml
+
+    try:
+        params = parse_yaml((content or b"").decode("utf-8"), PARAMS) or {}
+        if not isinstance(params, dict):
+            raise ValueError("it is not a mapping")
+    except (ParseError, ValueError) as error:
+        raise UserError(f"{name}: {PARAMS} cannot be read: {one_line(error)}; {REPAIR}") from error
+    return params
+
+
+def flatten(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the leaves of params.yaml under dotted keys, also those that this version does not know."""
+    leaves: dict[str, Any] = {}
+    for key, value in params.items():
+        is_section = isinstance(value, dict) and value
+        leaves |= {f"{key}.{name}": leaf for name, leaf in value.items()} if is_section else {key: value}
+    return leaves
+
+
+def read_costs(tree: Tree, stages: Collection[str] = tuple(costs.RESULTS)) -> dict[str, float]:
+    """Return COSTS of the results of `stages` that dvc.lock records, as far as this machine knows them.
+
+    Raises:
+        UserError: if dvc.lock cannot be read.
+    """
+    known: dict[str, float] = {}
+    for stage, md5s in locked_outputs(tree).items():
+        if stage in stages and stage in costs.RESULTS and costs.RESULTS[stage].as_posix() in md5s:
+            known |= numbers(costs.read(stage, md5s[costs.RESULTS[stage].as_posix()]))
+    return {name: known[name] for name in COSTS if name in known}
+
+
+def locked_outputs(tree: Tree) -> dict[str, dict[str, str]]:
+    """Return the md5 of each output that dvc.lock records, by stage and path.
+
+    Raises:
+        UserError: if dvc.lock cannot be read.
+    """
+    lock = read_stages(tree, LOCK)
+    return {stage: {out["path"]: out.get("md5", "") for out in entry.get("outs", [])} for stage, entry in lock.items()}
+
+
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Return those figures that are finite numbers."""
+    return {name: value for name, value in figures.items() if type(value) in (int, float) and math.isfinite(value)}
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
