@@ -1,0 +1,146 @@
+"""The trained model in MLflow's format: a folder of code, weights and requirements that needs nothing of this project.
+
+`mlflow models serve --env-manager local -m FOLDER` serves it, as `headstart serve` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.models.model import ModelInfo
+
+ROOT = Path(__file__).parents[2]
+CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
+COLUMN = "image"  # as in pyfunc_model.py, which imports MLflow
+# What the code imports; inferring it takes MLflow 18 s.
+REQUIREMENTS = (
+    "blake3",
+    "filelock",
+    "keras",
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pillow",
+    "simplejpeg",
+    "tensorflow",
+)
+
+
+def save_model(folder: Path, model_file: Path) -> None:
+    """Write the model as an MLflow model into `folder`, which must not exist.
+
+    Raises:
+        UserError: if `model_file` is not a model of this pipeline.
+    """
+    with _description(model_file) as description:
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(folder, **description)
+
+
+def log_model(model_file: Path, name: str = "model", **options: Any) -> ModelInfo:
+    """Log the model to the active run of MLflow.
+
+    Args:
+        options: further arguments of `mlflow.pyfunc.log_model`, such as registered_model_name.
+
+    Raises:
+        UserError: if `model_file` is not a model of this pipeline.
+    """
+    with _description(model_file) as description:
+        import mlflow.pyfunc
+
+        return mlflow.pyfunc.log_model(name=name, **description, **options)
+
+
+def check_model_file(model_file: Path) -> None:
+    """Check that `model_file` is a model of this pipeline, without TensorFlow.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not model_file.is_file():
+        raise UserError(f"{model_file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            json.loads(archive.read("classes.json"))
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{model_file} is not a model of this pipeline: {error}") from error
+
+
+@contextmanager
+def _description(model_file: Path) -> Iterator[dict[str, Any]]:
+    """The arguments of `mlflow.pyfunc.save_model` and `log_model`, as long as the context lasts."""
+    check_model_file(model_file)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # importing it sets another level
+    outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", COLUMN)]),
+        outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for file in imported_modules(CODE):
+            copy = Path(folder) / file.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        yield {
+            "python_model": str(CODE),
+            "artifacts": {"model": str(model_file)},
+            "code_paths": [str(Path(folder) / CODE.relative_to(ROOT).parts[0])],
+            "signature": signature,
+            "input_example": _input_example(),
+            "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+        }
+
+
+def imported_modules(module: Path) -> list[Path]:
+    """Return the files of this package that `module` imports, directly or indirectly, itself included, sorted."""
+    found, waiting = set(), [module]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        waiting += [
+            init for parent in file.relative_to(ROOT).parents if (init := ROOT / parent / "__init__.py").is_file()
+        ]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for path in (ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "headstart"):
+                waiting += [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return sorted(found)
+
+
+def _input_example() -> pd.DataFrame:
+    """A row as the server takes it: a small picture that shows nothing."""
+    import pandas as pd
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 32)).save(buffer, "PNG")
+    return pd.DataFrame({COLUMN: [base64.b64encode(buffer.getvalue()).decode()]})
