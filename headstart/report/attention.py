@@ -12,9 +12,9 @@ from PIL import Image
 
 from headstart.backbones import keras_applications
 from headstart.framework import keras, tf
+from headstart.modalities import get_modality
+from headstart.modalities.image import data_url
 from headstart.modalities.image.decode import decode
-from headstart.modalities.image.pixels import pixels, resize
-from headstart.report.thumbnails import data_address
 from headstart.training import networks
 
 SIDE = 160  # pixels of a picture, the longer side
@@ -62,12 +62,12 @@ def pictures(model: keras.Model, files: list[bytes], classes: np.ndarray) -> tup
     Raises:
         UserError: if `model` takes no images.
     """
-    size = networks.image_size(model)
-    found = maps(model, np.stack([resize(pixels(data, size), size) for data in files]), classes)
+    size, modality = networks.image_size(model), get_modality("image")
+    found = maps(model, np.stack([modality.load(data, size) for data in files]), classes)
     drawn = []
     for data, evidence in zip(files, found, strict=True):
         image = _scaled(data)
-        drawn.append([data_address(image), *(data_address(_overlay(image, one)) for one in evidence)])
+        drawn.append([data_url(image), *(data_url(_overlay(image, one)) for one in evidence)])
     return drawn, " x ".join(map(str, found.shape[2:]))
 
 

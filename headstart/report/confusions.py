@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from headstart.report.thumbnails import data_address
+from headstart.modalities.image import data_url
 
 SIDE = 1000  # pixels of the picture at most; with more classes, neighbours share a pixel
 CORRECT, WRONG = (59, 125, 221), (217, 83, 79)  # --train and --warn of the page
@@ -43,7 +43,7 @@ def confusion(table: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     places[order] = np.arange(count)
     place_of = dict(zip(classes, places.tolist(), strict=True))
     return shown | {
-        "picture": data_address(picture(places[target], places[answer], count), "PNG"),
+        "picture": data_url(picture(places[target], places[answer], count), "PNG"),
         "count": count,
         "sorted": count <= SIDE,
         "names": [classes[place] for place in order] if count <= NAMED_CLASSES else [],

@@ -14,11 +14,12 @@ import pandas as pd
 from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions
-from headstart.data.layouts import twins
+from headstart.data.layouts import similar_class_names
 from headstart.data.manifest import load_classes
 from headstart.data.sources import open_source
 from headstart.data.splits import SPLITS
 from headstart.errors import ItemError, UserError
+from headstart.modalities import get_modality
 from headstart.report import charts
 from headstart.report.rendering import read_json, render
 from headstart.report.thumbnails import Thumbnails
@@ -58,7 +59,7 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
     """
     table = pd.read_parquet(paths.FILES)
     good, left_out = table[table.reason == ""], table[table.reason != ""]
-    classes = load_classes()
+    classes, modality = load_classes(), get_modality(params.data.kind)
     ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
     with ExitStack() as stack:
         remarks, read = list(remarks), _unreadable
@@ -75,17 +76,20 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
             counts=read_json(paths.report("prepare")),
             splits=SPLITS,
             reasons=REASONS,
-            thumbnail=Thumbnails(read),
+            thumbnail=Thumbnails(read, modality),
             classes=_classes(good, classes),
             listed=LISTED_CLASSES,
             classes_without_samples=max(0, len(classes) - SAMPLED_CLASSES),
-            similar_names=twins(classes),
-            histograms=_histograms(good),
+            similar_names=similar_class_names(classes),
+            histograms=[
+                {"title": title, "median": form.format(values.median()), "chart": charts.histogram(title, values)}
+                for title, (values, form) in modality.histograms(good).items()
+            ],
             left_out=_left_out(left_out),
             copies=_copy_groups(table),
             outliers={
                 kind: (len(index), good.loc[index[:OUTLIERS]].to_dict("records"))
-                for kind, index in decisions.outliers(good).items()
+                for kind, index in decisions.outliers(modality.outlier_measures(good)).items()
             },
             ignored=ignored.reason.value_counts().to_dict(),
         )
@@ -112,15 +116,6 @@ def _classes(good: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
             "samples": samples.get(name, []),
         }
         for name, row in zip(counts.index, counts.to_dict("records"), strict=True)
-    ]
-
-
-def _histograms(good: pd.DataFrame) -> list[dict[str, Any]]:
-    """Name, median and chart of each measure: the columns of numbers."""
-    measures = good.select_dtypes("number").drop(columns="copies", errors="ignore")
-    return [
-        {"name": name, "median": f"{column.median():.4g}", "chart": charts.histogram(name, column)}
-        for name, column in measures.items()
     ]
 
 

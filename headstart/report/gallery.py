@@ -11,10 +11,11 @@ import pandas as pd
 
 from headstart import paths
 from headstart.config import Params
+from headstart.data.files import file_hash
 from headstart.data.predictions import PROBABILITY, classes_of, parse_predictions
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
-from headstart.modalities.image.decode import file_hash
+from headstart.modalities import get_modality
 from headstart.report.thumbnails import Thumbnails
 
 # What is shown of each; the rest is counted.
@@ -48,7 +49,9 @@ def load_predictions() -> tuple[pd.DataFrame, np.ndarray, list[str]]:
 def gallery(
     table: pd.DataFrame, probabilities: np.ndarray, classes: list[str], pairs: pd.DataFrame, params: Params
 ) -> dict[str, Any]:
-    """Return worst, unsure, typical (pair and examples) and looks; in `problems`, why some have no pictures.
+    """Return worst, unsure, typical (pair and examples) and looks, None if there are none for this modality.
+
+    In `problems`: why some have no pictures.
 
     Args:
         table, probabilities, classes: as `load_predictions` returns them.
@@ -59,7 +62,7 @@ def gallery(
     problems: list[str] = []
     with ExitStack() as stack:
         read = open_test_examples(params, stack, problems)
-        thumbnail = Thumbnails(read)
+        thumbnail = Thumbnails(read, get_modality(params.data.kind))
 
         def shots(rows: pd.DataFrame) -> list[dict[str, Any]]:
             return [
@@ -72,8 +75,8 @@ def gallery(
             (pair, shots(wrong[(wrong.label == pair.label) & (wrong.predicted == pair.predicted)].head(PER_PAIR)))
             for pair in pairs[pairs.examples > 1].head(PAIRS).itertuples()
         ]
-        shown["looks"], shown["map_size"] = [], ""
-        if not problems:
+        shown["looks"], shown["map_size"] = [] if params.data.kind == "image" else None, ""
+        if shown["looks"] is not None and not problems:
             confident = correct[::-1].drop_duplicates("label")
             try:
                 rows = pd.concat([wrong.head(WRONG_MAPS), confident.head(CORRECT_MAPS)])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from headstart.errors import UserError
 
@@ -24,11 +23,6 @@ def render(template: str, **values: Any) -> str:
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
     environment.filters["plain"] = lambda value: value if isinstance(value, str) else json.dumps(value)
     return environment.get_template(template).render(values)
-
-
-def image_tag(address: str) -> Markup:
-    """Return an <img> that is loaded when it is scrolled into view."""
-    return Markup('<img src="{}" alt="" loading="lazy">').format(address)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,27 +1,15 @@
-"""Small pictures inside the pages: image files as data addresses."""
+"""Examples as small pieces of HTML: a picture, a quotation or a player, as their modality shows them."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 
 from markupsafe import Markup
-from PIL import Image
 
 from headstart.errors import ItemError
-from headstart.modalities.image.decode import decode
-from headstart.report.rendering import image_tag
+from headstart.modalities import Modality
 
-SIDE = 96  # pixels, the longer side
-NOT_THERE = Markup('<span class="none">no picture</span>')
-
-
-def data_address(image: Image.Image, kind: str = "WEBP") -> str:
-    """Return `image` as a `data:` URL. WEBP is small, PNG is lossless."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=70)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+NOT_THERE = Markup('<span class="none">not available</span>')
 
 
 class Thumbnails:
@@ -31,17 +19,15 @@ class Thumbnails:
         read: returns the bytes of a file by its path, or raises ItemError.
     """
 
-    def __init__(self, read: Callable[[str], bytes]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[str], bytes], modality: Modality) -> None:
+        self._read, self._modality = read, modality
         self._made: dict[str, Markup] = {}
 
     def __call__(self, path: str) -> Markup:
         """Return the thumbnail of a file, or a note that there is none."""
         if path not in self._made:
             try:
-                image = decode(self._read(path))
-                image.thumbnail((SIDE, SIDE), reducing_gap=2.0)
-                self._made[path] = image_tag(data_address(image))
+                self._made[path] = Markup(self._modality.show(self._read(path))) or NOT_THERE
             except ItemError:
                 self._made[path] = NOT_THERE
         return self._made[path]
