@@ -10,33 +10,34 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from headstart.backbones import keras_applications
+from headstart.backbones.base import POOL_LAYER
 from headstart.framework import keras, tf
-from headstart.modalities import get_modality
+from headstart.modalities import Batch
 from headstart.modalities.image import data_url
 from headstart.modalities.image.decode import decode
 from headstart.training import networks
+from headstart.training.networks import Classifier
 
 SIDE = 160  # pixels of a picture, the longer side
 
 
-def maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarray:
     """Return the evidence for classes by place.
 
     Args:
-        model: a classifier made by `networks.join`.
-        images: (b, size, size, 3) uint8 RGB, of the size that the model resizes to.
+        batch: b images of the size that the classifier takes.
         classes: (b, k) int: the classes in question for each image.
 
     Returns:
         (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map: each map has a maximum of 1,
         or is all 0 if nothing speaks for the class.
     """
-    trunk, head = model.get_layer("trunk"), model.get_layer("head")
-    pool = trunk.get_layer(keras_applications.POOL_LAYER)
-    below = keras.Model(trunk.input, pool.input)
+    encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
+    pool = encoder.get_layer(POOL_LAYER)
+    below = keras.Model(encoder.input, pool.input)
     logits_of = networks.without_softmax(head)
-    features = tf.convert_to_tensor(below(tf.cast(images, tf.float32), training=False))
+    images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
+    features = tf.convert_to_tensor(below(images, training=False))
     found = []
     for column in classes.T:
         with tf.GradientTape() as tape:
@@ -49,7 +50,7 @@ def maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndar
     return np.stack(found, axis=1)
 
 
-def pictures(model: keras.Model, files: list[bytes], classes: np.ndarray) -> tuple[list[list[str]], str]:
+def pictures(classifier: Classifier, files: list[bytes], classes: np.ndarray) -> tuple[list[list[str]], str]:
     """Draw image files with the evidence for classes.
 
     Args:
@@ -58,12 +59,10 @@ def pictures(model: keras.Model, files: list[bytes], classes: np.ndarray) -> tup
 
     Returns:
         For each file the addresses of k + 1 pictures, the plain one first; and the size of a map, as `7 x 7`.
-
-    Raises:
-        UserError: if `model` takes no images.
     """
-    size, modality = networks.image_size(model), get_modality("image")
-    found = maps(model, np.stack([modality.load(data, size) for data in files]), classes)
+    modality = classifier.modality
+    batch = modality.batch([modality.load(data, classifier.size) for data in files])
+    found = maps(classifier, batch, classes)
     drawn = []
     for data, evidence in zip(files, found, strict=True):
         image = _scaled(data)

@@ -92,6 +92,8 @@ def training_curves(name: str, table: pd.DataFrame, best: int | None) -> list[tu
             if best is not None:
                 axes.axvline(best, color=SOFT, linestyle="--", linewidth=1)
             axes.set_xlabel("epoch")
+            if len(shown) == 1:
+                axes.set_xlim(shown.epoch.iloc[0] - 1, shown.epoch.iloc[0] + 1)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             if column == "loss":
                 axes.set_ylim(bottom=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 # When the page warns.
@@ -71,22 +72,13 @@ def selection(fine_tune: dict[str, Any], confidence: float) -> str:
         fine_tune: reports/fine_tune.json.
         confidence: fine_tune.confidence of params.yaml.
     """
+    from headstart.training.selection import explain  # TensorFlow
+
     if "tuned_val_loss" not in fine_tune:
         return "The head on the frozen backbone was selected: fine_tune.unfreeze leaves nothing to train."
-    folds = "tuned_folds_loss" in fine_tune
-    kind, words = ("folds", "cross-validated log loss") if folds else ("val", "log loss on val")
-    stopped = f"stopped after epoch {fine_tune['last_epoch']} because the loss was NaN."
-    if not fine_tune["finished"] and (folds or not fine_tune["last_epoch"]):
-        return f"The head was selected: fine-tuning {stopped}"
-    reason = (
-        f"{words} {fine_tune[f'tuned_{kind}_loss']:.4f}, head {fine_tune[f'head_{kind}_loss']:.4f}; confidence that "
-        f"fine-tuning lowers the Brier score {fine_tune['tuned_confidence']:.3f}, required {confidence:g}"
-    )
-    stopped = "" if fine_tune["finished"] else f" Training {stopped}"
-    if fine_tune["fine_tuned"]:
-        refitted = " It was then refitted on train + val." if fine_tune.get("refitted") else ""
-        return f"The fine-tuned network was selected: {reason}.{stopped}{refitted}"
-    return f"The head was selected. Fine-tuning was tried: {reason}, without losing accuracy.{stopped}"
+    better = fine_tune["selected"] == "fine_tuned"
+    name = "fine-tuned network" if better else "head"
+    return f"The {name} was selected: {explain(fine_tune, better, confidence)}."
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,8 +127,8 @@ def caveats(evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFr
         yield _about_classes(f"{len(low_recall):,} {noun} a recall far below the accuracy, beyond chance:", names)
     error = evaluation["final"]["metrics"]["calibration_error"]["value"]
     beyond = reliability[(reliability.confidence < reliability.low) | (reliability.confidence > reliability.high)]
-    if error > MISCALIBRATED and beyond.images.sum() >= count / 10:
-        confidence = float((reliability.confidence * reliability.images).sum() / reliability.images.sum())
+    if error > MISCALIBRATED and beyond.examples.sum() >= count / 10:
+        confidence = float(np.average(reliability.confidence, weights=reliability.examples))
         direction = "overconfident" if confidence > accuracy["value"] else "underconfident"
         yield Caveat(
             f"The probabilities are miscalibrated: the network is {direction}. Its mean confidence is "
@@ -156,7 +148,7 @@ def _about_classes(sentence: str, names: list[str]) -> Caveat:
 
 
 def costs_of_stages(costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return seconds per stage with a bar, their sum, latency, and the figures of extract.
+    """Return seconds per stage with a bar, their sum, latency, rate and device of extract, and what the store had.
 
     Args:
         costs: what `costs.read` returns, by stage.
@@ -167,5 +159,8 @@ def costs_of_stages(costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "stages": [(stage, value, round(100 * value / longest, 1)) for stage, value in seconds.items()],
         "total": sum(seconds.values()),
         "latency_ms": costs["evaluate"].get("latency_ms"),
-        "extraction": costs["extract"],
+        "examples_per_second": costs["extract"].get("examples_per_second"),
+        "from_store": costs["extract"].get("from_store", 0),
+        "features": costs["extract"].get("from_store", 0) + costs["extract"].get("computed", 0),
+        "device": costs["extract"].get("device"),
     }

@@ -124,7 +124,7 @@ def _looks(rows: pd.DataFrame, read: Read) -> tuple[list[dict[str, Any]], str]:
     from headstart.report import attention  # TensorFlow
     from headstart.training import networks
 
-    model, _ = networks.load(paths.MODEL)
+    classifier = networks.load_classifier(paths.MODEL)
     shown, files = [], []
     for row in rows.itertuples():
         try:
@@ -135,7 +135,7 @@ def _looks(rows: pd.DataFrame, read: Read) -> tuple[list[dict[str, Any]], str]:
     if not shown:
         return [], ""
     classes = np.array([[row.answer, row.target] for row in shown])
-    pictures, size = attention.pictures(model, files, classes)
+    pictures, size = attention.pictures(classifier, files, classes)
     return [
         {
             **row._asdict(),

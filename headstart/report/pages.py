@@ -82,8 +82,8 @@ PAGES = (
 )
 
 
-def make_pages(if_stale: bool = False) -> list[Path]:
-    """Make each page whose inputs are there, and print which; a page appears whole. Return the pages that were made.
+def make_pages(if_stale: bool = False) -> None:
+    """Make each page whose inputs are there, and print which; a page appears whole.
 
     Args:
         if_stale: leave pages that show the present results and params.
@@ -93,7 +93,7 @@ def make_pages(if_stale: bool = False) -> list[Path]:
     """
     params = load_params()
     up_to_date = up_to_date_stages(Workspace(), params.model_dump(), is_as_locked)
-    made, skipped = [], []
+    skipped = []
     for page in PAGES:
         missing = next((file for file in page.needed if not file.is_file()), None)
         if missing:
@@ -105,12 +105,10 @@ def make_pages(if_stale: bool = False) -> list[Path]:
             continue
         _write(page.file, page.render(params, remarks, fingerprint))
         print(f"report: {page.file}")
-        made.append(page.file)
     if len(skipped) == len(PAGES):
         raise UserError(skipped[0])
     for line in skipped:
         print(f"report: skipped {line}")
-    return made
 
 
 def _fingerprint_of(file: Path) -> str:

@@ -38,7 +38,7 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
     table, probabilities, classes = load_predictions()
     reliability = pd.read_csv(paths.RELIABILITY)
     confused = confusion(table, classes)
-    leaves = params.leaves()
+    leaves, fine_tuned = params.leaves(), fine_tune["selected"] == "fine_tuned"
     return render(
         "results.html",
         fingerprint=fingerprint,
@@ -51,9 +51,9 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
         headline=findings.headline(evaluation),
         count=len(table),
         wrong=int((table.label != table.predicted).sum()),
-        fine_tuned=fine_tune["fine_tuned"],
+        fine_tuned=fine_tuned,
         selection=findings.selection(fine_tune, params.fine_tune.confidence),
-        caveats=list(findings.caveats(evaluation, fine_tune["fine_tuned"], reliability, len(table))),
+        caveats=list(findings.caveats(evaluation, fine_tuned, reliability, len(table))),
         # What was used where params.yaml leaves it open.
         settings={
             stage: {

@@ -1,11 +1,10 @@
 """Export the model to another runtime, after checking that it answers there as it does in Keras.
 
 An export is a folder that is written whole or not at all: the network, and classes.json, its class names in the order
-of the outputs. The network takes RGB in [0, 255], float32, and returns probabilities (N, n_classes), float32.
-
-- saved_model: images (N, height, width, 3) of any size; it resizes them itself.
-- onnx, openvino, litert: images (N, size, size, 3), size being the network's own: none of them has the antialiased
-  resize of the whole model. Stretch images to that size first, see modalities/image/pixels.py.
+of the outputs. The network returns probabilities (N, n_classes), float32. The saved_model takes examples as
+models/model.keras does, e.g. RGB images of any size in [0, 255]. The other formats take them as the modality loads
+them, e.g. RGB images (N, size, size, 3) in [0, 255], float32: none of them has the antialiased resize of the whole
+model. Stretch images to that size first, see modalities/image/pixels.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from fnmatch import fnmatchcase
@@ -33,33 +31,33 @@ from headstart.serving.runtimes import FORMATS, Format
 if TYPE_CHECKING:
     import keras
 
+    from headstart.training.networks import Classifier
+
 TOLERANCE = 1e-3  # of a probability: far above rounding in float32, far below the effect of wrong preprocessing
-IMAGES = 64  # that both runtimes are compared on
+EXAMPLES = 64  # that both runtimes are compared on
 CLASSES = "classes.json"
 
 
-def export(name: str, folder: Path | None = None, model_file: Path = paths.MODEL) -> Path:
-    """Write an export, print how close its runtime comes to Keras, and return the folder.
+def export(format: str, output: Path | None = None, model: Path = paths.MODEL) -> None:
+    """Write an export, and print how close its runtime comes to Keras.
 
     Args:
-        name: one of FORMATS.
-        folder: None: exports/NAME. An earlier export there is replaced.
+        format: one of FORMATS.
+        output: a folder; None: exports/FORMAT. An earlier export there is replaced.
 
     Raises:
         UserError: if packages or the model are missing, the model cannot be converted, the answers differ, or the
             folder cannot be written; an earlier export stays then.
     """
-    folder = folder or Path("exports", name)
+    folder = output or Path("exports", format)
     if folder.name in ("", ".."):
         folder = folder.resolve()
-    check_packages(name)
+    check_packages(format)
     check_folder(folder)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # otherwise a partial folder would stay
     try:
-        _export(name, folder, model_file)
+        _export(format, folder, model)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
-    return folder
 
 
 def check_packages(name: str) -> None:
@@ -109,80 +107,87 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     from headstart.training import networks
 
-    form = FORMATS[name]
-    model, classes = networks.load(model_file)
-    size = networks.image_size(model)
+    form, classifier = FORMATS[name], networks.load_classifier(model_file)
+    network = classifier.network if form.whole else without_front(classifier)
+    if len(network.inputs) > 1:
+        names = ", ".join(tensor.name for tensor in network.inputs)
+        raise UserError(f"{model_file} has several inputs ({names}); only models with a single one can be exported")
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     partial = folder.with_name(f".{folder.name}.partial.{os.getpid()}")
     try:
         partial.mkdir()
-        compared = _write_and_compare(name, form, model, size, partial)
-        (partial / CLASSES).write_text(json.dumps(classes, ensure_ascii=False) + "\n", encoding="utf-8")
+        compared = _write_and_compare(name, form, classifier, network, partial)
+        (partial / CLASSES).write_text(json.dumps(classifier.classes, ensure_ascii=False) + "\n", encoding="utf-8")
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shape = "(N, height, width, 3), any size" if form.any_size else f"(N, {size}, {size}, 3)"
-    print(f"export: {folder / form.file}: images {shape}, float32, RGB in [0, 255]\nexport: {compared}")
+    shape = ", ".join(["N", *("any" if length is None else str(length) for length in network.inputs[0].shape[1:])])
+    print(f"export: {folder / form.file}: {network.inputs[0].name} ({shape}), {network.inputs[0].dtype}")
+    print(f"export: {compared}")
 
 
-def _write_and_compare(name: str, form: Format, model: keras.Model, size: int, partial: Path) -> str:
+def _write_and_compare(name: str, form: Format, classifier: Classifier, network: keras.Model, partial: Path) -> str:
     """Write the network into `partial`, run it, and return in words how close it comes to Keras."""
-    exported = model if form.any_size else fix_size(model, size)
-    images, what = load_test_images(size)
-    inputs = [images.astype(np.float32)]
-    if form.any_size:
-        inputs.append(np.repeat(inputs[0], 2, axis=1))  # of another size, and not square
+    batch, what = load_test_batch(classifier)
+    examples = batch.astype(network.inputs[0].dtype)
     try:
-        form.write(exported, partial / form.file)
-        pairs = [(model.predict(x, verbose=0), form.run(partial / form.file, x)) for x in inputs]
+        form.write(network, partial / form.file)
+        expected, answer = classifier.network.predict(examples, verbose=0), form.run(partial / form.file, examples)
     except Exception as error:  # converters and runtimes have errors of many kinds
         line = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise UserError(f"{name}: this model cannot be converted and run ({line}); choose another format") from error
-    compared = [compare(expected, answer) for expected, answer in pairs]
-    difference, changed = max(pair[0] for pair in compared), sum(pair[1] for pair in compared)
+    difference, changed = compare(expected, answer)
     version = importlib.metadata.version(form.runtime)
-    words = f"{len(images)} {what}: {form.runtime} {version} and Keras differ by at most {difference:.1e}"
+    words = f"{len(examples)} {what}: {form.runtime} {version} and Keras differ by at most {difference:.1e}"
     if difference > TOLERANCE or changed:
         raise UserError(
-            f"{name}: {words} in a probability, {TOLERANCE:g} is allowed, and in the class of {changed} images; "
+            f"{name}: {words} in a probability, {TOLERANCE:g} is allowed, and in the class of {changed} examples; "
             "nothing was written: choose another format"
         )
     return words
 
 
-def fix_size(model: keras.Model, size: int) -> keras.Model:
-    """Return the classifier without its resize: (N, size, size, 3) -> (N, n_classes), with the same layers."""
+def without_front(classifier: Classifier) -> keras.Model:
+    """Return the network for examples as the modality loads them, with the same layers; its inputs are never uint8."""
     import keras
 
-    from headstart.training.networks import RESIZE_LAYER
+    spec = classifier.modality.spec(classifier.size)
+    dtypes = {name: "float32" if dtype == "uint8" else dtype for name, (_, dtype) in spec.items()}
+    inputs = {name: keras.Input(shape, dtype=dtypes[name], name=name) for name, (shape, _) in spec.items()}
+    features = classifier.network.get_layer("encoder")(inputs, training=False)
+    probabilities = classifier.network.get_layer("head")(features, training=False)
+    single = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    network = keras.Model(single, probabilities, name=classifier.network.name)
+    # Keras' exporter to ONNX wants a model that was called.
+    zeros = {name: np.zeros((1, *(n or 1 for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
+    network(zeros if len(zeros) > 1 else next(iter(zeros.values())))
+    return network
 
-    names = [layer.name for layer in model.layers]
-    image = x = keras.Input((size, size, 3), name="image")
-    for layer in model.layers[names.index(RESIZE_LAYER) + 1 :]:
-        x = layer(x, training=False)
-    fixed = keras.Model(image, x, name=model.name)
-    fixed(np.zeros((1, size, size, 3), np.float32))  # Keras' exporter to ONNX wants a model that was called
-    return fixed
 
+def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
+    """Return at most EXAMPLES examples as the modality loads them, and what they are.
 
-def load_test_images(size: int) -> tuple[np.ndarray, str]:
-    """Return (n, size, size, 3) uint8, n <= IMAGES, and what they are: of the test split, or noise without one."""
+    They are of the test split, or known ones if there is none.
+    """
     from headstart.config import load_params
     from headstart.data.manifest import load_split
     from headstart.data.sources import open_source
-    from headstart.modalities.image.pixels import read_images
+    from headstart.modalities.loading import read_batches
 
+    modality, size = classifier.modality, classifier.size
     try:
         params, test = load_params(), load_split("test")
-        rows = test.iloc[np.unique(np.linspace(0, len(test) - 1, IMAGES).astype(int))]
+        rows = test.iloc[np.unique(np.linspace(0, len(test) - 1, EXAMPLES).astype(int))]
         with open_source(params.data.source, params.data.root) as source:
-            (images,) = read_images(source, list(rows.path), list(rows.file_hash), size, len(rows))
-        return images, "images of the test split"
+            files = list(rows.path), list(rows.file_hash)
+            (batch,) = read_batches(source, modality, *files, size, len(rows))
+        what = "examples of the test split"
     except (UserError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
-        return images, f"images of noise, because the test split is not there ({reason})"
+        batch = modality.batch([modality.load(data, size) for data in modality.probes(size)])
+        what = f"generated examples, because the test split is not there ({reason})"
+    return next(iter(batch.values())), what
 
 
 def compare(expected: np.ndarray, answer: np.ndarray) -> tuple[float, int]:

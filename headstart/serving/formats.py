@@ -12,7 +12,7 @@ import numpy as np
 
 from headstart.outputs import DECIMALS
 
-FLAG = "unlike the training images"
+FLAG = "unlike the training data"
 # Characters that end a line, move the cursor, or reverse the direction of text.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 

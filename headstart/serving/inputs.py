@@ -5,58 +5,58 @@ from __future__ import annotations
 import glob
 import os
 import queue
+import stat
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from headstart.data.files import Folder
 from headstart.data.remote import filesystem
 from headstart.errors import ItemError, UserError
-from headstart.modalities.image.decode import SUFFIXES
-from headstart.modalities.image.pixels import load, pixels, resize
+from headstart.modalities import Modality
 from headstart.paths import is_address
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
 _CHUNK = 2**20
-_NO_IMAGE = f"no image in this folder ({', '.join(sorted(SUFFIXES))})"
 
 
-def find_inputs(given: Sequence[str]) -> list[str]:
+def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
     """Return the names of all files that are meant, those of a folder or pattern sorted, each name once.
 
     Args:
-        given: paths of files; of folders, for the images below them; patterns, as `photos/**/*.jpg`; addresses of
+        given: paths of files; of folders, for the examples below them; patterns, as `photos/**/*.jpg`; addresses of
             files; `-`: lines of standard input, each a path or an address. What is listed there but missing, or a
-            folder without images, is returned too: it is reported with the files that cannot be read, so that the rest
-            of a long list is processed.
+            folder without examples, is returned too: it is reported with the files that cannot be read, so that the
+            rest of a long list is processed.
+        modality: says which files are examples, by their suffixes.
 
     Raises:
-        UserError: if a name does not exist, or a folder or pattern has no image.
+        UserError: if a name does not exist, or a folder or pattern has no example.
     """
     found: list[str] = []
     for name in given:
         if name == STDIN:
             for line in _read_stdin():
-                found += (_images_below(Path(line)) or [line]) if os.path.isdir(line) else [line]
+                found += (_examples_below(Path(line), modality) or [line]) if os.path.isdir(line) else [line]
         elif is_address(name) or os.path.isfile(name):
             found.append(name)
         elif os.path.isdir(name):
-            images = _images_below(Path(name))
-            if not images:
-                raise UserError(f"{name}: {_NO_IMAGE}")
-            found += images
+            examples = _examples_below(Path(name), modality)
+            if not examples:
+                raise UserError(f"{name}: {_no_example(modality)}")
+            found += examples
         elif os.path.exists(name):
             raise UserError(f"{name} is neither a file nor a folder")
         elif glob.has_magic(name):
-            found += _matches(name)
+            matches = [match for match in sorted(glob.glob(name, recursive=True)) if os.path.isfile(match)]
+            examples = [match for match in matches if _has_suffix(match, modality)]
+            if not examples:
+                raise UserError(f"{name}: no {modality.noun} matches this pattern ({', '.join(modality.suffixes)})")
+            found += examples
         else:
-            raise UserError(
-                f"{name} does not exist; give images, folders with images, patterns in quotes, or addresses"
-            )
+            raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
     if not found:
         raise UserError("nothing to predict: standard input is empty")
     unique: dict[str, str] = {}
@@ -77,29 +77,34 @@ def _read_stdin() -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _images_below(folder: Path) -> list[str]:
-    return sorted(str(folder / name) for name in Folder(folder).scan().files if Path(name).suffix.lower() in SUFFIXES)
+def _examples_below(folder: Path, modality: Modality) -> list[str]:
+    return sorted(str(folder / name) for name in Folder(folder).scan().files if _has_suffix(name, modality))
 
 
-def _matches(pattern: str) -> list[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))
-    images = [name for name in matches if Path(name).suffix.lower() in SUFFIXES and os.path.isfile(name)]
-    if not images:
-        raise UserError(f"{pattern}: no image matches this pattern ({', '.join(sorted(SUFFIXES))})")
-    return images
+def _has_suffix(name: str, modality: Modality) -> bool:
+    return Path(name).suffix.lower() in modality.suffixes
 
 
-def load_input(name: str, size: int) -> np.ndarray:
-    """Return the image as the network takes it: (size, size, 3) uint8.
+def _no_example(modality: Modality) -> str:
+    return f"no {modality.noun} in this folder ({', '.join(sorted(modality.suffixes))})"
+
+
+def read_input(name: str, modality: Modality) -> bytes:
+    """Return the content of a file or an address.
 
     Raises:
         ItemError: if it cannot be read.
     """
     if is_address(name):
-        return resize(pixels(fetch(name), size), size)
+        return fetch(name)
     if os.path.isdir(name):
-        raise ItemError("missing", _NO_IMAGE)
-    return load(Path(name), size)
+        raise ItemError("missing", _no_example(modality))
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe would wait for ever
+            raise ItemError("unreadable", "not a file")
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
 
 
 def fetch(address: str) -> bytes:

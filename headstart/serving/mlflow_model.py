@@ -8,27 +8,25 @@ from __future__ import annotations
 import ast
 import base64
 import importlib.metadata
-import io
-import json
 import logging
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import UserError
+from headstart.serving.model_file import read_model_info
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models.model import ModelInfo
 
+    from headstart.modalities import Modality
+
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
-COLUMN = "image"  # as in pyfunc_model.py, which imports MLflow
 # What the code imports; inferring it takes MLflow 18 s.
 REQUIREMENTS = (
     "blake3",
@@ -71,25 +69,10 @@ def log_model(model_file: Path, name: str = "model", **options: Any) -> ModelInf
         return mlflow.pyfunc.log_model(name=name, **description, **options)
 
 
-def check_model_file(model_file: Path) -> None:
-    """Check that `model_file` is a model of this pipeline, without TensorFlow.
-
-    Raises:
-        UserError: if it is not.
-    """
-    if not model_file.is_file():
-        raise UserError(f"{model_file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
-    try:
-        with zipfile.ZipFile(model_file) as archive:
-            json.loads(archive.read("classes.json"))
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{model_file} is not a model of this pipeline: {error}") from error
-
-
 @contextmanager
 def _description(model_file: Path) -> Iterator[dict[str, Any]]:
     """The arguments of `mlflow.pyfunc.save_model` and `log_model`, as long as the context lasts."""
-    check_model_file(model_file)
+    _, modality, size = read_model_info(model_file)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -98,7 +81,7 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # importing it sets another level
     outputs = [ColSpec("string", "label"), ColSpec("double", "probability")]
     signature = ModelSignature(
-        inputs=Schema([ColSpec("string", COLUMN)]),
+        inputs=Schema([ColSpec("string", modality.column)]),
         outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +94,7 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
             "artifacts": {"model": str(model_file)},
             "code_paths": [str(Path(folder) / CODE.relative_to(ROOT).parts[0])],
             "signature": signature,
-            "input_example": _input_example(),
+            "input_example": _input_example(modality, size),
             "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         }
 
@@ -136,11 +119,9 @@ def imported_modules(module: Path) -> list[Path]:
     return sorted(found)
 
 
-def _input_example() -> pd.DataFrame:
-    """A row as the server takes it: a small picture that shows nothing."""
+def _input_example(modality: Modality, size: int) -> pd.DataFrame:
+    """A row as the server takes it."""
     import pandas as pd
-    from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((32, 32)).save(buffer, "PNG")
-    return pd.DataFrame({COLUMN: [base64.b64encode(buffer.getvalue()).decode()]})
+    example = min(modality.probes(size), key=len, default=b"")
+    return pd.DataFrame({modality.column: [base64.b64encode(example).decode()]})

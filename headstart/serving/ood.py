@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headstart import paths
+from headstart.data.files import file_hash
 from headstart.errors import UserError
-from headstart.modalities.image.decode import file_hash
 from headstart.outputs import Outputs
 
 if TYPE_CHECKING:
-    import keras
+    from headstart.modalities import Batch
+    from headstart.training.networks import Classifier
 
 RATE = 0.05
 K = 5
@@ -106,35 +107,32 @@ def fit(train: np.ndarray, test: np.ndarray, rate: float) -> Detector:
     return Detector(reference, threshold, rate, int(flag_halves(scores, rate).sum()), len(scores))
 
 
-def with_features(model: keras.Model) -> keras.Model:
-    """Return the classifier with its features as well: (N, feature_dim + n_classes), features first."""
-    import keras
+class Scorer:
+    """Runs a classifier for its features and its probabilities at once."""
 
-    image = x = keras.Input((None, None, 3), name="image")
-    outputs = []
-    for layer in model.layers[1:]:  # resize, trunk, head
-        x = layer(x, training=False)
-        outputs.append(x)
-    return keras.Model(image, keras.layers.Concatenate(name="features_and_probabilities")(outputs[-2:]))
+    def __init__(self, classifier: Classifier) -> None:
+        import keras
 
+        from headstart.training import networks
 
-def predict(model: keras.Model, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (b, feature_dim) and probabilities (b, n_classes) of a batch, b <= batch_size.
+        front = classifier.modality.front(classifier.size)
+        encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
+        features = encoder(front.output, training=False)
+        # One output, so that `networks.predict` takes it: features first.
+        both = keras.layers.Concatenate()([features, head(features, training=False)])
+        self._network = keras.Model(front.input, both)
+        self._feature_dim, self._predict = features.shape[-1], networks.predict
+        self.batch_size = networks.PREDICTION_BATCH
 
-    Args:
-        model: made by `with_features`.
-    """
-    from headstart.training import networks
+    def __call__(self, batch: Batch, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (b, feature_dim) and probabilities (b, n_classes) of b <= batch_size examples."""
+        both = self._predict(self._network, batch, batch_size)
+        return both[:, : self._feature_dim], both[:, self._feature_dim :]
 
-    feature_dim = model.layers[-1].input[0].shape[-1]
-    both = networks.predict(model, images, batch_size)
-    return both[:, :feature_dim], both[:, feature_dim:]
-
-
-def predict_all(model: keras.Model, batches: Iterable[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (n, feature_dim) and probabilities (n, n_classes) of all batches, as `predict` does."""
-    features, probabilities = zip(*(predict(model, batch, batch_size) for batch in batches), strict=True)
-    return np.concatenate(features), np.concatenate(probabilities)
+    def run(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
+        features, probabilities = zip(*(self(batch, self.batch_size) for batch in batches), strict=True)
+        return np.concatenate(features), np.concatenate(probabilities)
 
 
 def detector_file(model_file: Path) -> Path:
@@ -190,24 +188,23 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
     from headstart.config import load_params
     from headstart.data.manifest import load_split
     from headstart.data.sources import open_source
-    from headstart.modalities.image.pixels import read_images
+    from headstart.modalities.loading import read_batches
     from headstart.training import networks
 
-    params = load_params()
-    classifier, _ = networks.load(model_file)
-    size, batch_size = networks.image_size(classifier), networks.PREDICTION_BATCH
-    model, features = with_features(classifier), {}
+    params, classifier = load_params(), networks.load_classifier(model_file)
+    scorer, features = Scorer(classifier), {}
     with open_source(params.data.source, params.data.root) as source:
         for split, most in AT_MOST.items():
             examples = load_split(split)
             examples = examples.sample(min(most, len(examples)), random_state=0)
-            batches = read_images(source, list(examples.path), list(examples.file_hash), size, batch_size)
-            bar = tqdm(batches, total=-(-len(examples) // batch_size), desc=split, unit=" batches", disable=None)
-            features[split], _ = predict_all(model, bar, batch_size)
+            files = list(examples.path), list(examples.file_hash)
+            batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
+            count = -(-len(examples) // scorer.batch_size)
+            features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
     return features
 
 
-def fit_ood(model_file: Path = paths.MODEL, rate: float = RATE) -> Detector:
+def fit_ood(rate: float = RATE, model: Path = paths.MODEL) -> None:
     """Fit a detector to the model, write it beside it, and print how many test examples it flags.
 
     Args:
@@ -220,13 +217,12 @@ def fit_ood(model_file: Path = paths.MODEL, rate: float = RATE) -> Detector:
         raise UserError(f"--rate must be in (0, 1), got {rate:g}")
     from scipy.stats import binomtest
 
-    features = features_of_splits(model_file)
+    features = features_of_splits(model)
     detector = fit(features["train"], features["test"], rate)
-    file = save(detector, model_file)
+    file = save(detector, model)
     interval = binomtest(detector.flagged, detector.tested).proportion_ci(method="wilson")
     print(f"ood: {file}: the threshold flags {detector.rate:.1%} of examples like those in test")
     print(
         f"ood: {detector.flagged} of {detector.tested} test examples are flagged, {detector.share_flagged:.1%}, by "
         f"thresholds set on the other half (95 % interval {interval.low:.1%} to {interval.high:.1%})"
     )
-    return detector

@@ -20,10 +20,10 @@ class Format(NamedTuple):
     Attributes:
         file: the name of the network inside the folder of an export; `.`: the folder itself.
         write: (model, file) writes it.
-        run: (file, images) returns what the runtime answers: (n, height, width, 3) float32 -> (n, n_classes).
+        run: (file, examples) returns what the runtime answers: (n, ...) -> (n, n_classes).
         runtime: the package that runs it.
         packages: what is needed besides the pipeline's own packages: requirement by module name.
-        any_size: whether it takes images of any size.
+        whole: whether it can hold the whole model, with what stands before the backbone, e.g. a resize.
         also_written: names of what is written besides `file`; patterns of those inside folders.
     """
 
@@ -32,7 +32,7 @@ class Format(NamedTuple):
     run: Callable[[Path, np.ndarray], np.ndarray]
     runtime: str
     packages: dict[str, str] = {}  # noqa: RUF012  a named tuple's default, never changed
-    any_size: bool = False
+    whole: bool = False
     also_written: tuple[str, ...] = ()
 
     @property
@@ -45,11 +45,11 @@ def _write_saved_model(model: keras.Model, folder: Path) -> None:
     model.export(folder, format="tf_saved_model", verbose=False)
 
 
-def _run_saved_model(folder: Path, images: np.ndarray) -> np.ndarray:
+def _run_saved_model(folder: Path, examples: np.ndarray) -> np.ndarray:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(folder))  # a variable of its own: the weights live as long as it does
-    return loaded.serve(images).numpy()
+    return loaded.serve(examples).numpy()
 
 
 def _write_onnx(model: keras.Model, file: Path) -> None:
@@ -59,37 +59,37 @@ def _write_onnx(model: keras.Model, file: Path) -> None:
         model.export(file, format="onnx", verbose=False)
 
 
-def _run_onnx(file: Path, images: np.ndarray) -> np.ndarray:
+def _run_onnx(file: Path, examples: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    return session.run(None, {session.get_inputs()[0].name: examples})[0]
 
 
 def _write_openvino(model: keras.Model, file: Path) -> None:
     model.export(str(file), format="openvino", verbose=False)
 
 
-def _run_openvino(file: Path, images: np.ndarray) -> np.ndarray:
+def _run_openvino(file: Path, examples: np.ndarray) -> np.ndarray:
     import openvino
 
     # By default it computes in bfloat16 if the processor can.
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.array(compiled(images)[0])
+    return np.array(compiled(examples)[0])
 
 
 def _write_litert(model: keras.Model, file: Path) -> None:
     model.export(str(file), format="litert", verbose=False)
 
 
-def _run_litert(file: Path, images: np.ndarray) -> np.ndarray:
+def _run_litert(file: Path, examples: np.ndarray) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(file))
     index = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(index, images.shape)
+    interpreter.resize_tensor_input(index, examples.shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(index, images)
+    interpreter.set_tensor(index, examples)
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
@@ -106,7 +106,7 @@ FORMATS = {
     ),
     "saved_model": Format(
         *(".", _write_saved_model, _run_saved_model, "tensorflow"),
-        any_size=True,
+        whole=True,
         also_written=("assets", "fingerprint.pb", "saved_model.pb", "variables", "variables/variables.*"),
     ),
 }

@@ -12,18 +12,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.serving.mlflow_model import COLUMN, check_model_file, save_model
+from headstart.serving.mlflow_model import save_model
+from headstart.serving.model_file import read_model_info
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
 FORMS = ("dataframe_records", "dataframe_split", "instances", "inputs")  # in which MLflow takes rows
 
 
-def serve(model_file: Path = paths.MODEL, host: str = "127.0.0.1", port: int = 5002) -> None:
-    """Serve the model until Ctrl-C or SIGTERM.
+def serve(port: int = 5002, host: str = "127.0.0.1", model: Path = paths.MODEL) -> None:
+    """Serve the model until Ctrl-C.
 
     Raises:
         UserError: if there is no model, or the server cannot bind to the address.
     """
-    check_model_file(model_file)
+    column = read_model_info(model).modality.column
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended does not block it
         try:
@@ -46,22 +47,24 @@ def serve(model_file: Path = paths.MODEL, host: str = "127.0.0.1", port: int = 5
             raise UserError(
                 f"cannot bind to {host}:{port} ({error}); choose another port: make serve PORT={port + 1}"
             ) from error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # otherwise the folder below would stay
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        save_model(Path(folder) / "model", model_file)
+        save_model(Path(folder) / "model", model)
         import uvicorn
         from mlflow.pyfunc import load_model, scoring_server
 
         app = scoring_server.init(load_model(str(Path(folder) / "model")))
-        app.middleware("http")(guard)
-        print(f"Serving {model_file} at http://{host}:{port}/invocations, until Ctrl-C", flush=True)
+        app.middleware("http")(partial(guard, column=column))
+        print(f"Serving {model} at http://{host}:{port}/invocations, until Ctrl-C", flush=True)
         uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]], column: str) -> Response:
     """Check a request before MLflow's server, which answers some bad ones with a stack trace, and others with fewer
     predictions than there are rows.
+
+    Args:
+        column: what a row calls its example.
     """
     if request.url.path != "/invocations" or request.method != "POST":
         return await call_next(request)
@@ -69,7 +72,7 @@ async def guard(request: Request, call_next: Callable[[Request], Awaitable[Respo
     if kind.split(";")[0].strip() != "application/json":
         return _error(415, f"Content-Type must be application/json, got {kind}")
     try:
-        problem = await asyncio.to_thread(find_problem, await request.body())
+        problem = await asyncio.to_thread(find_problem, await request.body(), column)
         response = _error(400, problem) if problem else await call_next(request)
     except Exception as error:  # whatever it is, the next request is answered
         print(f"serve: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
@@ -77,7 +80,7 @@ async def guard(request: Request, call_next: Callable[[Request], Awaitable[Respo
     return await _without_trace(response) if response.status_code >= 400 and not problem else response
 
 
-def find_problem(body: bytes) -> str:
+def find_problem(body: bytes, column: str) -> str:
     """Return what is wrong with the form of a request, or an empty text; MLflow checks its content."""
     try:
         content = json.loads(body)
@@ -89,11 +92,11 @@ def find_problem(body: bytes) -> str:
         return "the JSON has a number of too many digits"
     forms = [name for name in FORMS if name in content] if isinstance(content, dict) else []
     if len(forms) != 1:
-        return f'give a JSON object with one of {", ".join(FORMS)}, as {{"{FORMS[0]}": [{{"{COLUMN}": "..."}}]}}'
+        return f'give a JSON object with one of {", ".join(FORMS)}, as {{"{FORMS[0]}": [{{"{column}": "..."}}]}}'
     rows = content[forms[0]] if isinstance(content[forms[0]], list) else []
     # MLflow would skip such a row.
-    wrong = [position for position, row in enumerate(rows) if isinstance(row, dict) and COLUMN not in row]
-    return "; ".join(f"{COLUMN} {position} (counted from 0, of {len(rows)}): missing" for position in wrong)
+    wrong = [position for position, row in enumerate(rows) if isinstance(row, dict) and column not in row]
+    return "; ".join(f"{column} {position} (counted from 0, of {len(rows)}): missing" for position in wrong)
 
 
 async def _without_trace(response: Response) -> Response:
