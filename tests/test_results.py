@@ -168,7 +168,9 @@ def test_it_shows_what_the_files_hold(page):
     assert "train_head, settings that params.yaml leaves open: hidden [] , dropout 0.0 , optimizer lbfgs ." in said
     assert 'href="data.html"' in page
     table = pd.read_csv(paths.PREDICTIONS)
-    (label, answer), count = next(iter(table[table.label != table.predicted].value_counts(["label", "predicted"]).items()))
+    (label, answer), count = next(
+        iter(table[table.label != table.predicted].value_counts(["label", "predicted"]).items())
+    )
     assert f"{label} {answer} {count} {100 * count / 50:.1f} %" in said
     assert f"{label} predicted as {answer}: {count} (" in page
     assert said.count("for ant") + said.count("for bee") > 0  # where it looks
@@ -319,12 +321,12 @@ def test_damaged_results_are_named(workspace):
 
 def test_without_the_images_or_the_model_it_says_so(workspace):
     workspace(["ant", "bee"], examples=4, accuracy=0.5)
-    first, *others = sorted(Path("photos").glob("*/*.png"))
+    _, *others = sorted(Path("photos").glob("*/*.png"))
     for file in others:
         Image.new("RGB", (9, 9)).save(file)  # another image than the one that was tested
     make_pages()
     assert "models/model.keras does not exist" in text()
-    assert source().count("data:image/webp") <= 3  # of `first`, which can be in several lists
+    assert source().count("data:image/webp") <= 3  # the image that is left can be in several lists
     assert "not available" in text()
     shutil.rmtree("photos")
     make_pages()
@@ -346,7 +348,10 @@ def test_without_fine_tuning_there_are_no_curves_of_it(workspace):
     [
         ({}, "The fine-tuned network was selected: on val it has log loss 0.2500"),
         ({"selected": "head"}, "The head was selected: on val it has log loss 0.2500"),
-        ({"selected": "head", "last_epoch": 0, "finished": False}, "The head was selected: training stopped after epoch"),
+        (
+            {"selected": "head", "last_epoch": 0, "finished": False},
+            "The head was selected: training stopped after epoch",
+        ),
     ],
 )
 def test_it_says_why_a_network_was_selected(changes, sentence):
@@ -426,7 +431,9 @@ def test_the_command_reproduces_the_results(tmp_path, monkeypatch):
 
 def test_charts_are_plain_svg_in_the_colours_of_the_page():
     epochs = np.arange(1, 1001)
-    table = pd.DataFrame({"epoch": epochs, "loss": 1 / epochs, "val_loss": np.nan, "accuracy": 0.5, "val_accuracy": 1.0})
+    table = pd.DataFrame(
+        {"epoch": epochs, "loss": 1 / epochs, "val_loss": np.nan, "accuracy": 0.5, "val_accuracy": 1.0}
+    )
     (title, svg), _ = charts.training_curves("<head>", table, 7)
     assert title == "<head>, loss"
     assert svg == charts.training_curves("<head>", table, 7)[0][1]  # the same bytes again

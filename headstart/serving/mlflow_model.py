@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
-# What the code imports; inferring it takes MLflow 18 s.
+# What the code imports, as far as it is installed; inferring it takes MLflow 18 s.
 REQUIREMENTS = (
     "blake3",
     "filelock",
@@ -37,6 +37,7 @@ REQUIREMENTS = (
     "opencv-python-headless",
     "pandas",
     "pillow",
+    "pillow-heif",  # of an extra
     "simplejpeg",
     "tensorflow",
 )
@@ -95,7 +96,7 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
             "code_paths": [str(Path(folder) / CODE.relative_to(ROOT).parts[0])],
             "signature": signature,
             "input_example": _input_example(modality, size),
-            "pip_requirements": [f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
+            "pip_requirements": _pinned_requirements(),
         }
 
 
@@ -117,6 +118,15 @@ def imported_modules(module: Path) -> list[Path]:
             for path in (ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "headstart"):
                 waiting += [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
     return sorted(found)
+
+
+def _pinned_requirements() -> list[str]:
+    """The installed versions of REQUIREMENTS, as pip takes them."""
+    pinned = []
+    for name in REQUIREMENTS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            pinned.append(f"{name}=={importlib.metadata.version(name)}")
+    return pinned
 
 
 def _input_example(modality: Modality, size: int) -> pd.DataFrame:
