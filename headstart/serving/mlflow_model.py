@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
-# What the code imports, as far as it is installed; inferring it takes MLflow 18 s.
-REQUIREMENTS = (
-    "blake3",
-    "filelock",
-    "keras",
-    "mlflow",
-    "numpy",
-    "opencv-python-headless",
-    "pandas",
-    "pillow",
-    "pillow-heif",  # of an extra
-    "simplejpeg",
-    "tensorflow",
-)
 
 
 def save_model(folder: Path, model_file: Path) -> None:
@@ -86,7 +72,8 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
         outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        for file in imported_modules(CODE):
+        files = imported_modules(CODE)
+        for file in files:
             copy = Path(folder) / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
@@ -96,7 +83,7 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
             "code_paths": [str(Path(folder) / CODE.relative_to(ROOT).parts[0])],
             "signature": signature,
             "input_example": _input_example(modality, size),
-            "pip_requirements": _pinned_requirements(),
+            "pip_requirements": pinned_requirements(files),
         }
 
 
@@ -108,25 +95,34 @@ def imported_modules(module: Path) -> list[Path]:
         if file in found:
             continue
         found.add(file)
-        waiting += [
-            init for parent in file.relative_to(ROOT).parents if (init := ROOT / parent / "__init__.py").is_file()
-        ]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for path in (ROOT / name.replace(".", "/") for name in names if name.split(".")[0] == "headstart"):
-                waiting += [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+        waiting += [package / "__init__.py" for package in file.parents if package.is_relative_to(ROOT / "headstart")]
+        for name in _imported_names(file):
+            path = ROOT / name.replace(".", "/")
+            waiting += [path.with_suffix(".py"), path / "__init__.py"] if name.startswith("headstart.") else []
+        waiting = [file for file in waiting if file.is_file()]
     return sorted(found)
 
 
-def _pinned_requirements() -> list[str]:
-    """The installed versions of REQUIREMENTS, as pip takes them."""
-    pinned = []
-    for name in REQUIREMENTS:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            pinned.append(f"{name}=={importlib.metadata.version(name)}")
-    return pinned
+def pinned_requirements(files: Sequence[Path]) -> list[str]:
+    """Return the installed packages that `files` import, with their versions, as pip takes them.
+
+    MLflow could infer them, in 18 s.
+    """
+    distributions = importlib.metadata.packages_distributions()
+    modules = {name.split(".")[0] for file in files for name in _imported_names(file)} - {"headstart"}
+    packages = {package for module in modules for package in distributions.get(module, ())}
+    return [f"{package}=={importlib.metadata.version(package)}" for package in sorted(packages)]
+
+
+def _imported_names(file: Path) -> set[str]:
+    """What a file imports, also inside of functions: modules, and names that may be modules."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def _input_example(modality: Modality, size: int) -> pd.DataFrame:
