@@ -124,7 +124,7 @@ def caveats(evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFr
         noun = "class has" if len(low_recall) == 1 else "classes have"
         low_recall.sort(key=lambda row: row["recall"])
         names = [f"{row['class']} ({100 * row['recall']:.0f} %)" for row in low_recall]
-        yield _about_classes(f"{len(low_recall):,} {noun} a recall far below the accuracy, beyond chance:", names)
+        yield _about_classes(f"{len(low_recall):,} {noun} a recall significantly below the accuracy:", names)
     error = evaluation["final"]["metrics"]["calibration_error"]["value"]
     beyond = reliability[(reliability.confidence < reliability.low) | (reliability.confidence > reliability.high)]
     if error > MISCALIBRATED and beyond.examples.sum() >= count / 10:
