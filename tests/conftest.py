@@ -142,6 +142,32 @@ def extracted_short(tmp_path_factory, fresh_store: Path) -> Iterator[Path]:
         yield make_extracted(tmp_path_factory.mktemp("extracted"), fresh_store, **SHORT)
 
 
+SHIPPED_CLASSES = ["blue", "green", "rosé"]
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory) -> Path:
+    """A model file as fine_tune writes it, of few layers: converters take a minute for all of a backbone's."""
+    import keras
+
+    from headstart.backbones import get_backbone
+    from headstart.modalities import get_modality
+    from headstart.training import networks
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3), name="image")
+    x = get_backbone("tiny").preprocess(image)
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(x)
+    x = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x))
+    x = keras.layers.DepthwiseConv2D(3, padding="valid")(keras.layers.ZeroPadding2D(1)(x))
+    encoder = keras.Model({"image": image}, keras.layers.GlobalAveragePooling2D()(x), name="encoder")
+    head = networks.build_head(8, len(SHIPPED_CLASSES), [8], dropout=0.5)
+    network = networks.join(get_modality("image").front(32), encoder, head)
+    file = tmp_path_factory.mktemp("models") / "model.keras"
+    networks.save(network, file, SHIPPED_CLASSES, modality="image", size=32)
+    return file
+
+
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory) -> Path:
     """An MLflow store without runs: its first use takes seconds, a copy of it none."""

@@ -64,7 +64,7 @@ def test_a_second_run_runs_nothing_and_leaves_git_clean(done):
 
 def test_code_that_shapes_no_result_runs_no_stage_and_makes_no_second_row(done):
     changed = [
-        *("headstart/tracking/__init__.py", "headstart/report/page.py", "headstart/report/templates/page.html"),
+        *("headstart/tracking/__init__.py", "headstart/report/rendering.py", "headstart/report/templates/page.html"),
         *("headstart/serving/__init__.py", "headstart/cli.py", "README.md"),
     ]
     for name in changed:

@@ -13,7 +13,6 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from test_tracking import make_record
 
-from headstart.serving import server
 from headstart.tracking import outbox, recording, registry, store
 
 IMAGES = 40
@@ -28,7 +27,7 @@ def _light(monkeypatch) -> None:
         (folder / "MLmodel").write_text("a model")
         (folder / "model.keras").write_bytes(model_file.read_bytes())
 
-    monkeypatch.setattr(server, "save", save)
+    monkeypatch.setattr(registry, "save_model", save)
 
 
 def evaluated(key: str, wrong: int, first: int = 0, **changes) -> list:

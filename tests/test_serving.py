@@ -1,12 +1,14 @@
-"""The model behind HTTP, in a real server on localhost, and as MLflow keeps it."""
+"""The model behind HTTP, in a real server on localhost, and in MLflow's format."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import importlib.metadata
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,28 +16,38 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, paint, wait_for
+from conftest import ROOT, SHIPPED_CLASSES, free_port, paint, wait_for
 from fastapi import FastAPI, Request, Response
 from PIL import Image
-from test_export import CLASSES, shipped  # noqa: F401  a fixture
 
 from headstart.errors import UserError
-from headstart.modalities.image.pixels import load
-from headstart.serving import server
+from headstart.modalities import get_modality
+from headstart.serving import mlflow_model
+from headstart.serving.mlflow_model import save_model
+from headstart.serving.server import guard, serve
 from headstart.training import networks
+
+SERVE = """
+import signal, sys
+from pathlib import Path
+from headstart.serving.server import serve
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
+serve(int(sys.argv[1]), model=Path(sys.argv[2]))
+"""
 
 
 @pytest.fixture(scope="module")
-def server(shipped, tmp_path_factory) -> Iterator[str]:  # noqa: F811
+def server(shipped, tmp_path_factory) -> Iterator[str]:
     """The address of a server that runs as `make serve` starts it."""
     temporary = tmp_path_factory.mktemp("temporary")
     port = free_port()
-    command = [sys.executable, "-m", "headstart.serving.server", "--port", str(port), "--model", str(shipped)]
+    command = [sys.executable, "-c", SERVE, str(port), str(shipped)]
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -82,17 +94,18 @@ def files(tmp_path_factory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_answers_are_those_of_the_pipeline(server, files, shipped):  # noqa: F811
+def test_answers_are_those_of_the_pipeline(server, files, shipped):
     status, answer = ask(server, records(*map(text, files)))
     assert status == 200
     model, _ = networks.load(shipped)
-    expected = networks.predict(model, np.stack([load(file, 32) for file in files]), 32)
+    load = get_modality("image").load
+    expected = networks.predict(model, np.stack([load(file.read_bytes(), 32) for file in files]), 32)
     assert len(answer["predictions"]) == len(files)
     for row, probabilities in zip(answer["predictions"], expected, strict=True):
         assert set(row) == {"label", "probability", "probabilities"}
-        assert row["label"] == CLASSES[probabilities.argmax()]
+        assert row["label"] == SHIPPED_CLASSES[probabilities.argmax()]
         assert row["probability"] == pytest.approx(probabilities.max(), abs=1e-6)
-        assert list(row["probabilities"]) == CLASSES
+        assert list(row["probabilities"]) == SHIPPED_CLASSES
         assert list(row["probabilities"].values()) == pytest.approx(list(probabilities), abs=1e-6)
 
 
@@ -127,14 +140,14 @@ def bomb() -> str:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        ("This is no base64!", "no base64 of an image file"),
+        ("This is no base64!", "not the base64 of an image file"),
         ("", "the file is empty"),
         (base64.b64encode(b"some text, no picture").decode(), "not an image of a supported kind"),
         (base64.b64encode(b"<html></html>" + bytes(60)).decode(), "but HTML or XML"),
         (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), "damaged"),
         ("A" * 48_000_000, "larger than 32 MiB"),
         (bomb(), "a decompression bomb"),
-        ("data:image/png;base64,iVBORw0K", "no base64 of an image file"),
+        ("data:image/png;base64,iVBORw0K", "not the base64 of an image file"),
     ],
     ids=["text", "empty", "other", "html", "cut", "large", "bomb", "data-url"],
 )
@@ -161,7 +174,7 @@ def test_a_bad_image_among_good_ones_is_named_by_its_place(image, reason, server
         (["abc"], "application/json", 400, "dataframe_records"),
         (b"{", "application/json", 400, "JSON"),
         (b"abc", "image/png", 415, "application/json"),
-        (b"\xff\xfe", "application/json", 400, "no JSON"),
+        (b"\xff\xfe", "application/json", 400, "not JSON"),
         (b"image\nabc\n", "text/csv", 415, "application/json"),
         (b"junk", "application/vnd.apache.parquet", 415, "application/json"),
         (b"{}", "", 415, "application/json, got none"),
@@ -173,16 +186,16 @@ def test_a_bad_image_among_good_ones_is_named_by_its_place(image, reason, server
         ({"prompt": "abc"}, "application/json", 400, "dataframe_records"),
     ],
 )
-def test_requests_that_are_none(body, kind, status, reason, server):
+def test_bad_requests(body, kind, status, reason, server):
     found, answer = ask(server, body, kind)
     assert found == status, answer
     assert reason in json.loads(answer)["message"]
     assert "Traceback" not in answer
 
 
-def test_what_goes_wrong_behind_the_guard_is_a_line(files, capsys):
+def test_an_error_behind_the_guard_is_one_line(files, capsys):
     app = FastAPI()
-    app.middleware("http")(server.guard)
+    app.middleware("http")(partial(guard, column="image"))
 
     @app.post("/invocations")
     async def answer(request: Request) -> Response:
@@ -211,11 +224,11 @@ def test_what_goes_wrong_behind_the_guard_is_a_line(files, capsys):
     assert status(two="") == (400, {"error_code": "BAD_REQUEST", "message": "no"})
     found, told = status()
     assert found == 500
-    assert told["message"] == "this request cannot be answered; the server's log says why"
-    assert capsys.readouterr().err == "serving: ValueError: odd image\n"
+    assert told["message"] == "internal error; the server's log has the reason"
+    assert capsys.readouterr().err == "serve: ValueError: odd image\n"
 
 
-def test_no_images_are_no_mistake(server):
+def test_no_images_are_answered_by_none(server):
     assert ask(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (200, {"predictions": []})
 
 
@@ -224,20 +237,20 @@ import json, sys
 import mlflow.pyfunc, pandas as pd
 model = mlflow.pyfunc.load_model("kept")
 print(json.dumps(model.predict(pd.DataFrame({"image": [sys.argv[1]]}))))
-print(json.dumps(sys.modules["pipeline"].__path__[0]))
+print(json.dumps(sys.modules["headstart"].__path__[0]))
 """
 
 
-def test_what_mlflow_keeps_needs_nothing_else_of_the_project(server, files, shipped, tmp_path):  # noqa: F811
-    server.save(tmp_path / "kept", shipped)
+def test_the_mlflow_model_needs_nothing_else_of_the_project(server, files, shipped, tmp_path):
+    save_model(tmp_path / "kept", shipped)
     kept = {file.relative_to(tmp_path / "kept").as_posix() for file in (tmp_path / "kept").rglob("*")}
-    assert {"artifacts/model.keras", "served.py", "input_example.json", "requirements.txt"} <= kept
+    assert {"artifacts/model.keras", "pyfunc_model.py", "input_example.json", "requirements.txt"} <= kept
     assert not [name for name in kept if name.endswith((".pkl", ".h5", ".html", ".pyc"))]
     command = [sys.executable, "-I", "-c", ELSEWHERE, text(files[0])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows, package = map(json.loads, done.stdout.splitlines()[-2:])
-    assert Path(package) == tmp_path / "kept/code/pipeline"
+    assert Path(package) == tmp_path / "kept/code/headstart"
     status, answer = ask(server, records(text(files[0])))
     assert status == 200
     for ours, theirs in zip(rows, answer["predictions"], strict=True):  # two processes may differ in the last bit
@@ -245,50 +258,46 @@ def test_what_mlflow_keeps_needs_nothing_else_of_the_project(server, files, ship
         assert ours == {**theirs, "probability": pytest.approx(theirs["probability"], abs=1e-6)}
 
 
-def test_the_requirements_are_what_the_code_imports(shipped):  # noqa: F811
-    """Whatever served.py and the modules behind it import is pinned to what is installed."""
-    import ast
-    import importlib.metadata
-
-    from test_contract import imported
-
-    names = set()
-    for file in imported(ROOT / "headstart/serving/pyfunc_model.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.split(".")[0])
-    packages = importlib.metadata.packages_distributions()
-    needed = {name: set(packages[name]) for name in names - set(sys.stdlib_module_names) - {"pipeline"}}
-    assert [name for name, offered in needed.items() if not offered & set(server.REQUIREMENTS)] == []
-    assert set(server.REQUIREMENTS) <= set().union(*needed.values())
-    with server.arguments(shipped) as given:
-        assert f"keras=={importlib.metadata.version('keras')}" in given["pip_requirements"]
+def test_the_mlflow_model_has_only_the_code_that_it_imports(shipped, tmp_path):
+    save_model(tmp_path / "kept", shipped)
+    code = tmp_path / "kept/code"
+    kept = {file.relative_to(code).as_posix() for file in code.rglob("*") if file.is_file()}
+    assert kept == {file.relative_to(ROOT).as_posix() for file in mlflow_model.imported_modules(mlflow_model.CODE)}
+    assert {"headstart/__init__.py", "headstart/training/networks.py"} <= kept
+    assert not [name for name in kept if re.search(r"/(tracking|report|evaluation)/|cli|stage", name)]
 
 
-def test_saving_loads_no_tensorflow(shipped, tmp_path):  # noqa: F811
+def test_the_requirements_are_what_the_code_imports():
+    pinned = mlflow_model.pinned_requirements(mlflow_model.imported_modules(mlflow_model.CODE))
+    assert f"keras=={importlib.metadata.version('keras')}" in pinned
+    names = {line.split("==")[0] for line in pinned}
+    assert {"mlflow", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "tensorflow"} <= names
+    assert not names & {"dvc", "matplotlib", "scikit-learn"}
+
+
+def test_saving_loads_no_tensorflow(shipped, tmp_path):
     code = (
-        "import sys, pathlib; from pipeline import serving; serving.save(*map(pathlib.Path, sys.argv[1:])); "
-        "print('tensorflow' in sys.modules)"
+        "import sys, pathlib; from headstart.serving.mlflow_model import save_model; "
+        "save_model(*map(pathlib.Path, sys.argv[1:])); print('tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "kept"), str(shipped)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_mistakes_are_told_before_anything_is_loaded(shipped, tmp_path, capsys):  # noqa: F811
+def test_mistakes_are_reported_before_the_server_starts(shipped, tmp_path):
     (tmp_path / "text.keras").write_text("text")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        for wrong, message in [
-            (["--model", str(tmp_path / "nowhere.keras")], "nowhere.keras does not exist; run `dvc repro`"),
-            (["--model", str(tmp_path / "text.keras")], "text.keras is not a model of this pipeline"),
-            (["--model", str(shipped), "--port", str(port)], f"make serve PORT={port + 1}"),
-            (["--model", str(shipped), "--port", "70000"], "127.0.0.1:70000 cannot be listened at"),
+        for arguments, message in [
+            ({"model": tmp_path / "nowhere.keras"}, "nowhere.keras does not exist; run `dvc repro`"),
+            ({"model": tmp_path / "text.keras"}, "text.keras is not a model of this pipeline"),
+            ({"model": shipped, "port": port}, f"make serve PORT={port + 1}"),
+            ({"model": shipped, "port": 70000}, "cannot bind to 127.0.0.1:70000"),
         ]:
-            assert server.main(wrong) == 1
-            assert message in capsys.readouterr().err
+            with pytest.raises(UserError) as raised:
+                serve(**arguments)
+            assert message in str(raised.value)
     with pytest.raises(UserError, match=r"nowhere\.keras does not exist"):
-        server.save(tmp_path / "kept", tmp_path / "nowhere.keras")
+        save_model(tmp_path / "kept", tmp_path / "nowhere.keras")

@@ -1,1 +1,1 @@
-"""What the page of results shows."""
+"""The two HTML pages: what is in the data, and what the trained network is worth."""

@@ -1,43 +1,88 @@
-"""Where in an image a classifier sees what speaks for a class.
+"""Where in an image the network sees evidence for a class.
 
-The last feature map times the gradient of the class' score, summed over channels: what each place adds to the score, as
-far as the head is linear (HiResCAM, https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient
-over places first, it also holds for features that are flattened; for those averaged over all places both agree.
+The last feature map times the gradient of the class score, summed over channels: what each place adds to the score,
+if the head is linear (HiResCAM, https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over
+places first, it also holds for flattened features; for features averaged over all places both agree.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 
-from headstart.backbones import keras_applications
+from headstart.backbones.base import POOL_LAYER
 from headstart.framework import keras, tf
+from headstart.modalities import Batch
+from headstart.modalities.image import data_url
+from headstart.modalities.image.decode import decode
 from headstart.training import networks
+from headstart.training.networks import Classifier
+
+SIDE = 160  # pixels of a picture, the longer side
 
 
-def maps(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """What speaks for a class, by place.
+def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarray:
+    """Return the evidence for classes by place.
 
     Args:
-        model: a classifier made by `networks.join`.
-        images: (b, size, size, 3) uint8 RGB, of the size that the model resizes to.
-        classes: (b, k) int: the classes that are asked about, of each image.
+        batch: b images of the size that the classifier takes.
+        classes: (b, k) int: the classes in question for each image.
 
     Returns:
-        (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map: the largest of each map is 1,
-        or all are 0 where nothing speaks for the class.
+        (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map: each map has a maximum of 1,
+        or is all 0 if nothing speaks for the class.
     """
-    trunk, head = model.get_layer("trunk"), model.get_layer("head")
-    pool = trunk.get_layer(keras_applications.POOL_LAYER)
-    below = keras.Model(trunk.input, pool.input)
+    encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
+    pool = encoder.get_layer(POOL_LAYER)
+    below = keras.Model(encoder.input, pool.input)
     logits_of = networks.without_softmax(head)
-    features = tf.convert_to_tensor(below(tf.cast(images, tf.float32), training=False))
+    images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
+    features = tf.convert_to_tensor(below(images, training=False))
     found = []
-    for asked in classes.T:
+    for column in classes.T:
         with tf.GradientTape() as tape:
             tape.watch(features)
             logits = logits_of(pool(features), training=False)
-            # Against the other classes: what speaks for all alike decides nothing.
-            score = tf.gather(logits, asked, batch_dims=1, axis=1) - tf.reduce_mean(logits, axis=1)
-        spoken = tf.nn.relu(tf.reduce_sum(tape.gradient(score, features) * features, axis=-1)).numpy()
-        found.append(spoken / np.maximum(spoken.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny))
+            # Relative to the other classes: evidence for all of them decides nothing.
+            score = tf.gather(logits, column, batch_dims=1, axis=1) - tf.reduce_mean(logits, axis=1)
+        evidence = tf.nn.relu(tf.reduce_sum(tape.gradient(score, features) * features, axis=-1)).numpy()
+        found.append(evidence / np.maximum(evidence.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny))
     return np.stack(found, axis=1)
+
+
+def pictures(classifier: Classifier, files: list[bytes], classes: np.ndarray) -> tuple[list[list[str]], str]:
+    """Draw image files with the evidence for classes.
+
+    Args:
+        files: n image files.
+        classes: (n, k) int, as in `maps`.
+
+    Returns:
+        For each file the addresses of k + 1 pictures, the plain one first; and the size of a map, as `7 x 7`.
+    """
+    modality = classifier.modality
+    batch = modality.batch([modality.load(data, classifier.size) for data in files])
+    found = maps(classifier, batch, classes)
+    drawn = []
+    for data, evidence in zip(files, found, strict=True):
+        image = _scaled(data)
+        drawn.append([data_url(image), *(data_url(_overlay(image, one)) for one in evidence)])
+    return drawn, " x ".join(map(str, found.shape[2:]))
+
+
+def _scaled(data: bytes) -> Image.Image:
+    """The image, its longer side SIDE, even if it is smaller."""
+    image = decode(data)
+    width, height = (max(round(side * SIDE / max(image.size)), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _overlay(image: Image.Image, evidence: np.ndarray) -> Image.Image:
+    """The image in grey, with red and yellow where `evidence`, (h, w) in [0, 1], is high."""
+    heat = np.asarray(Image.fromarray(evidence).resize(image.size, Image.Resampling.BICUBIC))[..., None].clip(0)
+    strength = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
+    colour = np.concatenate(
+        [np.full_like(strength, 255), 255 * np.clip(1.6 * strength - 0.5, 0, 1), np.full_like(strength, 30)], axis=-1
+    )
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    return Image.fromarray(np.uint8(grey * (1 - 0.75 * strength) + 0.75 * strength * colour))

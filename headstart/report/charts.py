@@ -1,90 +1,161 @@
-"""Curves as SVG: from values to places in a drawing."""
+"""Charts as inline SVG, drawn by matplotlib and scikit-learn's displays, in the colours of the page's style sheet."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import io
+import re
+from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
-WIDTH, HEIGHT = 300, 200  # of a drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 36, 12, 10, 34  # around the plot
-TICKS = 6  # of an axis at most
-POINTS = 300  # of a line, of more as many at equal distances
+BINS = 24  # of a histogram
+POINTS = 300  # of a curve at most
+# CSS variables of templates/page.html, each under a stand-in: matplotlib does not know them, and they change with the
+# reader's light or dark mode.
+_COLOURS = {name: f"#00000{number}" for number, name in enumerate(("soft", "line", "train", "val", "test"), 1)}
+SOFT, LINE, TRAIN, VAL, TEST = _COLOURS.values()
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "figure.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": SOFT,
+    "axes.facecolor": "none",
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "xtick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.color": LINE,
+    "ytick.labelcolor": SOFT,
+    "lines.solid_capstyle": "round",
+}
 
 
-class Mark(NamedTuple):
-    """A point: kind (a CSS class), places of it and of its interval, and a text."""
+def draw(name: str, size: tuple[float, float], plot: Callable[[Axes], None]) -> Markup:
+    """Return what `plot` draws on empty axes as an <svg> element; equal arguments give equal text.
 
-    kind: str
-    x: float
-    y: float
-    low: float
-    high: float
-    text: str
-
-
-@dataclass
-class Chart:
-    """A plot with lines and points.
-
-    Attributes:
-        x, y: low and high of each axis, low < high.
-        lines: kind (a CSS class) and points, as SVG's polyline takes them.
-        marks: points with their intervals.
-        best: a place across to be marked, or None.
-        whole: whether only whole numbers of x have a sense.
+    Args:
+        name: of the chart, unique within its page, for screen readers and for the ids inside.
+        size: width and height in inches; the page scales the chart to the room that it has.
     """
-
-    title: str
-    x_label: str
-    y_label: str
-    x: tuple[float, float]
-    y: tuple[float, float]
-    lines: list[tuple[str, str]] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    best: float | None = None
-    whole: bool = False
-    width: int = WIDTH
-    height: int = HEIGHT
-
-    @property
-    def x_ticks(self) -> list[tuple[float, str]]:
-        """Place and text."""
-        return [(self.across(value), f"{value:g}") for value in ticks(*self.x, least=1 if self.whole else 0)]
-
-    @property
-    def y_ticks(self) -> list[tuple[float, str]]:
-        """Place and text."""
-        return [(self.down(value), f"{value:g}") for value in ticks(*self.y)]
-
-    def across(self, value: float) -> float:
-        """Where `value` of x lies."""
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - self.x[0]) / (self.x[1] - self.x[0]), 1)
-
-    def down(self, value: float) -> float:
-        """Where `value` of y lies."""
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - self.y[0]) / (self.y[1] - self.y[0]), 1)
-
-    def line(self, kind: str, xs: Sequence[float], ys: Sequence[float]) -> None:
-        """Add a line; what is no number is passed over."""
-        points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int))
-        self.lines.append((kind, " ".join(f"{self.across(x)},{self.down(y)}" for x, y in (points[i] for i in kept))))
-        if len(points) == 1:
-            self.mark(kind, *points[0], *[points[0][1]] * 2, "")
-
-    def mark(self, kind: str, x: float, y: float, low: float, high: float, text: str) -> None:
-        """Add a point with its interval and what is said where the pointer rests on it."""
-        self.marks.append(Mark(kind, self.across(x), self.down(y), self.down(low), self.down(high), text))
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        plot(axes)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=no_metadata)
+    text = buffer.getvalue()
+    # A style element would apply to the whole page, which gives size and font; everything lies within the axes.
+    svg = re.sub(r"<(style|clipPath).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' id="(?!m[0-9a-f]{10})[^"]*"| clip-path="[^"]*"', "", svg)  # markers alone are referred to
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"| xmlns(?::xlink)?="[^"]*"| version="1.1"', "", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    for variable, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    label = Markup('<svg role="img" aria-label="{}"').format(name)
+    return Markup(svg.strip().replace("<svg", label, 1))
 
 
-def ticks(low: float, high: float, least: float = 0) -> list[float]:
-    """Round numbers in [low, high], at most TICKS, not closer than `least`."""
-    rough = max((high - low) / (TICKS - 1), least)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
+def training_curves(name: str, table: pd.DataFrame, best: int | None) -> list[tuple[str, Markup]]:
+    """Draw loss and accuracy by epoch, on train and val; return title and chart of both, or nothing without epochs.
+
+    Args:
+        table: epoch, loss, accuracy, val_loss, val_accuracy.
+        best: the epoch whose weights were kept, to be marked.
+    """
+    if table.empty:
+        return []
+    shown = table.iloc[np.unique(np.linspace(0, len(table) - 1, POINTS).round().astype(int))]
+    marker = "o" if len(shown) == 1 else ""
+
+    def curves(column: str) -> Markup:
+        def plot(axes: Axes) -> None:
+            for prefix, colour in (("", TRAIN), ("val_", VAL)):
+                values = shown[prefix + column].where(np.isfinite(shown[prefix + column]))
+                axes.plot(shown.epoch, values, color=colour, marker=marker, linewidth=1.8)
+            if best is not None:
+                axes.axvline(best, color=SOFT, linestyle="--", linewidth=1)
+            axes.set_xlabel("epoch")
+            if len(shown) == 1:
+                axes.set_xlim(shown.epoch.iloc[0] - 1, shown.epoch.iloc[0] + 1)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            if column == "loss":
+                axes.set_ylim(bottom=0)
+            else:
+                axes.set_ylim(top=1)
+
+        return draw(f"{name}, {column}", (3.2, 2.2), plot)
+
+    return [(f"{name}, {column}", curves(column)) for column in ("loss", "accuracy")]
+
+
+def reliability_diagram(table: pd.DataFrame) -> Markup:
+    """Draw accuracy against confidence, bin by bin: confidence, accuracy, low, high (an interval), examples."""
+
+    def plot(axes: Axes) -> None:
+        errors = np.clip([table.accuracy - table.low, table.high - table.accuracy], 0, None)
+        axes.errorbar(table.confidence, table.accuracy, errors, fmt="none", ecolor=TEST, alpha=0.6)
+        display = CalibrationDisplay(table.accuracy.to_numpy(), table.confidence.to_numpy(), None)
+        display.plot(ax=axes, name="test", ref_line=False, color=TEST, marker="o", linestyle="none")
+        axes.plot([0, 1], [0, 1], color=SOFT, linestyle="--", linewidth=1)
+        _unit_square(axes, "confidence", "accuracy")
+
+    return draw("reliability diagram", (4.2, 3.4), plot)
+
+
+def precision_recall_curve(table: pd.DataFrame) -> Markup:
+    """Draw precision by recall over all pairs of example and class: recall, precision."""
+
+    def plot(axes: Axes) -> None:
+        PrecisionRecallDisplay(table.precision.to_numpy(), table.recall.to_numpy()).plot(ax=axes)
+        _unit_square(axes, "recall", "precision")
+
+    return draw("precision-recall curve", (4.2, 3.4), plot)
+
+
+def roc_curve(table: pd.DataFrame) -> Markup:
+    """Draw the ROC curve over all pairs of example and class: false_positive_rate, true_positive_rate."""
+
+    def plot(axes: Axes) -> None:
+        display = RocCurveDisplay(fpr=table.false_positive_rate.to_numpy(), tpr=table.true_positive_rate.to_numpy())
+        display.plot(ax=axes)
+        _unit_square(axes, "false positive rate", "true positive rate")
+
+    return draw("ROC curve", (4.2, 3.4), plot)
+
+
+def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
+    """Give a display of scikit-learn the labels, limits and colour of this page."""
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    if legend := axes.get_legend():
+        legend.remove()
+    if len(axes.lines) == 1:
+        axes.lines[0].set(color=TEST, linewidth=1.8, solid_joinstyle="round")
+
+
+def histogram(name: str, values: pd.Series) -> Markup:
+    """Draw how often the values of a measure occur."""
+
+    def plot(axes: Axes) -> None:
+        axes.hist(values.to_numpy(float), bins=BINS, color=TRAIN, rwidth=0.9)
+        axes.grid(visible=False, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+
+    return draw(f"histogram of {name}", (3.2, 1.6), plot)

@@ -1,23 +1,21 @@
-"""What the page of results says in figures and words, out of the files that the stages leave."""
+"""What the results page says in numbers and sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from headstart.evaluation.compare import figures, read_workspace
-
 # When the page warns.
-WIDE = 0.03  # half of the interval of the accuracy
-FEW = 20  # test images of a class
-BELOW = 0.1  # of a class' recall below the accuracy, with all of its interval below it
+WIDE = 0.03  # half of the interval of accuracy
+FEW = 20  # test examples of a class
+BELOW = 0.1  # recall of a class below accuracy, with all of its interval
 NAMED = 8  # classes that a warning names
-MISCALIBRATED = 0.05  # calibration error, where bins beyond chance hold a tenth of the images
+MISCALIBRATED = 0.05  # calibration error, if bins beyond chance hold a tenth of the examples
 
-WORDS = {
+NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "log_loss": "log loss",
@@ -26,35 +24,34 @@ WORDS = {
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
-def values(file: Path) -> dict[str, Any]:
-    """A file of metrics; nothing where there is none.
+class Caveat(NamedTuple):
+    """A sentence, the classes that it is about, and how many more there are."""
 
-    Raises:
-        UserError: where the file holds something else.
-    """
-    return figures(read_workspace(file), str(file))
+    sentence: str
+    classes: list[str]
+    more: int
 
 
 def headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a metric: name, final and head (value, low, high, and from, to, at in percent of a bar), gain."""
+    """Return a row per metric: name, final and head (value, low, high, and from, to, at in percent of a bar), gain."""
     gains = {row["metric"]: row for row in evaluation["gain"]["metrics"]}
     rows = []
     for name, final in evaluation["final"]["metrics"].items():
         head, gain = evaluation["head"]["metrics"][name], gains[name]
         low, high = min(final["low"], head["low"]), max(final["high"], head["high"])
         lower = name in LOWER_IS_BETTER
-        surely = gain["low"] > 0 or gain["high"] < 0
-        if name == "accuracy":  # has a test of its own
-            surely = evaluation["gain"]["verdict"] != "no evidence"
+        significant = gain["low"] > 0 or gain["high"] < 0
+        if name == "accuracy":  # it has a test of its own
+            significant = evaluation["gain"]["verdict"] != "no evidence"
         rows.append(
             {
-                "name": WORDS.get(name) or f"in the first {name.split('_')[1]}",
+                "name": NAMES.get(name) or name.replace("_", "-", 1).replace("_", " "),  # top_3_accuracy
                 "share": name != "log_loss",
                 "lower": lower,
                 "final": final | _bar(final["value"], final["low"], final["high"], low, high),
                 "head": head | _bar(head["value"], head["low"], head["high"], low, high),
                 "gain": gain,
-                "change": ("good" if (gain["difference"] < 0) == lower else "bad") if surely else "",
+                "change": ("good" if (gain["difference"] < 0) == lower else "bad") if significant else "",
             }
         )
     return rows
@@ -68,30 +65,24 @@ def _bar(value: float, low: float, high: float, start: float = 0.0, end: float =
     }
 
 
-def shipped(fine_tune: dict[str, Any], confidence: float) -> str:
-    """What was shipped, and why."""
+def selection(fine_tune: dict[str, Any], confidence: float) -> str:
+    """Return in words which network was selected, and why.
+
+    Args:
+        fine_tune: reports/fine_tune.json.
+        confidence: fine_tune.confidence of params.yaml.
+    """
+    from headstart.training.selection import explain  # TensorFlow
+
     if "tuned_val_loss" not in fine_tune:
-        return "The head on the frozen backbone is shipped: fine_tune.unfreeze leaves nothing to train."
-    kind, where = "val", "on the val images its"
-    if "tuned_folds_loss" in fine_tune:
-        kind, where = "folds", "folds of train and val judged what such training leads to: its"
-    tuned, head = (fine_tune[f"{name}_{kind}_loss"] for name in ("tuned", "head"))
-    losses = (
-        f"{where} log loss is {tuned:.4f}, that of the head {head:.4f}; the confidence that its probabilities are "
-        f"better, by the Brier score, is {fine_tune['tuned_confidence']:.3f}, and {confidence:g} is asked for"
-    )
-    broken = f"broke off after epoch {fine_tune['last_epoch']}, its loss being no number."
-    if not fine_tune["finished"] and (kind == "folds" or not fine_tune["last_epoch"]):
-        return f"The head as it was is shipped: fine-tuning {broken}"
-    broken = "" if fine_tune["finished"] else f" Training {broken}"
-    if fine_tune["fine_tuned"]:
-        again = " Then it was trained again, the same way, on train and val." if fine_tune.get("refitted") else ""
-        return f"The fine-tuned network is shipped: {losses}.{broken}{again}"
-    return f"The head as it was is shipped. Fine-tuning was tried: {losses}, with no fewer answers right.{broken}"
+        return "The head on the frozen backbone was selected: fine_tune.unfreeze leaves nothing to train."
+    better = fine_tune["selected"] == "fine_tuned"
+    name = "fine-tuned network" if better else "head"
+    return f"The {name} was selected: {explain(fine_tune, better, confidence)}."
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the classes, the lowest F1 first, with `bar` for recall; those without test images last."""
+    """Return the rows of the classes, lowest F1 first, with `bar` for recall; those without test examples last."""
     rows = sorted(evaluation["final"]["classes"], key=lambda row: (row["recall"] is None, row["f1"]))
     return [
         row | {"bar": _bar(row["recall"], row["recall_low"], row["recall_high"]) if row["recall"] is not None else None}
@@ -99,67 +90,77 @@ def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def warnings(
-    evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFrame, images: int
-) -> Iterable[tuple[str, list[str], int]]:
-    """What the figures are not good for: a sentence, classes that it is about, and how many more these are."""
+def caveats(evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFrame, count: int) -> Iterator[Caveat]:
+    """Yield what limits the conclusions to be drawn from the figures.
+
+    Args:
+        evaluation: reports/evaluate.json.
+        fine_tuned: whether the fine-tuned network was selected.
+        reliability: plots/reliability.csv.
+        count: test examples.
+    """
     accuracy = evaluation["final"]["metrics"]["accuracy"]
-    half = (accuracy["high"] - accuracy["low"]) / 2
-    if half > WIDE:
-        yield (
-            f"{images:,} test images are few: the accuracy may as well be {100 * accuracy['low']:.1f} or "
-            f"{100 * accuracy['high']:.1f} %. Smaller differences between two runs are not to be believed; python -m "
-            "headstart.evaluation.compare judges them in pairs.",
+    low, high = (100 * accuracy[bound] for bound in ("low", "high"))
+    if high - low > 200 * WIDE:
+        yield Caveat(
+            f"There are only {count:,} test examples: the true accuracy may be anything from {low:.1f} to {high:.1f} "
+            "%. Do not trust smaller differences between runs; `headstart compare` tests them on paired predictions.",
             [],
             0,
         )
     rows = evaluation["final"]["classes"]
     few = [row["class"] for row in sorted(rows, key=lambda row: row["support"]) if row["support"] < FEW]
     if few:
-        noun = "class has" if len(few) == 1 else "classes have"
-        yield (
-            f"{len(few):,} {noun} fewer than {FEW} test images, so that their figures say little:",
-            few[:NAMED],
-            max(0, len(few) - NAMED),
-        )
-    far = [
+        noun, their = ("class has", "its") if len(few) == 1 else ("classes have", "their")
+        yield _about_classes(f"{len(few):,} {noun} fewer than {FEW} test examples, so {their} metrics are noisy:", few)
+    low_recall = [
         row
         for row in rows
         if row["recall"] is not None
         and row["recall_high"] < accuracy["value"]
         and row["recall"] < accuracy["value"] - BELOW
     ]
-    if far:
-        far.sort(key=lambda row: row["recall"])
-        noun = "class is" if len(far) == 1 else "classes are"
-        yield (
-            f"{len(far):,} {noun} found far less often than the others, beyond chance:",
-            [f"{row['class']} ({100 * row['recall']:.0f} %)" for row in far[:NAMED]],
-            max(0, len(far) - NAMED),
-        )
+    if low_recall:
+        noun = "class has" if len(low_recall) == 1 else "classes have"
+        low_recall.sort(key=lambda row: row["recall"])
+        names = [f"{row['class']} ({100 * row['recall']:.0f} %)" for row in low_recall]
+        yield _about_classes(f"{len(low_recall):,} {noun} a recall significantly below the accuracy:", names)
     error = evaluation["final"]["metrics"]["calibration_error"]["value"]
     beyond = reliability[(reliability.confidence < reliability.low) | (reliability.confidence > reliability.high)]
-    if error > MISCALIBRATED and beyond.images.sum() >= images / 10:
-        sure = float((reliability.confidence * reliability.images).sum() / reliability.images.sum())
-        direction = "too sure" if sure > accuracy["value"] else "less sure than it could be"
-        yield (
-            f"The probabilities are not to be taken at their word: the network is {direction}. It claims to be right "
-            f"in {100 * sure:.1f} % of the cases and is in {100 * accuracy['value']:.1f} %; calibration error "
+    if error > MISCALIBRATED and beyond.examples.sum() >= count / 10:
+        confidence = float(np.average(reliability.confidence, weights=reliability.examples))
+        direction = "overconfident" if confidence > accuracy["value"] else "underconfident"
+        yield Caveat(
+            f"The probabilities are miscalibrated: the network is {direction}. Its mean confidence is "
+            f"{100 * confidence:.1f} % and its accuracy {100 * accuracy['value']:.1f} %; calibration error "
             f"{100 * error:.1f} %.",
             [],
             0,
         )
     if fine_tuned and evaluation["gain"]["verdict"] == "worse":
-        yield "On the test images the head alone is better than the fine-tuned network that is shipped.", [], 0
+        yield Caveat(
+            "On the test split, the head alone is better than the fine-tuned network that was selected.", [], 0
+        )
 
 
-def cost(costs: dict[str, float], extraction: dict[str, Any]) -> dict[str, Any]:
-    """Seconds a stage with a bar, and other figures."""
-    seconds = {name.removesuffix("_seconds"): value for name, value in costs.items() if name.endswith("_seconds")}
+def _about_classes(sentence: str, names: list[str]) -> Caveat:
+    return Caveat(sentence, names[:NAMED], max(0, len(names) - NAMED))
+
+
+def costs_of_stages(costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return seconds per stage with a bar, their sum, latency, rate and device of extract, and what the store had.
+
+    Args:
+        costs: what `costs.read` returns, by stage.
+    """
+    seconds = {stage: row[f"{stage}_seconds"] for stage, row in costs.items() if f"{stage}_seconds" in row}
     longest = max(seconds.values(), default=0) or 1
     return {
-        "stages": [(name, value, round(100 * value / longest, 1)) for name, value in seconds.items()],
+        "stages": [(stage, value, round(100 * value / longest, 1)) for stage, value in seconds.items()],
         "total": sum(seconds.values()),
-        "latency_ms": costs.get("latency_ms"),
-        "extraction": extraction,
+        "latency_ms": costs["evaluate"].get("latency_ms"),
+        "examples_per_second": costs["extract"].get("examples_per_second"),
+        "from_store": costs["extract"].get("from_store", 0),
+        "features": costs["extract"].get("from_store", 0) + costs["extract"].get("computed", 0),
+        "device": costs["extract"].get("device"),
     }

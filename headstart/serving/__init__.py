@@ -1,1 +1,1 @@
-"""New images: where they come from, and how the answers are written and served."""
+"""The trained model in use: predictions for new files, an HTTP server, exports to other runtimes."""

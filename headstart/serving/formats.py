@@ -1,4 +1,4 @@
-"""What is found on images, and how it is written: as lines, CSV or JSON."""
+"""Predictions as text, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import numpy as np
 
 from headstart.outputs import DECIMALS
 
-MARK = "unlike the training images"
-# What ends a line, moves the cursor, or turns the order of letters.
+FLAG = "unlike the training data"
+# Characters that end a line, move the cursor, or reverse the direction of text.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-class Answer(NamedTuple):
-    """What is found for an image.
+class Prediction(NamedTuple):
+    """What the network says about one input.
 
     Attributes:
-        probabilities: (n_classes,), or empty where it cannot be read.
-        distance: from the training images, above 1: unlike them; None where that is not known.
-        problem: why it cannot be read.
+        probabilities: (n_classes,), or empty if the input cannot be read.
+        distance: from the training images; above 1: out of distribution; None if it is not known.
+        problem: why the input cannot be read.
     """
 
     name: str
@@ -31,74 +31,84 @@ class Answer(NamedTuple):
     distance: float | None = None
     problem: str = ""
 
+    @property
+    def is_flagged(self) -> bool:
+        """Whether it is out of distribution."""
+        return self.distance is not None and self.distance > 1
 
-class Counted:
-    """Passes on the answers of images that were read, and counts."""
 
-    def __init__(self, answers: Iterable[Answer]) -> None:
-        self._answers = answers
+class Tally:
+    """Passes on the predictions for inputs that could be read; counts them, and collects the others.
+
+    Attributes:
+        read, flagged: counts.
+        problems: name of an input, and why it could not be read.
+    """
+
+    def __init__(self, predictions: Iterable[Prediction]) -> None:
+        self._predictions = predictions
         self.read = self.flagged = 0
         self.problems: list[tuple[str, str]] = []
 
-    def __iter__(self) -> Iterator[Answer]:
-        for answer in self._answers:
-            if answer.problem:
-                self.problems.append((answer.name, answer.problem))
+    def __iter__(self) -> Iterator[Prediction]:
+        for prediction in self._predictions:
+            if prediction.problem:
+                self.problems.append((prediction.name, prediction.problem))
             else:
                 self.read += 1
-                self.flagged += answer.distance is not None and answer.distance > 1
-                yield answer
+                self.flagged += prediction.is_flagged
+                yield prediction
 
 
-def shown(name: str) -> str:
-    """`name` on a line of text: its control characters escaped as Python writes them."""
-    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], name)
+def printable(name: str) -> str:
+    """Return `name` with its control characters escaped as Python writes them."""
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], name)
 
 
-def write_text(stream: TextIO, classes: list[str], answers: Iterable[Answer]) -> None:
-    """A line an image."""
-    classes = list(map(shown, classes))
+def write_text(stream: TextIO, classes: list[str], predictions: Iterable[Prediction]) -> None:
+    """Write a line per input."""
+    classes = list(map(printable, classes))
     width = max(map(len, classes))
-    for answer in answers:
-        mark = f"  {MARK}" if answer.distance is not None and answer.distance > 1 else ""
-        label, probability = classes[answer.probabilities.argmax()], answer.probabilities.max()
-        stream.write(f"{label:<{width}}  {probability:.4f}  {shown(answer.name)}{mark}\n")
+    for prediction in predictions:
+        flag = f"  {FLAG}" if prediction.is_flagged else ""
+        label, probability = classes[prediction.probabilities.argmax()], prediction.probabilities.max()
+        stream.write(f"{label:<{width}}  {probability:.4f}  {printable(prediction.name)}{flag}\n")
 
 
-def write_csv(stream: TextIO, classes: list[str], answers: Iterable[Answer]) -> None:
-    """A row an image; `distance` and `unlike` are empty where they are not known."""
+def write_csv(stream: TextIO, classes: list[str], predictions: Iterable[Prediction]) -> None:
+    """Write a row per input; `distance` and `unlike` are empty if they are not known."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["path", "label", "probability", "distance", "unlike", *(f"p_{name}" for name in classes)])
-    for answer in answers:
-        row = _row(classes, answer)
+    for prediction in predictions:
+        row = _row(classes, prediction)
         known = (row.get("distance", ""), str(row["unlike"]).lower() if "unlike" in row else "")
         writer.writerow([row["path"], row["label"], row["probability"], *known, *row["probabilities"].values()])
 
 
-def write_json(stream: TextIO, classes: list[str], answers: Iterable[Answer]) -> None:
-    """A list with an object an image; `distance` and `unlike` are missing where they are not known."""
+def write_json(stream: TextIO, classes: list[str], predictions: Iterable[Prediction]) -> None:
+    """Write a list with an object per input; `distance` and `unlike` are missing if they are not known."""
     separator = "[\n"
-    for answer in answers:
-        text = json.dumps(_row(classes, answer), indent=2, ensure_ascii=False)
+    for prediction in predictions:
+        text = json.dumps(_row(classes, prediction), indent=2, ensure_ascii=False)
         stream.write(separator + "  " + text.replace("\n", "\n  "))
         separator = ",\n"
     stream.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
-def _row(classes: list[str], answer: Answer) -> dict[str, Any]:
-    values = [round(float(value), DECIMALS) for value in answer.probabilities]
+def _row(classes: list[str], prediction: Prediction) -> dict[str, Any]:
+    values = [round(float(value), DECIMALS) for value in prediction.probabilities]
     row: dict[str, Any] = {
-        "path": answer.name,
-        "label": classes[answer.probabilities.argmax()],
+        "path": prediction.name,
+        "label": classes[prediction.probabilities.argmax()],
         "probability": max(values),
         "probabilities": dict(zip(classes, values, strict=True)),
     }
-    if answer.distance is not None:
-        row |= {"distance": round(answer.distance, DECIMALS), "unlike": answer.distance > 1}
+    if prediction.distance is not None:
+        row |= {"distance": round(prediction.distance, DECIMALS), "unlike": prediction.is_flagged}
     return row
 
 
-FORMATS: dict[str, Callable[[TextIO, list[str], Iterable[Answer]], None]] = {
+FORMATS: dict[str, Callable[[TextIO, list[str], Iterable[Prediction]], None]] = {
     "text": write_text,
     "csv": write_csv,
     "json": write_json,

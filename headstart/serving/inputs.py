@@ -1,122 +1,125 @@
-"""Images that a user names: files, folders, patterns, addresses, or a list of them on standard input."""
+"""What a user asks predictions for: files, folders, patterns, addresses, or a list of them on standard input."""
 
 from __future__ import annotations
 
 import glob
 import os
 import queue
+import stat
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from headstart.data.files import Folder
 from headstart.data.remote import filesystem
 from headstart.errors import ItemError, UserError
-from headstart.modalities.image.decode import SUFFIXES
-from headstart.modalities.image.pixels import load, pixels, resize
+from headstart.modalities import Modality
 from headstart.paths import is_address
 
 STDIN = "-"
-MAX_BYTES, SECONDS = 2**26, 30.0  # of an image at an address: how large, and how long it may take
+MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
 _CHUNK = 2**20
-_NO_IMAGE = f"no image in this folder ({', '.join(sorted(SUFFIXES))})"
 
 
-def find_images(given: Sequence[str]) -> list[str]:
-    """The names of all images that are meant, those of a folder or pattern sorted.
+def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
+    """Return the names of all files that are meant, those of a folder or pattern sorted, each name once.
 
     Args:
-        given: paths of images; of folders, for the images below them; patterns, as `photos/**/*.jpg`; addresses of
-            images; `-`: lines of standard input, each a path or an address.
-
-    Returns:
-        Each name once. What is listed and gone by now, or a folder without images, is among them: it is told with the
-        other images that cannot be read, and the rest of a long list is answered.
+        given: paths of files; of folders, for the examples below them; patterns, as `photos/**/*.jpg`; addresses of
+            files; `-`: lines of standard input, each a path or an address. What is listed there but missing, or a
+            folder without examples, is returned too: it is reported with the files that cannot be read, so that the
+            rest of a long list is processed.
+        modality: says which files are examples, by their suffixes.
 
     Raises:
-        UserError: where a name leads nowhere, or a folder or pattern to no image.
+        UserError: if a name does not exist, or a folder or pattern has no example.
     """
     found: list[str] = []
     for name in given:
         if name == STDIN:
-            for line in _listed():
-                found += (_images(Path(line)) or [line]) if os.path.isdir(line) else [line]
+            for line in _read_stdin():
+                found += (_examples_below(Path(line), modality) or [line]) if os.path.isdir(line) else [line]
         elif is_address(name) or os.path.isfile(name):
             found.append(name)
         elif os.path.isdir(name):
-            found += _below(Path(name))
+            examples = _examples_below(Path(name), modality)
+            if not examples:
+                raise UserError(f"{name}: {_no_example(modality)}")
+            found += examples
         elif os.path.exists(name):
-            raise UserError(f"{name} is no file and no folder")
+            raise UserError(f"{name} is neither a file nor a folder")
         elif glob.has_magic(name):
-            found += _matching(name)
+            matches = [match for match in sorted(glob.glob(name, recursive=True)) if os.path.isfile(match)]
+            examples = [match for match in matches if _has_suffix(match, modality)]
+            if not examples:
+                raise UserError(f"{name}: no {modality.noun} matches this pattern ({', '.join(modality.suffixes)})")
+            found += examples
         else:
-            raise UserError(f"{name} does not exist; give images, folders with images, patterns in quotes, addresses")
+            raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
     if not found:
-        raise UserError("no image is named: standard input is empty")
-    once: dict[str, str] = {}
+        raise UserError("nothing to predict: standard input is empty")
+    unique: dict[str, str] = {}
     for name in found:
-        once.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
-    return list(once.values())
+        unique.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
+    return list(unique.values())
 
 
-def _listed() -> list[str]:
+def _read_stdin() -> list[str]:
     """The lines of standard input that are not blank."""
-    listed = os.fsdecode(sys.stdin.buffer.read())
-    if "\0" in listed:
-        raise UserError("standard input: a NUL among the names; give one a line: find without -print0, git without -z")
-    # Nothing but a line feed divides: other letters that str.splitlines knows can be part of a name.
-    lines = (line.removesuffix("\r") for line in listed.split("\n"))
+    text = os.fsdecode(sys.stdin.buffer.read())
+    if "\0" in text:
+        raise UserError(
+            "standard input: NUL between names; give one name per line: find without -print0, git without -z"
+        )
+    # Split at line feeds only: other characters that str.splitlines() splits at can be part of a name.
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [line for line in lines if line.strip()]
 
 
-def _below(folder: Path) -> list[str]:
-    below = _images(folder)
-    if not below:
-        raise UserError(f"{folder}: {_NO_IMAGE}")
-    return below
+def _examples_below(folder: Path, modality: Modality) -> list[str]:
+    return sorted(str(folder / name) for name in Folder(folder).scan().files if _has_suffix(name, modality))
 
 
-def _images(folder: Path) -> list[str]:
-    return sorted(str(folder / name) for name in Folder(folder).scan().files if Path(name).suffix.lower() in SUFFIXES)
+def _has_suffix(name: str, modality: Modality) -> bool:
+    return Path(name).suffix.lower() in modality.suffixes
 
 
-def _matching(pattern: str) -> list[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))
-    found = [name for name in matches if Path(name).suffix.lower() in SUFFIXES and os.path.isfile(name)]
-    if not found:
-        raise UserError(f"{pattern}: no image matches this pattern ({', '.join(sorted(SUFFIXES))})")
-    return found
+def _no_example(modality: Modality) -> str:
+    return f"no {modality.noun} in this folder ({', '.join(sorted(modality.suffixes))})"
 
 
-def load_given(name: str, size: int) -> np.ndarray:
-    """The image as the networks see it: (size, size, 3) uint8.
+def read_input(name: str, modality: Modality) -> bytes:
+    """Return the content of a file or an address.
 
     Raises:
-        ItemError: where it cannot be read.
+        ItemError: if it cannot be read.
     """
     if is_address(name):
-        return resize(pixels(fetch(name), size), size)
+        return fetch(name)
     if os.path.isdir(name):
-        raise ItemError("missing", _NO_IMAGE)
-    return load(Path(name), size)
+        raise ItemError("missing", _no_example(modality))
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe would wait for ever
+            raise ItemError("unreadable", "not a file")
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
 
 
 def fetch(address: str) -> bytes:
-    """The file at an address, never more than MAX_BYTES of it, for SECONDS at most.
+    """Return the file at an address, of at most MAX_BYTES, within TIMEOUT seconds.
 
     Raises:
         ItemError: missing, unreadable or too_large.
     """
     answers: queue.SimpleQueue[bytes | ItemError] = queue.SimpleQueue()
-    # In a thread that is left behind where it hangs: not every driver has a limit of its own.
+    # In a thread that is abandoned if it hangs: not every driver has a timeout of its own.
     threading.Thread(target=lambda: answers.put(_fetch(address)), daemon=True).start()
     try:
-        answer = answers.get(timeout=SECONDS)
+        answer = answers.get(timeout=TIMEOUT)
     except queue.Empty:
-        raise ItemError("unreadable", f"not here within {SECONDS:g} s") from None
+        raise ItemError("unreadable", f"no answer within {TIMEOUT:g} s") from None
     if isinstance(answer, ItemError):
         raise answer
     return answer
@@ -125,17 +128,17 @@ def fetch(address: str) -> bytes:
 def _fetch(address: str) -> bytes | ItemError:
     try:
         fs, path = filesystem(address)
-        # Over HTTP in one piece: not every server gives parts of a file.
+        # Over HTTP in one piece: not every server can send parts of a file.
         with fs.open(path, "rb", **({"block_size": 0} if address.startswith("http") else {})) as stream:
             data = bytearray()
             while len(data) <= MAX_BYTES and (chunk := stream.read(_CHUNK)):
                 data += chunk
-    except FileNotFoundError as error:  # over HTTP also where a server refuses, or none answers
+    except FileNotFoundError as error:  # over HTTP also if a server refuses, or none answers
         status = getattr(error.__cause__, "status", None)
         if status not in (None, 404):
             return ItemError("unreadable", f"the server answers with status {status}")
         cause = " ".join(str(error.__cause__ or "").split())[:200]
         return ItemError("missing", "no such file" if status or not cause else f"no such file, or no answer ({cause})")
-    except Exception as error:  # each driver has errors of its own; a UserError's line tells what to do
+    except Exception as error:  # each driver has errors of its own
         return ItemError("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
     return bytes(data) if len(data) <= MAX_BYTES else ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

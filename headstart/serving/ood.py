@@ -1,20 +1,16 @@
-"""Tell images unlike those that the model was trained on: what they show, no class of it may be.
+"""Out-of-distribution detection: flag inputs unlike those that the model was trained on.
 
-Command: python -m headstart.serving.ood [--rate 0.05] [--model models/model.keras]    # once, when the model is there
-
-Reads the model, the manifest and the images of its splits; writes models/model.unlike.npz, which predict.py uses where
-it lies beside the model. The score is the distance to the KTHth nearest of the training images, by features of unit
-length (Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022). The features are those of the
-shipped network: features/train.npy are of the backbone before fine-tuning. The limit is set on the test split, so that
-of images like those `rate` are flagged at most. Not on val: fine_tune may have trained on it, and what was trained on
-lies nearer. Told is how many of each half of test a limit flags that is set on the other half.
+`headstart ood` fits a detector to a trained model and writes it beside the model; `headstart predict` uses it. The
+score is the distance to the K-th nearest training example, by features of unit length (Sun et al., "Out-of-Distribution
+Detection with Deep Nearest Neighbors", 2022, https://arxiv.org/abs/2204.06507). The features are those of the shipped
+network: features/train.npy are of the backbone before fine-tuning. The threshold is set on the test split, so that at
+most a share `rate` of similar examples is flagged. Not on val, which fine_tune may have trained on: what was trained on
+lies nearer.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,121 +19,131 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headstart import paths
+from headstart.data.files import file_hash
 from headstart.errors import UserError
-from headstart.modalities.image.decode import file_hash
 from headstart.outputs import Outputs
 
 if TYPE_CHECKING:
-    import keras
+    from headstart.modalities import Batch
+    from headstart.training.networks import Classifier
 
 RATE = 0.05
-KTH = 5
-AT_MOST = {"train": 5000, "test": 4000}  # images of a split, drawn at random: more change little
+K = 5
+AT_MOST = {"train": 5000, "test": 4000}  # examples of a split, drawn at random: more change little
+FIT = "run `headstart ood`"
 
 
-class Unlike(NamedTuple):
-    """What tells images unlike the training images.
+class Detector(NamedTuple):
+    """A fitted detector.
 
     Attributes:
-        features: (n, feature_dim) float32 of training images, each of length 1.
-        limit: the distance above which an image is unlike them.
-        rate: the share of images of the same kind that may be flagged.
-        alarms, tested: how many images of the test split limits flag that are set on its other half, and of how many.
+        features: (n, feature_dim) float32 of training examples, each of unit length.
+        threshold: the distance above which an example is out of distribution.
+        rate: the share of in-distribution examples that may be flagged.
+        flagged, tested: how many examples of the test split are flagged by thresholds set on its other half, and out
+            of how many.
     """
 
     features: np.ndarray
-    limit: float
+    threshold: float
     rate: float
-    alarms: int
+    flagged: int
     tested: int
 
+    @property
+    def share_flagged(self) -> float:
+        """The share of the test split that is flagged."""
+        return self.flagged / self.tested
+
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """(n,) for (n, feature_dim), in units of the limit: above 1 an image is unlike the training images."""
-        return distances(self.features, features) / self.limit
+        """Return (n,) for (n, feature_dim), in units of the threshold: above 1 is out of distribution."""
+        return knn_distances(self.features, features) / self.threshold
 
 
-def normed(features: np.ndarray) -> np.ndarray:
-    """Each row (feature_dim,) at length 1."""
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Scale each row (feature_dim,) to unit length."""
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def distances(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """(n,): how far each of `features` (n, d) is from the KTHth nearest of `reference` (m, d), of unit length."""
-    squares = 2 - 2 * normed(features) @ reference.T
-    return np.sqrt(np.maximum(np.partition(squares, KTH - 1, axis=1)[:, KTH - 1], 0))
+def knn_distances(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return (n,): the distance of each of `features` (n, d) to the K-th nearest of `reference` (m, d), normalized."""
+    squares = 2 - 2 * normalize(features) @ reference.T
+    return np.sqrt(np.maximum(np.partition(squares, K - 1, axis=1)[:, K - 1], 0))
 
 
-def limit_for(scores: np.ndarray, rate: float) -> float:
-    """What the score of a new image, like those of (n,) `scores`, is above with a chance of `rate` at most.
+def conformal_threshold(scores: np.ndarray, rate: float) -> float:
+    """Return what a new score like the (n,) `scores` exceeds with a probability of at most `rate`.
 
-    Infinite where n is too small. That is split conformal prediction.
+    This is split conformal prediction. The threshold is infinite if n is too small.
     """
     place = math.ceil((len(scores) + 1) * (1 - rate))
     return float(np.sort(scores)[place - 1]) if place <= len(scores) else math.inf
 
 
-def alarms(scores: np.ndarray, rate: float) -> np.ndarray:
-    """(n,) bool: which of `scores`, in an order drawn at random, are above the limit that the other half sets."""
-    middle = len(scores) // 2
-    first, second = scores[:middle], scores[middle:]
-    return np.concatenate([first > limit_for(second, rate), second > limit_for(first, rate)])
+def flag_halves(scores: np.ndarray, rate: float) -> np.ndarray:
+    """Return (n,) bool: which of the `scores`, in random order, exceed the threshold set on the other half."""
+    first, second = np.array_split(scores, [len(scores) // 2])
+    return np.concatenate([first > conformal_threshold(second, rate), second > conformal_threshold(first, rate)])
 
 
-def fit(train: np.ndarray, test: np.ndarray, rate: float) -> Unlike:
-    """What tells images unlike those of train.
+def fit(train: np.ndarray, test: np.ndarray, rate: float) -> Detector:
+    """Fit a detector.
 
     Args:
-        train, test: features (n, feature_dim) of the splits, those of test in an order drawn at random.
+        train, test: features (n, feature_dim) of the splits, those of test in random order.
 
     Raises:
-        UserError: where the splits are too small.
+        UserError: if the splits are too small.
     """
-    least = 2 * (math.ceil(1 / rate) - 1)
-    if len(test) < least or len(train) < KTH:
+    minimum = 2 * (math.ceil(1 / rate) - 1)
+    if len(test) < minimum or len(train) < K:
         raise UserError(
-            f"test has {len(test)} images and train {len(train)}; for a rate of {rate:g} test must have {least} or "
-            f"more, and train {KTH}: allow a higher --rate, or bring more images"
+            f"test has {len(test)} examples and train {len(train)}; a rate of {rate:g} needs at least {minimum} in "
+            f"test and {K} in train: raise --rate, or add examples"
         )
-    reference = normed(train)
-    found = distances(reference, test)
-    return Unlike(reference, max(limit_for(found, rate), 1e-6), rate, int(alarms(found, rate).sum()), len(found))
+    reference = normalize(train)
+    scores = knn_distances(reference, test)
+    threshold = max(conformal_threshold(scores, rate), 1e-6)
+    return Detector(reference, threshold, rate, int(flag_halves(scores, rate).sum()), len(scores))
 
 
-def with_features(model: keras.Model) -> keras.Model:
-    """The classifier, giving its features (N, feature_dim) beside the probabilities (N, n_classes)."""
-    import keras
+class Scorer:
+    """Runs a classifier for its features and its probabilities at once."""
 
-    image = x = keras.Input((None, None, 3), name="image")
-    outputs = []
-    for layer in model.layers[1:]:  # resize, trunk, head
-        x = layer(x, training=False)
-        outputs.append(x)
-    return keras.Model(image, outputs[-2:])
+    def __init__(self, classifier: Classifier) -> None:
+        import keras
 
+        from headstart.training import networks
 
-def ask(both: keras.Model, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and probabilities of a batch, padded as `networks.predict` does it."""
-    padded = np.zeros((max(batch_size, 2), *images.shape[1:]), np.float32)
-    padded[: len(images)] = images
-    features, probabilities = both.predict_on_batch(padded)
-    return np.asarray(features)[: len(images)], np.asarray(probabilities)[: len(images)]
+        front = classifier.modality.front(classifier.size)
+        encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
+        features = encoder(front.output, training=False)
+        # One output, so that `networks.predict` takes it: features first.
+        both = keras.layers.Concatenate()([features, head(features, training=False)])
+        self._network = keras.Model(front.input, both)
+        self._feature_dim, self._predict = features.shape[-1], networks.predict
+        self.batch_size = networks.PREDICTION_BATCH
 
+    def __call__(self, batch: Batch, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (b, feature_dim) and probabilities (b, n_classes) of b <= batch_size examples."""
+        both = self._predict(self._network, batch, batch_size)
+        return both[:, : self._feature_dim], both[:, self._feature_dim :]
 
-def ask_all(both: keras.Model, batches: Iterable[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
-    features, probabilities = zip(*(ask(both, batch, batch_size) for batch in batches), strict=True)
-    return np.concatenate(features), np.concatenate(probabilities)
-
-
-def file_of(model_file: Path) -> Path:
-    """Where what `fit` makes lies: beside the model."""
-    return model_file.with_suffix(".unlike.npz")
+    def run(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
+        features, probabilities = zip(*(self(batch, self.batch_size) for batch in batches), strict=True)
+        return np.concatenate(features), np.concatenate(probabilities)
 
 
-def save(unlike: Unlike, model_file: Path) -> Path:
-    """Write it beside the model, whole or not at all; features in float16."""
-    file = file_of(model_file)
-    outputs, values = Outputs(), {**unlike._asdict(), "features": unlike.features.astype(np.float16)}
+def detector_file(model_file: Path) -> Path:
+    """Return where the detector of a model lies: beside it."""
+    return model_file.with_suffix(".ood.npz")
+
+
+def save(detector: Detector, model_file: Path) -> Path:
+    """Write the detector beside its model, whole or not at all, the features in float16; return the file."""
+    file = detector_file(model_file)
+    outputs, values = Outputs(), {**detector._asdict(), "features": detector.features.astype(np.float16)}
     try:
         np.savez(outputs.path(file), model=np.array(file_hash(model_file.read_bytes())), **values)
         outputs.commit()
@@ -146,82 +152,77 @@ def save(unlike: Unlike, model_file: Path) -> Path:
     return file
 
 
-def load(model_file: Path) -> Unlike:
-    """What lies beside the model.
+def load(model_file: Path) -> Detector:
+    """Read the detector of a model.
 
     Raises:
-        UserError: where there is none, or it is of another model, or damaged.
+        UserError: if there is none, or it is of another model, or damaged.
     """
-    file, run = file_of(model_file), "run `python -m headstart.serving.ood`"
+    file = detector_file(model_file)
     if not file.is_file():
-        raise UserError(f"{file} does not exist; {run}")
+        raise UserError(f"{file} does not exist; {FIT}")
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            model = str(kept["model"])
-            found = Unlike(
-                normed(kept["features"].astype(np.float32)),
-                *(float(kept["limit"]), float(kept["rate"]), int(kept["alarms"]), int(kept["tested"])),
+        with np.load(file, allow_pickle=False) as values:
+            model = str(values["model"])
+            detector = Detector(
+                normalize(values["features"].astype(np.float32)),
+                *(float(values["threshold"]), float(values["rate"]), int(values["flagged"]), int(values["tested"])),
             )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read ({error}); {run}") from error
+        raise UserError(f"{file} cannot be read ({error}); {FIT}") from error
     if model != file_hash(model_file.read_bytes()):
-        raise UserError(f"{file} is of another model; {run}")
-    return found
+        raise UserError(f"{file} is of another model; {FIT}")
+    return detector
 
 
-def learn(model_file: Path, rate: float) -> Unlike:
-    """Run the model over the splits, and fit.
+def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
+    """Return the features (n, feature_dim) of the splits in AT_MOST, rows in random order.
 
     Raises:
-        UserError: where there is no model, or the images are not those that were prepared.
+        UserError: if there is no model, or the data are not those that were prepared.
     """
     if not paths.MANIFEST.is_file():
-        raise UserError(f"{paths.MANIFEST} does not exist; run `dvc repro`: this needs the images of the splits")
+        raise UserError(f"{paths.MANIFEST} does not exist; run `dvc repro`: the detector is fitted to the splits")
     from tqdm import tqdm
 
     from headstart.config import load_params
     from headstart.data.manifest import load_split
     from headstart.data.sources import open_source
-    from headstart.modalities.image.pixels import read_images
+    from headstart.modalities.loading import read_batches
     from headstart.training import networks
 
-    params = load_params()
-    model, _ = networks.load(model_file)
-    size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-    both, features = with_features(model), {}
+    params, classifier = load_params(), networks.load_classifier(model_file)
+    scorer, features = Scorer(classifier), {}
     with open_source(params.data.source, params.data.root) as source:
         for split, most in AT_MOST.items():
-            images = load_split(split)
-            images = images.sample(min(most, len(images)), random_state=0)
-            batches = read_images(source, list(images.path), list(images.file_hash), size, batch_size)
-            bar = tqdm(batches, total=-(-len(images) // batch_size), desc=split, unit=" batches", disable=None)
-            features[split], _ = ask_all(both, bar, batch_size)
-    return fit(features["train"], features["test"], rate)
+            examples = load_split(split)
+            examples = examples.sample(min(most, len(examples)), random_state=0)
+            files = list(examples.path), list(examples.file_hash)
+            batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
+            count = -(-len(examples) // scorer.batch_size)
+            features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+    return features
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m headstart.serving.ood", description=__doc__.split("\n")[0])
-    what = "of images like those in test that may be flagged, default: %(default)s"
-    parser.add_argument("--rate", type=float, default=RATE, help=what)
-    parser.add_argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="default: %(default)s")
-    arguments = parser.parse_args(argv)
-    try:
-        if not 0 < arguments.rate < 1:
-            raise UserError(f"--rate must be in (0, 1), got {arguments.rate:g}")
-        unlike = learn(arguments.model, arguments.rate)
-        file = save(unlike, arguments.model)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
+def fit_ood(rate: float = RATE, model: Path = paths.MODEL) -> None:
+    """Fit a detector to the model, write it beside it, and print how many test examples it flags.
+
+    Args:
+        rate: share of examples like those in test that may be flagged, in (0, 1).
+
+    Raises:
+        UserError: if `rate` is out of range, the splits are too small, or the model or the data are missing.
+    """
+    if not 0 < rate < 1:
+        raise UserError(f"--rate must be in (0, 1), got {rate:g}")
     from scipy.stats import binomtest
 
-    interval = binomtest(unlike.alarms, unlike.tested).proportion_ci(method="wilson")
-    share = f"{unlike.alarms} of {unlike.tested} test images are flagged, {unlike.alarms / unlike.tested:.1%}"
-    print(f"unlike: {file}: the limit flags {unlike.rate:.1%} of images like those in test")
-    print(f"unlike: {share} by limits of the other half (95 % interval {interval.low:.1%} to {interval.high:.1%})")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    features = features_of_splits(model)
+    detector = fit(features["train"], features["test"], rate)
+    file = save(detector, model)
+    interval = binomtest(detector.flagged, detector.tested).proportion_ci(method="wilson")
+    print(f"ood: {file}: the threshold flags {detector.rate:.1%} of examples like those in test")
+    print(
+        f"ood: {detector.flagged} of {detector.tested} test examples are flagged, {detector.share_flagged:.1%}, by "
+        f"thresholds set on the other half (95 % interval {interval.low:.1%} to {interval.high:.1%})"
+    )

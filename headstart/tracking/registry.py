@@ -18,7 +18,7 @@ from headstart import paths
 from headstart.errors import UserError
 from headstart.evaluation import compare
 from headstart.paths import cache_path
-from headstart.serving import server
+from headstart.serving.mlflow_model import save_model
 from headstart.tracking import outbox, runs
 from headstart.tracking.runs import JUDGED, MODEL, PARENT, WAITING
 from headstart.tracking.store import UnreachableError, connected, experiment_id, line, model_name, warn
@@ -230,7 +230,7 @@ def _logged(client: MlflowClient, experiment: str, run: Run, row: Run, scratch: 
         if model.status == LoggedModelStatus.READY:
             return model
     file = _model_file(client, experiment, run, digest, scratch)
-    server.save(scratch / "model", file)
+    save_model(scratch / "model", file)
     model = next(iter(found), None) or client.create_logged_model(
         experiment,
         name=row.info.run_name,

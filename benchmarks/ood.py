@@ -1,11 +1,11 @@
-"""How many images of another kind are told from those that a model was trained on, at how many false alarms.
+"""How many images of another kind the out-of-distribution detector flags, at how many false alarms.
 
-Command, in a workspace after `dvc repro`: python benchmarks/unlike.py OTHER...    # folders or archives of images
+Command, in a workspace after `dvc repro`: python benchmarks/ood.py OTHER...    # folders or archives of images
 
-Each score gets its limit on test, for several rates; false alarms are counted by the limits of each half on the other,
-detections on up to 500 images of each OTHER. The scores: what unlike.py uses, the distance to the 5th nearest of
-train; the same to the nearest and to the 20th; Mahalanobis' distance to the nearest class (Lee et al. 2018, covariance
-by Ledoit and Wolf); 1 - the highest probability (Hendrycks and Gimpel 2017).
+Each score gets its threshold on test, for several rates; false alarms are counted by the thresholds of each half on
+the other, detections on up to 500 images of each OTHER. The scores: the one of headstart/serving/ood.py, the distance
+to the 5th nearest of train; the same to the nearest and to the 20th; Mahalanobis' distance to the nearest class (Lee et
+al. 2018, covariance by Ledoit and Wolf); 1 - the highest probability (Hendrycks and Gimpel 2017).
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from headstart import paths
 from headstart.config import load_params
 from headstart.data.manifest import load_split
 from headstart.data.sources import open_source
-from headstart.modalities.image.decode import SUFFIXES
-from headstart.modalities.image.pixels import pixels, read_images, resize
+from headstart.modalities.loading import read_batches
 from headstart.serving import ood
 from headstart.training import networks
 
@@ -38,10 +37,10 @@ Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of features (n, d) and
 
 def scores(train: np.ndarray, targets: np.ndarray) -> dict[str, Score]:
     """The scores by name, each fitted on features (n, d) of train; higher is stranger."""
-    reference = ood.normed(train)
+    reference = ood.normalize(train)
 
     def neighbour(k: int) -> Score:
-        return lambda features, _: -np.partition(ood.normed(features) @ reference.T, -k, axis=1)[:, -k]
+        return lambda features, _: -np.partition(ood.normalize(features) @ reference.T, -k, axis=1)[:, -k]
 
     means = np.stack([train[targets == target].mean(axis=0) for target in np.unique(targets)])
     precision = LedoitWolf(assume_centered=True).fit(train - means[targets]).precision_
@@ -51,7 +50,7 @@ def scores(train: np.ndarray, targets: np.ndarray) -> dict[str, Score]:
         return np.min([((rows @ precision) * rows).sum(axis=1) for rows in apart], axis=0)
 
     return {
-        "5th nearest": lambda features, _: ood.distances(reference, features),
+        "5th nearest": lambda features, _: ood.knn_distances(reference, features),
         "nearest": neighbour(1),
         "20th nearest": neighbour(20),
         "Mahalanobis": mahalanobis,
@@ -65,24 +64,22 @@ def share(hits: np.ndarray) -> str:
 
 
 def main(others: list[str]) -> None:
-    params = load_params()
-    model, _ = networks.load(paths.MODEL)
-    size, batch_size = networks.image_size(model), networks.PREDICTION_BATCH
-    both, found = ood.with_features(model), {}
+    params, classifier = load_params(), networks.load_classifier(paths.MODEL)
+    modality, size, scorer, found = classifier.modality, classifier.size, ood.Scorer(classifier), {}
     with open_source(params.data.source, params.data.root) as source:
         for split in ("train", "test"):
             rows = load_split(split).sample(frac=1, random_state=0)
-            batches = read_images(source, list(rows.path), list(rows.file_hash), size, batch_size)
-            found[split] = ood.ask_all(both, batches, batch_size)
+            files = list(rows.path), list(rows.file_hash)
+            found[split] = scorer.run(read_batches(source, modality, *files, size, scorer.batch_size))
             if split == "train":
                 targets = rows.target.to_numpy()
     for other in others:
         with open_source(other) as source:
-            files = sorted(name for name in source.scan().files if name.lower().endswith(SUFFIXES))
+            files = sorted(name for name in source.scan().files if name.lower().endswith(tuple(modality.suffixes)))
             chosen = np.random.default_rng(0).permutation(files)[:OTHERS]
-            images = np.stack([resize(pixels(source.read(name), size), size) for name in chosen])
-        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        found[other] = ood.ask_all(both, batches, batch_size)
+            arrays = [modality.load(source.read(name), size) for name in chosen]
+        starts = range(0, len(arrays), scorer.batch_size)
+        found[other] = scorer.run(modality.batch(arrays[start : start + scorer.batch_size]) for start in starts)
     print(", ".join(f"{len(rows)} {Path(name).name}" for name, (rows, _) in found.items()))
     for name, score in scores(found["train"][0], targets).items():
         test, *rest = (score(*found[split]) for split in ("test", *others))
@@ -91,12 +88,14 @@ def main(others: list[str]) -> None:
             f" {Path(label).name}" for label, other in zip(others, rest, strict=True)
         ))  # fmt: skip
         for rate in RATES:
-            limit = ood.limit_for(test, rate)
-            if np.isinf(ood.limit_for(test[: len(test) // 2], rate)):
+            threshold = ood.conformal_threshold(test, rate)
+            if np.isinf(ood.conformal_threshold(test[: len(test) // 2], rate)):
                 print(f"  rate {rate:g}: test is too small")
                 continue
-            told = [f"{Path(o).name} {share(values > limit)}" for o, values in zip(others, rest, strict=True)]
-            print(f"  rate {rate:g}: false alarms {share(ood.alarms(test, rate))}; detected: " + ", ".join(told))
+            detected = [f"{Path(o).name} {share(values > threshold)}" for o, values in zip(others, rest, strict=True)]
+            print(
+                f"  rate {rate:g}: false alarms {share(ood.flag_halves(test, rate))}; detected: " + ", ".join(detected)
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""What a model file says about itself, read without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from headstart.errors import UserError
+from headstart.modalities import Modality, get_modality
+
+ABOUT = "headstart.json"  # written by headstart.training.networks.save
+
+
+class ModelInfo(NamedTuple):
+    """A classifier as `headstart.training.networks.save` wrote it.
+
+    Attributes:
+        classes: in the order of its outputs.
+        modality: of the examples that it takes.
+        size: of an example, as `extract.size` counts it.
+    """
+
+    classes: list[str]
+    modality: Modality
+    size: int
+
+
+def read_model_info(model_file: Path) -> ModelInfo:
+    """Read the class names and the kind of examples from a model file.
+
+    Raises:
+        UserError: if it is not a classifier of this pipeline.
+    """
+    if not model_file.is_file():
+        raise UserError(f"{model_file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
+    try:
+        with zipfile.ZipFile(model_file) as archive:
+            classes, about = (json.loads(archive.read(name)) for name in ("classes.json", ABOUT))
+        return ModelInfo(list(classes), get_modality(about["modality"]), int(about["size"]))
+    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{model_file} is not a model of this pipeline ({error}); give the one that fine_tune wrote, "
+            "models/model.keras"
+        ) from error
