@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -93,10 +92,6 @@ def run_stages(*stages: str, tracked: bool = False) -> None:
         tracked: log to MLflow, which takes seconds.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not Path("dvc.yaml").exists():  # without code among the deps, which stays where it is
-        lines = (ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not re.match(r"\s+- (headstart|pipeline)/", line)]
-        Path("dvc.yaml").write_text("".join(kept), encoding="utf-8")
     try:
         with pytest.MonkeyPatch.context() as patch:
             if not tracked:
