@@ -69,7 +69,7 @@ def stratified_split(
     rows = rows[np.argsort(classes[rows], kind="stable")]
     counts = np.bincount(classes[rows], minlength=len(lacking))
     ranks = np.arange(len(rows)) - (np.cumsum(counts) - counts)[classes[rows]]  # within the class
-    missing = np.maximum(np.round(lacking), 0)[classes[rows]]
+    missing = np.maximum(np.round(lacking), 0).reshape(-1, len(SPLITS))[classes[rows]]
     test, val = missing[:, SPLITS.index("test")], missing[:, SPLITS.index("val")]
     result[rows] = np.select([ranks < test, ranks < test + val], [SPLITS.index("test"), SPLITS.index("val")], 0)
     return pd.Series(np.array(SPLITS, object)[result], index=labels.index)
