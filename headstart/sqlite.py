@@ -20,20 +20,22 @@ def is_damaged(error: Exception) -> bool:
     )
 
 
-def open_wal(file: Path, seconds: float, isolation_level: str | None = "", page_size: int = 4096) -> sqlite3.Connection:
+def open_wal(file: Path, seconds: float, autocommit: bool = False, page_size: int = 4096) -> sqlite3.Connection:
     """Open a database, for threads that take turns, with a write-ahead log: readers do not wait for a writer.
 
     A power failure can lose the last transactions, a killed process none.
 
     Args:
         seconds: how long to wait for another process that has locked it.
-        isolation_level: as of `sqlite3.connect`; None: no implicit transactions.
+        autocommit: do not open transactions implicitly.
         page_size: bytes, if the database is new.
 
     Raises:
         sqlite3.OperationalError: if another process holds the database for longer than `seconds`.
     """
-    db = sqlite3.connect(file, seconds, isolation_level=isolation_level, check_same_thread=False)
+    db = sqlite3.connect(file, seconds, check_same_thread=False)
+    if autocommit:
+        db.isolation_level = None
     until = time.monotonic() + seconds
     try:
         db.execute(f"PRAGMA page_size = {page_size}")

@@ -67,8 +67,8 @@ def stratified_split(
 
     rows = order[is_single[order]]
     rows = rows[np.argsort(classes[rows], kind="stable")]
-    counts = np.bincount(classes[rows], minlength=len(lacking))
-    ranks = np.arange(len(rows)) - (np.cumsum(counts) - counts)[classes[rows]]  # within the class
+    singles = np.bincount(classes[rows], minlength=len(lacking))
+    ranks = np.arange(len(rows)) - (np.cumsum(singles) - singles)[classes[rows]]  # within the class
     missing = np.maximum(np.round(lacking), 0).reshape(-1, len(SPLITS))[classes[rows]]
     test, val = missing[:, SPLITS.index("test")], missing[:, SPLITS.index("val")]
     result[rows] = np.select([ranks < test, ranks < test + val], [SPLITS.index("test"), SPLITS.index("val")], 0)

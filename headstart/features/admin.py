@@ -28,7 +28,7 @@ def list_features() -> int:
     """
     files = _databases()
     if not files:
-        print(f"{folder()}: empty; extract fills it")
+        print(f"{folder()} is empty; extract fills it")
         return 0
     damaged, total = 0, 0
     print(f"{'fingerprint':<17} {'rows':>10} {'MB':>9} {'days':>6}  " + ", ".join(_COLUMNS))
@@ -63,12 +63,12 @@ def verify_features() -> int:
             good, bad = _verify(file)
         except sqlite3.Error as error:
             if not is_damaged(error):
-                raise UserError(f"{file}: {error}; may you write it, and is no run using it?") from error
+                raise UserError(f"{file}: {error}; check that you may write it and that no run uses it") from error
             damaged += 1
             print(f"{file.stem}: {_advice(file, error)}")
             continue
         damaged += bad > 0
-        print(f"{file.stem}: {good:,} rows are intact" + (f", {bad:,} were damaged and are removed" if bad else ""))
+        print(f"{file.stem}: {good:,} rows are intact" + (f", {bad:,} damaged rows were removed" if bad else ""))
     return damaged
 
 
@@ -105,7 +105,7 @@ def prune_features(fingerprints: Sequence[str] = (), unused_for: float | None = 
 
 
 def _advice(file: Path, error: Exception) -> str:
-    return f"damaged: {error}; `headstart features prune {file.stem}` removes it"
+    return f"damaged ({error}); `headstart features prune {file.stem}` removes it"
 
 
 def _databases() -> list[Path]:

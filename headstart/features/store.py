@@ -61,7 +61,7 @@ class FeatureStore:
         self.file = file
         self._dim, self.dtype = feature_dim, np.dtype(dtype).newbyteorder("<")
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._db = open_wal(file, SECONDS_TO_WAIT, isolation_level=None, page_size=_PAGE_SIZE)
+        self._db = open_wal(file, SECONDS_TO_WAIT, autocommit=True, page_size=_PAGE_SIZE)
         self._db.executescript(
             """
             BEGIN IMMEDIATE;
