@@ -1,8 +1,8 @@
-"""Locks between processes, such as the workers of DVC's queue: what one at a time may compute, and which GPUs it has.
+"""Locks between processes, such as the workers of DVC's queue: one computes at a time, and each GPU has one user.
 
-GPUs: a stage of the workspace takes all that no other run of this repository holds, a queued or temporary experiment
-one, so that several experiments share several GPUs. HEADSTART_GPUS says otherwise: how many a stage takes at most, or
-`shared`: all of them, whoever else uses them.
+A stage in the workspace claims all GPUs that no other run of this repository uses; a queued or temporary experiment
+claims one, so that several experiments share several GPUs. The environment variable HEADSTART_GPUS changes that: a
+number is the most that a stage claims, `shared` means all of them, whoever else uses them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headstart.paths import cache_path, workspace_root
 
 GPUS, SHARED = "HEADSTART_GPUS", "shared"
 SECONDS_BETWEEN_TRIES = 1.0
-_held: list[FileLock] = []  # until the process ends, however it ends
+_held: list[FileLock] = []  # until the process ends, in whatever way
 
 
 @contextmanager
@@ -41,20 +41,20 @@ def exclusive_lock(lock: Path, message: str) -> Iterator[None]:
 
 
 def claim_gpus(count: int, stage: str) -> list[int]:
-    """Claim some of `count` visible GPUs for this process, and return which; waits while other runs hold all of them.
+    """Claim some of `count` visible GPUs for this process, and return their numbers; waits while all are in use.
 
     Raises:
         UserError: if HEADSTART_GPUS is neither a number nor `shared`.
     """
-    most = _most(count)
-    if most is None:
+    limit = _limit(count)
+    if limit is None:
         return list(range(count))
-    # Numbers count what is visible; two processes that see others must not call them alike.
+    # Numbers count visible GPUs: of two processes that see different ones, they would mean different GPUs.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     names = [re.sub(r"\W", "-", name.strip()) for name in visible.split(",")][:count]
     folder = cache_path("gpus")
     folder.mkdir(parents=True, exist_ok=True)
-    told = False
+    waiting = False
     while True:
         taken = []
         for place, name in enumerate(names):
@@ -65,23 +65,23 @@ def claim_gpus(count: int, stage: str) -> list[int]:
                 continue
             _held.append(lock)
             taken.append(place)
-            if len(taken) == most:
+            if len(taken) == limit:
                 break
         if taken:
             return taken
-        if not told:
+        if not waiting:
             print(f"{stage}: waiting for a GPU that no other run uses ({GPUS}={SHARED} shares them)", flush=True)
-            told = True
+            waiting = True
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def _most(count: int) -> int | None:
-    """How many GPUs are taken at most; None: all of them without asking."""
-    asked = os.environ.get(GPUS, "").strip()
-    if asked == SHARED:
+def _limit(count: int) -> int | None:
+    """Return how many GPUs to claim at most; None: use all of them without claiming any."""
+    setting = os.environ.get(GPUS, "").strip()
+    if setting == SHARED:
         return None
-    if not asked:
+    if not setting:
         return count if Path.cwd().resolve() == workspace_root() else 1
-    if not asked.isdecimal() or int(asked) < 1:
-        raise UserError(f"{GPUS} must be {SHARED} or the number of GPUs that a stage takes at most, got {asked!r}")
-    return int(asked)
+    if not setting.isdecimal() or int(setting) < 1:
+        raise UserError(f"{GPUS} must be {SHARED} or the number of GPUs that a stage takes at most, got {setting!r}")
+    return int(setting)

@@ -6,5 +6,5 @@ import os
 
 
 def cores() -> int:
-    """How many CPU cores this process may use."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

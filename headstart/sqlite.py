@@ -1,4 +1,4 @@
-"""What the SQLite databases beside DVC's temporary files share."""
+"""What the SQLite databases beside DVC's temporary files have in common."""
 
 from __future__ import annotations
 
@@ -7,38 +7,55 @@ import time
 from collections.abc import Sized
 from pathlib import Path
 
-_PASSING = ("locked", "readonly", "full", "unable to open", "disk I/O")
+_TEMPORARY = ("locked", "readonly", "full", "unable to open", "disk I/O")
 
 
 def is_damaged(error: Exception) -> bool:
-    """Whether the database itself is broken: it is not locked, or not to be written, and the disk is not full."""
-    ours = (sqlite3.ProgrammingError, sqlite3.InterfaceError)  # mistakes of the caller
+    """Whether the database itself is broken, as opposed to locked, read-only or on a full disk."""
+    misuse = (sqlite3.ProgrammingError, sqlite3.InterfaceError)  # mistakes of the caller
     return (
         isinstance(error, sqlite3.Error)
-        and not isinstance(error, ours)
-        and not any(word in str(error) for word in _PASSING)
+        and not isinstance(error, misuse)
+        and not any(word in str(error) for word in _TEMPORARY)
     )
 
 
-def write_ahead(db: sqlite3.Connection, seconds: float) -> None:
-    """Turn on the journal that readers and a writer share; SQLite does not wait for others here by itself.
+def open_wal(file: Path, seconds: float, autocommit: bool = False, page_size: int = 4096) -> sqlite3.Connection:
+    """Open a database, for threads that take turns, with a write-ahead log: readers do not wait for a writer.
+
+    A power failure can lose the last transactions, a killed process none.
+
+    Args:
+        seconds: how long to wait for another process that has locked it.
+        autocommit: do not open transactions implicitly.
+        page_size: bytes, if the database is new.
 
     Raises:
-        sqlite3.OperationalError: where another process holds the database for longer than `seconds`.
+        sqlite3.OperationalError: if another process holds the database for longer than `seconds`.
     """
+    db = sqlite3.connect(file, seconds, check_same_thread=False)
+    if autocommit:
+        db.isolation_level = None
     until = time.monotonic() + seconds
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+    try:
+        db.execute(f"PRAGMA page_size = {page_size}")
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")  # here SQLite does not wait for others by itself
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+        db.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 def files_of(database: Path) -> list[Path]:
-    """The files of a database: itself, and what SQLite keeps beside it."""
+    """Return the files of a database that exist: itself, and what SQLite keeps beside it."""
     names = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm")]
     return [file for file in names if file.exists()]
 
@@ -47,12 +64,12 @@ def remove(database: Path) -> None:
     """Remove a database.
 
     Raises:
-        OSError: where that is not allowed.
+        OSError: if that is not allowed.
     """
     for file in files_of(database):
         file.unlink(missing_ok=True)
 
 
-def marks(values: Sized) -> str:
-    """A question mark for each of `values`, for a query."""
+def placeholders(values: Sized) -> str:
+    """Return a question mark for each of `values`, for a query."""
     return ", ".join("?" * len(values))

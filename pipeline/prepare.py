@@ -1,11 +1,11 @@
-"""Decide what is learned from: which files are examples, and which split each is in, once and for all.
+"""Prepare the data: which files are examples, which of them are used, and which split each is in.
 
 Reads:   the data source.
 Writes:  data/prepared/manifest.parquet, a row per example: item_id (of its content), path (inside the source), label,
          split (train, val, test), given (whether the source itself says so), group (by prepare.group_by, or missing),
          connected (shared by examples that groups and copies connect), measures of the modality (of images: width and
          height in pixels), file_hash (of its bytes), sorted by path; classes.json, the labels in the order of the
-         model's outputs; files.parquet, everything that is known of every file; quarantine.csv (path, label, reason,
+         model's outputs; files.parquet, all that is known about every file; quarantine.csv (path, label, reason,
          detail), the files that are left out; ignored.csv (path, reason), the files that are not meant as examples;
          reports/prepare.json, counts; metrics/prepare.json.
 Params:  seed, data, prepare.
@@ -24,10 +24,11 @@ from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import Listing, list_items, similar_class_names
+from headstart.data.layouts import list_items, similar_class_names
+from headstart.data.listing import Listing
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
 from headstart.data.sources import open_source
-from headstart.data.splits import SHOWN, SPLITS
+from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.modalities import get_modality
 from headstart.stage import stage
 
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing, noun: str) -> None:
-    """Say what was decided."""
+    """Print what was decided."""
     for names in similar_class_names(listing.classes):
         print(f"prepare: the classes {', '.join(map(repr, names))} differ only in case or spaces; is one meant?")
     files = summary["files"]
@@ -78,7 +79,7 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
     if several := summary["near_copies"]["under_several_labels"]:
         print(f"prepare: {several} near copies have different labels; is one wrong? See `headstart report`")
     if files["ignored"]:
-        counts = Counter(reason for _, reason in listing.ignored).most_common(SHOWN)
+        counts = Counter(reason for _, reason in listing.ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
         print(f"prepare: {files['ignored']} files are ignored ({reasons}), see {paths.IGNORED}")
     alone = int(good.group.isna().sum())

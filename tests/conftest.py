@@ -3,18 +3,21 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from headstart import tracking
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (40, 40, 200), "green": (40, 180, 40), "red": (200, 40, 40)}
@@ -82,18 +85,28 @@ def write_params(file: Path, **changes: object) -> None:
     file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def run_stages(*stages: str) -> None:
-    """Run them here, by the params.yaml of the current folder; a UserError is raised as such."""
-    for stage in stages:
-        try:
-            importlib.import_module(f"pipeline.{stage}").main()
-        except SystemExit as end:
-            raise (end.__cause__ if isinstance(end.__cause__, Exception) else end) from None
+def run_stages(*stages: str, tracked: bool = False) -> None:
+    """Run them in this process, by the params.yaml of the current folder; a UserError is raised as such.
+
+    Args:
+        tracked: log to MLflow, which takes seconds.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            if not tracked:
+                patch.setattr(tracking, "start", lambda *_: tracking.NO_LOGGER)
+            for stage in stages:
+                importlib.import_module(f"pipeline.{stage}").main()
+    except SystemExit as end:
+        raise (end.__cause__ if isinstance(end.__cause__, Exception) else end) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def make_extracted(folder: Path, store: Path, **changes: object) -> Path:
-    """Put photos, params.yaml, an MLflow store and what prepare and extract make of the photos into `folder`."""
-    shutil.copy(store, folder / "mlflow.db")
+def make_extracted(folder: Path, **changes: object) -> Path:
+    """Put photos, params.yaml and what prepare and extract make of the photos into `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
@@ -104,42 +117,51 @@ def make_extracted(folder: Path, store: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="session")
-def extracted(tmp_path_factory, fresh_store: Path) -> Path:
+def extracted(tmp_path_factory) -> Path:
     """A folder with the features of photos: to be copied."""
-    return make_extracted(tmp_path_factory.mktemp("extracted"), fresh_store)
-
-
-def short_network(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> object:
-    """Four blocks of a convolution, BatchNorm and ReLU, with random weights."""
-    import keras
-
-    image = found = keras.Input(input_shape)
-    for number, channels in enumerate((8, 16, 32, 128)):
-        name = f"block_{number}"
-        convolution = keras.layers.Conv2D(
-            channels, 3, 2, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
-        )
-        found = convolution(found)
-        found = keras.layers.BatchNormalization(name=f"{name}_norm")(found)
-        found = keras.layers.ReLU(name=f"{name}_relu")(found)
-    return keras.Model(image, found)
+    return make_extracted(tmp_path_factory.mktemp("extracted"))
 
 
 SHORT = {"backbone": "short", "weights": "none"}
 
 
-@pytest.fixture(scope="module")
-def extracted_short(tmp_path_factory, fresh_store: Path) -> Iterator[Path]:
-    """As `extracted`, by `short`, which is soon compiled, and a backbone while the tests of a module run."""
+@pytest.fixture(scope="session")
+def extracted_short(tmp_path_factory) -> Path:
+    """As `extracted`, by `short`, a backbone of four blocks that compiles quickly."""
+    register_short()
+    return make_extracted(tmp_path_factory.mktemp("extracted"), **SHORT)
+
+
+def register_short() -> None:
+    """Make the backbone `short` known in this process: four times convolution, BatchNorm and ReLU, random weights."""
     import keras
 
-    from headstart.backbones.table import BACKBONES, Backbone
+    from headstart import backbones
+    from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 
-    row = Backbone("Short", "mobilenet_v2", "tf", 128, 0.04, 32, "short.h5")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.applications, "Short", short_network, raising=False)
-        patch.setitem(BACKBONES, "short", row)
-        yield make_extracted(tmp_path_factory.mktemp("extracted"), fresh_store, **SHORT)
+    class Short(Backbone):
+        def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+            keras.utils.set_random_seed(seed)
+            x = image = keras.Input((size, size, 3))
+            for number, channels in enumerate((8, 16, 32, 128)):
+                name = f"block_{number}"
+                options = {"use_bias": False, "kernel_initializer": "he_normal", "name": f"{name}_conv"}
+                x = keras.layers.Conv2D(channels, 3, 2, "same", **options)(x)
+                x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
+                x = keras.layers.ReLU(name=f"{name}_relu")(x)
+            base = keras.Model(image, x, name=BACKBONE_LAYER, trainable=False)
+            pixels = keras.Input((size, size, 3), name="image")
+            feature_map = base(pixels / 127.5 - 1.0, training=False)
+            pooled = keras.layers.GlobalAveragePooling2D(name=POOL_LAYER)(feature_map)
+            return keras.Model({"image": pixels}, pooled, name="encoder")
+
+        def blocks(self, encoder: keras.Model) -> list[Block]:
+            found: dict[str, list[keras.Layer]] = {}
+            for layer in encoder.get_layer(BACKBONE_LAYER).layers:
+                found.setdefault(layer.name[:7] if layer.name.startswith("block_") else "stem", []).append(layer)
+            return [Block(name, tuple(layers)) for name, layers in found.items()]
+
+    backbones.register(Short("short", "image", 32, 128, 0.04, "RGB in [-1, 1]"))
 
 
 SHIPPED_CLASSES = ["blue", "green", "rosé"]

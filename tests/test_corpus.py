@@ -1,4 +1,4 @@
-"""Every odd file and name that data sets are known to hold, each with its fate: accepted, quarantined or ignored."""
+"""Every odd file and name that data sets are known to contain: each is accepted, quarantined or ignored."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import paint, write_params
+from conftest import paint, run_stages, write_params
 from PIL import Image, PngImagePlugin
 
 from headstart import paths
-from headstart.config import load_params
 from headstart.data.files import Folder
-from headstart.modalities.image.decode import item_id
-from headstart.modalities.image.pixels import load, read_images, resize
-from headstart.outputs import Outputs
-from pipeline import prepare
+from headstart.errors import UserError
+from headstart.modalities import get_modality
+from headstart.modalities.loading import read_batches
 
 
 def picture(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """An image unlike that of any other number: eight cells of random colours, softly joined."""
+    """An image that differs from that of any other number: cells of random colours, interpolated."""
     cells = np.random.default_rng(number).integers(0, 256, (6, 8, 3)).astype(np.uint8)
     return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
 
@@ -163,13 +161,11 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., dict[str, str]]:
     def call(source: Path, **changes: object) -> dict[str, str]:
         fixed = {"data.source": str(source), "prepare.split": "exact", "prepare.max_bad_fraction": 0.5}
         write_params(Path("params.yaml"), **{**fixed, **changes})
-        outputs = Outputs()
-        prepare.main(load_params(), outputs)
-        outputs.commit()
+        run_stages("prepare")
         manifest = pd.read_parquet(paths.MANIFEST)
         quarantine = pd.read_csv(paths.QUARANTINE, keep_default_na=False)
         ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
-        counts = json.loads(paths.metrics("prepare").read_text())["files"]
+        counts = json.loads(paths.report("prepare").read_text())["files"]
         assert (counts["accepted"], counts["quarantined"]) == (len(manifest), len(quarantine))
         assert counts["seen"] == counts["accepted"] + counts["quarantined"] + counts["ignored"]
         fates = [(path, "accepted") for path in manifest.path]
@@ -233,33 +229,30 @@ def test_every_row_of_a_manifest_has_its_fate(run, files, tmp_path):
     assert run(root / "list.csv") == rows
 
 
-def test_stages_and_predictions_see_the_pixels_that_prepare_saw(run, files, tmp_path):
-    """One way from bytes to pixels: of every kind of image."""
+def test_stages_see_the_pixels_that_prepare_saw(run, files, tmp_path):
     root = write(tmp_path / "set", files)
     run(root)
+    images = get_modality("image")
     manifest = pd.read_parquet(paths.MANIFEST)
-    (seen,) = read_images(Folder(root), list(manifest.path), list(manifest.file_hash), 24, len(manifest))
-    for pixels, row in zip(seen, manifest.itertuples(), strict=True):
-        assert (pixels == load(root / row.path, 24)).all()
-        upright = Image.open(root / row.path)
-        turned = upright.getexif().get(0x0112) == 6
-        assert (row.width, row.height) == (upright.size[::-1] if turned else upright.size)
-    assert item_id(np.asarray(picture(0))) not in set(
-        manifest.item_id
-    )  # a JPEG's pixels are not those that it was made of
-    assert resize(np.asarray(picture(0)), 24).shape == seen[0].shape
+    rows = list(manifest.path), list(manifest.file_hash)
+    (batch,) = read_batches(Folder(root), images, *rows, 24, len(manifest))
+    for pixels, row in zip(batch["image"], manifest.itertuples(), strict=True):
+        data = (root / row.path).read_bytes()
+        assert (pixels == images.load(data, 24)).all()
+        item = images.decode(data)
+        assert (row.width, row.height, row.item_id) == (*item.size, images.item_id(item))
 
 
-def test_the_first_bad_file_stops_where_that_is_wished(run, files, tmp_path):
+def test_the_first_bad_file_stops_the_stage_if_on_bad_is_fail(run, files, tmp_path):
     root = write(tmp_path / "set", files)
-    with pytest.raises(prepare.UserError, match=r"dog/bomb\.png: a decompression bomb: .*prepare\.on_bad=quarantine"):
+    with pytest.raises(UserError, match=r"dog/bomb\.png: a decompression bomb: .*prepare\.on_bad=quarantine"):
         run(root, **{"prepare.on_bad": "fail"})
     assert not paths.MANIFEST.exists()
 
 
-def test_conflicts_are_kept_or_stop_where_that_is_wished(run, files, tmp_path):
+def test_conflicts_are_kept_or_stop_the_stage(run, files, tmp_path):
     root = write(tmp_path / "set", files)
-    with pytest.raises(prepare.UserError, match=r"cat/whose\.bmp, dog/whose\.png: the same image under .* cat, dog;"):
+    with pytest.raises(UserError, match=r"cat/whose\.bmp, dog/whose\.png: the same content under .* cat, dog;"):
         run(root, **{"prepare.on_conflict": "fail"})
     fates = run(root, **{"prepare.on_conflict": "keep"})
     assert fates["cat/whose.bmp"] == fates["dog/whose.png"] == "accepted"
@@ -273,4 +266,3 @@ def test_classes_that_differ_in_case_are_reported(run, tmp_path, capsys):
             paint(tmp_path / "set" / label / f"{index}.png", (9, 9, 9), 10 * number + index)
     run(tmp_path / "set", **{"prepare.near_distance": 0.0})
     assert "the classes 'Cat', 'cat' differ only in case" in capsys.readouterr().out
-    assert "differ only in case" in paths.DATA_PAGE.read_text(encoding="utf-8")

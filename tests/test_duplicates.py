@@ -7,13 +7,15 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from headstart.data.duplicates import groups, near_pairs
-from headstart.data.inspection import DESCRIPTOR_DIM, look
+from headstart.modalities import get_modality
 
+IMAGES = get_modality("image")
+DIM = IMAGES.descriptor_dim
 DISTANCE = 0.25
 
 
 def scenes(count: int) -> list[Image.Image]:
-    """Images of soft blobs, each unlike the others."""
+    """Images of soft blobs, each different from the others."""
     made = []
     for number in range(count):
         cells = np.random.default_rng(number).integers(0, 256, (5, 6, 3)).astype(np.uint8)
@@ -22,13 +24,7 @@ def scenes(count: int) -> list[Image.Image]:
 
 
 def describe(images: list[Image.Image]) -> np.ndarray:
-    files = []
-    for image in images:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    rows = [np.frombuffer(facts.descriptor or bytes(2 * DESCRIPTOR_DIM), np.float16) for facts in look(files)]
-    return np.stack(rows)
+    return IMAGES.describe(np.stack([IMAGES.sketch(image.convert("RGB")) for image in images]))[0]
 
 
 def recompressed(image: Image.Image) -> Image.Image:
@@ -59,8 +55,8 @@ def test_copies_are_found_and_nothing_else(change):
     assert found <= expected
 
 
-def test_a_large_family_of_copies_is_found_to_its_edges():
-    """Forty copies of each of three scenes among others; some are far from all but a few of their kin."""
+def test_a_large_family_of_copies_is_found_completely():
+    """Forty copies of each of three scenes among others; some are close to few of their family only."""
     generator = np.random.default_rng(0)
     images, families = scenes(90), []
     for image in images[:3]:
@@ -77,13 +73,13 @@ def test_a_large_family_of_copies_is_found_to_its_edges():
     assert len(set(numbers)) == 90
 
 
-def test_other_colours_make_another_image():
+def test_images_in_other_colours_are_not_copies():
     (image,) = scenes(1)
     red, green, blue = image.split()
     assert len(near_pairs(describe([image, Image.merge("RGB", (blue, red, green))]), DISTANCE)) == 0
 
 
-def test_flat_images_have_no_copies_and_none_is_looked_for_at_a_distance_of_0():
+def test_flat_images_have_no_copies_and_a_distance_of_0_finds_none():
     flat = [Image.new("RGB", (50, 50), colour) for colour in ("black", "white", "grey", "red", "pink")]
     assert not describe(flat).any()
     assert len(near_pairs(describe(flat), 1.0)) == 0
@@ -92,15 +88,15 @@ def test_flat_images_have_no_copies_and_none_is_looked_for_at_a_distance_of_0():
     assert len(near_pairs(same, 0.0)) == 0
 
 
-def test_a_population_of_alike_images_is_not_taken_for_copies():
-    """A thousand variations of one scene, as close to each other as copies are: alike, yet none a copy."""
+def test_a_population_of_similar_images_is_not_taken_for_copies():
+    """A thousand variations of one scene, as close to each other as copies are: similar, but not copies."""
     generator = np.random.default_rng(0)
-    centre = generator.normal(size=DESCRIPTOR_DIM)
-    population = centre + generator.normal(size=(1000, DESCRIPTOR_DIM)) * 0.14
+    centre = generator.normal(size=DIM)
+    population = centre + generator.normal(size=(1000, DIM)) * 0.14
     population /= np.linalg.norm(population, axis=1, keepdims=True)
     distances = np.linalg.norm(population[0] - population[1:], axis=1)
     assert (distances < DISTANCE).mean() > 0.9
-    copy = population[:1] + 0.004 * generator.normal(size=DESCRIPTOR_DIM)
+    copy = population[:1] + 0.004 * generator.normal(size=DIM)
     pairs = near_pairs(np.concatenate([population, copy]).astype(np.float16), DISTANCE)
     assert [0, 1000] in pairs.tolist()
     assert len(pairs) < 20
@@ -113,7 +109,7 @@ def test_the_order_of_images_changes_no_pair():
     assert shuffled == set(map(frozenset, near_pairs(descriptors, DISTANCE).tolist()))
 
 
-def test_groups_are_what_pairs_connect():
+def test_groups_are_connected_components():
     numbers = groups(6, np.array([[0, 3], [3, 5], [1, 2]]))
     assert numbers[0] == numbers[3] == numbers[5]
     assert numbers[1] == numbers[2]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from headstart.errors import ItemError
+from headstart.modalities.image import decode as decode_module
 from headstart.modalities.image.decode import decode, item_id
 from headstart.modalities.image.pixels import pixels
 
@@ -20,7 +21,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG", "PPM"])
-def test_kinds_are_told_by_content(kind):
+def test_formats_are_recognized_by_content(kind):
     pixels = np.asarray(decode(encoded(Image.new("RGB", (9, 7), (250, 10, 120)), kind)))
     assert pixels.shape == (7, 9, 3)
     assert np.abs(pixels.astype(int) - (250, 10, 120)).max() < 12
@@ -41,7 +42,7 @@ def test_every_mode_becomes_rgb(image, expected):
     assert (np.asarray(decode(encoded(image, "PNG"))) == expected).all()
 
 
-def test_transparent_palette_is_laid_on_white():
+def test_transparent_palette_becomes_white():
     image = Image.new("P", (4, 4), 0)
     image.putpalette([10, 20, 30] + [0] * 765)
     assert (np.asarray(decode(encoded(image, "PNG", transparency=0))) == 255).all()
@@ -54,7 +55,7 @@ def test_cmyk_jpeg():
 
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     assert decode(encoded(Image.new("RGB", (10, 4)), "JPEG", exif=exif)).size == (4, 10)
 
 
@@ -69,13 +70,13 @@ def test_exif_rotation_is_applied():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image", "not an image of a supported kind"),
     ],
 )
-def test_what_is_no_image_is_told_why(data, reason, detail):
+def test_why_a_file_is_not_an_image(data, reason, detail):
     with pytest.raises(ItemError, match=detail) as raised:
         decode(data)
     assert raised.value.reason == reason
 
 
-def test_an_image_is_named_by_its_pixels_whatever_the_file():
+def test_an_image_is_identified_by_its_pixels_in_any_format():
     image = Image.effect_noise((20, 10), 90).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -89,7 +90,7 @@ def test_an_image_is_named_by_its_pixels_whatever_the_file():
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf])
-def test_holes_in_float_images_are_black(hole):
+def test_missing_values_of_float_images_are_black(hole):
     values = np.full((4, 4), 1.0, np.float32)
     values[0] = hole
     pixels = np.asarray(decode(encoded(Image.fromarray(values), "TIFF")))
@@ -104,7 +105,7 @@ def test_a_decompression_bomb_is_refused():
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of few bytes, which do not suffice for that: to decode it would tell so."""
+    """A PNG of few bytes that claims to be that large: decoding it would fail in another way."""
     data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -112,7 +113,7 @@ def claiming(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("read", [decode, lambda data: pixels(data, 32)])
-def test_the_pixels_of_an_image_are_limited_by_its_header(read):
+def test_images_that_are_too_large_by_their_header_are_refused(read):
     with pytest.raises(ItemError, match="bomb: 13,300 x 13,300 pixels, 89,478,485 are allowed") as raised:
         read(claiming(13300, 13300))
     assert raised.value.reason == "bomb"
@@ -126,11 +127,23 @@ def test_the_pixels_of_an_image_are_limited_by_its_header(read):
         read(bytes(jpeg))
 
 
-def test_grey_of_many_pixels_is_scaled_in_parts(monkeypatch):
+def test_large_grey_images_are_scaled_in_parts(monkeypatch):
     values = np.random.default_rng(0).random((40, 30), np.float32)
     values[3, 4] = np.nan
     data = encoded(Image.fromarray(values), "TIFF")
     whole = np.asarray(decode(data))
-    monkeypatch.setattr(decode, "_STEP", 7)
+    monkeypatch.setattr(decode_module, "SCALED_AT_ONCE", 7)
     assert (np.asarray(decode(data)) == whole).all()
     assert len(np.unique(whole)) > 100
+
+
+def test_heic_is_read_if_pillow_heif_is_installed():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (250, 10, 120))).save(buffer)
+    pixels = np.asarray(decode(buffer.getvalue()))
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels.astype(int) - (250, 10, 120)).max() < 12
+    assert {".heic", ".heif"} <= set(decode_module.SUFFIXES)
+    assert ".heic" not in decode_module.UNSUPPORTED
+    assert decode_module.looks_like_image(buffer.getvalue()[:64], ".heic")

@@ -1,31 +1,37 @@
-"""What is known about images: in one pass, remembered, whatever interrupts it."""
+"""Inspection: one pass over all files, cached, whatever interrupts it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, paint, write_params
+from conftest import ROOT, SMALL, paint, run_stages, write_params
 from PIL import Image, ImageFilter
 from test_sources import pack
 
-from headstart.data import inspection_cache as memory_module
+from headstart import paths
+from headstart.data import inspection, inspection_cache
 from headstart.data.files import SETTLED, Folder
-from headstart.data.inspection import inspect, look
-from headstart.data.inspection_cache import Memory
+from headstart.data.inspection import fingerprint, inspect, inspect_contents
+from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.sources import open_source
+from headstart.modalities import get_modality
+
+IMAGES = get_modality("image")
 
 
 class Counted(Folder):
-    """A folder that counts what is read."""
+    """A folder that counts reads."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -38,7 +44,7 @@ class Counted(Folder):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two hundred images, of a time long past."""
+    """Two hundred images, last changed long ago."""
     for number in range(200):
         paint(tmp_path / "set" / f"{number:03}.png", (number, 9, 9), number)
         settle(tmp_path / "set" / f"{number:03}.png")
@@ -49,34 +55,32 @@ def settle(file: Path) -> None:
     os.utime(file, (1e9, 1e9))
 
 
-def seen(folder: Path, file: Path, **options) -> tuple[list, int]:
-    """The facts about the files of `folder`, and how many were read."""
+def inspected(folder: Path, file: Path, version: str = "1") -> tuple[list[ItemInfo], int]:
+    """What is known about the files of `folder`, and how many were read."""
     source = Counted(folder).scan()
-    with Memory(file, str(folder)) as memory:
-        return list(inspect(source.files, source, memory, **options)), source.reads
+    with InspectionCache(file, version) as cache:
+        return list(inspect(source.files, source, cache, IMAGES)), source.reads
 
 
-def test_a_second_look_reads_nothing_but_what_is_new(folder, tmp_path):
-    first, reads = seen(folder, tmp_path / "m.sqlite")
+def test_a_second_pass_reads_only_what_is_new(folder, tmp_path):
+    first, reads = inspected(folder, tmp_path / "c.sqlite")
     assert reads == len(first) == 200
-    assert seen(folder, tmp_path / "m.sqlite") == (first, 0)
+    assert inspected(folder, tmp_path / "c.sqlite") == (first, 0)
     for number in range(200, 202):
         paint(folder / f"{number}.png", (1, 1, 1), number)
-    again, reads = seen(folder, tmp_path / "m.sqlite")
+    again, reads = inspected(folder, tmp_path / "c.sqlite")
     assert again[:200] == first
     assert reads == 2
 
 
-def test_a_file_that_changed_is_seen_anew_and_a_renamed_one_is_read_but_not_decoded(folder, tmp_path, monkeypatch):
-    first, _ = seen(folder, tmp_path / "m.sqlite")
+def test_a_changed_file_is_inspected_and_a_renamed_one_is_read_but_not_decoded(folder, tmp_path, monkeypatch):
+    first, _ = inspected(folder, tmp_path / "c.sqlite")
     paint(folder / "003.png", (77, 77, 77), 3)
     (folder / "000.png").rename(folder / "zzz.png")
-    from headstart.data import inspection
-
     decoded = []
-    real = inspection.decode
-    monkeypatch.setattr(inspection, "decode", lambda data: decoded.append(data) or real(data))
-    again, reads = seen(folder, tmp_path / "m.sqlite")
+    real = type(IMAGES).decode
+    monkeypatch.setattr(type(IMAGES), "decode", lambda self, data: decoded.append(data) or real(self, data))
+    again, reads = inspected(folder, tmp_path / "c.sqlite")
     assert reads == 2
     assert decoded == [(folder / "003.png").read_bytes()]
     assert again[-1] == first[0]
@@ -87,8 +91,21 @@ def test_the_time_of_a_file_just_written_is_not_trusted(tmp_path):
     """Clocks of file systems are coarse: another content can have the same size and time."""
     paint(tmp_path / "set" / "a.png", (1, 1, 1), 1)
     assert time.time() - (tmp_path / "set" / "a.png").stat().st_mtime < SETTLED
-    seen(tmp_path / "set", tmp_path / "m.sqlite")
-    assert seen(tmp_path / "set", tmp_path / "m.sqlite")[1] == 1
+    inspected(tmp_path / "set", tmp_path / "c.sqlite")
+    assert inspected(tmp_path / "set", tmp_path / "c.sqlite")[1] == 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_of_an_unchanged_archive_are_not_read_again(folder, tmp_path, monkeypatch, kind):
+    file = pack(kind, folder)
+    settle(file)
+    found = []
+    for number in range(2):
+        with open_source(str(file)) as source, InspectionCache(tmp_path / "c.sqlite", "1") as cache:
+            if number:
+                monkeypatch.setattr(type(source), "read", None)
+            found.append(list(inspect(sorted(source.scan().files), source, cache, IMAGES)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
@@ -97,32 +114,41 @@ def test_processes_find_what_threads_find(folder, tmp_path, kind):
     place = folder if kind == "folder" else pack(kind, folder)
     found = []
     for processes in (False, True):
-        with open_source(str(place)) as source, Memory(tmp_path / f"{processes}.sqlite", "x") as memory:
-            found.append(list(inspect(sorted(source.scan().files), source, memory, processes)))
+        with open_source(str(place)) as source, InspectionCache(tmp_path / f"{processes}.sqlite", "1") as cache:
+            found.append(list(inspect(sorted(source.scan().files), source, cache, IMAGES, processes)))
     assert found[0] == found[1]
-    assert [facts.reason for facts in found[0][199:]] == ["", "not_an_image"]
+    assert [info.reason for info in found[0][199:]] == ["", "not_an_image"]
 
 
 @pytest.mark.parametrize("spoil", ["garbage", "empty", "other code"])
-def test_a_memory_that_is_of_no_use_is_made_anew(folder, tmp_path, monkeypatch, spoil):
-    file = tmp_path / "m.sqlite"
-    first, _ = seen(folder, file)
+def test_a_useless_cache_is_replaced(folder, tmp_path, spoil):
+    file = tmp_path / "c.sqlite"
+    first, _ = inspected(folder, file)
     if spoil == "garbage":
         file.write_bytes(b"no database" * 1000)
     elif spoil == "empty":
         file.write_bytes(b"")
-    else:
-        monkeypatch.setattr(memory_module, "_code_version", lambda: "another")
-    assert seen(folder, file) == (first, 200)
+    version = "2" if spoil == "other code" else "1"
+    assert inspected(folder, file, version) == (first, 200)
+    assert inspected(folder, file, version) == (first, 0)
+
+
+def test_the_fingerprint_of_the_code_is_that_of_its_results(monkeypatch):
+    before = fingerprint(IMAGES)
+    assert fingerprint(IMAGES) == before
+    monkeypatch.setattr(type(IMAGES), "measures", lambda self, item: {"width": item.width, "height": item.height})
+    assert fingerprint(IMAGES) == before  # other code, the same results
+    monkeypatch.setattr(type(IMAGES), "measures", lambda self, item: {"width": item.width + 1, "height": item.height})
+    assert fingerprint(IMAGES) != before
 
 
 @pytest.mark.parametrize(
     "spoil",
     ["DROP TABLE contents", "DROP TABLE versions; CREATE TABLE versions (x)", "pages", "a folder", "locked", "full"],
 )
-def test_a_memory_that_cannot_be_used_costs_time_alone(folder, tmp_path, monkeypatch, capsys, spoil):
-    file = tmp_path / "m.sqlite"
-    first, _ = seen(folder, file)
+def test_a_cache_that_cannot_be_used_only_costs_time(folder, tmp_path, monkeypatch, capsys, spoil):
+    file = tmp_path / "c.sqlite"
+    first, _ = inspected(folder, file)
     other = None
     if spoil == "pages":
         data = bytearray(file.read_bytes())
@@ -132,16 +158,16 @@ def test_a_memory_that_cannot_be_used_costs_time_alone(folder, tmp_path, monkeyp
         file.unlink()
         file.mkdir()
     elif spoil == "locked":
-        monkeypatch.setattr(memory_module, "SECONDS_TO_WAIT", 0.1)
+        monkeypatch.setattr(inspection_cache, "SECONDS_TO_WAIT", 0.1)
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
     elif spoil == "full":
-        monkeypatch.setattr(Memory, "_insert", raises(sqlite3.OperationalError("database or disk is full")))
+        monkeypatch.setattr(InspectionCache, "_insert", raises(sqlite3.OperationalError("database or disk is full")))
         file.unlink()
     else:
         with sqlite3.connect(file) as db:
             db.executescript(spoil)
-    assert seen(folder, file)[0] == first
+    assert inspected(folder, file)[0] == first
     if spoil in ("a folder", "full"):
         assert f"{file}: cannot be used (" in capsys.readouterr().err
     if other:
@@ -155,15 +181,43 @@ def raises(error: Exception):
     return method
 
 
-def test_what_was_found_out_long_ago_is_forgotten(folder, tmp_path):
-    file = tmp_path / "m.sqlite"
-    seen(folder, file)
+def count(file: Path, table: str = "contents") -> int:
+    """How many rows a cache has, which another process may be writing; 0 if it is just being made."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+            return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_the_cache_is_bounded_and_the_oldest_rows_are_dropped(folder, tmp_path, monkeypatch):
+    file = tmp_path / "c.sqlite"
+    inspected(folder, file)
     with sqlite3.connect(file) as db:
-        db.execute("UPDATE contents SET found = found - 400")
-    Memory(file, "x").close()
-    with sqlite3.connect(file) as db:
-        assert db.execute("SELECT count(*) FROM contents").fetchone() == (0,)
-    assert seen(folder, file)[1] == 200
+        for table in ("contents", "versions"):
+            db.execute(f"UPDATE {table} SET found = found - 400")
+    monkeypatch.setattr(inspection_cache, "MAX_CONTENTS", 50)
+    new = tmp_path / "new"
+    for number in range(40):
+        paint(new / f"{number}.png", (9, 9, number), 1000 + number)
+        settle(new / f"{number}.png")
+    inspected(new, file)
+    assert (count(file), count(file, "versions")) == (50, 50)
+    assert inspected(new, file)[1] == 0
+
+
+def test_failures_are_not_cached(folder, tmp_path, monkeypatch):
+    """Another version of a library may read the file."""
+    (folder / "odd.png").write_bytes(b"no image")
+    settle(folder / "odd.png")
+    infos, _ = inspected(folder, tmp_path / "c.sqlite")
+    assert infos[-1].reason == "not_an_image"
+    real = type(IMAGES).decode
+    monkeypatch.setattr(
+        type(IMAGES), "decode", lambda self, data: Image.new("RGB", (9, 9)) if b"no image" in data else real(self, data)
+    )
+    infos, reads = inspected(folder, tmp_path / "c.sqlite")
+    assert (infos[-1].reason, reads) == ("", 1)
 
 
 def test_light_and_blur_are_measured(tmp_path):
@@ -174,52 +228,102 @@ def test_light_and_blur_are_measured(tmp_path):
     for name, image in images.items():
         image.save(tmp_path / f"{name}.png")
         data.append((tmp_path / f"{name}.png").read_bytes())
-    sharp, blurred, dark, bright = look(data)
-    assert sharp.sharpness > 20 * blurred.sharpness
-    assert (dark.brightness, bright.brightness) == (0.0, pytest.approx(1.0))
-    assert (dark.width, dark.height) == (99, 9)
-    assert dark.descriptor == b""
-    assert np.linalg.norm(np.frombuffer(sharp.descriptor, np.float16).astype(float)) == pytest.approx(1, abs=0.01)
+    infos = inspect_contents(data, IMAGES)
+    sharp, blurred, dark, bright = (info.measures for info in infos)
+    assert sharp["sharpness"] > 20 * blurred["sharpness"]
+    assert (dark["brightness"], bright["brightness"]) == (0.0, pytest.approx(1.0))
+    assert (dark["width"], dark["height"]) == (99, 9)
+    assert infos[2].descriptor == b""
+    assert np.linalg.norm(np.frombuffer(infos[0].descriptor, np.float16).astype(float)) == pytest.approx(1, abs=0.01)
 
 
-def test_a_run_after_kill_9_ends_as_one_that_was_not_disturbed(tmp_path):
+def test_two_processes_can_open_a_new_cache_at_once(tmp_path, capsys):
+    """SQLite does not wait by itself while another process turns on the write-ahead log."""
+    file = tmp_path / "c.sqlite"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+    release.start()
+    with InspectionCache(file, "1") as cache:
+        cache.put([("a.png", "1", ItemInfo(file_hash="a"))])
+        assert list(cache.by_version({"a.png": "1"})) == ["a.png"]
+    release.join()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A repository after prepare, its photos last changed long ago."""
+    root = tmp_path / "repository"
+    for label in ("blue", "green", "red"):
+        for number in range(16):
+            paint(root / "photos" / label / f"{number}.png", (9, number, len(label)), 100 * len(label) + number)
+            settle(root / "photos" / label / f"{number}.png")
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    write_params(root / "params.yaml", **{**SMALL, "data.source": "photos"})
+    run_stages("prepare")
+    return root
+
+
+@pytest.mark.parametrize("how", ["links", "copies"])
+def test_an_experiment_in_a_copy_of_the_repository_uses_the_cache(repository, monkeypatch, how):
+    """By version if DVC links the files of the data source, by content if it copies them."""
+    copy = repository / ".dvc" / "tmp" / "exps" / "standalone" / "x"
+    copy.mkdir(parents=True)
+    shutil.copy("params.yaml", copy)
+    if how == "links":
+        os.symlink(repository / "photos", copy / "photos")
+        monkeypatch.setattr(Folder, "read", raises(AssertionError("a file was read")))
+    else:
+        shutil.copytree("photos", copy / "photos")
+    monkeypatch.setattr(inspection, "inspect_contents", only_without_files)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(repository))
+    run_stages("prepare")
+    assert paths.MANIFEST.read_bytes() == (repository / paths.MANIFEST).read_bytes()
+    assert not (copy / ".dvc").exists()
+
+
+def only_without_files(files: list[bytes], inspector: object) -> list[ItemInfo]:
+    if len(files) != len(IMAGES.probes(8)):  # those of the fingerprint
+        assert not files
+    return inspect_contents(files, IMAGES)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_after_kill_9_the_results_are_those_of_an_undisturbed_run(tmp_path, monkeypatch):
     folder = tmp_path / "photos"
-    for number in range(300):
+    for number in range(90):
         paint(folder / f"class {number % 3}" / f"{number:03}.png", (number % 256, 9, 9), number)
     Image.linear_gradient("L").resize((4000, 3000)).save(tmp_path / "large.png")
-    for number in range(20):  # they take seconds: time to be killed in
-        data = (tmp_path / "large.png").read_bytes() + bytes([number])
-        (folder / "class 2" / f"large {number}.png").write_bytes(data)
+    large = (tmp_path / "large.png").read_bytes()
+    for number in range(12):  # they take a second: time to be killed in
+        (folder / "class 2" / f"large {number}.png").write_bytes(large + bytes([number]))
     for file in folder.glob("*/*"):
         settle(file)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for root in (killed, whole):
         root.mkdir()
-        for name in ("dvc.yaml", "pipeline"):
-            os.symlink(ROOT / name, root / name)
         write_params(root / "params.yaml", **{**SMALL, "data.source": str(folder)})
-    command = [sys.executable, "-m", "pipeline.prepare"]
-    store = killed / ".dvc" / "tmp" / "headstart" / "images.sqlite"
+    cache = killed / ".dvc" / "tmp" / "headstart" / "inspection.sqlite"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("DVC_ROOT", None)
 
-    running = subprocess.Popen(command, cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not remembered(store) and running.poll() is None:
-        time.sleep(0.02)
+    command = [sys.executable, "-m", "pipeline.prepare"]
+    running = subprocess.Popen(
+        command, cwd=killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not count(cache) and running.poll() is None:
+        time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert 0 < remembered(store) < 320
-    assert not (killed / "data/prepared/manifest.parquet").exists()
+    assert 0 < count(cache) < 102
+    assert not (killed / paths.MANIFEST).exists()
 
+    monkeypatch.delenv("DVC_ROOT", raising=False)
     for root in (killed, whole):
-        subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
-    prepared = ("manifest.parquet", "classes.json", "quarantine.csv", "ignored.csv")
-    for name in ("metrics/prepare.json", "reports/data.html", *(f"data/prepared/{name}" for name in prepared)):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
-
-
-def remembered(store: Path) -> int:
-    """How many images a memory holds that another process may be writing."""
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as db:
-            return db.execute("SELECT count(*) FROM contents").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0  # not made yet
+        monkeypatch.chdir(root)
+        run_stages("prepare")
+    for file in (paths.MANIFEST, paths.FILES, paths.CLASSES, paths.QUARANTINE, paths.IGNORED, paths.report("prepare")):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes()

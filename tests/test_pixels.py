@@ -1,10 +1,11 @@
-"""One way from a file's bytes to what the networks see."""
+"""From the bytes of a file to what networks see."""
 
 from __future__ import annotations
 
 import io
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ import pytest
 from conftest import paint
 from PIL import Image
 
-from headstart.data.sources import Folder
+from headstart.data.files import Folder, file_hash
 from headstart.errors import ItemError, UserError
-from headstart.modalities.image.decode import decode, file_hash
-from headstart.modalities.image.pixels import batches, load, pixels, read_images, resize
+from headstart.modalities import get_modality
+from headstart.modalities.base import batch_length, pad_batch
+from headstart.modalities.image.decode import decode
+from headstart.modalities.image.pixels import pixels, resize
+from headstart.modalities.loading import prefetch, read_batches
+
+IMAGES = get_modality("image")
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -38,7 +44,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     ("size", "expected"), [(300, (300, 400)), (151, (300, 400)), (150, (150, 200)), (70, (75, 100)), (20, (38, 50))]
 )
 @pytest.mark.parametrize("kind", ["plain", "grey", "through Pillow"])
-def test_a_jpeg_twice_as_large_is_decoded_at_a_part_of_its_size(size, expected, kind):
+def test_a_jpeg_twice_as_large_is_decoded_at_a_fraction_of_its_size(size, expected, kind):
     image = photo(400, 300)
     options = {"exif": b"Exif\0\0damaged"} if kind == "through Pillow" else {}
     found = pixels(encoded(image.convert("L") if kind == "grey" else image, quality=95, **options), size)
@@ -54,7 +60,7 @@ def test_plain_jpegs_have_the_pixels_that_pillow_gives_them():
 
 
 @pytest.mark.parametrize("how", ["exif", "xmp"])
-def test_photographs_are_turned_upright(how):
+def test_photographs_are_rotated_upright(how):
     stored = photo(400, 300)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -80,14 +86,14 @@ def test_exif_in_odd_places_is_read_as_prepare_reads_it(how):
     assert pixels(data, 60).shape == (90, 60, 3)
 
 
-def test_exif_that_turns_nothing_keeps_the_fast_way():
+def test_exif_without_rotation_is_decoded_the_fast_way():
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 1, "maker"
     assert (pixels(encoded(photo(90, 60), exif=exif), 60) == pixels(encoded(photo(90, 60)), 60)).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_other_kinds_and_modes_go_through_pillow(kind):
+def test_other_formats_and_modes_go_through_pillow(kind):
     image = photo(80, 60).convert("RGBA")
     image.putalpha(0)
     if kind != "TIFF":
@@ -96,7 +102,7 @@ def test_other_kinds_and_modes_go_through_pillow(kind):
     assert (pixels(encoded(Image.new("CMYK", (64, 64))), 64) > 250).all()
 
 
-def test_a_cut_jpeg_is_told_as_it_was_by_prepare():
+def test_a_cut_jpeg_has_the_reason_that_prepare_gives():
     data = encoded(photo(400, 300))
     with pytest.raises(ItemError, match="truncated") as raised:
         pixels(data[: len(data) // 2], 100)
@@ -126,37 +132,46 @@ def ten(tmp_path: Path) -> tuple[Folder, list[str], list[str]]:
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
 def test_batches_keep_the_order_and_equal_single_loads(ten, tmp_path, batch_size):
     source, names, hashes = ten
-    made = list(read_images(source, names, hashes, 16, batch_size))
-    assert [len(batch) for batch in made] == [min(batch_size, 10 - start) for start in range(0, 10, batch_size)]
-    singles = np.stack([load(tmp_path / name, 16) for name in names])
-    assert (np.concatenate(made) == singles).all()
+    batches = [batch["image"] for batch in read_batches(source, IMAGES, names, hashes, 16, batch_size)]
+    assert [len(batch) for batch in batches] == [min(batch_size, 10 - start) for start in range(0, 10, batch_size)]
+    singles = np.stack([IMAGES.load((tmp_path / name).read_bytes(), 16) for name in names])
+    assert (np.concatenate(batches) == singles).all()
 
 
 def test_a_file_that_changed_since_prepare_is_named(ten, tmp_path):
     source, names, hashes = ten
     paint(tmp_path / "3.png", (0, 99, 0), 1)
-    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran \(its content is another\)"):
-        list(read_images(source, names, hashes, 16, 4))
+    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran \(its content is different\)"):
+        list(read_batches(source, IMAGES, names, hashes, 16, 4))
     (tmp_path / "3.png").unlink()
-    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran"):
-        list(read_images(source, names, hashes, 16, 4))
+    with pytest.raises(UserError, match=r"3\.png has changed since prepare ran \(no such file\)"):
+        list(read_batches(source, IMAGES, names, hashes, 16, 4))
 
 
 @pytest.mark.parametrize(("batch_size", "workers", "most"), [(1, 2, 6), (8, 2, 40), (64, 2, 192), (4, 8, 68)])
 def test_reading_ahead_is_bounded_and_keeps_all_threads_busy(batch_size, workers, most):
-    seen, lock = [], threading.Lock()
+    loaded, lock = [], threading.Lock()
 
-    def rows(some: range):
+    def load(rows: range) -> Iterator[np.ndarray]:
         with lock:
-            seen.extend(some)
-        for _ in some:
+            loaded.extend(rows)
+        for _ in rows:
             yield np.zeros((2, 2, 3), np.uint8)
 
-    made = batches(rows, 1000, 2, batch_size, workers)
-    next(made)
-    # Whatever is free to be decoded is: all threads have something to do while the first batch is used.
+    batches = prefetch(load, 1000, batch_size, workers)
+    next(batches)
+    # All threads have something to do while the first batch is used.
     deadline = time.monotonic() + 10
-    while len(seen) < batch_size + workers * min(8, batch_size) and time.monotonic() < deadline:
+    while len(loaded) < batch_size + workers * min(8, batch_size) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert batch_size + workers * min(8, batch_size) <= len(seen) <= most
-    made.close()
+    assert batch_size + workers * min(8, batch_size) <= len(loaded) <= most
+    batches.close()
+
+
+def test_padding_repeats_the_last_example():
+    batch = {"ids": np.array([[1, 2], [3, 4]]), "mask": np.array([[True, False], [True, True]])}
+    padded = pad_batch(batch, 4)
+    assert padded["ids"].tolist() == [[1, 2], [3, 4], [3, 4], [3, 4]]
+    assert padded["mask"].tolist() == [[True, False], [True, True], [True, True], [True, True]]
+    assert batch_length(padded) == 4
+    assert pad_batch(batch, 2) is batch

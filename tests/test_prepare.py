@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL, paint, write_params
+from conftest import SMALL, paint, run_stages, write_params
 from test_corpus import picture
 
 from headstart import paths
-from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.outputs import Outputs
-from pipeline import prepare
 
 
 @pytest.fixture
@@ -22,15 +19,13 @@ def run(tmp_path: Path, monkeypatch) -> Callable[..., pd.DataFrame]:
 
     def call(source: Path, **changes) -> pd.DataFrame:
         write_params(Path("params.yaml"), **{**SMALL, "data.source": str(source), **changes})
-        outputs = Outputs()
-        prepare.main(load_params(), outputs)
-        outputs.commit()
+        run_stages("prepare")
         return pd.read_parquet(paths.MANIFEST)
 
     return call
 
 
-def test_the_manifest_has_a_row_an_image(run, photos):
+def test_the_manifest_has_a_row_per_image(run, photos):
     manifest = run(photos())
     assert list(manifest.columns) == [
         *("item_id", "path", "label", "split", "given", "group", "connected", "width", "height", "file_hash")
@@ -74,29 +69,29 @@ def test_given_splits_are_kept_and_a_missing_val_is_cut_from_train(run, photos, 
     assert (manifest[manifest.split == "test"].path.str[-7:-4].astype(int) < 4).all()
     assert (manifest.split == "test").sum() == 12
     assert (manifest.split == "val").any()
-    assert (manifest.given == (manifest.split != "val")).all()  # that one is ours
+    assert (manifest.given == (manifest.split != "val")).all()  # val is not given
 
 
-def test_splits_of_ours_are_not_given_and_a_val_of_the_source_is(run, photos, tmp_path):
+def test_drawn_splits_are_not_given_and_a_val_of_the_source_is(run, photos, tmp_path):
     assert not run(photos()).given.any()
     for split in ("train", "val", "test"):
         photos(f"own/{split}", count=8, first={"train": 0, "val": 8, "test": 16}[split])
     assert run(tmp_path / "own").given.all()
 
 
-def test_equal_files_stand_in_one_split_and_contradictions_in_none(run, photos):
+def test_equal_files_are_in_one_split_and_contradictions_in_none(run, photos):
     folder = photos()
     paint(folder / "red" / "copy.png", (200, 40, 40), 2000)  # equals red/000.png
     paint(folder / "blue" / "wrong.png", (200, 40, 40), 2001)  # equals red/001.png
     manifest = run(folder)
     quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").detail
     assert manifest.item_id.is_unique
-    assert quarantine["red/copy.png"] == "the same image as red/000.png"
-    assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same image under the labels blue, red"
+    assert quarantine["red/copy.png"] == "the same content as red/000.png"
+    assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same content under the labels blue, red"
     assert len(quarantine) == 3
 
 
-def test_of_equal_files_that_of_the_test_split_is_kept(run, photos):
+def test_of_equal_files_the_one_in_test_is_kept(run, photos):
     folder = photos()
     train, test = folder.parent / "set" / "train", folder.parent / "set" / "test"
     train.parent.mkdir()
@@ -113,7 +108,7 @@ def test_of_equal_files_that_of_the_test_split_is_kept(run, photos):
 def test_bad_files_stop_the_stage_with_their_reasons(run, photos):
     folder = photos()
     (folder / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
-    with pytest.raises(UserError, match=r"1 of 49 files cannot be used as images:\n  red/cut\.jpg: "):
+    with pytest.raises(UserError, match=r"1 of 49 files cannot be used:\n  red/cut\.jpg: "):
         run(folder, **{"prepare.max_bad_fraction": 0.0})
     manifest = run(folder, **{"prepare.max_bad_fraction": 0.1})
     assert len(manifest) == 48
@@ -131,7 +126,7 @@ def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
     folder = photos()
     for index in range(2):
         paint(folder / "rare" / f"{index}.png", (9, 9, 9), index)
-    with pytest.raises(UserError, match=r"1 of 4 classes are not in each .*\n  rare: .*\nAdd images to them"):
+    with pytest.raises(UserError, match=r"1 of 4 classes are not in each .*\n  rare: .*\nAdd examples to them"):
         run(folder)
 
 
@@ -182,6 +177,6 @@ def test_groups_stay_in_one_split(run, photos):
 
 def test_images_without_a_group_are_counted(run, photos, capsys):
     run(photos(), **{"prepare.group_by": r"0\d\d"})
-    assert "in no group" not in capsys.readouterr().out
+    assert "have no group" not in capsys.readouterr().out
     run(photos(), **{"prepare.group_by": r"(00\d)\.png"})
-    assert "18 images are in no group of prepare.group_by" in capsys.readouterr().out
+    assert "18 images have no group by prepare.group_by" in capsys.readouterr().out

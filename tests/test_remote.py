@@ -1,4 +1,4 @@
-"""Data at addresses: listed, fetched once, and again once they have changed."""
+"""Data at addresses: listed, downloaded once, and again if they have changed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bucket(photos) -> Iterator[str]:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves files with an ETag, as storages do, and notes what was asked for."""
+    """Serves files with an ETag, as storages do, and records what was asked for."""
 
     asked: list[str]
 
@@ -80,15 +80,15 @@ def test_a_bucket_is_listed_and_read_as_a_folder_is(bucket, workspace):
         assert raised.value.reason == "missing"
 
 
-def test_later_stages_read_what_prepare_has_fetched(bucket, monkeypatch):
+def test_later_stages_read_what_prepare_has_downloaded(bucket, monkeypatch):
     with open_source(bucket) as source:
         data = source.scan().read("red/000.png")
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", None)  # no more of the storage
-    with open_source(bucket) as source:  # as they do, without listing it
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", None)  # the storage is gone
+    with open_source(bucket) as source:  # as later stages do, without listing it
         assert source.read("red/000.png") == data
 
 
-def test_what_changed_in_a_bucket_is_fetched_again(bucket):
+def test_what_changed_in_a_bucket_is_downloaded_again(bucket):
     with open_source(bucket) as source:
         source.scan().read("red/000.png")
     fsspec.filesystem("memory").pipe("/bucket/photos/red/000.png", b"another")
@@ -98,7 +98,7 @@ def test_what_changed_in_a_bucket_is_fetched_again(bucket):
         assert source.read("red/000.png") == b"another"
 
 
-def test_a_table_here_names_images_there(bucket, workspace):
+def test_a_local_manifest_of_remote_images(bucket, workspace):
     (workspace / "list.csv").write_text("path,label\nred/000.png,red\nblue/000.png,blue\n../x.png,red\n")
     listing = list_items("list.csv", root=bucket)
     assert [item.path for item in listing.items] == ["blue/000.png", "red/000.png"]
@@ -115,7 +115,7 @@ def test_archives_and_tables_over_http(photos, workspace):
         assert list_items(f"{address}/photos.tar.gz").items == list_items(archive).items
         with open_source(f"{address}/photos.tar.gz") as source:
             assert source.read("red/000.png") == (folder / "red" / "000.png").read_bytes()
-        assert asked.count("/photos.tar.gz") == 1  # fetched once, for all stages
+        assert asked.count("/photos.tar.gz") == 1  # downloaded once, for all stages
         shutil.rmtree(folder / "red")
         pack("tar.gz", folder)
         assert list_items(f"{address}/photos.tar.gz").classes == ["blue", "green"]
@@ -127,14 +127,17 @@ def test_archives_and_tables_over_http(photos, workspace):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("memory://nowhere/photos", r"memory://nowhere/photos: no file is listed there"),
+        ("memory://nowhere/photos", r"memory://nowhere/photos: no files are listed there"),
         ("memory://nowhere/photos.zip", r"memory://nowhere/photos\.zip: there is no such file"),
-        ("http://127.0.0.1:9/photos.zip", r"http://127\.0\.0\.1:9/photos\.zip: (there is no such|cannot be fetched)"),
+        (
+            "http://127.0.0.1:9/photos.zip",
+            r"127\.0\.0\.1:9/photos\.zip: (there is no such|cannot be downloaded)",
+        ),
         ("s4://bucket/photos", r"s4://bucket/photos: Protocol not known: s4; give a path, or an s3://"),
-        ("zip://a::http://127.0.0.1:9/photos.zip", r"chained addresses are not taken"),
+        ("zip://a::http://127.0.0.1:9/photos.zip", r"chained addresses are not supported"),
     ],
 )
-def test_wrong_addresses_are_told(address, message):
+def test_wrong_addresses_are_reported(address, message):
     with pytest.raises(UserError, match=message):
         list_items(address)
 
@@ -156,7 +159,7 @@ def test_a_broken_transfer_leaves_nothing_half_written(bucket, workspace, monkey
     with open_source(bucket) as source:
         source.scan()
         monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", broken)
-        with pytest.raises(ItemError, match="cannot be fetched: timed out") as raised:
+        with pytest.raises(ItemError, match="cannot be downloaded: timed out") as raised:
             source.read("red/000.png")
         assert raised.value.reason == "unreadable"
         assert not [file for file in (workspace / ".dvc").rglob("*") if file.is_file()]

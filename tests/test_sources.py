@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,14 +13,16 @@ import pytest
 from conftest import ROOT, paint
 
 from headstart.data import archives, layouts
-from headstart.data.layouts import Listing
+from headstart.data.listing import Listing
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
+from headstart.modalities import get_modality
+from headstart.modalities.image import ImageModality
 
 
 def list_items(path: Path | str, root: str | None = None, group_by: str | None = None) -> Listing:
     with open_source(str(path), root) as source:
-        return layouts.list_items(source, str(path), root, group_by)
+        return layouts.list_items(source, str(path), get_modality("image"), root, group_by)
 
 
 def pack(kind: str, folder: Path, prefix: str = "") -> Path:
@@ -56,7 +59,7 @@ def test_class_folders(photos):
     assert sorted(listing.ignored) == [
         (".DS_Store", "hidden"),
         ("loose.png", "in no class folder"),
-        ("red/notes.txt", "no image by its name (.txt) and content"),
+        ("red/notes.txt", "not image data by its suffix (.txt) and content"),
     ]
 
 
@@ -86,7 +89,7 @@ def test_split_folders_are_kept(tmp_path, kind):
 def test_splits_beside_other_folders_are_refused(tmp_path):
     folder = split_folders(tmp_path / "set")
     paint(folder / "unlabelled" / "1.png", (0, 0, 0), 1)
-    with pytest.raises(UserError, match=r"folders of splits .* beside 'unlabelled'"):
+    with pytest.raises(UserError, match=r"split folders \(.*\) beside 'unlabelled'"):
         list_items(folder)
 
 
@@ -115,14 +118,14 @@ def test_manifests(photos, suffix):
     [
         ("path,name\na,b\n", "the column 'label' is missing"),
         ("path;label\na.png;x\n", "the column 'path' is missing.* in UTF-8, separated by commas"),
-        ("path,label\na\0.png,x\n", "row 2: path .* holds a zero byte"),
+        ("path,label\na\0.png,x\n", "row 2: path .* contains a zero byte"),
         ("path,label\na.png,\n", "row 2: label is empty"),
         ("path,label,split\na.png,x,hold\n", "row 2: split must be train, val or test, got 'hold'"),
         ("path,label,split\na.png,x,test\nb.png,y,test\n", "no row has the split train"),
         ("", "not a readable .csv table"),
     ],
 )
-def test_wrong_manifests_are_told_by_row(tmp_path, text, message):
+def test_mistakes_in_manifests_are_reported_by_row(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         list_items(tmp_path / "list.csv")
@@ -169,7 +172,7 @@ def test_groups_by_an_expression(tmp_path):
     for pattern in (r"/(p\d)-", r"p\d"):
         groups = {item.path: item.group for item in list_items(tmp_path, group_by=pattern).items}
         assert groups == {"a/p1-x.png": "p1", "a/p1-y.png": "p1", "b/p2-x.png": "p2", "b/alone.png": None}
-    with pytest.raises(UserError, match=r"prepare\.group_by 'q\+' is no column .* found in no path"):
+    with pytest.raises(UserError, match=r"prepare\.group_by 'q\+' is not a column .* matches no path"):
         list_items(tmp_path, group_by="q+")
     with pytest.raises(UserError, match=r"prepare\.group_by must be a column .* or a regular expression, got '\('"):
         list_items(tmp_path, group_by="(")
@@ -198,14 +201,14 @@ def test_links_in_archives_are_not_followed(photos):
     assert not any("link" in item.path for item in listing.items)
 
 
-def test_a_hard_link_in_a_tar_is_read_as_the_file_that_it_is(photos):
+def test_a_hard_link_in_a_tar_is_read_like_its_file(photos):
     folder = photos(count=1)
-    os.link(folder / "blue" / "000.png", folder / "blue" / "twin.png")
+    os.link(folder / "blue" / "000.png", folder / "blue" / "same.png")
     with open_source(str(pack("tar", folder))) as source:
-        assert source.read("blue/twin.png") == source.read("blue/000.png") == (folder / "blue/000.png").read_bytes()
+        assert source.read("blue/same.png") == source.read("blue/000.png") == (folder / "blue/000.png").read_bytes()
 
 
-def test_a_member_that_would_fill_the_memory_is_refused_unread(photos):
+def test_a_member_that_would_fill_the_memory_is_not_read(photos):
     file = pack("zip", photos(count=1))
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("red/bomb.bmp", bytes(2**26))
@@ -258,7 +261,7 @@ def test_members_of_one_name_are_refused(tmp_path):
         assert source.files == []
 
 
-def test_a_damaged_member_is_told_when_it_is_read(photos):
+def test_a_damaged_member_is_reported_when_it_is_read(photos):
     file = pack("zip", photos(count=1))
     data = bytearray(file.read_bytes())
     start = data.index(b"blue/000.png") + 60
@@ -282,17 +285,58 @@ def test_an_empty_class_folder_is_named(photos):
         list_items(folder)
 
 
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+@pytest.mark.parametrize("kind", ["folder", "split folders", "zip", "tar", "outer"])
+def test_classes_of_heic_files_stop_with_that_reason(tmp_path, monkeypatch, kind):
+    """As phones write them, without pillow-heif."""
+    monkeypatch.setattr(ImageModality, "suffixes", (".png",))
+    monkeypatch.setattr(ImageModality, "unsupported", {".heic": "install pillow-heif, or convert them to JPEG"})
+    folder = tmp_path / "photos"
+    for label in ("cat", "dog"):
+        below = folder / "train" / label if kind == "split folders" else folder / label
+        below.mkdir(parents=True)
+        for number in range(3):
+            (below / f"IMG_{number}.HEIC").write_bytes(HEIC)
+    if kind == "outer":
+        folder = pack("zip", folder, "outer/")
+    else:
+        (folder / "loose.heic").write_bytes(HEIC)
+    if kind in ("zip", "tar"):
+        folder = pack(kind, folder)
+    message = "no usable image in the class folders 'cat', 'dog': 6 files there: .heic files are not supported; install"
+    with pytest.raises(UserError, match=re.escape(message)):
+        list_items(folder)
+
+
+def test_one_class_of_heic_files_among_others_is_named(photos):
+    folder = photos(count=2)
+    for number in range(2):
+        (folder / "new").mkdir(exist_ok=True)
+        (folder / "new" / f"{number}.svg").write_bytes(b"<svg/>")
+    with pytest.raises(UserError, match=r"no usable image in the class folder 'new': 2 files there: \.svg files are"):
+        list_items(folder)
+
+
+def test_many_empty_classes_make_a_short_message(tmp_path):
+    for number in range(100):
+        (tmp_path / f"class {number:03}").mkdir()
+    with pytest.raises(UserError, match=r"'class 003', 'class 004' and 95 more; put images there"):
+        list_items(tmp_path)
+
+
 def test_one_class_is_too_few(tmp_path):
     paint(tmp_path / "only" / "1.png", (0, 0, 0), 1)
     with pytest.raises(UserError, match=r"at least two classes are needed, found 1 \(only\)"):
         list_items(tmp_path)
 
 
-def test_a_missing_source_and_an_unknown_kind(tmp_path):
+def test_a_missing_source_and_an_unsupported_kind(tmp_path):
     with pytest.raises(UserError, match="does not exist; give the path of"):
         list_items(tmp_path / "nowhere")
     (tmp_path / "photos.rar").write_bytes(b"x")
-    with pytest.raises(UserError, match="is of no supported kind"):
+    with pytest.raises(UserError, match="is of an unsupported kind"):
         list_items(tmp_path / "photos.rar")
 
 

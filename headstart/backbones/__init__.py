@@ -12,12 +12,12 @@ BACKBONES: dict[str, Backbone] = {row.name: row for row in ROWS}
 
 
 def register(backbone: Backbone) -> None:
-    """Make a backbone known under its name, which `backbone` of params.yaml then takes."""
+    """Register a backbone under its name, so that `backbone` in params.yaml can be that."""
     BACKBONES[backbone.name] = backbone
 
 
 def get_backbone(name: str) -> Backbone:
-    """The backbone of that name.
+    """Return the backbone of that name.
 
     Raises:
         UserError: if there is none.
@@ -31,7 +31,7 @@ def get_backbone(name: str) -> Backbone:
 
 
 def cached_backbones() -> list[str]:
-    """Names of the backbones whose pretrained weights for the default size are on this machine."""
+    """Return the names of the backbones whose pretrained weights for the default size are on this machine."""
     files = {name: row.weights_path(row.default_size) for name, row in BACKBONES.items()}
     return [name for name, file in files.items() if file and file.is_file()]
 

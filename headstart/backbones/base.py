@@ -1,4 +1,4 @@
-"""What a backbone owns: its network, the weights, preprocessing, blocks, and where it can be split in two.
+"""The interface of a backbone: its network, weights, preprocessing and blocks.
 
 An encoder is a Keras model, a batch (see `headstart.modalities.Batch`) -> (N, feature_dim) float32. It has a layer
 named BACKBONE_LAYER, the pretrained network itself with its BatchNorm in inference mode, and a layer named POOL_LAYER,
@@ -25,10 +25,10 @@ BACKBONE_LAYER, POOL_LAYER = "backbone", "pool"
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that belong together, by the backbone's own names.
+    """Layers that belong together.
 
     Attributes:
-        name: what their names have in common, e.g. `block_13` or `conv5_block3`.
+        name: e.g. `block_13` or `conv5_block3`.
         layers: in the order of the network.
     """
 
@@ -37,7 +37,7 @@ class Block:
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
+        """Number of its weights."""
         return sum(layer.count_params() for layer in self.layers)
 
 
@@ -47,11 +47,11 @@ class Backbone:
 
     Attributes:
         name: what `backbone` in params.yaml says.
-        modality: what it takes, a name of `headstart.modalities`.
-        default_size, min_size: of an example, as `extract.size` counts it.
+        modality: name of the modality that it takes.
+        default_size, min_size: of an example, as in `extract.size`.
         feature_dim: length of the vectors after average pooling.
         parameters: weights in millions, without a classifier on top.
-        preprocessing: what it makes of an example before its first layer, in words.
+        preprocessing: what happens to an example before the first layer, in words.
     """
 
     name: str
@@ -73,19 +73,19 @@ class Backbone:
             raise UserError(f"{PARAMS_FILE}: extract.size must be at least {self.min_size} for {self.name}, got {size}")
 
     def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
-        """The encoder for examples of that size.
+        """Build the encoder for examples of that size.
 
         Args:
-            weights: `pretrained`, `none` (drawn from `seed`) or the path of a weights file.
+            weights: `pretrained`, `none` (random, by `seed`) or the path of a weights file.
             pooling: `avg`, `max` or `flatten`.
 
         Raises:
-            UserError: if the weights cannot be had, or do not fit.
+            UserError: if the weights are not available, or do not fit.
         """
         raise ValueError(f"backbone {self.name} cannot be built")
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
-        """All layers of the network, from the input to the output; by default each layer with weights begins one."""
+        """Return all layers from input to output, in blocks; by default each layer with weights begins a block."""
         found: list[list[keras.Layer]] = [[]]
         for layer in encoder.get_layer(BACKBONE_LAYER).layers:
             if layer.weights and found[-1]:
@@ -95,12 +95,12 @@ class Backbone:
         return [Block(name, tuple(layers)) for name, layers in zip(names, found, strict=True)]
 
     def weights_path(self, size: int) -> Path | None:
-        """The file of the pretrained weights on this machine, present or not; None if there is no such file."""
+        """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
 
 
 def weights_sha256(model: keras.Model) -> str:
-    """A fingerprint of all weights, hexadecimal: shapes and float32 bytes in the model's order."""
+    """Hash all weights, hexadecimal: shapes and float32 bytes in the model's order."""
     import keras
 
     digest = hashlib.sha256()

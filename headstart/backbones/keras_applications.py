@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 TINY_WEIGHTS = Path(__file__).parent / "weights" / "tiny.weights.h5"
 INPUT = "image"  # of the encoder, see ImageModality.spec
-STEM, TOP = "stem", "top"  # what stands before the first block, and behind the last one
+STEM, TOP = "stem", "top"  # the layers before the first block, and after the last one
 
-# How each family names the layers of a block; what the parentheses find names the block. What matches nothing belongs
-# to the block before it, in Inception to the one after it: there only the last layers of a block have its name.
+# How each family names the layers of a block; the groups give the name of the block. A layer without a match belongs to
+# the block before it, in Inception to the one after it: there only the last layers of a block have its name.
 BLOCK_NAMES = {
     "convnext": r"convnext_[a-z]+_(stage_\d+_block_\d+|downsampling_block_[1-9])",
     "densenet": r"(conv\d_block\d+)_",
@@ -49,10 +49,10 @@ class KerasApplication(Backbone):
 
     Attributes:
         constructor: function of `keras.applications`.
-        module: module of `keras.applications` that holds its `preprocess_input`.
+        module: module of `keras.applications` with its `preprocess_input`.
         weights_file: name of its ImageNet weights in Keras' cache; `{size}` is the size that they were trained at.
-        weight_sizes: the sizes that `{size}` can be; any other image size takes the last one.
-        pinned_size: whether Keras has ImageNet weights for the default size alone.
+        weight_sizes: possible values of `{size}`; any other image size takes the last one.
+        pinned_size: whether Keras has ImageNet weights for the default size only.
         arguments: further arguments of the constructor.
         weights_sha256: of the weights file, hexadecimal, if it comes with this repository.
     """
@@ -97,13 +97,13 @@ class KerasApplication(Backbone):
         return keras.Model({INPUT: image}, pool(feature_map), name="encoder")
 
     def preprocess(self, image: keras.KerasTensor) -> keras.KerasTensor:
-        """RGB in [0, 255] -> what the backbone was trained on."""
+        """Preprocess RGB in [0, 255] as the backbone expects it."""
         from headstart.framework import keras
 
         return getattr(keras.applications, self.module).preprocess_input(image)
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
-        """All layers, in the blocks that the family's own names tell."""
+        """Return all layers, in blocks by the names that the family gives its layers."""
         layers = encoder.get_layer(BACKBONE_LAYER).layers
         pattern, backwards = re.compile(BLOCK_NAMES[self.module]), self.module in NAMED_BY_THE_END
         found: dict[str, list[keras.Layer]] = {}
@@ -118,17 +118,17 @@ class KerasApplication(Backbone):
         return [Block(name, tuple(layers)) for name, layers in found.items()]
 
     def _network(self, weights: str, size: int) -> keras.Model:
-        """The network without its top.
+        """Build the network without its top.
 
         Raises:
-            UserError: if the weights cannot be had, or do not fit.
+            UserError: if the weights are not available, or do not fit.
         """
         from headstart.framework import keras
 
         constructor, arguments = getattr(keras.applications, self.constructor), dict(self.arguments)
         shape = (size, size, 3)
         with warnings.catch_warnings():
-            # MobileNets warn that an unusual size takes the weights of the default one, which the table says.
+            # MobileNets warn that an unusual size takes the weights of the default one, as weight_sizes says.
             warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
             if weights == "pretrained" and not self.weights_sha256:
                 try:
@@ -143,7 +143,7 @@ class KerasApplication(Backbone):
             return base
 
     def _load(self, base: keras.Model, file: Path) -> None:
-        """Fill `base` from `file`: everything or nothing."""
+        """Load all weights of `base` from `file`."""
         if not file.is_file():
             raise UserError(
                 f"{PARAMS_FILE}: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
@@ -167,25 +167,29 @@ class KerasApplication(Backbone):
         if file.is_file():
             return UserError(
                 f"{file}: these weights of {self.name} cannot be loaded ({reason}); remove the file, so that it is "
-                "downloaded again, or put a whole one in its place"
+                "downloaded again, or replace it with a complete one"
             )
         return UserError(
             f"the ImageNet weights of {self.name} are not on this machine and could not be downloaded ({reason}).\n"
             f"  file:   {file.name}\n"
             f"  folder: {file.parent} (another one: set KERAS_HOME, it holds models/)\n"
             f"  here:   {', '.join(cached_backbones()) or 'none'}\n"
-            "Put the file there, or pick a backbone whose weights are here."
+            "Put the file there, or choose a backbone whose weights are here."
         )
 
 
 def keras_models() -> Path:
-    """The folder of Keras' weights cache, by Keras' own rule: KERAS_HOME, else ~/.keras, else /tmp/.keras."""
+    """Return the folder of Keras' weights cache, by Keras' own rule: KERAS_HOME, else ~/.keras, else /tmp/.keras."""
     home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
     return Path(os.environ.get("KERAS_HOME") or home / ".keras") / "models"
 
 
 def _verified(file: Path, sha256: str) -> Path:
-    """The file itself, if it has that hash."""
+    """Return `file` if it has that hash.
+
+    Raises:
+        UserError: if it has not.
+    """
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise UserError(
             f"{file}: not the weights that keras_table.py lists by their sha256; restore them "

@@ -1,4 +1,4 @@
-"""The table of keras.applications' image classifiers, and `tiny`. Loads no TensorFlow."""
+"""The table of backbones: the image classifiers of keras.applications, and `tiny`. Does not load TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from headstart.backbones.keras_applications import TINY_WEIGHTS, KerasApplication
 
-# How each family's own `preprocess_input` maps RGB in [0, 255]; `inside` is done by layers of the network itself.
+# What the `preprocess_input` of each family makes of RGB in [0, 255]; `inside`: layers of the network do it.
 PREPROCESSING = {
     "tf": "RGB in [-1, 1]",
     "caffe": "BGR minus ImageNet's mean",
@@ -26,12 +26,12 @@ def _row(
     name: str = "",
     **more: Any,
 ) -> KerasApplication:
-    """A row of the table.
+    """Make a row of the table.
 
     Args:
         preprocessing: a key of PREPROCESSING.
         size: the default size, pixels per side.
-        name: by default the constructor's, in lower case.
+        name: by default the constructor's in lower case.
     """
     return KerasApplication(
         name=name or constructor.lower(),

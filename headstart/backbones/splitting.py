@@ -1,4 +1,4 @@
-"""What of a backbone is trained in fine-tuning, and where its network can be split into a frozen and a trained part."""
+"""Select the blocks that are fine-tuned, and split a network into a frozen and a trained part."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from headstart.framework import keras
 
 
 def select_blocks(blocks: list[Block], unfreeze: float | str) -> list[Block]:
-    """The blocks that are trained, the first one perhaps in part.
+    """Return the blocks to train; of the first one perhaps only some layers.
 
     Args:
-        blocks: all of a backbone, from the input to the output.
-        unfreeze: `all`, `none`, a number of blocks, a share in (0, 1) of the layers that learn, in whole blocks, or the
+        blocks: all of a backbone, from input to output.
+        unfreeze: `all`, `none`, a number of blocks, a share in (0, 1) of the trainable layers, in whole blocks, or the
             name of a block or layer; each counted from the output.
 
     Raises:
@@ -32,15 +32,15 @@ def select_blocks(blocks: list[Block], unfreeze: float | str) -> list[Block]:
             )
         return blocks[len(blocks) - unfreeze :]
     if isinstance(unfreeze, float):
-        sizes = [sum(map(_learns, block.layers)) for block in blocks]
+        sizes = [sum(map(_is_trainable, block.layers)) for block in blocks]
         wanted = round(unfreeze * sum(sizes))
-        counted = np.cumsum(sizes[::-1])
-        return blocks[len(blocks) - int(np.searchsorted(counted, wanted)) - 1 :] if wanted else []
+        count = int(np.searchsorted(np.cumsum(sizes[::-1]), wanted)) + 1
+        return blocks[len(blocks) - count :] if wanted else []
     layers = [layer for block in blocks for layer in block.layers]
     names = {block.name: block.layers[0] for block in blocks} | {layer.name: layer for layer in layers}
     if unfreeze not in names:
         raise UserError(
-            f"params.yaml: fine_tune.unfreeze {unfreeze!r} is no block or layer of the backbone"
+            f"params.yaml: fine_tune.unfreeze {unfreeze!r} is not a block or layer of the backbone"
             f"{did_you_mean(str(unfreeze), names) or ';'} `headstart backbones NAME` lists the blocks"
         )
     trained = layers[layers.index(names[unfreeze]) :]
@@ -55,7 +55,7 @@ def set_trainable(base: keras.Model, trained: list[Block], decay: float) -> list
     would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning").
 
     Args:
-        decay: the learning rate of each block relative to the one above it; the last one has it relative to the head
+        decay: factor of the learning rate from each block to the one below it, and from the head to the last block
             (layer-wise learning rate decay, https://arxiv.org/abs/2106.08254).
 
     Returns:
@@ -66,24 +66,24 @@ def set_trainable(base: keras.Model, trained: list[Block], decay: float) -> list
     }
     base.trainable = True
     for layer in base.layers:
-        layer.trainable = layer.name in scales and _learns(layer)
+        layer.trainable = layer.name in scales and _is_trainable(layer)
     return [scales[layer.name] for layer in base.layers for _ in layer.trainable_variables]
 
 
-def _learns(layer: keras.Layer) -> bool:
+def _is_trainable(layer: keras.Layer) -> bool:
     return bool(layer.weights) and not isinstance(layer, keras.layers.BatchNormalization)
 
 
-LEAST_WORK = 0.1  # share of the work that must be in the lower part for a split to be worth much
+MIN_WORK = 0.1  # share of the work in the lower part from which on a split is worth while
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where a network is split in two, and the boundary: the named arrays that pass from the lower to the upper part.
+    """Where a network is split, and the named arrays that pass from the lower to the upper part.
 
     Attributes:
-        places: of the operations whose outputs pass, in the order of the network: their names differ between copies.
-        shapes: of these outputs for one example.
+        places: indices, in the order of the network, of the operations whose outputs pass; names differ between copies.
+        shapes: of these outputs, for one example.
     """
 
     places: tuple[int, ...]
@@ -91,16 +91,16 @@ class Split:
 
     @property
     def names(self) -> list[str]:
-        """Of the arrays of the boundary."""
+        """Names of the arrays."""
         return [f"activations_{number}" for number in range(len(self.places))]
 
     @property
     def size(self) -> int:
-        """How many numbers pass for an example."""
+        """How many numbers pass, for one example."""
         return sum(map(math.prod, self.shapes))
 
     def unpack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """(b, size) as `lower_model` gives them -> the arrays of the boundary by name, (b, ...) each."""
+        """Return the arrays by name, (b, ...) each, from the output of `lower_model`, (b, size)."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
         parts = np.split(rows, ends[:-1], axis=1)
         return {
@@ -109,17 +109,17 @@ class Split:
 
 
 def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
-    """The last place before the trained layers that few arrays pass.
+    """Find the last place before the trained layers where few arrays pass.
 
-    One array if at least LEAST_WORK of the work comes before such a place, else as many more as that takes: the cells
-    of some networks read the outputs of two cells before them. None if nothing but rescaling comes before the trained
-    layers: there is nothing to compute once.
+    One array if at least MIN_WORK of the work is below such a place, else as few as possible: in some networks each
+    cell reads the outputs of two cells before it. None if only rescaling precedes the trained layers: there is nothing
+    to cache.
     """
-    steps = base.operations  # the layers, and what is computed between them, each after what it needs
+    steps = base.operations  # layers and the operations between them, each after its inputs
     order = {step.name: place for place, step in enumerate(steps)}
     last_use = [0] * len(steps)
     for place, step in enumerate(steps):
-        for parent in step._inbound_nodes[0].parent_nodes:  # the first is the network's own; others are uses elsewhere
+        for parent in step._inbound_nodes[0].parent_nodes:  # the first node is this network's
             last_use[order[parent.operation.name]] = place
     last_use[-1] = len(steps)
     stop = min((order[layer.name] for block in trained for layer in block.layers if layer.weights), default=len(steps))
@@ -134,11 +134,11 @@ def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
         Split(places, tuple(tuple(_output(base, place).shape[1:]) for place in places))
         for _, places in sorted(last.items())
     ]
-    return next((split for split in splits if work_below(base, split) >= LEAST_WORK), splits[0] if splits else None)
+    return next((split for split in splits if work_below(base, split) >= MIN_WORK), splits[0] if splits else None)
 
 
 def work_below(base: keras.Model, split: Split) -> float:
-    """About which share of the network's multiplications comes before the split, in [0, 1]."""
+    """Estimate the share of the network's multiplications that come before the split, in [0, 1]."""
     work = [0.0]
     for place, step in enumerate(base.operations):
         spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
@@ -148,20 +148,20 @@ def work_below(base: keras.Model, split: Split) -> float:
 
 
 def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
-    """A batch as for `encoder` -> (N, split.size): the boundary's arrays, flattened, one after the other."""
+    """Build the lower part: a batch as for `encoder` -> (N, split.size), the arrays that pass, flattened and joined."""
     base = encoder.get_layer(BACKBONE_LAYER)
     below = keras.Model(base.inputs, [_output(base, place) for place in split.places])
     inside = keras.Model(encoder.inputs, base._inbound_nodes[-1].input_tensors)  # preprocessing
     inputs = {
         tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in encoder.inputs
     }
-    found = below(inside(list(inputs.values())), training=False)
-    flat = [keras.layers.Flatten()(array) for array in (found if isinstance(found, (list, tuple)) else [found])]
+    outputs = below(inside(list(inputs.values())), training=False)
+    flat = [keras.layers.Flatten()(array) for array in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
     return keras.Model(inputs, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat), name="lower")
 
 
 def upper_model(encoder: keras.Model, split: Split) -> keras.Model:
-    """The boundary's arrays by name -> features, with the very layers of `encoder`."""
+    """Build the upper part: the arrays that pass, by name -> features. It shares the layers of `encoder`."""
     base = encoder.get_layer(BACKBONE_LAYER)
     above = keras.Model([_output(base, place) for place in split.places], base.output)
     inputs = {name: keras.Input(shape, name=name) for name, shape in zip(split.names, split.shapes, strict=True)}

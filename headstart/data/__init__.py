@@ -1,1 +1,1 @@
-"""From a data source to pixels: where images lie, which they are, what is wrong with them, how they are split."""
+"""The data source and what prepare decides about it: listing, inspection, near copies, splits."""

@@ -1,4 +1,4 @@
-"""Images in a .zip or a .tar, read in place and by many threads."""
+"""Examples in a .zip or a .tar, read in place and by many threads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from headstart.data.files import MAX_BYTES, Folder, Source, hidden, too_large
+from headstart.data.files import MAX_BYTES, Folder, Source, is_hidden, too_large
 from headstart.errors import ItemError, UserError
 
-# Photographs do not compress: what does, this well and to this size, is there to fill a memory or a disk.
+# Files of examples hardly compress: what compresses this well, to this size, is made to fill the memory or the disk.
 BOMB_RATIO, BOMB_MEMBER_BYTES = 200, 2**25
 BOMB_ARCHIVE_BYTES = 2**30
 _DRIVE = re.compile(r"[A-Za-z]:$")
@@ -34,45 +34,56 @@ _DAMAGES = (
 
 
 class _Archive(Source):
-    """What .zip and .tar share: members by name, read one at a time."""
+    """What .zip and .tar have in common: members by name, read one at a time."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file = file
-        self._plain_file = file  # where it can be read without unpacking it first
+        self._plain_file = file  # the file to read from, uncompressed
+        self._version = Folder(file.parent).state(file.name)[1]
         self._members: dict[str, Any] = {}
-        self._twice: set[str] = set()
-        self._reading = threading.Lock()
+        self._repeated: set[str] = set()
+        self._lock = threading.Lock()
 
     @abstractmethod
     def _open(self, member: Any) -> IO[bytes]:
-        """The content of a member."""
+        """Open the content of a member."""
+
+    @staticmethod
+    @abstractmethod
+    def _describe(member: Any) -> tuple[int, str]:
+        """Return the size of a member, and what distinguishes it from others in the same archive."""
+
+    def state(self, name: str) -> tuple[int, str | None]:
+        if name not in self._members:
+            return 0, None
+        size, described = self._describe(self._members[name])
+        # What the archive says about a member proves nothing: the archive itself must be unchanged.
+        return size, self._version and f"{self._version} {described}"
 
     def _add(self, name: str, member: Any, size: int, refusal: tuple[str, str] | None = None) -> None:
-        """Take a member, or note why not: `refusal` is reason and detail."""
-        parts = PurePosixPath(name).parts
-        plain = "/".join(parts)
+        """Add a member, or refuse it; `refusal` is reason and detail."""
+        plain = "/".join(PurePosixPath(name).parts)
         if leads_out(name):
             self.refused.append((name, "outside", "leads out of the archive"))
-        elif hidden(plain):
+        elif is_hidden(plain):
             self.ignored.append((plain, "hidden"))
         elif refusal:
             self.refused.append((plain, *refusal))
         elif size > MAX_BYTES:
             error = too_large()
             self.refused.append((plain, error.reason, str(error)))
-        elif plain in self._members or plain in self._twice:
-            if plain in self._members:  # which of the two is meant cannot be known
-                del self._members[plain]
-                self._twice.add(plain)
-                self.refused.append((plain, "repeated", "the archive holds another member of this name"))
-            self.refused.append((plain, "repeated", "the archive holds another member of this name"))
+        elif plain in self._members or plain in self._repeated:  # which one is meant is unknown: all are refused
+            first = self._members.pop(plain, None) is not None
+            self._repeated.add(plain)
+            refused = (plain, "repeated", "the archive holds another member of this name")
+            self.refused += [refused, refused] if first else [refused]
         else:
             self._members[plain] = member
 
     def _add_folder(self, name: str) -> None:
         plain = "/".join(PurePosixPath(name).parts)
-        if plain and not hidden(plain) and not leads_out(name):
+        if plain and not is_hidden(plain) and not leads_out(name):
             self.folders.append(plain)
 
     def opener(self) -> Callable[[], Source] | None:
@@ -81,7 +92,7 @@ class _Archive(Source):
 
     def _read(self, name: str, count: int) -> bytes:
         try:
-            with self._reading, self._open(self._members[name]) as content:
+            with self._lock, self._open(self._members[name]) as content:
                 return content.read(count)
         except KeyError as error:
             raise ItemError("missing", "not in the archive") from error
@@ -96,9 +107,8 @@ class Zip(_Archive):
         super().__init__(file)
         try:
             self._zip = zipfile.ZipFile(file)
-            self._state = Folder(file.parent).state(file.name)[1]
         except _DAMAGES as error:
-            raise UserError(f"{file}: not a readable .zip archive ({error}); make it anew") from error
+            raise UserError(f"{file}: not a readable .zip archive ({error}); create it again") from error
         for info in self._zip.infolist():
             name = info.filename.replace("\\", "/")  # as some programs on Windows write it, against the standard
             refusal = None
@@ -117,19 +127,16 @@ class Zip(_Archive):
     def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
         return self._zip.open(member)
 
-    def state(self, name: str) -> tuple[int, str | None]:
-        member = self._members.get(name)
-        # What the archive says of a member is not trusted for its content: the archive itself must be the same.
-        if member is None:
-            return 0, None
-        return member.file_size, self._state and f"{self._state} {member.CRC}"
+    @staticmethod
+    def _describe(member: zipfile.ZipInfo) -> tuple[int, str]:
+        return member.file_size, str(member.CRC)
 
     def close(self) -> None:
         self._zip.close()
 
 
 class Tar(_Archive):
-    """A .tar; a compressed one is first unpacked, as one file, since it cannot be read from the middle."""
+    """A .tar; a compressed one is unpacked to a temporary .tar first, since it cannot be read from the middle."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file)
@@ -143,12 +150,12 @@ class Tar(_Archive):
         except _DAMAGES as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise UserError(
-                    f"{file}: no space to unpack it in {tempfile.gettempdir()}; free some, or name another folder "
-                    "in the environment variable TMPDIR"
+                    f"{file}: no space to unpack it in {tempfile.gettempdir()}; free some, or set the environment "
+                    "variable TMPDIR to another folder"
                 ) from error
-            raise UserError(f"{file}: not a readable .tar archive ({error}); make it anew") from error
+            raise UserError(f"{file}: not a readable .tar archive ({error}); create it again") from error
         if not end or end.strip(b"\0"):  # tarfile takes a header that it cannot read for the end
-            raise UserError(f"{file}: cut off or damaged after its {len(members)} first members; make it anew")
+            raise UserError(f"{file}: cut off or damaged after its first {len(members)} members; create it again")
         for member in members:
             refusal = None
             if member.issym():
@@ -166,11 +173,12 @@ class Tar(_Archive):
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
         content = self._tar.extractfile(member)
         if content is None:
-            raise tarfile.ReadError("a link to what is no file")
+            raise tarfile.ReadError("a link to something that is not a file")
         return content
 
-    def state(self, name: str) -> tuple[int, str | None]:
-        return (self._members[name].size if name in self._members else 0), None
+    @staticmethod
+    def _describe(member: tarfile.TarInfo) -> tuple[int, str]:
+        return member.size, str(member.offset_data)
 
     def close(self) -> None:
         self._tar.close()
@@ -178,12 +186,13 @@ class Tar(_Archive):
 
 
 def leads_out(name: str) -> bool:
-    """Whether a relative name, read by a careless program, would reach out of its folder."""
+    """Whether a relative name, opened by a careless program, would reach out of its folder."""
     parts = PurePosixPath(name).parts
     return name.startswith("/") or ".." in parts or bool(parts and _DRIVE.match(parts[0]))
 
 
 def _uncompressed(file: Path) -> IO[bytes]:
+    """Open a .tar, unpacked to a temporary file if it is compressed."""
     stream = file.open("rb")
     start = stream.read(5)
     stream.seek(0)
@@ -197,8 +206,8 @@ def _uncompressed(file: Path) -> IO[bytes]:
                     if unpacked.tell() > limit:
                         unpacked.close()
                         raise UserError(
-                            f"{file}: unpacks to more than {limit >> 20} MiB, over {BOMB_RATIO} times its size, as no "
-                            "archive of images does; unpack it yourself and give the folder if you trust it"
+                            f"{file}: unpacks to more than {limit >> 20} MiB, over {BOMB_RATIO} times its size, which "
+                            "archives of examples do not; if you trust it, unpack it yourself and give the folder"
                         )
             unpacked.seek(0)
             return unpacked

@@ -1,4 +1,4 @@
-"""Images that are copies of each other, resized, recompressed, brightened or slightly cropped: found by an index."""
+"""Find near copies: examples whose descriptors are close, such as resized, recompressed or brightened images."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# The index: an image's hash are the sides of random planes on which its descriptor lies (Charikar, STOC 2002). Images
-# that agree on all planes of a band are compared. There are so many bands that a pair at the largest distance agrees in
-# one of them with this probability; closer ones nearly always do.
+# Locality-sensitive hashing: the hash of an example says on which sides of random planes its descriptor lies (Charikar,
+# STOC 2002). Examples that agree on all planes of a band are compared. The number of bands is such that a pair at the
+# largest distance agrees in one of them with probability RECALL; closer pairs nearly always do.
 RECALL, MAX_BANDS = 0.99, 256
-WINDOW = 8  # images that are compared with the next ones of their bucket
-NEIGHBOURS = 8  # copies of an image that are kept where there are more: others are reached through these
-SURE = 0.4  # share of the largest distance within which images are copies in any company
-# A copy stands out: images are taken for copies where their distance reaches few images, and twice their distance not
-# many more. In a plane twice the radius holds four times as many; in a population of alike images, such as
-# handwritten digits or X-rays, which vary in many ways, it holds far more. Looked at in a sample of the images.
-# Nor can images be told apart by a distance that reaches a quarter of all.
+WINDOW = 8  # each example is compared with the next ones of its bucket
+NEIGHBOURS = 8  # copies of an example that are kept if there are more: the others are reached through these
+SURE = 0.4  # share of the largest distance within which examples are copies, however many others are close
+# A copy stands out: a pair counts as copies if few examples are within its distance, and not many more within twice
+# its distance. In a plane twice the radius contains four times as many; in a population of similar images, such as
+# handwritten digits or X-rays, which vary in many ways, far more. This is estimated on a sample of the examples.
+# A distance that contains a quarter of all examples says nothing either.
 CROWD, SHARE, SAMPLE = 4, 0.25, 2**14
-_BATCH = 2**16  # rows that are computed with at once: bounds the memory
+_BATCH = 2**16  # rows that are computed at once: bounds the memory
 
 
 def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
-    """Pairs of images that are copies of each other; no image is compared with all others.
+    """Find pairs of examples that are copies of each other, without comparing each example with all others.
 
     Args:
-        descriptors: (n, DESCRIPTOR_DIM) float16 of `inspection.describe`; rows of zeros have no copies.
+        descriptors: (n, d) float16 of `Modality.describe`; rows of zeros have no copies.
         max_distance: in [0, 1]; 0: no pairs.
 
     Returns:
@@ -49,17 +49,17 @@ def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
 
 
 def groups(n: int, pairs: np.ndarray) -> np.ndarray:
-    """(n,) int32: a number for each of `n` rows, shared by those that `pairs`, (m, 2), connect."""
+    """Number the connected components of `n` rows, (n,) int32, that `pairs`, (m, 2), connect."""
     links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return connected_components(links, directed=False)[1]
 
 
 def _close_pairs(vectors: np.ndarray, max_distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (m, 2) within `max_distance` that the index finds, sorted, and their distances (m,)."""
+    """Return pairs (m, 2) within `max_distance` that hashing finds, sorted, and their distances (m,)."""
     n = len(vectors)
     bits = min(math.ceil(math.log2(n)) + 1, 30)
-    turned = 2 * math.asin(max_distance / 2) / math.pi  # the share of planes that part two images
-    bands = min(math.ceil(math.log(1 - RECALL) / math.log(1 - (1 - turned) ** bits)), MAX_BANDS)
+    separated = 2 * math.asin(max_distance / 2) / math.pi  # the share of planes that separate two examples
+    bands = min(math.ceil(math.log(1 - RECALL) / math.log(1 - (1 - separated) ** bits)), MAX_BANDS)
     codes, distances = np.empty(0, np.int64), np.empty(0, np.float32)
     for band in range(bands):
         firsts, seconds = _same_bucket(_hashes(vectors, bits, band))
@@ -75,9 +75,9 @@ def _close_pairs(vectors: np.ndarray, max_distance: float) -> tuple[np.ndarray, 
 
 
 def _hashes(vectors: np.ndarray, bits: int, band: int) -> np.ndarray:
-    """(n,) int64: the side of each of `bits` planes, above 32 bits of where a vector lies along one more.
+    """Hash vectors, (n,) int64: a bit for each of `bits` planes, then 32 bits of the position along one more normal.
 
-    All is computed in integers that float32 holds exactly, so that every machine finds the same.
+    Everything is computed in integers that float32 represents exactly, so that every machine finds the same.
     """
     planes = np.round(16 * np.random.default_rng([0, band]).normal(size=(vectors.shape[1], bits + 1))).astype(
         np.float32
@@ -92,7 +92,7 @@ def _hashes(vectors: np.ndarray, bits: int, band: int) -> np.ndarray:
 
 
 def _same_bucket(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images of one bucket, each with the next ones in it along the last plane's normal."""
+    """Pair the examples of each bucket with the next ones in it along the last plane's normal."""
     order = np.argsort(hashes, kind="stable")
     buckets = hashes[order] >> 32
     firsts, seconds = [order[:0]], [order[:0]]
@@ -115,34 +115,34 @@ def _distances(vectors: np.ndarray, firsts: np.ndarray, seconds: np.ndarray) -> 
 
 
 def _nearest(firsts: np.ndarray, seconds: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Whether each pair is among the NEIGHBOURS closest of one of its images."""
-    images = np.concatenate([firsts, seconds])
-    order = np.lexsort((np.concatenate([distances, distances]), images))
-    ordered = images[order]
+    """Whether each pair is among the NEIGHBOURS closest pairs of one of its examples."""
+    rows = np.concatenate([firsts, seconds])
+    order = np.lexsort((np.concatenate([distances, distances]), rows))
+    ordered = rows[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    ranks = np.empty(len(images), np.int64)
-    ranks[order] = np.arange(len(images)) - np.repeat(starts, np.diff(np.append(starts, len(images))))
+    ranks = np.empty(len(rows), np.int64)
+    ranks[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     return (ranks[: len(firsts)] < NEIGHBOURS) | (ranks[len(firsts) :] < NEIGHBOURS)
 
 
 def _stand_out(
-    vectors: np.ndarray, images: np.ndarray, distances: np.ndarray, max_distance: float, sample: np.ndarray
+    vectors: np.ndarray, rows: np.ndarray, distances: np.ndarray, max_distance: float, sample: np.ndarray
 ) -> np.ndarray:
-    """Whether each image and what is within that distance of it stand out from all others.
+    """Whether each row and what is within that distance of it stand out from all others.
 
-    Either the pair does, at its own distance, or the family of the image, at `max_distance`.
+    Either the pair does, at its own distance, or all copies of the row, at `max_distance`.
     """
     scale = len(vectors) / len(sample)
     others = sample.astype(np.float32)
-    result = np.empty(len(images), bool)
-    for start in range(0, len(images), 2**10):
+    result = np.empty(len(rows), bool)
+    for start in range(0, len(rows), 2**10):
         part = slice(start, start + 2**10)
-        products = vectors[images[part]].astype(np.float32) @ others.T
+        products = vectors[rows[part]].astype(np.float32) @ others.T
         apart = np.sqrt(np.maximum(2 - 2 * products, 0))  # of vectors of length 1
         result[part] = False
         for reach in (distances[part, None], np.full((len(products), 1), max_distance)):
             reach = reach * 1.001 + 1e-3  # float16 has no more digits
-            # The image itself does not count; the other of the pair does, sampled or not.
+            # The row itself does not count; the other one of the pair does, in the sample or not.
             close = np.maximum(((apart <= reach).sum(axis=1) - 1) * scale, 1)
             around = ((apart <= 2 * reach).sum(axis=1) - 1) * scale
             few = close <= max(NEIGHBOURS, SHARE * len(vectors))

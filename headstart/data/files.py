@@ -1,4 +1,4 @@
-"""Where the bytes of images come from: what every kind of source gives, and the simplest kind, a folder.
+"""Sources of examples: the interface of all of them, and the simplest one, a folder.
 
 Names are relative to the source, with `/` between their parts.
 """
@@ -17,25 +17,25 @@ from blake3 import blake3
 
 from headstart.errors import ItemError, UserError
 
-MAX_BYTES = 2**30  # of one image file: anything larger is no photograph
-HEAD = 64  # bytes that tell of what kind a file is
-SETTLED = 2.0  # seconds after which a file's time tells whether it was changed: clocks of file systems are coarse
+MAX_BYTES = 2**30  # of one file
+HEAD = 64  # bytes, enough to recognize a file format
+SETTLED = 2.0  # seconds until a file's modification time is trusted: the clocks of file systems are coarse
 _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 
 
-def hidden(name: str) -> bool:
-    """Whether `name` is a file or folder that systems leave behind: `.DS_Store`, `__MACOSX/...`, `Thumbs.db`."""
+def is_hidden(name: str) -> bool:
+    """Whether `name` is a file or folder that operating systems create: `.DS_Store`, `__MACOSX/...`, `Thumbs.db`."""
     return any(part.startswith(".") or part.lower() in _HIDDEN for part in name.split("/"))
 
 
 class Source(ABC):
-    """A context manager that gives out the bytes of its files.
+    """A context manager that reads the files of a data source.
 
     Attributes:
         files: names of its files that are not hidden.
         folders: names of its folders that are not hidden; archives may not list all of theirs.
-        refused: name, reason and detail of what may have been meant as an image but is not read.
-        ignored: name and reason of what is passed over; a hidden folder stands for all that is in it.
+        refused: name, reason and detail of files that may have been meant as examples but are not read.
+        ignored: name and reason of what is skipped; a hidden folder stands for everything in it.
     """
 
     def __init__(self) -> None:
@@ -45,19 +45,19 @@ class Source(ABC):
         self.ignored: list[tuple[str, str]] = []
 
     def scan(self) -> Source:
-        """Fill the attributes, where opening has not done so; reading by name needs none of them."""
+        """Fill the attributes if opening the source has not; `read` does not need them."""
         return self
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file; safe to call from several threads.
+        """Read a file; threads may call this at once.
 
         Raises:
-            ItemError: where it cannot be read: missing, unreadable, too_large.
+            ItemError: if it cannot be read: missing, unreadable, too_large.
         """
         return self._read(name, -1)
 
     def head(self, name: str) -> bytes:
-        """The first HEAD bytes of a file, fewer of a shorter one.
+        """Read the first HEAD bytes of a file, fewer of a shorter one.
 
         Raises:
             ItemError: as `read`.
@@ -66,26 +66,26 @@ class Source(ABC):
 
     @abstractmethod
     def _read(self, name: str, count: int) -> bytes:
-        """The first `count` bytes, all where it is negative."""
+        """Read the first `count` bytes, all of them if it is negative."""
 
     @abstractmethod
     def state(self, name: str) -> tuple[int, str | None]:
-        """What is known of a file without reading it; cheap.
+        """Return the size and the version of a file without reading it.
 
         Returns:
-            How many bytes `read` will give, 0 where that is not known; and its version, another text once it has
-            changed, or None where nothing cheap tells that.
+            How many bytes `read` will return, 0 if unknown; and a text that changes if the file changes, None if
+            nothing cheap shows that.
         """
 
-    def watch(self) -> None:  # noqa: B027  files on this disk are looked at anyway
-        """From now on see what has changed at the place where the files come from, not only what is here already."""
+    def watch(self) -> None:  # noqa: B027  files on this disk are always looked at
+        """From now on notice changes at the origin of the files, not only in local copies."""
 
     def opener(self) -> Callable[[], Source] | None:
-        """What opens the same files again in another process, or None where that would cost too much."""
+        """Return a function that opens the same files in another process, or None if that is too expensive."""
         return None
 
     def close(self) -> None:  # noqa: B027  a folder holds nothing open
-        """Let go of open files."""
+        """Close open files."""
 
     def __enter__(self) -> Source:
         return self
@@ -95,7 +95,7 @@ class Source(ABC):
 
 
 class Folder(Source):
-    """The files below `root`. Links are followed, as DVC's own checkouts may consist of them."""
+    """The files below `root`. Links are followed, since DVC's own checkouts may consist of links."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -107,21 +107,21 @@ class Folder(Source):
         for folder, subfolders, names in os.walk(self._root, followlinks=True):
             below = Path(folder).relative_to(self._root).as_posix()
             prefix = "" if below == "." else f"{below}/"
-            visible = []  # of links to folders those that lead out of the root, once each
+            visible = []  # links to folders only if they lead out of the root, each target once
             for name in sorted(subfolders):
                 path = os.path.join(folder, name)
                 real = os.path.realpath(path)
-                if hidden(name):
+                if is_hidden(name):
                     self.ignored.append((f"{prefix}{name}/", "hidden"))
                 elif os.path.islink(path) and (real in seen or Path(real).is_relative_to(top)):
-                    self.ignored.append((f"{prefix}{name}/", "a link to a folder that is seen elsewhere"))
+                    self.ignored.append((f"{prefix}{name}/", "a link to a folder that is listed elsewhere"))
                 else:
                     visible.append(name)
                     seen.add(real)
             subfolders[:] = visible
             self.folders += (prefix + name for name in visible)
             for name in sorted(names):
-                if hidden(name):
+                if is_hidden(name):
                     self.ignored.append((prefix + name, "hidden"))
                 else:
                     self.files.append(prefix + name)
@@ -133,7 +133,7 @@ class Folder(Source):
     def _read(self, name: str, count: int) -> bytes:
         try:
             state = os.stat(f"{self._root}/{name}")
-            if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait for ever
+            if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait forever
                 raise ItemError("unreadable", "not a file")
             if count < 0 and state.st_size > MAX_BYTES:
                 raise too_large()
@@ -150,22 +150,20 @@ class Folder(Source):
         except OSError:
             return 0, None
         settled = time.time() - state.st_mtime >= SETTLED
-        return (
-            state.st_size,
-            f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}" if settled else None,
-        )
+        version = f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
+        return state.st_size, version if settled else None
 
 
 def file_hash(data: bytes) -> str:
-    """A name of a file by its bytes: BLAKE3, 32 hexadecimal digits."""
+    """Return the BLAKE3 hash of a file's bytes, 32 hexadecimal digits."""
     return blake3(data).hexdigest(length=16)
 
 
 def read_unchanged(source: Source, path: str, expected: str) -> bytes:
-    """The bytes of the file whose `file_hash` is `expected`.
+    """Read the file whose `file_hash` is `expected`.
 
     Raises:
-        UserError: if the file is not that one any more.
+        UserError: if the file has changed.
     """
     try:
         data = source.read(path)
@@ -180,5 +178,5 @@ def read_unchanged(source: Source, path: str, expected: str) -> bytes:
 
 
 def too_large() -> ItemError:
-    """The error for a file that no photograph is as large as."""
+    """Return the error for a file that is too large to be an example."""
     return ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

@@ -1,4 +1,4 @@
-"""What there is to know about every file, found in one pass on all cores, and kept from run to run."""
+"""Find out what there is to know about every file, in one pass on all cores; results are cached from run to run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from headstart.errors import ItemError
 from headstart.machine import cores
 
 CHUNK_FILES, CHUNK_BYTES = 64, 2**22  # whichever comes first: what is in memory at once
-AHEAD = 3  # chunks per worker that are under way
+AHEAD = 3  # chunks per worker that are submitted ahead
 # Threads share Python's lock, which decoders hold for a part of the time. Processes take half a second to start.
 MIN_FILES_FOR_PROCESSES = 5000
 PROBE_SIZE = 64
 
 
 class Inspector(Protocol):
-    """What inspection asks of a modality, see `headstart.modalities.base.Modality`."""
+    """What inspection needs of a modality, see `headstart.modalities.base.Modality`."""
 
     name: str
 
@@ -40,7 +40,7 @@ class Inspector(Protocol):
 
 
 def inspect_contents(files: Sequence[bytes], inspector: Inspector) -> list[ItemInfo]:
-    """What is known about files by their bytes, in their order; without their hashes."""
+    """Return what is known about files by their bytes, in their order; without their hashes."""
     infos: list[ItemInfo | None] = []
     sketches, known = [], []
     for data in files:
@@ -52,24 +52,22 @@ def inspect_contents(files: Sequence[bytes], inspector: Inspector) -> list[ItemI
         infos.append(None)
         known.append((inspector.item_id(item), inspector.measures(item)))
         sketches.append(inspector.sketch(item))
-    if sketches:
-        vectors, described = inspector.describe(np.stack(sketches))
-        rows = iter(
-            [
-                ItemInfo(
-                    item_id=item_id,
-                    measures=measures | {name: float(values[place]) for name, values in described.items()},
-                    descriptor=vectors[place].tobytes() if vectors[place].any() else b"",
-                )
-                for place, (item_id, measures) in enumerate(known)
-            ]
+    if not sketches:
+        return [info for info in infos if info]
+    vectors, described = inspector.describe(np.stack(sketches))
+    good = (
+        ItemInfo(
+            item_id=item_id,
+            measures=measures | {name: float(values[row]) for name, values in described.items()},
+            descriptor=vectors[row].tobytes() if vectors[row].any() else b"",
         )
-        infos = [info or next(rows) for info in infos]
-    return [info for info in infos if info is not None]
+        for row, (item_id, measures) in enumerate(known)
+    )
+    return [info or next(good) for info in infos]
 
 
 def fingerprint(inspector: Inspector) -> str:
-    """What inspection makes of known files, as text: another code that finds the same has the same."""
+    """Return a text by what inspection finds in known files: code with the same results has the same fingerprint."""
     infos = inspect_contents(inspector.probes(PROBE_SIZE), inspector)
     return f"{inspector.name} {blake3(repr(infos).encode()).hexdigest(length=16)}"
 
@@ -77,7 +75,7 @@ def fingerprint(inspector: Inspector) -> str:
 def inspect(
     names: Sequence[str], source: Source, cache: InspectionCache, inspector: Inspector, processes: bool | None = None
 ) -> Iterator[ItemInfo]:
-    """What is known about the files of `source`, in the order of `names`; what `cache` has is not decoded again.
+    """Yield what is known about the files of `source`, in the order of `names`; what is cached is not decoded again.
 
     Args:
         processes: decode in processes instead of threads; by default if there are many new files and `source` can be
@@ -89,9 +87,13 @@ def inspect(
     workers = cores()
     chunks = _chunks(names, source)
     waiting: deque[_Chunk] = deque()
-    pool = _processes(workers, opener, cache, inspector) if opener and processes else ThreadPoolExecutor(workers)
-    with pool as executor:
-        examine = _examine_in_worker if opener and processes else partial(_examine, source, cache, inspector)
+    executor: Executor
+    examine: Callable[[list[str]], list[ItemInfo]]
+    if opener and processes:
+        executor, examine = _process_pool(workers, opener, cache, inspector), _examine_in_worker
+    else:
+        executor, examine = ThreadPoolExecutor(workers), partial(_examine, source, cache, inspector)
+    with executor:
         try:
             while True:
                 for chunk in itertools.islice(chunks, AHEAD * workers - len(waiting)):
@@ -121,30 +123,33 @@ class _Chunk:
         self.found: Future[list[ItemInfo]] | None = None
 
     def finish(self, cache: InspectionCache) -> list[ItemInfo]:
-        """What is known about each file, in the order of the names."""
+        """Return what is known about each file, in the order of the names, and cache it.
+
+        Files that cannot be used are not cached: another version of a library may read them.
+        """
         if self.found:
             unknown = [name for name in self.versions if name not in self.known]
             found = dict(zip(unknown, self.found.result(), strict=True))
-            cache.put([(name, self.versions[name], info) for name, info in found.items() if info.file_hash])
+            cache.put([(name, self.versions[name], info) for name, info in found.items() if not info.reason])
             self.known |= found
         return [self.known[name] for name in self.versions]
 
 
 def _chunks(names: Sequence[str], source: Source) -> Iterator[_Chunk]:
-    chosen: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     total = 0
     for name in names:
-        if name in chosen or len(chosen) == CHUNK_FILES or total > CHUNK_BYTES:  # a manifest can name a file twice
-            yield _Chunk(chosen)
-            chosen, total = {}, 0
-        size, chosen[name] = source.state(name)
+        if name in versions or len(versions) == CHUNK_FILES or total > CHUNK_BYTES:  # a manifest can repeat a file
+            yield _Chunk(versions)
+            versions, total = {}, 0
+        size, versions[name] = source.state(name)
         total += size
-    if chosen:
-        yield _Chunk(chosen)
+    if versions:
+        yield _Chunk(versions)
 
 
 def _examine(source: Source, cache: InspectionCache, inspector: Inspector, names: list[str]) -> list[ItemInfo]:
-    """What is known about each file, read here, and decoded if the cache does not have its content."""
+    """Return what is known about each file, which is read, and decoded if its content is not in the cache."""
     hashes: dict[str, str] = {}
     contents: dict[str, bytes] = {}
     infos: dict[str, ItemInfo] = {}
@@ -157,26 +162,26 @@ def _examine(source: Source, cache: InspectionCache, inspector: Inspector, names
     known = cache.by_content(list(hashes.values()))
     infos |= {name: known[found] for name, found in hashes.items() if found in known}
     unknown = [name for name in names if name not in infos]
-    looked = inspect_contents([contents[name] for name in unknown], inspector)
-    infos |= {name: new._replace(file_hash=hashes[name]) for name, new in zip(unknown, looked, strict=True)}
+    new = inspect_contents([contents[name] for name in unknown], inspector)
+    infos |= {name: info._replace(file_hash=hashes[name]) for name, info in zip(unknown, new, strict=True)}
     return [infos[name] for name in names]
 
 
-_here: tuple[Source, InspectionCache, Inspector]  # what a worker process has opened for itself
+_worker: tuple[Source, InspectionCache, Inspector]  # what a worker process has opened for itself
 
 
 def _open_in_worker(
-    opener: Callable[[], Source], open_cache: Callable[[], InspectionCache], inspector: Inspector
+    open_source: Callable[[], Source], open_cache: Callable[[], InspectionCache], inspector: Inspector
 ) -> None:
-    global _here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _here = opener(), open_cache(), inspector
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    _worker = open_source(), open_cache(), inspector
 
 
 def _examine_in_worker(names: list[str]) -> list[ItemInfo]:
-    return _examine(*_here, names)
+    return _examine(*_worker, names)
 
 
-def _processes(workers: int, opener: Callable[[], Source], cache: InspectionCache, inspector: Inspector) -> Executor:
+def _process_pool(workers: int, opener: Callable[[], Source], cache: InspectionCache, inspector: Inspector) -> Executor:
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     return ProcessPoolExecutor(workers, context, _open_in_worker, (opener, cache.opener(), inspector))

@@ -1,4 +1,4 @@
-"""What inspection found out about files, kept from run to run: by path, size and time, and by content.
+"""A cache of what inspection finds out about files: by name and version, and by content.
 
 An SQLite database beside DVC's own temporary files. It can be deleted at any time: files are then inspected again.
 """
@@ -16,14 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headstart.sqlite import is_damaged, marks, remove, write_ahead
+from headstart.sqlite import is_damaged, open_wal, placeholders, remove
+
+MAX_CONTENTS = 5_000_000  # rows of each table, about a gigabyte: if there are more, the oldest are dropped
+SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
+SAMPLE = 500  # names in one query
+_FORMAT = 4
 
 
 class ItemInfo(NamedTuple):
     """What is known about one file.
 
     Attributes:
-        reason: why it cannot be used, in one word, or empty; all but `detail` is empty then.
+        reason: why it cannot be used, in one word, or empty; if not, everything but `detail` is empty.
         detail: the reason in words.
         item_id: a name of the decoded content, see `Modality.item_id`.
         measures: figures by name, see `Modality.measures` and `describe`.
@@ -39,10 +44,6 @@ class ItemInfo(NamedTuple):
     file_hash: str = ""
 
 
-MAX_CONTENTS = 5_000_000  # rows, about a gigabyte: of more, the oldest are dropped
-SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
-SAMPLE = 500  # names of one query
-_FORMAT = 3
 _COLUMNS = ", ".join(ItemInfo._fields)
 
 
@@ -50,16 +51,17 @@ class InspectionCache:
     """What is known about files. Threads may share it, and processes the database.
 
     Args:
-        file: the database; a damaged one, or one of another `version`, is made anew. If it cannot be used, nothing is
-            kept, and a line on stderr says so.
-        version: names what inspection finds out, see `inspection.fingerprint`.
+        file: the database; a damaged one, or one of another `version`, is replaced. If it cannot be used, nothing is
+            cached, and a line on stderr says so.
+        version: names the code that inspects, by its results, see `inspection.fingerprint`.
     """
 
     def __init__(self, file: Path, version: str) -> None:
         self._file, self._version = file, f"{_FORMAT} {version}"
-        self._using = threading.Lock()
+        self._lock = threading.Lock()
         self._today = int(time.time() // 86400)
         self._committed = 0.0
+        self._added = False
         self._db: sqlite3.Connection | None = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,16 +70,14 @@ class InspectionCache:
             except sqlite3.DatabaseError as error:
                 if not is_damaged(error):
                     raise
-                remove(self._file)
+                remove(file)
                 self._db = self._open(file)
         except (sqlite3.Error, OSError) as error:
-            self._do_without(error)
+            self._give_up(error)
 
     def _open(self, file: Path) -> sqlite3.Connection:
-        db = sqlite3.connect(file, timeout=SECONDS_TO_WAIT, check_same_thread=False)
-        write_ahead(db, SECONDS_TO_WAIT)
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA cache_size = -65536")  # KiB: digests come in no order
+        db = open_wal(file, SECONDS_TO_WAIT)
+        db.execute("PRAGMA cache_size = -65536")  # KiB: hashes come in random order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
         if db.execute("SELECT version FROM code").fetchall() != [(self._version,)]:
             db.executescript(
@@ -87,7 +87,7 @@ class InspectionCache:
                 DROP TABLE IF EXISTS contents;
                 DROP TABLE IF EXISTS versions;
                 CREATE TABLE contents (found, {_COLUMNS}, PRIMARY KEY (file_hash)) WITHOUT ROWID;
-                CREATE TABLE versions (name, version, file_hash, PRIMARY KEY (name, version)) WITHOUT ROWID;
+                CREATE TABLE versions (found, name, version, file_hash, PRIMARY KEY (name, version)) WITHOUT ROWID;
                 COMMIT;
                 """
             )
@@ -97,37 +97,38 @@ class InspectionCache:
         return db
 
     def opener(self) -> Callable[[], InspectionCache]:
-        """What opens the same cache in another process."""
-        return partial(_reopen, self._file, self._version)
+        """Return a function that opens the same cache in another process."""
+        return partial(InspectionCache, self._file, self._version.removeprefix(f"{_FORMAT} "))
 
     def share_known(self, names: Sequence[str]) -> float:
-        """About which share of these files is known, changed ones among them, in [0, 1]."""
+        """Estimate which share of these files is known, in [0, 1]; changed files count as known."""
         sample = names[:: -(-len(names) // SAMPLE) or 1]
-        found = self._select(f"SELECT count(DISTINCT name) FROM versions WHERE name IN ({marks(sample)})", sample)
-        return found[0][0] / len(sample) if found and sample else 0.0
+        query = f"SELECT count(DISTINCT name) FROM versions WHERE name IN ({placeholders(sample)})"
+        rows = self._select(query, sample)
+        return rows[0][0] / len(sample) if rows and sample else 0.0
 
     def by_version(self, versions: dict[str, str | None]) -> dict[str, ItemInfo]:
-        """What is known about those files, given as name and version, that have not changed.
+        """Return what is known about files, given as name and version, that have not changed.
 
-        The same path in a copy of the repository, as DVC makes one for an experiment, is the same name.
+        Names are relative to the source: a copy of the repository, as DVC makes one for an experiment, has the same.
         """
-        found = self._select(
+        rows = self._select(
             f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) "
-            f"WHERE name IN ({marks(versions)})",
+            f"WHERE name IN ({placeholders(versions)})",
             tuple(versions),
         )
-        return {name: _info(*info) for name, version, *info in found if version == versions[name]}
+        return {name: _info(*info) for name, version, *info in rows if version == versions[name]}
 
     def by_content(self, file_hashes: list[str]) -> dict[str, ItemInfo]:
-        """What is known about those contents, by hash."""
-        found = self._select(f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({marks(file_hashes)})", file_hashes)
-        return {info.file_hash: info for info in (_info(*row) for row in found)}
+        """Return what is known about those contents, by hash."""
+        query = f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({placeholders(file_hashes)})"
+        return {info.file_hash: info for info in (_info(*row) for row in self._select(query, file_hashes))}
 
     def put(self, rows: list[tuple[str, str | None, ItemInfo]]) -> None:
-        """Keep name, version and what is known of files that could be read; without a version only by content."""
+        """Add name, version and what is known of files that could be read; without a version only by content."""
         contents = [(self._today, *_as_row(info)) for *_, info in rows]
-        versions = [(name, version, info.file_hash) for name, version, info in rows if version]
-        with self._using:
+        versions = [(self._today, name, version, info.file_hash) for name, version, info in rows if version]
+        with self._lock:
             try:
                 self._insert(f"contents (found, {_COLUMNS})", contents)
                 self._insert("versions", versions)
@@ -135,26 +136,27 @@ class InspectionCache:
                     self._db.commit()
                     self._committed = time.monotonic()
             except sqlite3.Error as error:
-                self._do_without(error)
+                self._give_up(error)
 
     def _select(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
-        with self._using:
+        with self._lock:
             try:
                 return self._db.execute(query, values).fetchall() if self._db else []
             except sqlite3.Error as error:
-                self._do_without(error)
+                self._give_up(error)
                 return []
 
     def _insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """One statement for all rows: between statements other threads would take Python's lock."""
+        """Insert all rows by one statement: between statements other threads would take Python's lock."""
         if rows and self._db:
-            places = ", ".join([f"({marks(rows[0])})"] * len(rows))
+            self._added = True
+            places = ", ".join([f"({placeholders(rows[0])})"] * len(rows))
             self._db.execute(
                 f"INSERT OR REPLACE INTO {table} VALUES {places}", [value for row in rows for value in row]
             )
 
-    def _do_without(self, error: Exception) -> None:
-        """Go on without a cache; a damaged one is removed, so that the next run has one again."""
+    def _give_up(self, error: Exception) -> None:
+        """Continue without a cache; a damaged one is removed, so that the next run has one again."""
         print(f"{self._file}: cannot be used ({error}); all files are inspected again", file=sys.stderr)
         if self._db:
             with contextlib.suppress(sqlite3.Error):
@@ -164,18 +166,19 @@ class InspectionCache:
             remove(self._file)
 
     def close(self) -> None:
-        """Commit, and drop the oldest contents if there are too many."""
+        """Commit, and drop the oldest rows if there are too many."""
         if self._db:
             try:
-                count = self._db.execute("SELECT count(*) FROM contents").fetchone()[0]
-                if count > MAX_CONTENTS:
-                    oldest = "SELECT file_hash FROM contents ORDER BY found LIMIT ?"
-                    self._db.execute(f"DELETE FROM contents WHERE file_hash IN ({oldest})", (count - MAX_CONTENTS,))
-                    self._db.execute("DELETE FROM versions WHERE file_hash NOT IN (SELECT file_hash FROM contents)")
+                for table in ("contents", "versions") if self._added else ():
+                    key = "file_hash" if table == "contents" else "name, version"
+                    excess = self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] - MAX_CONTENTS
+                    if excess > 0:
+                        oldest = f"SELECT {key} FROM {table} ORDER BY found LIMIT {excess}"
+                        self._db.execute(f"DELETE FROM {table} WHERE ({key}) IN ({oldest})")
                 self._db.commit()
                 self._db.close()
             except sqlite3.Error as error:
-                self._do_without(error)
+                self._give_up(error)
 
     def __enter__(self) -> InspectionCache:
         return self
@@ -186,10 +189,6 @@ class InspectionCache:
 
 def _as_row(info: ItemInfo) -> list[object]:
     return [json.dumps(value) if isinstance(value, dict) else value for value in info]
-
-
-def _reopen(file: Path, version: str) -> InspectionCache:
-    return InspectionCache(file, version.removeprefix(f"{_FORMAT} "))
 
 
 def _info(reason: str, detail: str, item_id: str, measures: str, descriptor: bytes, file_hash: str) -> ItemInfo:

@@ -1,4 +1,4 @@
-"""The prepared examples as the later stages read them."""
+"""Read the prepared examples, as the later stages do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from headstart import paths
 
 
 def load_classes() -> list[str]:
-    """The labels in the order of the model's outputs."""
+    """Read the labels in the order of the model's outputs."""
     return json.loads(paths.CLASSES.read_text(encoding="utf-8"))
 
 
 def load_split(split: str) -> pd.DataFrame:
-    """The manifest's rows of one split, in its order, with `target`: the label's place among the classes, int32."""
+    """Read the rows of one split in the manifest's order, with `target`, the int32 index of the label."""
     manifest = pd.read_parquet(paths.MANIFEST)
-    images = manifest[manifest.split == split].reset_index(drop=True)
+    examples = manifest[manifest.split == split].reset_index(drop=True)
     target = {label: number for number, label in enumerate(load_classes())}
-    return images.assign(target=images.label.map(target).astype("int32"))
+    return examples.assign(target=examples.label.map(target).astype("int32"))

@@ -1,4 +1,4 @@
-"""Files of predictions: predictions/val.csv, predictions/test.csv, and what people make of the same columns."""
+"""Files of predictions: predictions/val.csv, predictions/test.csv, and any others with the same columns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pandas as pd
 from headstart.errors import UserError
 
 PROBABILITY = "p_"
-ROUNDING = 0.02  # what the sum of a row may differ from 1: a thousand rounded classes may lack 0.0005
+ROUNDING = 0.02  # by which the sum of a row may differ from 1: a thousand rounded classes may lack 0.0005
 
 
 def prediction_table(examples: pd.DataFrame, classes: list[str], probabilities: np.ndarray) -> pd.DataFrame:
-    """A row per example: path, item_id, label, predicted, then the probability of each class as p_CLASS.
+    """Return a row per example: path, item_id, label, predicted, then the probability of each class as p_CLASS.
 
     Args:
         examples: rows of the manifest.
@@ -27,12 +27,12 @@ def prediction_table(examples: pd.DataFrame, classes: list[str], probabilities: 
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:
-    """The classes that a table of predictions has probabilities for."""
+    """Return the classes that a table of predictions has probabilities for."""
     return [name.removeprefix(PROBABILITY) for name in table if name.startswith(PROBABILITY)]
 
 
 def parse_predictions(content: bytes, name: str) -> pd.DataFrame:
-    """The rows of a file of predictions, indexed by item_id; probabilities as float64.
+    """Parse a file of predictions: rows indexed by item_id, probabilities as float64.
 
     Args:
         name: what messages call the file.
@@ -50,7 +50,7 @@ def parse_predictions(content: bytes, name: str) -> pd.DataFrame:
         known = classes_of(table)
         probabilities = table[[PROBABILITY + label for label in known]].to_numpy(np.float64)
         if probabilities.shape[1] < 2 or not np.isfinite(probabilities).all():
-            raise ValueError("probabilities of at least two classes are needed, all of them numbers")
+            raise ValueError("probabilities of at least two classes are needed, all of them finite")
         if (probabilities < 0).any() or (abs(probabilities.sum(axis=1) - 1) > ROUNDING).any():
             raise ValueError("a row of probabilities is below 0, or does not sum to 1")
         for column in ("label", "predicted"):

@@ -1,8 +1,8 @@
-"""From a listing to decisions: one table of all files, which are used, and which split each is in."""
+"""Prepare a listing: one table of all files, which of them are used, and which split each is in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from headstart.config import Params
 from headstart.data import decisions, splits
 from headstart.data.inspection_cache import ItemInfo
-from headstart.data.layouts import Item, Listing
+from headstart.data.listing import Listing
 from headstart.data.splits import SPLITS
 from headstart.errors import UserError
 
@@ -22,7 +22,7 @@ Reject = Callable[[dict[str, float]], "tuple[str, str] | None"]
 def tabulate(
     listing: Listing, infos: Iterable[ItemInfo], reject: Reject, descriptor_dim: int, on_bad: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """What is known about all items as the table of `headstart.data.decisions`; refused files are its last rows.
+    """Collect what is known about all items in the table of `headstart.data.decisions`, refused files at its end.
 
     Args:
         infos: of listing.items, in their order.
@@ -34,8 +34,7 @@ def tabulate(
     Raises:
         UserError: at the first file that cannot be used, if `on_bad` is fail.
     """
-    items: Sequence[Item] = listing.items
-    n = len(items)
+    n = len(listing.items)
     descriptors = np.zeros((n + len(listing.refused), descriptor_dim), np.float16)
     item_ids, file_hashes = np.zeros(n, "S32"), np.zeros(n, "S32")
     reasons, details = [""] * n, [""] * n
@@ -55,15 +54,15 @@ def tabulate(
         if reasons[row] and on_bad == "fail":
             progress.close()
             raise UserError(
-                f"{items[row].path}: {details[row]}; repair or remove it, or let prepare leave such files out with "
-                "prepare.on_bad=quarantine"
+                f"{listing.items[row].path}: {details[row]}; repair or remove it, or let prepare leave such files out "
+                "with prepare.on_bad=quarantine"
             )
     table = pd.DataFrame(
         {
-            "path": [item.path for item in items],
-            "label": [item.label for item in items],
-            "split": pd.Series([item.split for item in items], dtype=object),
-            "group": pd.Series([item.group for item in items], dtype=object),
+            "path": [item.path for item in listing.items],
+            "label": [item.label for item in listing.items],
+            "split": pd.Series([item.split for item in listing.items], dtype=object),
+            "group": pd.Series([item.group for item in listing.items], dtype=object),
             "reason": reasons,
             "detail": details,
             "item_id": item_ids.astype("U32"),
@@ -78,29 +77,29 @@ def tabulate(
     return table, descriptors
 
 
-def decide(table: pd.DataFrame, descriptors: np.ndarray, classes: Sequence[str], params: Params) -> pd.Series:
-    """Decide what is used and in which split, in place: `split`, `given`, `reason` and `detail` of the table.
+def decide(table: pd.DataFrame, descriptors: np.ndarray, classes: list[str], params: Params) -> pd.Series:
+    """Decide which examples are used and in which split: fills `split`, `given`, `reason` and `detail` of the table.
 
     Returns:
-        A number for each example that was compared, shared by copies.
+        A number for each example that was not left out before, shared by copies.
 
     Raises:
         UserError: if too many files cannot be used, or a class lacks a split.
     """
     settings = params.prepare
-    decisions.check_bad(table, params.data.source, settings.max_bad_fraction)
-    decisions.mark_conflicts(table, settings.on_conflict)
+    decisions.check_bad_files(table, params.data.source, settings.max_bad_fraction)
+    decisions.exclude_conflicts(table, settings.on_conflict)
     copies = decisions.find_copies(table, descriptors, settings.near_distance)
     fractions = settings.val_fraction, settings.test_fraction
     table["given"] = table.split
     table["split"] = decisions.assign_splits(table, copies, settings.split, params.seed, *fractions)
-    decisions.mark_copies(table, copies)
+    decisions.exclude_copies(table, copies)
     splits.check_classes(table, classes, settings.split == "exact")
     return copies
 
 
 def make_manifest(table: pd.DataFrame, copies: pd.Series, columns: dict[str, str]) -> pd.DataFrame:
-    """The rows of the examples that are used, sorted by path.
+    """Return the rows of the examples that are used, sorted by path.
 
     Args:
         columns: the measures to keep, with their dtypes.
@@ -115,7 +114,7 @@ def make_manifest(table: pd.DataFrame, copies: pd.Series, columns: dict[str, str
 def summarize(
     table: pd.DataFrame, copies: pd.Series, outliers: dict[str, pd.Index], listing: Listing
 ) -> dict[str, Any]:
-    """The counts of reports/prepare.json."""
+    """Return the counts of reports/prepare.json."""
     good = table[table.reason == ""]
     left_out = table.reason[table.reason != ""]
     per_class = good.label.value_counts()

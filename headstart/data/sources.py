@@ -1,4 +1,4 @@
-"""Open what `data.source` names: a folder, an archive or a manifest's images, on this disk or at an address."""
+"""Open what `data.source` names: a folder, an archive or the files of a manifest, on this disk or at an address."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or a .parque
 
 
 def open_source(source: str, root: str | None = None) -> Source:
-    """Open `source`; the images of a manifest are read below `root`, by default the folder that it lies in.
+    """Open `source`; the files of a manifest are read below `root`, by default the manifest's folder.
 
     Raises:
-        UserError: where there is none, or it is of no supported kind, or damaged.
+        UserError: if it does not exist, is damaged or of an unsupported kind.
     """
     if is_manifest(source):
         if root and not is_address(root) and not os.path.isdir(root):
             raise UserError(
-                f"params.yaml: data.root {root!r} is no folder; give the one that the manifest's paths start from"
+                f"params.yaml: data.root {root!r} is not a folder; give the one that the manifest's paths start from"
             )
         return _folder(root or manifest_folder(source))
     if is_archive(source):
@@ -36,36 +36,36 @@ def open_source(source: str, root: str | None = None) -> Source:
     if is_address(source) or os.path.isdir(source):
         return _folder(source)
     local_file(source)
-    raise UserError(f"params.yaml: data.source {source!r} is of no supported kind; give {SUPPORTED}")
+    raise UserError(f"params.yaml: data.source {source!r} is of an unsupported kind; give {SUPPORTED}")
 
 
 def is_manifest(source: str) -> bool:
-    """Whether `source` is a table of images by its name."""
+    """Whether `source` is a manifest, by its name."""
     return _name(source).endswith(MANIFESTS) and not os.path.isdir(source)
 
 
 def is_csv(source: str) -> bool:
-    """Whether the table `source` is a CSV file by its name."""
+    """Whether the manifest `source` is a CSV file, by its name."""
     return _name(source).endswith(".csv")
 
 
 def is_archive(source: str) -> bool:
-    """Whether `source` is an archive by its name."""
+    """Whether `source` is an archive, by its name."""
     name = _name(source)
     known = name.endswith((".zip", ".tgz")) or ".tar" in PurePosixPath(name).suffixes
     return known and not os.path.isdir(source)
 
 
 def manifest_folder(source: str) -> str:
-    """The folder, or the address of the folder, that a manifest lies in."""
+    """Return the folder of a manifest, or its address."""
     return source.split("?")[0].rpartition("/")[0] if is_address(source) else str(Path(source).parent)
 
 
 def local_file(source: str) -> Path:
-    """The file `source`, or the copy of it that was fetched from its address.
+    """Return the file `source`, or the local copy of it if it is an address.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     if is_address(source):
         return fetch(source)

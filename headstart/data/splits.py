@@ -1,8 +1,9 @@
-"""Which split each image is in: by a hash that nothing moves, or in exact fractions; and what may not stand in two."""
+"""Assign examples to splits: by a hash that no other example changes, or stratified in exact fractions."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,121 +12,133 @@ import pandas as pd
 from headstart.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SHOWN = 5  # of many wrong things, in a message
+MAX_SHOWN = 5  # files or classes in a message
 
 
-def position(key: str, seed: int) -> float:
-    """Where `key` lies in [0, 1), by a seeded hash: the rule of TensorFlow Hub's retrain.py, on content for names."""
+def hash_position(key: str, seed: int) -> float:
+    """Return the place of `key` in [0, 1) by a seeded hash: the rule of TensorFlow Hub's retrain.py, by content."""
     digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def by_hash(keys: pd.Series, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
-    """The split of each key. It depends on no other key, so adding and removing keys moves none."""
-    positions = keys.map({key: position(key, seed) for key in keys.unique()})
-    return pd.Series(
-        np.select([positions < test_fraction, positions < test_fraction + val_fraction], ["test", "val"], "train"),
-        index=keys.index,
-        dtype=object,
-    )
+def hash_positions(keys: pd.Series, seed: int) -> np.ndarray:
+    """Return `hash_position` of each key."""
+    return keys.map({key: hash_position(key, seed) for key in keys.unique()}).to_numpy(np.float64)
 
 
-def exactly(
+def hash_split(keys: pd.Series, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
+    """Return the split of each key. It depends on no other key, so that adding and removing keys moves none."""
+    positions = hash_positions(keys, seed)
+    conditions = [positions < test_fraction, positions < test_fraction + val_fraction]
+    return pd.Series(np.select(conditions, ["test", "val"], "train"), index=keys.index, dtype=object)
+
+
+def stratified_split(
     labels: pd.Series, units: pd.Series, keys: pd.Series, seed: int, val_fraction: float, test_fraction: float
 ) -> pd.Series:
-    """The split of each image, so that in every class the fractions hold within one image where all units are single.
+    """Return the split of each example: in every class the fractions hold within one example if all units are single.
 
     Args:
-        labels: the class of each image.
-        units: images of one unit stay in one split. Larger units are dealt first, each to the split that lacks most of
-            its classes; single images then fill up what is left.
-        keys: a text for each image; within a class images are dealt in the order of their hash.
+        labels: the class of each example.
+        units: examples of the same unit stay in one split. Units of several examples are assigned first, the largest
+            ones first, each to the split that lacks most of its classes; single examples then fill up the rest.
+        keys: a text for each example; within a class examples are taken in the order of its hash.
     """
-    counts = labels.value_counts()
-    targets = pd.DataFrame({"val": (counts * val_fraction).round(), "test": (counts * test_fraction).round()})
-    for split, fraction in (("val", val_fraction), ("test", test_fraction)):
-        if fraction:  # else the source brings that split
-            targets.loc[counts >= len(SPLITS), split] = targets[split].clip(lower=1)
-    targets["train"] = counts - targets.val - targets.test
-    lacking = {label: dict(row) for label, row in targets.to_dict("index").items()}
-    order = keys.map({key: position(key, seed) for key in keys.unique()}).sort_values(kind="stable").index
-    result = pd.Series("train", index=labels.index, dtype=object)
+    classes = pd.factorize(labels)[0]
+    members = pd.factorize(units)[0]
+    is_single = np.bincount(members)[members] == 1
+    order = np.argsort(hash_positions(keys, seed), kind="stable")
+    lacking = _targets(np.bincount(classes), val_fraction, test_fraction).tolist()
+    result = np.zeros(len(labels), np.int64)  # places in SPLITS
 
-    sizes = units.map(units.value_counts())
-    large = units[sizes > 1]
-    members = {unit: list(index) for unit, index in large.groupby(large, sort=False).groups.items()}
-    ranks = pd.Series(range(len(order)), index=order)
-    first = {unit: ranks[index].min() for unit, index in members.items()}
-    for unit in sorted(members, key=lambda unit: (-len(members[unit]), first[unit])):
-        inside = labels[members[unit]].value_counts()
-        gains = {
-            split: sum(min(number, max(lacking[label][split], 0)) / number for label, number in inside.items())
-            + 1e-6 * sum(lacking[label][split] for label in inside.index)
-            for split in SPLITS
-        }
-        chosen = max(SPLITS, key=lambda split: gains[split])
-        result[members[unit]] = chosen
-        for label, number in inside.items():
-            lacking[label][chosen] -= number
+    large = defaultdict(list)  # in the order of their first examples
+    for row in order[~is_single[order]]:
+        large[members[row]].append(row)
+    for rows in sorted(large.values(), key=len, reverse=True):
+        counts = sorted(Counter(classes[rows].tolist()).items())
+        gains = [
+            sum(min(count, max(lacking[label][split], 0)) / count for label, count in counts)
+            + 1e-6 * sum(lacking[label][split] for label, _ in counts)
+            for split in range(len(SPLITS))
+        ]
+        result[rows] = split = int(np.argmax(gains))
+        for label, count in counts:
+            lacking[label][split] -= count
 
-    single = order[~order.isin(large.index)]
-    for label, index in labels[single].groupby(labels[single], sort=False).groups.items():
-        want = {split: max(round(lacking[label][split]), 0) for split in ("test", "val")}
-        test, val = want["test"], want["test"] + want["val"]
-        result[index[:test]], result[index[test:val]] = "test", "val"
-    return result
+    rows = order[is_single[order]]
+    rows = rows[np.argsort(classes[rows], kind="stable")]
+    singles = np.bincount(classes[rows], minlength=len(lacking))
+    ranks = np.arange(len(rows)) - (np.cumsum(singles) - singles)[classes[rows]]  # within the class
+    missing = np.maximum(np.round(lacking), 0).reshape(-1, len(SPLITS))[classes[rows]]
+    test, val = missing[:, SPLITS.index("test")], missing[:, SPLITS.index("val")]
+    result[rows] = np.select([ranks < test, ranks < test + val], [SPLITS.index("test"), SPLITS.index("val")], 0)
+    return pd.Series(np.array(SPLITS, object)[result], index=labels.index)
 
 
-def strength(given: Sequence[str]) -> list[str]:
-    """The splits, those first that keep their images where copies would stand in two.
+def _targets(counts: np.ndarray, val_fraction: float, test_fraction: float) -> np.ndarray:
+    """Return how many examples of each class belong to each split, (n_classes, 3): at least one if it has three."""
+    val, test = np.round(counts * val_fraction), np.round(counts * test_fraction)
+    enough = counts >= len(SPLITS)
+    for target, fraction in ((val, val_fraction), (test, test_fraction)):
+        if fraction:  # else the source itself has that split
+            target[enough] = np.maximum(target[enough], 1)
+    return np.stack([counts - val - test, val, test], axis=1)
 
-    A val or test that the source brings stays whole. Of drawn ones train does: what any earlier, smaller version of the
+
+def split_priority(given: Sequence[str]) -> list[str]:
+    """Return the splits in the order in which they keep their examples if copies would be in two splits.
+
+    A val or test split of the source stays whole. Otherwise train is first: what an earlier, smaller version of the
     data has trained on is then never tested on.
+
+    Args:
+        given: the splits that the source has itself.
     """
-    brought = [split for split in ("test", "val") if split in given]
-    return [*brought, *(split for split in SPLITS if split not in brought)]
+    first = [split for split in ("test", "val") if split in given]
+    return [*first, *(split for split in SPLITS if split not in first)]
 
 
-def keep_strongest(splits: pd.Series, groups: pd.Series, order: Sequence[str]) -> pd.Series:
-    """Whether each image may stay: none of its group is in a split that comes earlier in `order`."""
+def in_first_split(splits: pd.Series, groups: pd.Series, order: Sequence[str]) -> pd.Series:
+    """Whether each example is in the split of its group that comes first in `order`."""
     ranks = splits.map({split: rank for rank, split in enumerate(order)})
     return ranks == ranks.groupby(groups).transform("min")
 
 
 def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> None:
-    """Every class must have an image in every split.
+    """Check that every class has an example in every split.
 
     Args:
-        table: with the columns label, split, group and reason, the last empty for images that are used.
+        table: with the columns label, split, group and reason, the last empty for examples that are used.
+        exact: whether prepare.split is exact.
 
     Raises:
         UserError: naming the classes that have not, with what was left out of them and what to do.
     """
     good, left_out = table[table.reason == ""], table[table.reason != ""]
-    counts = pd.crosstab(good.label, good.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
+    counts = good.groupby(["label", "split"]).size().unstack(fill_value=0)
+    counts = counts.reindex(index=classes, columns=list(SPLITS), fill_value=0)
     small = counts[(counts == 0).any(axis=1)]
     if small.empty:
         return
     lines = []
-    for name, row in small.head(SHOWN).iterrows():
+    for name, row in small.head(MAX_SHOWN).iterrows():
         reasons = left_out.reason[left_out.label == name].value_counts()
-        told = "; left out: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        lines.append(
-            f"  {name}: {', '.join(f'{row[split]} {split}' for split in SPLITS)}{told if len(reasons) else ''}"
-        )
-    more = f"\n  and {len(small) - SHOWN} more" if len(small) > SHOWN else ""
-    advice = "" if exact else " prepare.split=exact puts a class of three images into all splits."
+        line = f"  {name}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
+        left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        lines.append(line + (f"; left out: {left}" if left else ""))
+    more = f"\n  and {len(small) - MAX_SHOWN} more" if len(small) > MAX_SHOWN else ""
+    advice = "" if exact else " prepare.split=exact puts a class of three examples into all splits."
     if (left_out.reason == "near_duplicate").any():
         advice += (
             " Near copies were left out because their splits differ: prepare.split=exact or prepare.group_by keeps "
-            "them together, a smaller prepare.near_distance takes fewer images for copies."
+            "them together, a smaller prepare.near_distance takes fewer examples for copies."
         )
     if table.group.notna().any():
-        advice += " The images of a group of prepare.group_by are in one split: a class needs several groups."
+        advice += " The examples of a group of prepare.group_by are in one split: a class needs several groups."
     raise UserError(
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + "\n".join(lines)
         + more
-        + "\nAdd images to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
+        + "\nAdd examples to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
         f"manifest with a split column).{advice} Larger prepare.val_fraction and prepare.test_fraction help, too."
     )

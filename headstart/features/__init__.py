@@ -1,1 +1,1 @@
-"""The frozen backbone over images: the engines, the store of what they computed, augmented views."""
+"""Run the frozen backbone: engines and executors, and the store of the features that they computed."""

@@ -1,6 +1,6 @@
-"""What training of the upper blocks starts from: examples, or the cached activations of the frozen blocks below.
+"""The inputs of fine-tuning: examples, or the cached activations of the frozen blocks below the trained ones.
 
-Both give the same inputs for the same view of an example, up to the rounding of float16 and of the engine.
+Both return the same view of an example for the same number, up to the rounding of float16 and of the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from headstart.backbones.splitting import LEAST_WORK, Split
+from headstart.backbones.splitting import MIN_WORK, Split
 from headstart.data.files import Source
 from headstart.errors import UserError
 from headstart.features import store
@@ -23,27 +23,27 @@ from headstart.machine import cores
 from headstart.modalities import Augmentation, Batch, Modality
 from headstart.modalities.loading import prefetch
 
-MAX_BYTES = 20 * 10**9  # of activations that are cached without being asked for
-STORAGE = "float16"  # half the space of float32; what is trained sees noise of a thousandth
+MAX_BYTES = 20 * 10**9  # of activations that are cached if fine_tune.trunk_cache is auto
+STORAGE = "float16"  # half the space of float32, at a relative error of a thousandth
 
 
 class Inputs(Protocol):
-    """What training starts from.
+    """What the trained part of a network takes.
 
     Attributes:
         workers: how many threads may read at once.
-        mixes: whether the arrays of two examples can be averaged.
+        mixes: whether the arrays of two examples can be averaged, as mixup does.
     """
 
     workers: int
     mixes: bool
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
-        """A batch of that view of the examples of some rows (b,) of the manifest; 0 is the example as it is."""
+        """Return a batch of that view of the examples in some rows (b,) of the manifest; 0 is the example as it is."""
 
 
 class RawExamples:
-    """The examples themselves, loaded and augmented anew each time."""
+    """The examples themselves, loaded and augmented each time."""
 
     def __init__(
         self,
@@ -65,22 +65,22 @@ class RawExamples:
         return self._modality.batch([self._load(row, view) for row in rows])
 
     def batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        """That view of all examples in their order, loaded ahead by threads."""
+        """Yield batches of that view of all examples in order, loaded ahead by threads."""
         loaded = prefetch(lambda rows: (self._load(row, view) for row in rows), len(self._paths), batch_size)
         return map(self._modality.batch, loaded)
 
 
 class Activations:
-    """The boundary of a split network, (b, ...) float32 by name, for each view of an example; read from the store."""
+    """The arrays between the parts of a split network, (b, ...) float32 by name, read from the feature store."""
 
     workers, mixes = 1, True
 
     def __init__(self, extraction: Extraction, index: ViewIndex, split: Split) -> None:
         self._extraction, self._index, self._split = extraction, index, split
-        self._turn = threading.Lock()  # Keras reads in threads of its own
+        self._lock = threading.Lock()  # Keras reads in threads of its own
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
-        with self._turn:
+        with self._lock:
             found = self._extraction.features(self._index.first[rows] + view)
         return self._split.unpack(found.astype(np.float32))
 
@@ -97,16 +97,16 @@ def cached_activations(
     augmentation: Augmentation | None,
     views: int,
 ) -> Iterator[Activations]:
-    """Compute what the store lacks: `views` augmented views of each example in train beside all as they are.
+    """Compute the activations that the store lacks: of all examples, and of `views` augmented views of those in train.
 
     Args:
-        engine: of the frozen blocks, `splitting.lower_model`.
-        recipe: tells them from others.
+        engine: runs the frozen blocks, `splitting.lower_model`.
+        recipe: what distinguishes their activations from others.
     """
     index = ViewIndex(manifest, views, augmentation, modality, size)
     inputs = fingerprint_inputs(engine, recipe, modality, size)
-    with store.open_store(inputs, engine.feature_dim, STORAGE) as kept:
-        extraction = Extraction(index, source, modality, engine, kept, size, augmentation, "fine_tune")
+    with store.open_store(inputs, engine.feature_dim, STORAGE) as activations:
+        extraction = Extraction(index, source, modality, engine, activations, size, augmentation, "fine_tune")
         extraction.complete()
         yield Activations(extraction, index, split)
 
@@ -114,18 +114,18 @@ def cached_activations(
 def choose_cache(
     setting: str, floats: int | None, views: int, passes: int, fast: bool, work: float
 ) -> tuple[bool, str]:
-    """Whether to start from cached activations, and why, in words. The same on every machine with the same engine.
+    """Decide whether to cache activations, and say why. The decision is the same on all machines with the same engine.
 
     Args:
         setting: auto, on or off.
-        floats: how many numbers the frozen blocks give for an example; None if they cannot be run by themselves.
-        views: how many would be computed once, plain ones and val among them.
+        floats: how many numbers the frozen blocks return for an example; None if they cannot be run by themselves.
+        views: how many views would be cached, including those of val and the examples as they are.
         passes: how many views all epochs take together.
-        fast: whether frozen networks have an engine of their own, of about twice the speed of training.
+        fast: whether frozen networks have an engine of their own, about twice as fast as training.
         work: the share of the network's multiplications that are in the frozen blocks, in [0, 1].
 
     Raises:
-        UserError: if it is asked for, and impossible.
+        UserError: if `setting` is on, and nothing can be cached.
     """
     if floats is None:
         if setting == "on":
@@ -138,9 +138,9 @@ def choose_cache(
     size = np.dtype(STORAGE).itemsize * floats * views
     what = f"{views:,} views to cache ({size / 1e9:.2g} GB)"
     if size > MAX_BYTES:
-        return False, f"{what}, more than the {MAX_BYTES / 1e9:.0f} GB that are used without being asked for"
-    if work < LEAST_WORK:
+        return False, f"{what}, more than the limit of {MAX_BYTES / 1e9:.0f} GB for auto"
+    if work < MIN_WORK:
         return False, f"only {work:.0%} of the work is in the frozen part"
     if views * (0.5 if fast else 1.0) >= passes:
         return False, f"{what}, hardly fewer than the {passes:,} of all epochs"
-    return True, f"{what}, not {passes:,} in all epochs"
+    return True, f"{what} instead of {passes:,} in all epochs"

@@ -1,4 +1,4 @@
-"""All features of a manifest: what params ask for, from the store or computed, written as they come."""
+"""Encode all examples of a manifest as the params say: features come from the store, or are computed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ class Features:
     """Features of all examples of a manifest, in the store.
 
     Attributes:
-        meta: what they were made by: the content of features/meta.json.
-        dim: length of a feature vector.
+        meta: how they were computed: the content of features/meta.json.
     """
 
     manifest: pd.DataFrame
@@ -44,15 +43,17 @@ class Features:
 
     @property
     def dim(self) -> int:
+        """Length of a feature vector."""
         return self.engine.feature_dim
 
     def write(self, file: Path, split: str, augmented: bool = False) -> None:
-        """Write an .npy of (N, dim), or (N, views, dim) of the augmented views, as they come: millions may not fit
-        into memory.
+        """Write the features of a split as .npy, (N, dim), or (N, views, dim) of the augmented views.
+
+        Rows are written as they are read: millions may not fit into memory.
         """
-        chosen = self.manifest.split == split
-        views = self.index.select(chosen, augmented)
-        count = int(chosen.sum())
+        in_split = self.manifest.split == split
+        views = self.index.select(in_split, augmented)
+        count = int(in_split.sum())
         shape = (count, self.views, self.dim) if augmented else (count, self.dim)
         dtype = np.dtype(self.meta["storage"]).newbyteorder("<")
         with file.open("wb") as stream:
@@ -63,7 +64,7 @@ class Features:
                 stream.write(self.extraction.features(views[start : start + rows]).tobytes())
 
     def costs(self) -> dict[str, Any]:
-        """What computing them took, and what the store saved."""
+        """Return what computing them took, and what the store saved."""
         computed, total = self.extraction.computed, len(self.index.keys)
         return {
             "examples": len(self.manifest),
@@ -79,7 +80,7 @@ class Features:
 
 @contextmanager
 def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> Iterator[Features]:
-    """Compute what the store lacks of the features that params ask for.
+    """Compute the features that the store lacks.
 
     Raises:
         OutOfMemoryError: if a batch does not fit; what was computed until then is in the store.

@@ -1,7 +1,7 @@
-"""Engines: what runs a frozen encoder over batches, on the CPU or on all GPUs.
+"""Engines that run a frozen encoder over batches, on the CPU or on all GPUs.
 
-All are made from the same Keras model; short batches are padded. In OpenVINO an example has the same features in every
-batch, at every place. So it has in TensorFlow with most networks; ConvNeXt's differ there by 1e-6 with the place.
+All are made from the same Keras model; short batches are padded. With OpenVINO an example has the same features at any
+place in any batch. So it does with TensorFlow for most networks; those of ConvNeXt depend on the place by 1e-6.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from headstart.machine import cores
 from headstart.modalities.base import Batch, batch_length, pad_batch
 
 Spec = dict[str, tuple[tuple[int | None, ...], str]]
-OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 3, 32, 256  # examples per call if no param says so
+OPENVINO_BATCH, CPU_BATCH, GPU_BATCH = 3, 32, 256  # default batch sizes
 _OPENVINO_PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
 class OutOfMemoryError(Exception):
-    """A batch of `batch_size` images does not fit into the memory of the device."""
+    """A batch of `batch_size` examples does not fit into the memory of the device."""
 
     def __init__(self, batch_size: int, detail: str) -> None:
         super().__init__(detail)
@@ -42,9 +42,9 @@ class Engine(ABC):
 
     Attributes:
         name: `tensorflow` or `openvino`.
-        arithmetic: what its rounding depends on beside the network and the processor.
-        device: its name if its bits are not fingerprinted, since kernels may be chosen by timing them; else empty.
-        batch_size: examples per call at most.
+        arithmetic: what its rounding depends on besides the network and the processor.
+        device: its name if its rounding has no fingerprint, since kernels may be chosen by timing them; else empty.
+        batch_size: most examples per call.
         parallel: how many calls keep the device busy.
         feature_dim: of the features.
         weights_sha256: see `backbones.base.weights_sha256`.
@@ -59,20 +59,20 @@ class Engine(ABC):
     weights_sha256: str
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """(b, feature_dim) float32 of a batch of b <= batch_size examples.
+        """Compute the features, (b, feature_dim) float32, of a batch of b <= batch_size examples.
 
         Raises:
-            OutOfMemoryError: if a batch of batch_size does not fit; of TensorFlow alone.
+            OutOfMemoryError: if a batch of batch_size does not fit; only with TensorFlow.
         """
         count = batch_length(batch)
         return self._run(pad_batch(batch, self.batch_size))[:count]
 
     @abstractmethod
     def _run(self, batch: Batch) -> np.ndarray:
-        """As calls, of a full batch."""
+        """Compute the features of a full batch."""
 
     def map(self, batches: Iterable[Batch]) -> Generator[np.ndarray, None, None]:
-        """The features of each batch, in order; some batches are under way at once."""
+        """Yield the features of each batch in order; several batches are computed at once."""
         with ThreadPoolExecutor(self.parallel) as pool:
             pending: deque[Future[np.ndarray]] = deque()
             try:
@@ -87,18 +87,18 @@ class Engine(ABC):
 
 
 class OpenVINOEngine(Engine):
-    """The graph of the Keras model, compiled by OpenVINO for the CPU.
+    """The Keras model, compiled by OpenVINO for the CPU.
 
-    One stream of one thread per core: streams do not wait for each other as the threads of one batch do, and the bits
-    do not depend on the number of cores.
+    There is one stream of one thread per core: streams do not wait for each other as the threads of a batch do, and the
+    bits do not depend on the number of cores.
 
     Args:
-        build: makes the encoder.
+        build: builds the encoder.
         spec: of its inputs, see `Modality.spec`.
         precision: float32, bfloat16 or float16, of the arithmetic.
 
     Raises:
-        UserError: if the CPU does not compute in that precision.
+        UserError: if the CPU does not support that precision.
     """
 
     name = "openvino"
@@ -109,7 +109,7 @@ class OpenVINOEngine(Engine):
         hint, capability = _OPENVINO_PRECISION[precision]
         if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UserError(
-                f"params.yaml: extract.precision {precision}: this processor does not compute in it; use float32, or "
+                f"params.yaml: extract.precision {precision}: this processor does not support it; use float32, or "
                 "extract.engine tensorflow, which is slow at it"
             )
         encoder = build()
@@ -125,13 +125,13 @@ class OpenVINOEngine(Engine):
         shapes = ([self.batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
         model.reshape(dict(enumerate(shapes)))
         preprocessor = openvino.preprocess.PrePostProcessor(model)
-        for number, (_, dtype) in enumerate(spec.values()):  # casts are part of the graph
+        for number, (_, dtype) in enumerate(spec.values()):  # the graph casts
             preprocessor.input(number).tensor().set_element_type(openvino.Type(np.dtype(dtype)))
         settings = {
-            "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 if the CPU has it
+            "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 if the CPU supports it
             "NUM_STREAMS": self.parallel,
             "INFERENCE_NUM_THREADS": self.parallel,
-            "ENABLE_CPU_PINNING": False,  # the threads that decode need the cores too
+            "ENABLE_CPU_PINNING": False,  # decoding threads need the cores, too
         }
         compiled = core.compile_model(preprocessor.build(), "CPU", settings)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -151,7 +151,7 @@ class TensorFlowEngine(Engine):
     """The Keras model itself as a compiled graph, a copy on each GPU, or one on the CPU.
 
     Args:
-        build: makes the encoder.
+        build: builds the encoder.
         spec: of its inputs, see `Modality.spec`.
         precision: float32, or mixed with bfloat16 or float16.
         devices: names of TensorFlow's devices; by default all GPUs, else the CPU.
@@ -169,9 +169,9 @@ class TensorFlowEngine(Engine):
     ) -> None:
         gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
         devices = devices or gpus or ["/CPU:0"]
-        self.batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # one alone gets other bits
-        self.parallel = 2 * len(devices) if gpus else len(devices)  # one copies to the GPU while one computes
-        # With some networks TensorFlow rounds otherwise in batches of another size.
+        self.batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # a batch of one has other bits
+        self.parallel = 2 * len(devices) if gpus else len(devices)  # one is copied to the GPU while one is computed
+        # With some networks TensorFlow's rounding depends on the batch size.
         self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
         if gpus:
             self.device = ", ".join(sorted(set(gpu_names())))
@@ -199,7 +199,7 @@ class TensorFlowEngine(Engine):
 
 
 def _graph(encoder: keras.Model, device: str, signature: dict[str, tf.TensorSpec]) -> Callable[[Batch], tf.Tensor]:
-    # Without XLA: it picks kernels by timing them, and the same bits would not come again.
+    # Without XLA: it chooses kernels by timing them, which would change the bits from run to run.
     @tf.function(input_signature=[signature])
     def run(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         inputs = {name: tf.cast(array, _computed(array.dtype.name)) for name, array in batch.items()}
@@ -213,12 +213,12 @@ def _graph(encoder: keras.Model, device: str, signature: dict[str, tf.TensorSpec
 
 
 def _computed(dtype: str) -> str:
-    """The dtype that a network computes in, of an input that comes as `dtype`: small integers are pixels."""
+    """Return the dtype that a network takes an input of `dtype` as: bytes become float32, other integers stay."""
     return "float32" if dtype in ("uint8", "float16") else dtype
 
 
 def _import_openvino() -> Any:
-    # Its converter reports to its makers, with stack traces, unless this module is missing; it does without it then.
+    # The converter reports to its makers, with stack traces, unless this module is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module("openvino")
 
@@ -226,16 +226,16 @@ def _import_openvino() -> Any:
 def open_engine(
     kind: str, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None, stage: str
 ) -> Engine:
-    """The engine of that kind for the encoder that `build` makes.
+    """Open an engine for the encoder that `build` builds.
 
     Args:
-        kind: openvino, tensorflow, or auto: TensorFlow on GPUs, OpenVINO on CPUs, TensorFlow if OpenVINO cannot.
+        kind: openvino, tensorflow, or auto: TensorFlow on GPUs, else OpenVINO, else TensorFlow.
         spec: of its inputs, see `Modality.spec`.
-        batch_size: examples; None for the engine's own.
-        stage: whose name messages bear.
+        batch_size: None: the engine's default.
+        stage: the name of the stage, for messages.
 
     Raises:
-        UserError: if there is no such engine, or it does not compute in that precision.
+        UserError: if there is no such engine, or it does not support that precision.
     """
     if kind == "tensorflow" or (kind == "auto" and tf.config.list_physical_devices("GPU")):
         return TensorFlowEngine(build, spec, precision, batch_size)
@@ -247,8 +247,7 @@ def open_engine(
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         if kind == "openvino":
             raise UserError(
-                f"params.yaml: extract.engine openvino: it cannot run this backbone here ({reason}); "
-                "use auto or tensorflow"
+                f"params.yaml: extract.engine openvino cannot run this backbone here ({reason}); use auto or tensorflow"
             ) from error
         print(f"{stage}: using TensorFlow, since OpenVINO cannot run this backbone here ({reason})")
         return TensorFlowEngine(build, spec, precision, batch_size)

@@ -1,4 +1,4 @@
-"""Features by way of the feature store: what it has is read, what it lacks is computed and put there."""
+"""Complete the feature store: compute what it lacks, then read features from it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from headstart.features.store import KEY_BYTES, DamagedStoreError, FeatureStore
 from headstart.framework import keras
 from headstart.modalities import Augmentation, Modality
 
-SECONDS_BETWEEN_PUTS = 0.1  # what a kill can lose, beside the batches under way
+SECONDS_BETWEEN_PUTS = 0.1  # of work that a kill can lose, besides the batches that are being computed
 
 
 class ViewIndex:
-    """What is to be computed: the plain view of every example, and augmented views of those in train.
+    """All views that have features: every example as it is, and augmented views of those in train.
 
     Attributes:
         paths, hashes: path and file_hash of each example, by the manifest's row.
-        rows, numbers: the manifest's row and the view's number of each view, those of an example side by side.
-        first: the plain view of each example; its augmented views follow.
-        keys: the name of each view in the feature store: what it is made from.
+        rows, numbers: the manifest's row and the number of each view; views of an example are next to each other.
+        first: the index of view 0 of each example; its augmented views follow.
+        keys: of each view in the feature store, made of everything that it depends on.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ViewIndex:
         ]
 
     def select(self, examples: pd.Series, augmented: bool) -> np.ndarray:
-        """The plain or the augmented views of those examples, a mask over the manifest, in its order."""
+        """Return the indices of view 0, or of the augmented views, of some examples: a mask over the manifest."""
         return np.flatnonzero(examples.to_numpy()[self.rows] & ((self.numbers > 0) == augmented))
 
     @staticmethod
@@ -73,16 +73,16 @@ def load_views(
     size: int,
     augmentation: Augmentation | None,
 ) -> Iterator[np.ndarray]:
-    """Views of an example by their numbers; it is read and decoded once. 0 is the example as it is.
+    """Load views of an example by their numbers; it is read and decoded once. 0 is the example as it is.
 
     Raises:
-        UserError: if the file is not the one of that hash any more.
+        UserError: if the file does not have that hash any more.
     """
     return modality.views(read_unchanged(source, path, file_hash), size, augmentation, file_hash, numbers)
 
 
 def fingerprint_inputs(engine: Engine, recipe: dict[str, Any], modality: Modality, size: int) -> dict[str, Any]:
-    """All that shapes what `engine` computes: `recipe`, which names the network, and how it is decoded and rounded."""
+    """Return everything that shapes features: `recipe`, which names the network, how examples are loaded, rounding."""
     return {
         **recipe,
         "engine": engine.name,
@@ -97,11 +97,11 @@ class Extraction:
     """Fills the store with the features of views, and reads them from it.
 
     Args:
-        stage: whose name progress and messages bear.
+        stage: the name of the stage, for progress and messages.
 
     Attributes:
         computed: how many views went through the network.
-        seconds: how long they took.
+        seconds: how long that took.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Extraction:
         self._since = 0.0
 
     def _load(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        """The arrays of `chosen` views; an example is read once for its views side by side."""
+        """Load the arrays of views; an example is read once for views next to each other."""
         index, size = self._index, self._size
         for (row, _), group in itertools.groupby(chosen, lambda view: (index.rows[view], index.numbers[view] > 0)):
             numbers = [int(index.numbers[view]) for view in group]
@@ -131,7 +131,7 @@ class Extraction:
             yield from load_views(self._source, self._modality, path, file_hash, numbers, size, self._augmentation)
 
     def complete(self) -> None:
-        """Compute all that the store lacks. Processes that want the same take turns: the second finds it there.
+        """Compute everything that the store lacks. Of processes that need the same, one computes and the others wait.
 
         Raises:
             UserError: as `compute`.
@@ -142,7 +142,7 @@ class Extraction:
             self.compute(missing, len(self._index.keys) - len(missing))
 
     def compute(self, chosen: Sequence[int], known: int) -> None:
-        """Put the features of `chosen` views into the store, a batch at a time; `known` others are there already.
+        """Compute the features of `chosen` views and store them batch by batch; `known` others are stored already.
 
         Raises:
             UserError: if an example has changed, or its features are not finite.
@@ -165,7 +165,7 @@ class Extraction:
         self.computed += len(chosen)
 
     def _put(self, waiting: list[tuple[list[int], np.ndarray]]) -> None:
-        """Store what is waiting, views and features, with the time since the last put."""
+        """Store the views and features that are waiting, with the time since the last put."""
         now = time.perf_counter()
         keys = [self._index.keys[view] for views, _ in waiting for view in views]
         if keys:
@@ -185,7 +185,7 @@ class Extraction:
             raise UserError(f"{path}: its features are not finite numbers; {advice}")
 
     def features(self, chosen: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, feature_dim) of the store's dtype; damaged rows are computed again."""
+        """Return the features of views, (n, feature_dim) of the store's dtype; damaged rows are computed again."""
         keys = [self._index.keys[view] for view in chosen]
         features, bad = self._store.get(keys)
         if bad:
@@ -193,15 +193,15 @@ class Extraction:
             self.compute([chosen[place] for place in bad], 0)
             features, bad = self._store.get(keys)
             if bad:
-                raise UserError(f"{self._store.file}: does not hold what was written to it; check the disk")
+                raise UserError(f"{self._store.file}: does not contain what was written to it; check the disk")
         return features
 
 
 def retry_on_oom(stage: str, work: Callable[[int | None], None], batch_size: int | None) -> None:
-    """Call `work` with a batch size; again with half of it if that runs out of memory, or if the store was damaged.
+    """Call `work` with a batch size; again with half of it if it runs out of memory, or if the store was damaged.
 
     Raises:
-        UserError: if two examples do not fit, or a new store is damaged too.
+        UserError: if two examples do not fit into memory, or a new store is damaged, too.
     """
     damaged = False
     while True:
@@ -215,7 +215,8 @@ def retry_on_oom(stage: str, work: Callable[[int | None], None], batch_size: int
             print(f"{stage}: {error}: everything in it is computed again", file=sys.stderr)
         except OutOfMemoryError as error:
             if error.batch_size <= 2:
-                raise UserError(f"{stage}: out of memory with a batch of two ({error})") from error
+                advice = "lower extract.size" if stage == "extract" else "set fine_tune.trunk_cache to off"
+                raise UserError(f"out of memory with a batch of two ({error}); {advice}") from error
             batch_size = error.batch_size // 2
-            keras.backend.clear_session()  # the network that did not fit leaves the device
+            keras.backend.clear_session()  # frees the network on the device
             print(f"{stage}: out of memory with a batch of {error.batch_size}; trying {batch_size}")

@@ -1,6 +1,6 @@
-"""Fingerprints of what cannot be listed: how examples are loaded, and how an engine rounds, seen in what comes out.
+"""Fingerprints of code by its results: how examples are loaded and augmented, and how an engine rounds.
 
-A change of the processor or of the code that changes no bit changes no fingerprint; one that does is noticed.
+Another processor, library or version of the code has the same fingerprint if it gives the same bits, and only then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from headstart.features.engines import Engine
 from headstart.modalities import Augmentation, Modality
 from headstart.modalities.base import batch_length
 
-COMPUTED = 4  # examples that go through the network
-LARGEST = 256  # what holds for examples of this size holds for larger ones
+COMPUTED = 4  # probes that go through the network
+LARGEST = 256  # size of probes; larger ones would take long and show no more
 
 
 def loading(modality: Modality, size: int) -> str:
-    """Fingerprint the arrays that examples of many kinds become, 32 hexadecimal digits."""
+    """Fingerprint how examples of many kinds are loaded, 32 hexadecimal digits."""
     size, digest = min(size, LARGEST), blake3(modality.name.encode())
     for data in modality.probes(size):
         digest.update(modality.load(data, size).tobytes())
@@ -24,7 +24,7 @@ def loading(modality: Modality, size: int) -> str:
 
 
 def augmenting(modality: Modality, size: int, augmentation: Augmentation | None) -> str:
-    """Fingerprint augmented views, 32 hexadecimal digits."""
+    """Fingerprint how augmented views are made, 32 hexadecimal digits."""
     size, digest = min(size, LARGEST), blake3(modality.name.encode())
     for data in modality.probes(size)[:1]:
         for view in modality.views(data, size, augmentation, "probe", range(1, 4)):
@@ -33,7 +33,7 @@ def augmenting(modality: Modality, size: int, augmentation: Augmentation | None)
 
 
 def computing(engine: Engine, modality: Modality, size: int) -> str:
-    """Fingerprint the features that `engine` computes of known examples, 32 hexadecimal digits."""
+    """Fingerprint the features that `engine` computes, 32 hexadecimal digits."""
     arrays = [modality.load(data, size) for data in modality.probes(min(size, LARGEST))[:COMPUTED]]
     digest = blake3(engine.name.encode())
     starts = range(0, len(arrays), engine.batch_size)

@@ -1,4 +1,4 @@
-"""What an example is: bytes to arrays, augmentation, what a copy is, how it looks on a page."""
+"""Kinds of examples: how bytes become arrays, augmentation, what a copy is, how an example is shown."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MODALITIES: dict[str, Modality] = {}
 
 
 def register(modality: Modality) -> None:
-    """Make a modality known under its name, which `data.kind` of params.yaml then takes."""
+    """Register a modality under its name, so that `data.kind` in params.yaml can be that."""
     _MODALITIES[modality.name] = modality
 
 
 def get_modality(name: str) -> Modality:
-    """The modality of that name.
+    """Return the modality of that name.
 
     Raises:
         UserError: if there is none.

@@ -1,7 +1,7 @@
-"""What a modality owns: how bytes become arrays, what makes two examples copies, how one is shown.
+"""The interface of a modality: how bytes become arrays, what makes two examples copies, how an example is shown.
 
-Everything else in Headstart asks a modality and knows of no pixels, words or samples. A new modality is a subclass,
-registered in `modalities/__init__.py`; the defaults here are enough for arrays without near copies or augmentation.
+All other code asks the modality and knows nothing of pixels, words or samples. A new modality is a subclass, registered
+in `modalities/__init__.py`; the defaults here are enough for arrays without near copies or augmentation.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs
 
 
 def batch_length(batch: Batch) -> int:
-    """How many examples a batch has."""
+    """Return how many examples a batch has."""
     return len(next(iter(batch.values())))
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
-    """`batch` with its last example repeated until it has `size` of them: an all-zero example may be no example."""
+    """Repeat the last example until the batch has `size` of them: an all-zero example may be an invalid one."""
     missing = size - batch_length(batch)
     if missing <= 0:
         return batch
@@ -35,7 +35,7 @@ def pad_batch(batch: Batch, size: int) -> Batch:
 
 
 class AugmentationSettings(Protocol):
-    """The params that say how examples may be changed: those of `extract` and of `fine_tune`."""
+    """The params of `extract` and of `fine_tune` that say how examples may be changed."""
 
     @property
     def crop(self) -> float | None: ...
@@ -49,29 +49,29 @@ class AugmentationSettings(Protocol):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to an example; a modality adds fields of its own.
+    """How an example may be changed at random; a modality adds fields of its own.
 
-    Views of an example are counted: 0 is the example as it is, and view n is the same wherever it is made.
+    Views of an example are numbered: 0 is the example as it is, and view n is the same wherever it is made.
     """
 
     def key(self) -> str:
-        """All of it as text, to make fingerprints from."""
+        """Return all fields as text, for fingerprints."""
         return repr(sorted(asdict(self).items()))
 
 
 class StillRecognized(Protocol):
     def __call__(self, augmentation: Augmentation, view: int) -> bool:
-        """Whether the head still classifies nearly all examples correctly that it did before, on that view of them."""
+        """Whether the head classifies that view correctly for nearly all examples that it knows as they are."""
 
 
 class Modality:
-    """An example's life from bytes to a batch. Instances have no state: they are used by threads and processes.
+    """A kind of example, from bytes to batches. Instances have no state: threads and processes share them.
 
     Attributes:
         name: what `data.kind` says.
         noun: what messages call an example, in the singular.
         suffixes: of files that are meant as examples, in lower case.
-        unsupported: suffixes of files that are meant as examples but cannot be read, with what to do.
+        unsupported: suffixes of files that are meant as examples but cannot be read, with advice.
         mixes: whether inputs can be averaged, as mixup does.
         columns: the measures that the manifest keeps, with their dtypes.
         column: what a request to the model server calls an example.
@@ -87,7 +87,7 @@ class Modality:
     column: str = "data"
     descriptor_dim: int = 0
 
-    # --- which files, and what is known of them
+    # --- which files are examples, and what is known about them
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
         """Whether a file that begins with `head` (64 bytes, or all of a shorter one) is of this modality.
@@ -98,39 +98,39 @@ class Modality:
         return False
 
     def decode(self, data: bytes) -> Any:
-        """The example in a file.
+        """Decode the example in a file.
 
         Raises:
-            ItemError: with a reason to count by, if the bytes are not a whole example.
+            ItemError: with a reason to count by, if the bytes are not a complete example.
         """
         raise ValueError(f"modality {self.name} cannot decode")
 
     def item_id(self, item: Any) -> str:
-        """A name made of the decoded content, 32 hexadecimal digits: equal for equal examples in other formats."""
+        """Hash the decoded content, 32 hexadecimal digits: the same for the same example in another file format."""
         return blake3(np.ascontiguousarray(item).tobytes()).hexdigest(length=16)
 
     def measures(self, item: Any) -> dict[str, float]:
-        """Figures of an example by name, e.g. its width; always the same names."""
+        """Return figures of an example by name, e.g. its width; always the same names."""
         return {}
 
     def sketch(self, item: Any) -> np.ndarray:
-        """A small array of fixed shape that `describe` works on, so that large examples need not be kept in memory."""
+        """Return a small array of fixed shape for `describe`, so that large examples need not stay in memory."""
         return np.zeros(0, np.uint8)
 
     def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Descriptors and further measures of n examples.
+        """Return descriptors and further measures of n examples.
 
         Args:
             sketches: (n, ...), stacked.
 
         Returns:
-            (n, descriptor_dim) float16 of length 1, or of zeros if there is nothing to compare: near copies lie within
+            (n, descriptor_dim) float16 of length 1, or zeros if there is nothing to compare: near copies are within
             `prepare.near_distance` of each other; and (n,) float32 by name.
         """
         return np.zeros((len(sketches), self.descriptor_dim), np.float16), {}
 
     def reject(self, measures: dict[str, float], settings: Any) -> tuple[str, str] | None:
-        """Reason and detail if an example is not to be used.
+        """Return reason and detail if an example is to be left out.
 
         Args:
             settings: the section `prepare` of params.yaml.
@@ -138,19 +138,19 @@ class Modality:
         return None
 
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
-        """What examples are compared by to find outliers: names of the low and the high end, values, and the least
-        range that counts as one (if all examples are alike, few are outliers).
+        """Return what outliers are found by: names of the low and the high end, values, and the least interquartile
+        range to assume, so that a set of nearly equal examples has few outliers.
         """
         return {}
 
     def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
-        """What the page about the data draws: values and a format for their ends, by title."""
+        """Return what the page about the data draws: values, and a format for their ends, by title."""
         return {}
 
     # --- what networks see
 
     def load(self, data: bytes, size: int) -> np.ndarray:
-        """The array that stands for an example in a batch; the only way from bytes to a network's input.
+        """Load an example as it stands in a batch; the only way from bytes to a network's input.
 
         Raises:
             ItemError: as `decode`.
@@ -160,55 +160,55 @@ class Modality:
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
     ) -> Iterator[np.ndarray]:
-        """Views of an example by their numbers, as `load` gives them; 0 is the example as it is.
+        """Yield views of an example by their numbers, as `load` returns it; 0 is the example as it is.
 
         Args:
             augmentation: None: all views are the example as it is.
-            key: makes the views of this example its own.
+            key: seeds the views of this example.
         """
         plain = self.load(data, size)
         for _ in numbers:
             yield plain
 
     def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
-        """One batch of what `load` and `views` give; pads, with masks, if their shapes differ."""
+        """Make one batch of what `load` and `views` return; pads, with masks, if their shapes differ."""
         return {"input": np.stack(arrays)}
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
-        """Shape of an example and dtype of each array of a batch, by name."""
+        """Return the shape of an example and the dtype of each array of a batch, by name."""
         raise ValueError(f"modality {self.name} has no input")
 
     def front(self, size: int) -> keras.Model:
-        """What stands in models/model.keras before the backbone: whole examples -> inputs of `spec`."""
+        """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""
         import keras
 
         inputs = {name: keras.Input(shape, name=name) for name, (shape, _) in self.spec(size).items()}
         return keras.Model(inputs, inputs, name="front")
 
     def augmentation(self, settings: AugmentationSettings) -> Augmentation | None:
-        """The augmentation that params ask for in full; None if this modality has none."""
+        """Return the augmentation that the params spell out; None if examples stay as they are."""
         return None
 
     def choose_augmentation(
         self, settings: AugmentationSettings, still_recognized: StillRecognized
     ) -> Augmentation | None:
-        """The augmentation for fine-tuning: what params leave open is as strong as the examples can bear."""
+        """Return the augmentation for fine-tuning: as strong as `still_recognized` allows if a param leaves it open."""
         return self.augmentation(settings)
 
     def probes(self, size: int) -> list[bytes]:
-        """Known examples of many kinds: what comes of them tells whether loading is still the same."""
+        """Return known examples of many kinds, by which changes in loading are noticed."""
         return []
 
-    # --- where people look
+    # --- what people see
 
     def parse_request(self, value: Any) -> bytes:
-        """The bytes of an example in a request to the model server.
+        """Return the bytes of an example in a request to the model server.
 
         Raises:
-            ItemError: if it is not of the form that the server takes.
+            ItemError: if it does not have the form that the server takes.
         """
         return str(value).encode()
 
     def show(self, data: bytes) -> str:
-        """A small picture, quotation or player of an example as HTML, safe to put into a page; empty if impossible."""
+        """Return a thumbnail, quotation or player as HTML, safe to put into a page; empty if impossible."""
         return html.escape(data[:80].decode("utf-8", "replace"))

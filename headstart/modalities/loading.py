@@ -1,4 +1,4 @@
-"""From files to batches: examples are read and decoded ahead by threads, on all cores. Memory stays bounded."""
+"""Load batches of examples: threads read and decode ahead, on all cores, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from headstart.data.files import Source, read_unchanged
 from headstart.machine import cores
 from headstart.modalities.base import Batch, Modality
 
-READ_AHEAD = 2  # batches, or tasks per thread if those are more, that are decoded while a batch is used
-TASK_EXAMPLES = 8  # decoded by a thread in one go
+READ_AHEAD = 2  # batches, or tasks per thread if that is more, that are decoded while a batch is used
+TASK_EXAMPLES = 8  # decoded by a thread in one task
 
 
 def read_batches(
@@ -25,14 +25,14 @@ def read_batches(
     batch_size: int,
     workers: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the examples in the order of `paths`, of `batch_size` but for the last.
+    """Load the examples in the order of `paths`, in batches of `batch_size`; the last one may be smaller.
 
     Args:
         size: of an example, as `extract.size` counts it.
         workers: threads; None: one per core.
 
     Raises:
-        UserError: if a file is not the one of that hash any more.
+        UserError: if a file does not have that hash any more.
     """
 
     def load(rows: range) -> Iterator[np.ndarray]:
@@ -45,10 +45,10 @@ def read_batches(
 def prefetch(
     load: Callable[[range], Iterable[np.ndarray]], count: int, batch_size: int, workers: int | None = None
 ) -> Iterator[list[np.ndarray]]:
-    """Lists of `batch_size` arrays, made ahead by threads and given out in order.
+    """Yield lists of `batch_size` arrays in order, which threads load ahead.
 
     Args:
-        load: gives the arrays of a range of rows; called from several threads.
+        load: returns the arrays of a range of rows; called from several threads.
         count: of all rows.
     """
     workers = workers or cores()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-INPUT = "image"  # the encoder's input, and what a request to the model server calls an image
+INPUT = "image"  # name of the encoder's input, and of an image in a request to the model server
 RESIZE_LAYER = "resize"
 MAX_REQUEST_BYTES = 2**25  # of one image file in a request
 THUMB = 96  # pixels, the longer side
@@ -28,7 +28,7 @@ CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest firs
 
 
 class ImageModality(Modality):
-    """Photographs, scans and drawings, by their pixels."""
+    """Photographs, scans and drawings as RGB pixels."""
 
     name, noun, column = "image", "image", INPUT
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
@@ -78,7 +78,7 @@ class ImageModality(Modality):
         }
 
     def load(self, data: bytes, size: int) -> np.ndarray:
-        """(size, size, 3) uint8 RGB."""
+        """Load an image, (size, size, 3) uint8 RGB."""
         return pixels.resize(pixels.pixels(data, size), size)
 
     def views(
@@ -99,7 +99,7 @@ class ImageModality(Modality):
         return {INPUT: ((size, size, 3), "uint8")}
 
     def front(self, size: int) -> keras.Model:
-        """RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased."""
+        """Build the resize: RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased."""
         import keras
 
         image = keras.Input((None, None, 3), name=INPUT)
@@ -114,9 +114,9 @@ class ImageModality(Modality):
     def choose_augmentation(
         self, settings: AugmentationSettings, still_recognized: StillRecognized
     ) -> ImageAugmentation | None:
-        """Flips if the head still knows mirrored images, and the strongest crop of CROPS that it still recognizes.
+        """Return flips if the head still recognizes mirrored images, and the strongest of CROPS that it recognizes.
 
-        A crop or a mirror image that the head cannot classify any more may be of another class, as a digit is.
+        A crop or a mirror image that the head does not recognize may be of another class, as with digits.
         """
         flip, crop = settings.flip, settings.crop
         if flip is None:
@@ -131,7 +131,7 @@ class ImageModality(Modality):
         return probes.files(size)
 
     def parse_request(self, value: Any) -> bytes:
-        """The bytes of an image file, from base64 text."""
+        """Return the bytes of an image file, from base64 text."""
         if not isinstance(value, str):
             raise ItemError("not_base64", "not text; give the base64 of an image file")
         if len(value) > MAX_REQUEST_BYTES * 4 // 3 + MAX_REQUEST_BYTES // 32:  # with line breaks
@@ -142,7 +142,7 @@ class ImageModality(Modality):
             raise ItemError("not_base64", f"not the base64 of an image file: {error}") from error
 
     def show(self, data: bytes) -> str:
-        """A thumbnail, its longer side THUMB pixels."""
+        """Return a thumbnail whose longer side has THUMB pixels."""
         try:
             image = decode.decode(data)
         except ItemError:
@@ -152,7 +152,7 @@ class ImageModality(Modality):
 
 
 def data_url(image: Image.Image, kind: str = "WEBP") -> str:
-    """`image` as a data: URL; WEBP is small, PNG keeps every pixel."""
+    """Return `image` as a data: URL; WEBP is small, PNG keeps every pixel."""
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=70)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

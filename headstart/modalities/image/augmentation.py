@@ -1,6 +1,6 @@
-"""Augmented views of images, made once and kept as features: the recipe of Inception, seeded by image and number.
+"""Augmented views of images by the recipe of Inception, seeded by image and number.
 
-A view is a random crop of some of the area, resized (https://arxiv.org/abs/1409.4842, section 6), perhaps mirrored,
+A view is a random crop of part of the area, resized (https://arxiv.org/abs/1409.4842, section 6), perhaps mirrored,
 with brightness, contrast and saturation changed. View n of an image is the same wherever and whenever it is made.
 """
 
@@ -21,10 +21,10 @@ _LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
 
 @dataclass(frozen=True)
 class ImageAugmentation(Augmentation):
-    """What may happen to an image.
+    """How an image may be changed.
 
     Attributes:
-        crop: the least share of the area, in (0, 1]; 1: the whole image.
+        crop: smallest share of the area in a view, in (0, 1]; 1: the whole image.
         flip: whether half of the views are mirrored, left to right.
         jitter: largest relative change of brightness, contrast and saturation, in [0, 1).
         mirror: whether every view is mirrored, whatever `flip` says.
@@ -36,28 +36,28 @@ class ImageAugmentation(Augmentation):
     mirror: bool = False
 
     def min_side(self, size: int) -> int:
-        """Pixels per side of an image whose crops still have `size` pixels per side."""
+        """Return how many pixels per side an image needs so that its crops still have `size` per side."""
         return int(np.ceil(size / np.sqrt(self.crop * ASPECT[0])))
 
 
 def view(image: np.ndarray, size: int, augmentation: ImageAugmentation, key: str, number: int) -> np.ndarray:
-    """View `number`, from 1, of an (h, w, 3) uint8 image: (size, size, 3) uint8; 0 is the image as it is."""
+    """Make view `number` of an (h, w, 3) uint8 image, (size, size, 3) uint8; 0 is the image as it is."""
     if number == 0:
         return resize(image, size)
     seed = blake3(f"{key} {number}".encode()).digest(length=8)
     random = np.random.default_rng(int.from_bytes(seed, "little"))
     top, left, height, width = _crop(image.shape[0], image.shape[1], augmentation.crop, random)
-    made = resize(image[top : top + height, left : left + width], size)
+    result = resize(image[top : top + height, left : left + width], size)
     flipped = random.random() < 0.5 and augmentation.flip  # drawn first: the other draws must not depend on it
     if flipped or augmentation.mirror:
-        made = made[:, ::-1]
-    return _jitter(made, *random.uniform(1 - augmentation.jitter, 1 + augmentation.jitter, 3))
+        result = result[:, ::-1]
+    return _jitter(result, *random.uniform(1 - augmentation.jitter, 1 + augmentation.jitter, 3))
 
 
-def _crop(height: int, width: int, least: float, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop inside the image."""
-    area, aspect = random.uniform(least, 1), np.exp(random.uniform(*np.log(ASPECT)))
-    # Of sides that would reach beyond the image the other one keeps the area.
+def _crop(height: int, width: int, min_area: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a crop inside the image."""
+    area, aspect = random.uniform(min_area, 1), np.exp(random.uniform(*np.log(ASPECT)))
+    # If a side would be longer than the image, the other one keeps the area.
     across = np.clip(np.sqrt(area * aspect), area, 1)
     sides = max(1, round(height * area / across)), max(1, round(width * across))
     return (

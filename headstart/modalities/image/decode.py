@@ -1,4 +1,4 @@
-"""Which bytes are an image, and its pixels in full. No TensorFlow."""
+"""Recognize and decode image files. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from headstart.errors import ItemError
 
-# Told apart by content. Named one by one: Pillow also opens kinds that run other programs, and documents.
+# Recognized by content. Listed, since Pillow also opens formats that run other programs, and documents.
 FORMATS: tuple[str, ...] = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES: tuple[str, ...] = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
-# Meant as images, but not read: these are reported, not passed over.
+# Meant as images, but not supported: these are quarantined, not ignored.
 _CONVERT = "convert them to JPEG or PNG"
 UNSUPPORTED = {
     **dict.fromkeys((".heic", ".heif"), "install pillow-heif (pip install 'headstart[heic]'), or convert them to JPEG"),
@@ -33,12 +33,12 @@ else:
     pillow_heif.register_heif_opener()
     FORMATS, SUFFIXES = (*FORMATS, "HEIF"), (*SUFFIXES, ".heic", ".heif")
     UNSUPPORTED = {suffix: advice for suffix, advice in UNSUPPORTED.items() if suffix not in (".heic", ".heif")}
-# Of one image: the most that Pillow opens without a warning. Up to twice of it only warns, and costs gigabytes.
+# Of one image: the most that Pillow opens without a warning. Up to twice as many, it only warns, and takes gigabytes.
 MAX_PIXELS = 2**30 // 4 // 3
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
-_STEP = 2**20  # pixels that are scaled at once
+SCALED_AT_ONCE = 2**20  # pixels
 
-# About odd metadata, which nothing here reads. Set once: a filter set around each image is not safe among threads.
+# About odd metadata, which nothing here reads. Set once: filters around each image would not be safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -46,8 +46,8 @@ def looks_like_image(head: bytes, suffix: str = "") -> bool:
     """Whether a file that begins with `head`, 32 bytes or more, is an image by its content.
 
     Args:
-        suffix: of the file, in lower case. Under a suffix that is not supported only plain JPEG and PNG count: camera
-            raw files begin as TIFF does.
+        suffix: of the file, in lower case. With an unsupported suffix only JPEG and PNG count: camera raw files begin
+            like TIFF.
     """
     Image.init()  # loads Pillow's plugins, the first time
     formats: Sequence[str] = ("JPEG", "PNG") if suffix in UNSUPPORTED else FORMATS
@@ -56,36 +56,36 @@ def looks_like_image(head: bytes, suffix: str = "") -> bool:
 
 
 def decode(data: bytes, at_least: int | None = None) -> Image.Image:
-    """The first frame in RGB, 8 bits a channel: turned upright by EXIF, transparency laid on white.
+    """Decode the first frame as 8-bit RGB: rotated upright by EXIF, transparency on white.
 
     Args:
-        at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where no side falls below them.
+        at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep that many.
 
     Raises:
-        ItemError: empty, not_an_image, unsupported, truncated, damaged or bomb, where the bytes are no whole image.
+        ItemError: empty, not_an_image, unsupported, truncated, damaged or bomb, if the bytes are not a complete image.
     """
     if not data:
         raise ItemError("empty", "the file is empty")
     try:
         Image.init()
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-        width, height = image.size  # as its header says
+        width, height = image.size  # by its header
         if width * height > MAX_PIXELS:
             raise ItemError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
         if at_least:
-            image.draft(None, (at_least, at_least))  # of JPEG alone
+            image.draft(None, (at_least, at_least))  # for JPEG only
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image)
     except ItemError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own, where a header names more than twice of that
+    except Image.DecompressionBombError as error:  # Pillow's own, if there are more than twice as many pixels
         raise ItemError("bomb", f"a decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
         if looks_like_image(data[:32]):
             raise ItemError("damaged", "damaged: its header cannot be read") from error
-        if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
-            raise ItemError("unsupported", f"HEIC is not supported here; {UNSUPPORTED['.heic']}") from error
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF and ".heic" in UNSUPPORTED:
+            raise ItemError("unsupported", f"HEIC is not supported; {UNSUPPORTED['.heic']}") from error
         text = ", but HTML or XML" if data[:64].lstrip().startswith(b"<") else ""
         raise ItemError("not_an_image", f"not an image of a supported kind{text}") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes: OSError, SyntaxError, struct.error, ...
@@ -94,9 +94,9 @@ def decode(data: bytes, at_least: int | None = None) -> Image.Image:
 
 
 def item_id(pixels: np.ndarray) -> str:
-    """The name of a decoded image, (height, width, 3) uint8, by its size and pixels: BLAKE3, 32 hexadecimal digits.
+    """Hash a decoded image, (height, width, 3) uint8, by its size and pixels: BLAKE3, 32 hexadecimal digits.
 
-    Files with the same pixels share it, whatever their format, name and metadata.
+    Files with the same pixels have the same hash, whatever their format, name and metadata.
     """
     digest = blake3(b"%dx%d\n" % (pixels.shape[1], pixels.shape[0]))
     digest.update(np.ascontiguousarray(pixels).data)
@@ -114,7 +114,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or float scaled to 8 bits; the last two have no range of their own: 1, 255 or 65535."""
+    """Scale grey of 16 bits, 32 bits or float to 8 bits; the latter two are taken to reach 1, 255 or 65535."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         top = 65535.0
@@ -122,7 +122,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         most = values.max(where=np.isfinite(values), initial=0)
         top = next(top for top in (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0, np.inf) if most <= top)
     scaled, flat = np.empty(values.size, np.uint8), values.reshape(-1)
-    for start in range(0, values.size, _STEP):  # in doubles: of all pixels at once they would be many times the image
-        part = np.nan_to_num(flat[start : start + _STEP].astype(np.float64), posinf=0.0, neginf=0.0)
-        scaled[start : start + _STEP] = np.round(np.clip(part / top, 0, 1) * 255)
+    for start in range(0, values.size, SCALED_AT_ONCE):  # in float64, which of all pixels would be large
+        part = np.nan_to_num(flat[start : start + SCALED_AT_ONCE].astype(np.float64), posinf=0.0, neginf=0.0)
+        scaled[start : start + SCALED_AT_ONCE] = np.round(np.clip(part / top, 0, 1) * 255)
     return Image.fromarray(scaled.reshape(values.shape))

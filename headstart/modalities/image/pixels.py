@@ -1,6 +1,6 @@
-"""The one way from a file's bytes to the pixels that networks see: extracting, training, judging and predicting alike.
+"""From an image file to the pixels that networks see, in every stage and in predictions. No TensorFlow.
 
-No TensorFlow. Python's lock is hardly held: threads decode on all cores.
+Python's lock is hardly held, so that threads decode on all cores.
 """
 
 from __future__ import annotations
@@ -12,28 +12,26 @@ from PIL import Image
 
 from headstart.modalities.image.decode import MAX_PIXELS, decode
 
-READ_AHEAD = 2  # batches, or tasks a thread where these are more, that are decoded while a batch is used
-TASK_IMAGES = 8  # decoded by a thread in one go
-# A bilinear resize looks at two pixels a side: beyond this ratio it would pass over too many, and the image is averaged
-# down first. Averaging always, as an antialiased resize does, takes longer than decoding.
+# A bilinear resize reads two pixels per side: beyond this ratio it would skip too many, and the image is averaged down
+# first. Averaging always, as an antialiased resize does, takes longer than decoding.
 MAX_RATIO = 2.5
 
-cv2.setNumThreads(1)  # the threads are here
+cv2.setNumThreads(1)  # there are threads enough
 
 
 def pixels(data: bytes, size: int) -> np.ndarray:
-    """The image in RGB, (h, w, 3) uint8: upright, transparency laid on white.
+    """Decode an image as RGB, (h, w, 3) uint8: upright, transparency on white.
 
-    A JPEG with both sides at least twice `size` is decoded at 1/2, 1/4 or 1/8, by its cosine transform: in a fraction
-    of the time. Plain JPEGs, most photographs, go straight to libjpeg-turbo; all else goes through Pillow.
+    A JPEG with both sides at least twice `size` is decoded at 1/2, 1/4 or 1/8 by its cosine transform, in a fraction of
+    the time. Plain JPEGs, most photographs, are decoded by libjpeg-turbo directly, everything else by Pillow.
 
     Raises:
-        ItemError: as `images.decode`.
+        ItemError: as `decode`.
     """
     if data.startswith(b"\xff\xd8\xff"):
         try:
             found = _plain_jpeg(data, size)
-        except ValueError:  # damaged, or odd: Pillow tells which
+        except ValueError:  # damaged, or unusual: Pillow knows which
             found = None
         if found is not None:
             return found
@@ -41,9 +39,9 @@ def pixels(data: bytes, size: int) -> np.ndarray:
 
 
 def _plain_jpeg(data: bytes, size: int) -> np.ndarray | None:
-    """(h, w, 3) uint8, or None where the image may have to be turned or is not one of three colours or grey."""
+    """Decode by libjpeg-turbo, (h, w, 3) uint8; None if the image may be rotated, or is neither RGB nor grey."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS or _is_turned(data):
+    if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS or _may_be_rotated(data):
         return None
     factor = next(factor for factor in (8, 4, 2, 1) if factor == 1 or min(height, width) // size >= factor)
     return simplejpeg.decode_jpeg(
@@ -51,25 +49,25 @@ def _plain_jpeg(data: bytes, size: int) -> np.ndarray | None:
     )
 
 
-def _is_turned(data: bytes) -> bool:
-    """Whether EXIF or XMP may say that the pixels are not upright as they are stored."""
+def _may_be_rotated(data: bytes) -> bool:
+    """Whether EXIF or XMP may say that the pixels are not stored upright."""
     start = data.find(b"Exif\0\0")
     exif = Image.Exif()
     if start >= 0:
-        # In one segment of its own kind; what is spread, repeated or of another kind, Pillow puts together.
+        # One segment of the right kind is read here; Pillow handles several, and other kinds.
         if data[start - 4 : start - 2] != b"\xff\xe1" or data.count(b"Exif\0\0") > 1:
             return True
         try:
             exif.load(data[start : start + 2**16])
-        except Exception:  # of many kinds, where it is damaged
+        except Exception:  # of many kinds, if it is damaged
             return True
     return exif.get(0x0112, 1) != 1 or b"tiff:Orientation" in data
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the whole image, (h, w, 3) uint8, its sides stretched; the same bits on every machine.
+    """Resize the whole image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
 
-    Bilinear; a side that is more than MAX_RATIO times too long is averaged down by a whole factor before.
+    Bilinear; a side that is more than MAX_RATIO times too long is averaged down by a whole factor first.
     """
     height, width = image.shape[:2]
     down, across = (max(1, int(np.ceil(side / size / MAX_RATIO))) for side in (height, width))

@@ -1,0 +1,55 @@
+"""What a data source holds: which files are examples, with which label, split and group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+SPLIT_NAMES = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["val", "valid", "validation", "dev"], "val"),
+    **dict.fromkeys(["test", "testing"], "test"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file that may be an example: its path inside the source, its label, and its split and group if it has them."""
+
+    path: str
+    label: str
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Each file, or row of a manifest, is in one of items, refused and ignored.
+
+    Attributes:
+        items: sorted by path.
+        classes: the labels, sorted: the order of a model's outputs.
+        refused: path, label, reason and detail of what is not even read.
+        ignored: path and reason of what is not meant as an example.
+    """
+
+    items: list[Item]
+    classes: list[str]
+    refused: list[tuple[str, str, str, str]]
+    ignored: list[tuple[str, str]]
+
+
+class FileKind(Protocol):
+    """What listing needs of a modality, see `headstart.modalities.base.Modality`."""
+
+    noun: str
+    suffixes: Sequence[str]
+    unsupported: dict[str, str]
+
+    def recognizes(self, head: bytes, suffix: str) -> bool: ...
+
+
+def printable(name: str) -> str:
+    """Return `name` with bytes that are not UTF-8 spelled out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
