@@ -41,13 +41,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has
 import numpy as np
 import pandas as pd
 from choices import choose, run
+from headstart.backbones.table import BACKBONES
 from paired import difference, spread
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from headstart import paths
 from headstart.backbones import blocks, keras_applications
-from headstart.backbones.table import BACKBONES
 from headstart.config import load_params
 from headstart.data.manifest import load_split
 from headstart.data.sources import open_source

@@ -26,10 +26,10 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import yaml
+from headstart.backbones.table import BACKBONES
 from pydantic import Field
 from tqdm import trange
 
-from headstart.backbones.table import BACKBONES
 from headstart.errors import UserError
 from headstart.outputs import Outputs
 from headstart.validation import Float, Int, Rule, Section, check, read_yaml
