@@ -22,7 +22,7 @@ from headstart.framework import device_name, keras
 from headstart.modalities import get_modality
 
 BYTES_AT_ONCE = 2**24  # read from the store and written
-LIBRARIES = ("keras", "numpy", "opencv-python-headless", "openvino", "pillow", "simplejpeg", "tensorflow")
+LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the modality
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         else None,
         "weights": params.weights,
         "keras_backend": keras.backend.backend(),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *modality.libraries)},
     }
     index = ViewIndex(manifest, settings.views, augmentation, modality, size)
     with ExitStack() as stack:

@@ -74,6 +74,7 @@ class Modality:
         unsupported: suffixes of files that are meant as examples but cannot be read, with advice.
         mixes: whether inputs can be averaged, as mixup does.
         columns: the measures that the manifest keeps, with their dtypes.
+        libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
         descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
     """
@@ -84,6 +85,7 @@ class Modality:
     unsupported: dict[str, str] = {}  # noqa: RUF012  never changed
     mixes: bool = True
     columns: dict[str, str] = {}  # noqa: RUF012  never changed
+    libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
 
