@@ -271,7 +271,7 @@ def test_the_requirements_are_what_the_code_imports():
     pinned = mlflow_model.pinned_requirements(mlflow_model.imported_modules(mlflow_model.CODE))
     assert f"keras=={importlib.metadata.version('keras')}" in pinned
     names = {line.split("==")[0] for line in pinned}
-    assert {"mlflow", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "tensorflow"} <= names
+    assert {"mlflow", "numpy", "pillow", "simplejpeg", "tensorflow"} <= names
     assert not names & {"dvc", "matplotlib", "scikit-learn"}
 
 

@@ -33,7 +33,7 @@ class ImageModality(Modality):
     name, noun, column = "image", "image", INPUT
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
     columns = {"width": "int32", "height": "int32"}  # noqa: RUF012  never changed
-    libraries = ("opencv-python-headless", "pillow", "simplejpeg")
+    libraries = ("pillow", "simplejpeg")
     descriptor_dim = descriptors.DIM
 
     def recognizes(self, head: bytes, suffix: str) -> bool:

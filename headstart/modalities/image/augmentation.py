@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from blake3 import blake3
 
@@ -16,7 +15,7 @@ from headstart.modalities.base import Augmentation
 from headstart.modalities.image.pixels import resize
 
 ASPECT = (3 / 4, 4 / 3)  # of the crops, width to height relative to the image's
-_LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _crop(height: int, width: int, min_area: float, random: np.random.Generator)
 def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Scale brightness, the distance from the mean grey, and that from each pixel's grey."""
     values = image.astype(np.float32) * np.float32(brightness)
-    grey = cv2.transform(values, _LUMA)
+    grey = values[..., 0] * _LUMA[0] + values[..., 1] * _LUMA[1] + values[..., 2] * _LUMA[2]
     mean = np.float32(grey.mean(dtype=np.float64))
     values = np.float32(saturation) * values + np.float32(1 - saturation) * grey[..., None]
     values = np.float32(contrast) * values + np.float32(1 - contrast) * mean

@@ -5,18 +5,11 @@ Python's lock is hardly held, so that threads decode on all cores.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from headstart.modalities.image.decode import MAX_PIXELS, decode
-
-# A bilinear resize reads two pixels per side: beyond this ratio it would skip too many, and the image is averaged down
-# first. Averaging always, as an antialiased resize does, takes longer than decoding.
-MAX_RATIO = 2.5
-
-cv2.setNumThreads(1)  # there are threads enough
 
 
 def pixels(data: bytes, size: int) -> np.ndarray:
@@ -67,11 +60,7 @@ def _may_be_rotated(data: bytes) -> bool:
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Resize the whole image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
 
-    Bilinear; a side that is more than MAX_RATIO times too long is averaged down by a whole factor first.
+    Bilinear with antialiasing, as the Resizing layer of models/model.keras does it: Pillow computes in whole numbers.
     """
-    height, width = image.shape[:2]
-    down, across = (max(1, int(np.ceil(side / size / MAX_RATIO))) for side in (height, width))
-    if down > 1 or across > 1:
-        smaller = (-(-width // across), -(-height // down))
-        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
