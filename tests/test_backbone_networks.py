@@ -111,5 +111,3 @@ def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_
         trunk_of("vgg16", "pretrained")
     for part in ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", str(tmp_path / "models"), "here:   tiny"):
         assert part in str(error.value)
-
-
