@@ -103,8 +103,13 @@ def test_a_better_network_is_selected_and_shipped_as_it_was_scored(here):
     assert loss == pytest.approx(report["val_loss"], rel=0.01)
 
 
-def test_otherwise_the_head_is_shipped_without_a_refit(here):
-    report = fine_tune(learning_rate=1e-9, confidence=0.999999, refit=True)
+@pytest.mark.parametrize(
+    "changes",
+    [{"learning_rate": 1e-9, "confidence": 0.999999}, {"learning_rate": 1, "warm_up": 0, "unfreeze": "all"}],
+    ids=["no better", "harmful"],
+)
+def test_otherwise_the_head_is_shipped_without_a_refit(here, changes):
+    report = fine_tune(refit=True, **changes)
     assert (report["selected"], report["refitted"]) == ("head", False)
     assert report["val_loss"] == report["head_val_loss"]
     head, _ = networks.load(paths.HEAD)
