@@ -163,7 +163,9 @@ class Predictions:
     def _calibration_error_by_chance(self, draws: int, seed: int) -> float:
         """The error that 95 % of test sets stay below if answers are correct as often as the confidence says."""
         random, count = np.random.default_rng(seed), len(self.confidence)
-        errors = [expected_calibration_error(self.confidence, random.random(count) < self.confidence) for _ in range(draws)]
+        errors = [
+            expected_calibration_error(self.confidence, random.random(count) < self.confidence) for _ in range(draws)
+        ]
         return float(np.quantile(errors, LEVEL))
 
     def summary(self, classes: list[str], resamples: int, seed: int) -> dict[str, Any]:
