@@ -4,9 +4,9 @@ Training the head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054).
 
 Reads:   data/prepared, the examples, features/*.npy, features/meta.json, models/head.keras, reports/train_head.json.
 Writes:  models/model.keras: whole examples, for images (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), with
-         preprocessing and a temperature inside; predictions/val.csv: of the selected network before it has seen val;
-         plots/fine_tune.csv; metrics/fine_tune.json; reports/fine_tune.json: `settings`, how it was trained where
-         params leave it open, and the figures that head and fine-tuned network were compared by.
+         preprocessing and a temperature inside; predictions/val.csv: by the selected network before it has seen val;
+         plots/fine_tune.csv: a row per epoch; metrics/fine_tune.json; reports/fine_tune.json: `settings`, those that
+         params.yaml leaves open, and the figures by which head and fine-tuned network were compared.
 Params:  backbone, weights, seed, data, fine_tune.
 Command: python -m pipeline.fine_tune
 """
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def train_and_select(run: Run, batch_size: int | None) -> None:
-    """Train, compare with the head, and write the better one."""
+    """Train, compare with the head, and write the better network; `batch_size` is for computing activations."""
     params, settings = run.params, run.params.fine_tune
     model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
@@ -64,56 +64,55 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
         head, classes = networks.load(paths.HEAD)
     val_set = load_features("val")
     val_logits = heads.logits(head, val_set)
-    metrics = head_metrics = calibration.metrics(val_logits, val_set.targets)
+    metrics = head_metrics = calibration.val_metrics(val_logits, val_set.targets)
     folds = load_folds(params, len(classes)) if settings.unfreeze != "none" else []
-    result, better = None, False
+    result = None
     with devices.scope(), build_plan(params, encoder, head, meta, folds, batch_size) as plan:
         if plan:
             result = fine_tune(plan, folds, settings.confidence, run.log_epoch)
 
+    better = result is not None and result.better
     report: dict[str, Any] = {f"head_{name}": value for name, value in head_metrics.items()}
-    curves, why = pd.DataFrame(columns=COLUMNS), "fine_tune.unfreeze leaves nothing to train"
+    curves, reason = pd.DataFrame(columns=COLUMNS), "fine_tune.unfreeze leaves nothing to train"
     if result:
-        better, curves = result.better, result.trained.history.curves()
         report |= result.report()
-        why = explain(report, better, settings.confidence)
-    shipped = build_encoder(params, meta, "float32")  # whatever precision and devices it was trained with
+        curves, reason = result.trained.history.curves(), explain(report, better, settings.confidence)
+    final = build_encoder(params, meta, "float32")  # whatever precision and devices were used for training
     if result and better:
         val_logits = result.val_logits
-        metrics = calibration.metrics(val_logits, val_set.targets)
-        shipped.set_weights(encoder.get_weights())
+        metrics = calibration.val_metrics(val_logits, val_set.targets)
+        final.set_weights(encoder.get_weights())
         networks.divide_logits(head, result.temperature)
     else:
         head, _ = networks.load(paths.HEAD)
     modality = get_modality(params.data.kind)
-    model = networks.join(modality.front(meta["size"]), shipped, head)
+    model = networks.join(modality.front(meta["size"]), final, head)
     networks.save(model, model_file, classes, modality=modality.name, size=meta["size"])
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"
     run.metrics({"val_loss": metrics["val_loss"]})
-    chosen = result.plan.chosen if result else {}
-    run.report({"settings": chosen, "selected": selected, **metrics, **report})
-    print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {why}")
+    run.report({"settings": result.plan.chosen if result else {}, "selected": selected, **metrics, **report})
+    print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {reason}")
     if result:
         result.plan.delete_checkpoints()
 
 
 def load_folds(params: Params, n_classes: int) -> list[Fold]:
-    """The folds that judge; none if val does."""
+    """Return the folds of cross-validation; none if val is used instead."""
     train_set, val_set = load_features("train"), load_features("val")
     targets = np.concatenate([train_set.targets, val_set.targets])
     groups = np.concatenate([load_split(name).connected.to_numpy() for name in ("train", "val")])
-    number = defaults.folds(params.fine_tune, len(val_set), targets, groups)
-    if not number:
+    n_folds = defaults.choose_folds(params.fine_tune, len(val_set), targets, groups)
+    if not n_folds:
         return []
     file = paths.report("train_head")
     try:
         settings = ResolvedHead(**json.loads(file.read_text(encoding="utf-8"))["settings"])
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
-    print(f"fine_tune: cross-validation in {number} folds of train and val: {number} more trainings")
-    return make_folds(concat(train_set, val_set), groups, number, n_classes, settings, params.seed)
+    print(f"fine_tune: cross-validation in {n_folds} folds of train and val: {n_folds} more trainings")
+    return make_folds(concat(train_set, val_set), groups, n_folds, n_classes, settings, params.seed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Train a classifier on the features. No example is read, so an epoch takes a moment, and a search seconds.
 
-Reads:   data/prepared, features/train.npy, train_views.npy, val.npy.
+Reads:   data/prepared, features/train.npy, features/train_views.npy, features/val.npy.
 Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temperature fitted on val in its weights;
-         plots/train_head.csv; plots/train_head_search.csv: a row per trial; metrics/train_head.json;
-         reports/train_head.json: `settings`, how it was trained with nothing left open, and figures of val.
+         plots/train_head.csv: a row per epoch; plots/train_head_search.csv: a row per trial; metrics/train_head.json;
+         reports/train_head.json: `settings`, with nothing left open, and figures of val.
 Params:  seed, train_head.
 Command: python -m pipeline.train_head
 """
@@ -39,10 +39,10 @@ def main() -> None:
         head, history = heads.train(train_set, val_set, len(classes), settings, run.params.seed)
 
         logits = heads.logits(head, val_set)
-        temperature = calibration.temperature(logits, val_set.targets)
+        temperature = calibration.fit_temperature(logits, val_set.targets)
         networks.divide_logits(head, temperature)
-        metrics = calibration.metrics(logits / temperature, val_set.targets)
-        unscaled = calibration.metrics(logits, val_set.targets)
+        metrics = calibration.val_metrics(logits / temperature, val_set.targets)
+        unscaled = calibration.val_metrics(logits, val_set.targets)
 
         networks.save(head, head_file, classes)
         run.csv(paths.curves("train_head"), history.curves())
@@ -69,18 +69,15 @@ def main() -> None:
 def print_summary(
     params: TrainHead, best: dict[str, object], trials: pd.DataFrame, settings: ResolvedHead, per_class: float
 ) -> None:
-    """Say what the search found, and if the head is linear because there are few examples."""
+    """Print the best trial of a search, and whether the head is linear because there are few examples per class."""
     if best:
-        winner = trials[trials["rank"] == 1].iloc[0]
-        words = ", ".join(f"{key} {json.dumps(value)}" for key, value in best.items())
-        print(
-            f"train_head: the best of {len(trials)} trials is {words}: log loss {winner.val_loss:.4f}; all of them: "
-            f"{paths.TRIALS}"
-        )
+        loss = trials.loc[trials["rank"] == 1, "val_loss"].item()
+        text = ", ".join(f"{key} {json.dumps(value)}" for key, value in best.items())
+        print(f"train_head: best of {len(trials)} trials: {text}, log loss {loss:.4f}; see {paths.TRIALS}")
     asked = params.choice(**best)
     if asked.hidden is None and not settings.hidden and asked.optimizer != "lbfgs" and "hidden" not in best:
         print(
-            f"train_head: a linear head, since there are {per_class:.0f} examples per class on average; "
+            f"train_head: the head is linear, since there are {per_class:.0f} examples per class on average; "
             "set train_head.hidden to choose another"
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from test_networks import FAMILIES
+from test_backbone_networks import FAMILIES
 
 from headstart.backbones import keras_applications
 from headstart.backbones.table import BACKBONES

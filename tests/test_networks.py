@@ -1,139 +1,52 @@
+"""Heads and joined classifiers: what is saved is what was trained, and nothing else is loaded."""
+
 from __future__ import annotations
 
 import json
 import re
 import zipfile
+from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 import pytest
-from keras.src.legacy.saving import legacy_h5_format
 
-from headstart.backbones import keras_applications
-from headstart.backbones.table import BACKBONES
+from headstart.backbones import get_backbone
 from headstart.errors import UserError
+from headstart.modalities import get_modality
 from headstart.training import networks
 
-# One backbone a way of preprocessing; `inside` twice, since EfficientNet and ConvNeXt do it by other layers.
-FAMILIES = {
-    "tiny": 32,
-    "vgg16": 32,
-    "densenet121": 32,
-    "efficientnetb0": 32,
-    "convnexttiny": 32,
-    "mobilenetv3small": 32,
-}
+SIZE = 32
 
 
 @pytest.fixture
 def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def trunk_of(backbone: str = "tiny", weights: str = "none", pooling: str = "avg", seed: int = 0) -> keras.Model:
-    return keras_applications.build_trunk(backbone, weights, 32, pooling, seed)
-
-
-def test_the_families_are_all_there():
-    assert {BACKBONES[name].preprocessing for name in FAMILIES} == {row.preprocessing for row in BACKBONES.values()}
+def save_classifier(file: Path, encoder: keras.Model, head: keras.Model, classes: list[str]) -> None:
+    model = networks.join(get_modality("image").front(SIZE), encoder, head)
+    networks.save(model, file, classes, modality="image", size=SIZE)
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "vgg16", "efficientnetb0"])  # preprocessing: tf, caffe, inside
-def test_cached_features_through_the_head_equal_the_saved_model(backbone, images, tmp_path):
-    trunk = trunk_of(backbone)
-    head = networks.build_head(trunk.output_shape[1], 3, [8], dropout=0.5)
-    features = networks.predict(trunk, images, 8)
-    networks.save(networks.join(trunk, head), tmp_path / "model.keras", ["a", "b", "c"])
-    model, classes = networks.load(tmp_path / "model.keras")
-    assert classes == ["a", "b", "c"]
-    assert networks.image_size(model) == 32
-    np.testing.assert_allclose(networks.predict(model, images, 8), head.predict(features, verbose=0), atol=1e-6)
+def test_features_through_the_head_equal_the_saved_classifier(backbone, images, tmp_path):
+    encoder = get_backbone(backbone).build("none", SIZE, "avg", 0)
+    head = networks.build_head(encoder.output_shape[1], 3, [8], dropout=0.5)
+    features = networks.predict(encoder, images, 8)
+    save_classifier(tmp_path / "model.keras", encoder, head, ["a", "b", "c"])
+    classifier = networks.load_classifier(tmp_path / "model.keras")
+    assert (classifier.classes, classifier.modality.name, classifier.size) == (["a", "b", "c"], "image", SIZE)
+    batch = classifier.modality.batch(list(images))
+    np.testing.assert_allclose(classifier.predict(batch), head.predict(features, verbose=0), atol=1e-6)
 
 
-@pytest.mark.parametrize(("pooling", "width"), [("avg", 1280), ("max", 1280), ("flatten", 1280)])
-def test_poolings(pooling, width, images):
-    features = networks.predict(trunk_of(pooling=pooling), images, 8)
-    assert features.shape == (5, width)  # 32 px leave one position of the feature map
-    assert keras_applications.build_trunk("tiny", "none", 64, "flatten", 0).output_shape == (None, 4 * 1280)
-
-
-def test_an_image_has_the_same_features_in_any_batch(images):
-    trunk = trunk_of(weights="pretrained")
-    whole = networks.predict(trunk, images, 5)
-    for size in (1, 5, 64):  # on some processors TensorFlow rounds by size and place
-        other = np.concatenate([networks.predict(trunk, images[[n]], size) for n in range(5)])
-        assert np.abs(other - whole).max() <= 1e-5 * np.abs(whole).max()
-
-
-def test_weights_without_training_are_drawn_from_the_seed():
-    fingerprints = [keras_applications.weights_sha256(trunk_of(seed=seed)) for seed in (1, 1, 2)]
-    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
-
-
-@pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
-def test_a_weights_file_is_loaded(backbone, tmp_path):
-    base = getattr(keras.applications, BACKBONES[backbone].constructor)(include_top=False, weights=None)
-    base.save_weights(tmp_path / "own.weights.h5")
-    assert keras_applications.weights_sha256(
-        trunk_of(backbone, str(tmp_path / "own.weights.h5"))
-    ) == keras_applications.weights_sha256(base)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    trunk_of("vgg16").get_layer("backbone").save_weights(tmp_path / "vgg.weights.h5")
-    with pytest.raises(UserError, match=r"vgg\.weights\.h5: these weights do not fit tiny"):
-        trunk_of("tiny", str(tmp_path / "vgg.weights.h5"))
-    with pytest.raises(UserError, match=r"weights file '.*none\.h5' does not exist"):
-        trunk_of("tiny", str(tmp_path / "none.h5"))
-
-
-def test_the_weights_of_the_repository_are_those_of_the_table(monkeypatch, tmp_path):
-    keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
-    trunk_of().get_layer("backbone").save_weights(tmp_path / "tiny.weights.h5")
-    monkeypatch.setattr("headstart.backbones.table.TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
-    for harm in (lambda: None, (tmp_path / "tiny.weights.h5").unlink):
-        harm()
-        with pytest.raises(UserError, match=r"tiny\.weights\.h5: not the weights that pipeline/backbones\.py lists"):
-            keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
-
-
-def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
-    """Random weights take the place of ImageNet's, under the name and in the format that Keras publishes them."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # read from KERAS_HOME at import
-    file = BACKBONES["mobilenetv2"].weights_path(96)
-    file.parent.mkdir(parents=True)
-    base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
-    with h5py.File(file, "w") as h5:
-        legacy_h5_format.save_weights_to_hdf5_group(h5, base)
-    trunk = keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
-    assert keras_applications.weights_sha256(trunk) == keras_applications.weights_sha256(base)
-
-    file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"_96_no_top\.h5: these weights of mobilenetv2 cannot be loaded .* remove the"):
-        keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
-
-
-def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-
-    def offline(*_, **__):
-        raise OSError("no network")
-
-    monkeypatch.setattr(keras.applications, "VGG16", offline)
-    with pytest.raises(UserError) as error:
-        trunk_of("vgg16", "pretrained")
-    for part in ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", str(tmp_path / "models"), "here:   tiny"):
-        assert part in str(error.value)
-
-
-def test_a_shipped_model_gives_the_same_answers_however_it_is_called(images, tmp_path):
-    """Dropout does not act where Keras calls a model as a function."""
-    head = networks.build_head(1280, 2, [4], dropout=0.5)
-    networks.save(networks.join(trunk_of(), head), tmp_path / "model.keras", ["a", "b"])
+def test_dropout_is_inactive_however_a_classifier_is_called(images, tmp_path):
+    """Keras would let it act if a model is called as a function."""
+    encoder = get_backbone("tiny").build("none", SIZE, "avg", 0)
+    save_classifier(tmp_path / "model.keras", encoder, networks.build_head(1280, 2, [4], dropout=0.5), ["a", "b"])
     model, _ = networks.load(tmp_path / "model.keras")
-    assert np.asarray(model(images)) == pytest.approx(model.predict(images, verbose=0), abs=1e-5)
+    assert np.asarray(model(images.astype(np.float32))) == pytest.approx(model.predict(images, verbose=0), abs=1e-5)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
@@ -141,22 +54,28 @@ def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in ("a.keras", "b.keras"):
         networks.save(head, tmp_path / name, ["x", "y"])
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
-    # Keras writes where in memory a shared part lies, which only another process would show to be no constant.
+    # Keras writes the memory addresses of shared parts, which differ only between processes.
     with zipfile.ZipFile(tmp_path / "a.keras") as archive:
         numbers = {int(number) for number in re.findall(rb'"shared_object_id": (\d+)', archive.read("config.json"))}
     assert numbers == set(range(len(numbers)))
     assert numbers
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
         networks.load(tmp_path / "none.keras")
     (tmp_path / "bad.keras").write_bytes(b"no zip")
     with pytest.raises(UserError, match="is not a model of this pipeline"):
         networks.load(tmp_path / "bad.keras")
-    networks.save(networks.build_head(4, 2, [], 0), tmp_path / "three.keras", ["a", "b", "c"])
+    networks.save(networks.build_head(4, 2, []), tmp_path / "three.keras", ["a", "b", "c"])
     with pytest.raises(UserError, match=r"2 outputs and the class names \['a', 'b', 'c'\]"):
         networks.load(tmp_path / "three.keras")
+
+
+def test_a_head_is_no_classifier(tmp_path):
+    networks.save(networks.build_head(4, 2, []), tmp_path / "head.keras", ["a", "b"])
+    with pytest.raises(UserError, match=r"head\.keras takes features, not examples; give the model that fine_tune"):
+        networks.load_classifier(tmp_path / "head.keras")
 
 
 def test_a_model_that_carries_code_is_refused(tmp_path):

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import precision_recall_fscore_support
 
-from headstart.training.calibration import BINS, error_of
+from headstart.training.calibration import BINS, expected_calibration_error
 
 LEVEL = 0.95  # of intervals
 POINTS = 198  # of a curve, beside its ends
@@ -138,7 +138,7 @@ class Predictions:
             occurs[self.n_classes - self.other :] = False
             return float((2 * hits[occurs] / both[occurs]).mean()) if occurs.any() else 0.0
         if name == "calibration_error":
-            return error_of(self.confidence[rows], self.correct[rows])
+            return expected_calibration_error(self.confidence[rows], self.correct[rows])
         return float(self._per_example[name][rows].mean())
 
     def intervals(self, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
@@ -154,7 +154,7 @@ class Predictions:
                 intervals[name] = wilson_interval(round(value * count), count)
             else:
                 intervals[name] = bootstrap_interval(partial(self.metric_of, name), count, resamples, seed)
-        error = error_of(self.confidence, self.correct)
+        error = expected_calibration_error(self.confidence, self.correct)
         low, high = intervals["calibration_error"]
         by_chance = error <= self._calibration_error_by_chance(resamples, seed)
         intervals["calibration_error"] = (0.0 if by_chance else max(0.0, min(low, 2 * error - high)), high)
@@ -163,7 +163,9 @@ class Predictions:
     def _calibration_error_by_chance(self, draws: int, seed: int) -> float:
         """The error that 95 % of test sets stay below if answers are correct as often as the confidence says."""
         random, count = np.random.default_rng(seed), len(self.confidence)
-        errors = [error_of(self.confidence, random.random(count) < self.confidence) for _ in range(draws)]
+        errors = [
+            expected_calibration_error(self.confidence, random.random(count) < self.confidence) for _ in range(draws)
+        ]
         return float(np.quantile(errors, LEVEL))
 
     def summary(self, classes: list[str], resamples: int, seed: int) -> dict[str, Any]:

@@ -10,20 +10,21 @@ from headstart.modalities.base import Batch
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of an epoch: inputs (b, ...), shares of classes (b, n_classes) and weights (b,), whose mean is 1 / b.
+    """The batches of an epoch: inputs (b, ...) by name, targets (b, n_classes) and weights (b,).
 
-    Epoch n is the same whatever came before it.
+    Targets are shares of the classes, each row summing to 1. The weights of examples add up to 1 over a batch if those
+    of the classes are 1, so that a sum of weighted losses is their mean. Epoch n is the same whatever came before it.
 
     Args:
-        inputs: gives the images of rows.
-        targets: (n,) int32, of all of its rows.
+        inputs: reads the examples of rows.
+        targets: (n,) int32, of all rows of `inputs`.
         rows: (N,), those that are used.
         weights: (n_classes,) float32, of the classes.
-        views: how many augmented views there are: epochs take the images as they are, then view after view, and again.
-        seed: shuffles every epoch anew; None keeps the order, and mixes nothing.
-        mixup: alpha of the Beta distribution of the share by which a batch is mixed, inputs and targets, with itself in
-            another order (https://arxiv.org/abs/1710.09412); 0: nothing is mixed. Where training starts at activations,
-            those are mixed (https://arxiv.org/abs/1806.05236).
+        views: how many augmented views there are; epochs take the plain examples, then view after view, and again.
+        seed: of the order, which is another in each epoch; None: examples come in order, and are not mixed.
+        mixup: alpha of the Beta distribution from which a batch's mixing share is drawn; a batch, inputs and targets,
+            is mixed with itself in another order (https://arxiv.org/abs/1710.09412). 0: no mixup. If training starts
+            from activations, those are mixed (https://arxiv.org/abs/1806.05236).
     """
 
     def __init__(
@@ -39,21 +40,20 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         super().__init__(workers=inputs.workers, max_queue_size=8)
         self.targets = targets[rows]
-        self._inputs, self._rows, self._weights, self._batch_size = inputs, rows, weights, batch_size
-        self._views, self._seed, self._mixup = views, seed, mixup if inputs.mixes else 0.0
-        self._whole = batch_size
-        self.begin(0)
+        self._inputs, self._rows, self._weights, self._views, self._seed = inputs, rows, weights, views, seed
+        self._mixup = mixup if inputs.mixes else 0.0
+        self._batch_size = self._full_batch_size = batch_size
+        self.set_epoch(0)
 
-    def split(self, parts: int) -> None:
-        """Come in batches of a `parts`-th of the size, from here on."""
-        self._batch_size = -(-self._whole // parts)
+    def set_parts(self, parts: int) -> None:
+        """Divide the batch size by `parts` from here on."""
+        self._batch_size = -(-self._full_batch_size // parts)
 
-    def begin(self, epoch: int) -> None:
-        """Turn to an epoch, counted from 0."""
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch, counted from 0."""
         self._epoch = epoch
-        count = len(self._rows)
-        in_order, seed = np.arange(count), self._seed
-        self._order = in_order if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
+        in_order, seed = np.arange(len(self._rows)), self._seed
+        self._order = in_order if seed is None else np.random.default_rng([seed, epoch]).permutation(in_order)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)

@@ -1,7 +1,7 @@
-"""How far a classifier's probabilities can be believed, and how to make them so: temperature scaling.
+"""How far a classifier's probabilities can be trusted, and temperature scaling, which makes them trustworthy.
 
-Sources: Guo et al., On Calibration of Modern Neural Networks (https://arxiv.org/abs/1706.04599); the doubt that few
-images leave is that of Platt, Probabilistic Outputs for Support Vector Machines, 1999, section 2.2.
+Sources: Guo et al., On Calibration of Modern Neural Networks (https://arxiv.org/abs/1706.04599); label smoothing for
+small samples is that of Platt, Probabilistic Outputs for Support Vector Machines, 1999, section 2.2.
 """
 
 from __future__ import annotations
@@ -12,60 +12,67 @@ from scipy.special import log_softmax, softmax
 
 BINS = 15  # as in the paper
 TEMPERATURES = (0.25, 20.0)
+BLOCK = 2**20  # logits that are worked on at once: what fits into a processor's cache
 
 
 def log_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(N,) float64: the cross-entropy of each row of (N, n_classes) logits against (N,) int targets."""
+    """Return (N,) float64: the cross-entropy of each row of (N, n_classes) logits against (N,) int targets."""
     return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
 
 
 def brier_score(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(N,) float64 in [0, 2]: the squared distance of each row's probabilities from what is right.
+    """Return (N,) float64 in [0, 2]: the squared distance of each row's probabilities from the one-hot target.
 
     Source: Brier, Verification of forecasts expressed in terms of probability, 1950.
     """
-    found = softmax(logits.astype(np.float64), axis=1)
-    found[np.arange(len(targets)), targets] -= 1
-    return (found**2).sum(axis=1)
+    errors = softmax(logits.astype(np.float64), axis=1)
+    errors[np.arange(len(targets)), targets] -= 1
+    return (errors**2).sum(axis=1)
 
 
-def temperature(logits: np.ndarray, targets: np.ndarray) -> float:
-    """The T in TEMPERATURES by which logits / T have the lowest log loss on (N,) int targets, doubted a little.
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Return the T in TEMPERATURES for which logits / T have the lowest log loss on (N,) int targets.
 
-    Each label is taken for the most probable other class by 1 / (N + 2): images without a mistake would ask for a
-    temperature of zero, and be believed without end.
+    The targets are smoothed: the most probable other class has a share of 1 / (N + 2). Without that, logits that
+    classify all examples correctly would get a temperature of zero and complete confidence.
     """
-    rows = np.arange(len(targets))
-    others = np.array(logits, np.float64)
-    others[rows, targets] = -np.inf
-    runner_up, doubt = others.argmax(axis=1), 1 / (len(targets) + 2)
+    rows, smoothing = np.arange(len(targets)), 1 / (len(targets) + 2)
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)  # so that no exponential overflows
+    correct = shifted[rows, targets]
+    shifted[rows, targets] = -np.inf
+    runner_up = shifted.max(axis=1)
+    shifted[rows, targets] = correct
+    expected = (1 - smoothing) * correct + smoothing * runner_up  # the logit of the smoothed target
+    blocks = np.array_split(shifted, -(-shifted.size // BLOCK))
 
-    def doubtful(t: float) -> float:
-        scaled = logits / np.exp(t)
-        return float(((1 - doubt) * log_loss(scaled, targets) + doubt * log_loss(scaled, runner_up)).mean())
+    def smoothed_loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        normalizers = np.concatenate([np.log(np.exp(block * scale).sum(axis=1)) for block in blocks])
+        return float((normalizers - expected * scale).mean())
 
-    found = minimize_scalar(doubtful, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x))
+    best = minimize_scalar(smoothed_loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
+    return float(np.exp(best.x))
 
 
 def calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """The expected calibration error in [0, 1] of (N, n_classes) probabilities against (N,) int targets."""
-    return error_of(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
+    """Return the expected calibration error in [0, 1] of (N, n_classes) probabilities against (N,) int targets."""
+    return expected_calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets)
 
 
-def error_of(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error in [0, 1] of (N,) confidences and (N,) bool, whether the answers are right.
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Return the expected calibration error in [0, 1] of (N,) confidences and (N,) bool, whether they were correct.
 
-    The mean distance of confidence and accuracy over BINS bins of equal width, weighted by their images. Few images
-    have one above zero by chance alone.
+    It is the mean distance between confidence and accuracy over BINS bins of equal width, weighted by their size. With
+    few examples it is above zero by chance alone.
     """
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(places, right - confidence, BINS)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, correct - confidence, BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Of (N, n_classes) logits against (N,) int targets of val: accuracy, log loss and calibration error."""
+def val_metrics(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Return accuracy, log loss and calibration error of (N, n_classes) logits against (N,) int targets of val."""
     return {
         "val_accuracy": float((logits.argmax(axis=1) == targets).mean()),
         "val_loss": float(log_loss(logits, targets).mean()),

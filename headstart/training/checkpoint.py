@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training after each epoch, so that a killed run resumes there, to the same bits."""
+"""Checkpoints: the state of a training after each epoch, from which a killed run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from headstart.training.history import History
 from headstart.training.verdict import PairedScores
 
 MAX_AGE_SECONDS = 7 * 86400.0
-SCORES = ("losses", "scores", "correct")  # the fields of PairedScores that are kept
+SCORES = ("losses", "brier_scores", "correct")  # fields of PairedScores
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz that appears whole or not at all.
+    """Write an .npz file, whole or not at all.
 
     Raises:
         OSError: if it cannot be written.
@@ -37,21 +37,21 @@ def write_arrays(file: Path, **arrays: np.ndarray) -> None:
 
 
 class Checkpoint:
-    """The state after an epoch, in a file that appears whole or not at all.
+    """The state of a training after an epoch, in one file, which is written whole or not at all.
 
     Args:
-        file: under a name that stands for everything that shapes the result.
+        file: its name must stand for everything that shapes the training, so that no other one resumes from it.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self._works = file, True
+        self.file, self._writable = file, True
         for other in file.parent.glob("*.npz"):
-            if time.time() - other.stat().st_mtime > MAX_AGE_SECONDS:  # of trainings that nobody resumed
+            if time.time() - other.stat().st_mtime > MAX_AGE_SECONDS:  # nobody resumed it
                 other.unlink(missing_ok=True)
 
     def save(self, variables: Sequence[keras.Variable], history: History, scores: PairedScores) -> None:
-        """Save the state after the last epoch of `history`; if that is impossible, say so once."""
-        if not self._works:
+        """Save the state after the last epoch of `history`; print a warning once if that fails."""
+        if not self._writable:
             return
         arrays = {f"v{number:05}": keras.ops.convert_to_numpy(v) for number, v in enumerate(variables)}
         arrays |= {f"w{number:05}": value for number, value in enumerate(history.weights)}
@@ -60,19 +60,19 @@ class Checkpoint:
         try:
             write_arrays(self.file, text=np.frombuffer(text.encode(), np.uint8), **arrays)
         except OSError as error:
-            self._works = False
+            self._writable = False
             print(f"{self.file}: cannot be written ({error}); a killed run cannot resume", file=sys.stderr)
 
     def load(self, variables: Sequence[keras.Variable], history: History, scores: PairedScores) -> bool:
-        """Restore the saved state; False if there is none."""
+        """Restore the saved state; return False if there is none."""
         try:
             if not self.file.is_file():
                 return False
-            with np.load(self.file, allow_pickle=False) as kept:
-                values = [kept[f"v{number:05}"] for number in range(len(variables))]
-                weights = [kept[name] for name in sorted(kept) if name.startswith("w")]
-                kept_scores = {name: list(kept[name]) for name in SCORES}
-                text = json.loads(kept["text"].tobytes())
+            with np.load(self.file, allow_pickle=False) as saved:
+                values = [saved[f"v{number:05}"] for number in range(len(variables))]
+                weights = [saved[name] for name in sorted(saved) if name.startswith("w")]
+                saved_scores = {name: list(saved[name]) for name in SCORES}
+                text = json.loads(saved["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("it belongs to another network")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -83,6 +83,6 @@ class Checkpoint:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         history.rows, history.kept, history.weights = text["rows"], text["kept"], weights
-        for name, lists in kept_scores.items():
+        for name, lists in saved_scores.items():
             setattr(scores, name, lists)
         return True

@@ -1,4 +1,4 @@
-"""What fine_tune does where params.yaml leaves it open: it follows from the data, and what the head makes of them."""
+"""What fine_tune does about params that are null: it follows from the data and from what the head recognizes."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from headstart.framework import keras
 from headstart.modalities import Augmentation, Modality
 from headstart.training import networks
 
-# Steps of training, in the spirit of BiT's HyperRule (https://arxiv.org/abs/1912.11370, section 3.3): the same for all
-# data of up to 20,000 images, within bounds for the epochs.
+# As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
+# (https://arxiv.org/abs/1912.11370, section 3.3).
 STEPS, EPOCHS, MAX_VIEWS = 750, (5, 30), 9
-# The share of all steps that the average of the weights reaches back over. On flowers the val loss of the average does
-# not jump from epoch to epoch, as that of the weights themselves does.
+# The share of all steps that the exponential moving average of the weights reaches back. On flowers the average's val
+# loss changes smoothly from epoch to epoch, that of the weights themselves does not.
 AVERAGED = 0.2
-# Below so many images of val, of at most so many with train, as many folds judge in its place.
-FEW, AT_MOST, FOLDS = 50, 1000, 5
-# Up to so many images of train and val the network that earned its place is trained again, on both.
-REFIT_AT_MOST = 5000
-PROBES = 1000  # images of val that tell how they may be changed
-# What the head knew of the plain images, it must still know of this share of the changed ones: a crop or a mirror image
-# that it cannot tell any more may be of another class, as a digit is.
-STILL_KNOWN = 0.9
+# With fewer val examples than the first, and with train at most the second, cross-validation takes the place of val.
+SMALL_VAL, MAX_FOLDED, FOLDS = 50, 1000, 5
+MAX_REFITTED = 5000  # examples of train and val up to which a better network is refitted on both
+PROBES = 1000  # examples of val on which augmentations are tried
+# An augmentation is too strong if the head no longer classifies this share of what it classified correctly before: a
+# crop or a mirror image of an example may belong to another class, as with digits.
+STILL_RECOGNIZED = 0.9
 
 
-def schedule(choice: FineTune, images: int) -> tuple[int, int]:
-    """Epochs, and augmented views of an image: as `choice` says, or by the number of training images."""
-    epochs = choice.epochs or int(np.clip(round(STEPS / -(-images // choice.batch_size)), *EPOCHS))
-    return epochs, min(epochs - 1, MAX_VIEWS) if choice.views is None else choice.views
+def choose_schedule(settings: FineTune, n_examples: int) -> tuple[int, int]:
+    """Return the number of epochs and of augmented views of each training example."""
+    epochs = settings.epochs or int(np.clip(round(STEPS / -(-n_examples // settings.batch_size)), *EPOCHS))
+    return epochs, min(epochs - 1, MAX_VIEWS) if settings.views is None else settings.views
 
 
-def ema_momentum(choice: FineTune, epochs: int, images: int) -> float:
-    """Of the average of the weights: as `choice` says, or by the number of steps; 0: there is none."""
-    steps = epochs * -(-images // choice.batch_size)
-    return max(0.0, 1 - 1 / (AVERAGED * steps)) if choice.ema is None else choice.ema
+def choose_ema_momentum(settings: FineTune, epochs: int, n_examples: int) -> float:
+    """Return the momentum of the exponential moving average of the weights; 0 means none."""
+    steps = epochs * -(-n_examples // settings.batch_size)
+    return max(0.0, 1 - 1 / (AVERAGED * steps)) if settings.ema is None else settings.ema
 
 
-def folds(choice: FineTune, val_images: int, targets: np.ndarray, groups: np.ndarray) -> int:
-    """How many judge: as `choice` says, or FOLDS where val is small and the images can be split so; 0: val does.
-
-    Args:
-        targets, groups: (N,) of the images of train and val.
-    """
-    if choice.folds is not None:
-        return choice.folds
-    most = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
-    return most if val_images < FEW and len(targets) <= AT_MOST and most > 1 else 0
-
-
-def refit(choice: FineTune, images: pd.DataFrame) -> bool:
-    """Whether what earned its place is trained on train and val: as `choice` says, or where these are few images.
-
-    A val that the source brings is for its owner to give away.
+def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np.ndarray) -> int:
+    """Return the number of folds of cross-validation, 0 if val is used instead: FOLDS if val is small.
 
     Args:
-        images: of train and val.
+        targets, groups: (N,) of the examples of train and val.
     """
-    given = images.given[images.split == "val"]
-    return len(images) <= REFIT_AT_MOST and not given.any() if choice.refit is None else choice.refit
+    if settings.folds is not None:
+        return settings.folds
+    possible = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
+    return possible if n_val < SMALL_VAL and len(targets) <= MAX_FOLDED and possible > 1 else 0
 
 
-def augmentation(
+def choose_refit(settings: FineTune, examples: pd.DataFrame) -> bool:
+    """Return whether a network that is better is trained again on train and val: if these are few examples.
+
+    A val split that comes with the data is kept apart, unless its owner says otherwise.
+
+    Args:
+        examples: of train and val.
+    """
+    if settings.refit is not None:
+        return settings.refit
+    return len(examples) <= MAX_REFITTED and not examples.given[examples.split == "val"].any()
+
+
+def choose_augmentation(
     settings: FineTune,
     network: keras.Model,
     examples: pd.DataFrame,
@@ -73,7 +73,7 @@ def augmentation(
     size: int,
     seed: int,
 ) -> Augmentation | None:
-    """How training examples are changed: as `settings` say, or as much as leaves them what they are.
+    """Return the augmentation that `settings` ask for, or the strongest with which examples are still recognized.
 
     Args:
         network: the encoder with the head.
@@ -83,15 +83,15 @@ def augmentation(
 
     def correct(augmentation: Augmentation | None, view: int) -> np.ndarray:
         batches = RawExamples(sample, source, modality, size, augmentation).batches(view, networks.PREDICTION_BATCH)
-        answers = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in batches]
-        return np.concatenate(answers) == sample.target.to_numpy()
+        predicted = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in batches]
+        return np.concatenate(predicted) == sample.target.to_numpy()
 
-    plain: list[np.ndarray] = []  # computed when it is first asked for
+    plain: list[np.ndarray] = []  # filled when it is first needed
 
     def still_recognized(augmentation: Augmentation, view: int) -> bool:
         if not plain:
             plain.append(correct(None, 0))
         known = plain[0]
-        return bool(known.any() and correct(augmentation, view)[known].mean() >= STILL_KNOWN)
+        return bool(known.any() and correct(augmentation, view)[known].mean() >= STILL_RECOGNIZED)
 
     return modality.choose_augmentation(settings, still_recognized)

@@ -1,11 +1,10 @@
-"""One training of the upper part of a network with its head: epoch by epoch, resumed after a kill."""
+"""One training of a network's upper blocks with the head: epoch by epoch, resumed after a kill."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -18,13 +17,16 @@ from headstart.training.history import History
 from headstart.training.optimizers import LayerwiseAdamW
 from headstart.training.verdict import PairedScores
 
-OnEpochEnd = Callable[[dict[str, float]], None]  # is given the row of each epoch
+OnEpochEnd = Callable[[dict[str, float]], None]  # takes the row of an epoch
 
 
 class Trainer(keras.Model):
-    """Training steps of a model that gives logits, with gradient accumulation: a batch goes through it in `parts`.
+    """Trains a network that gives logits, with gradient accumulation over `parts` of a batch.
 
-    The weights of the examples add up to the mean over the whole batch, in however many parts, on however many devices.
+    The gradient is the weighted mean over the whole batch with any number of parts and devices. Keras' own
+    `gradient_accumulation_steps` does not serve: it moves the exponential moving average after every part instead of
+    every batch, float16's loss scale may change between parts, and an epoch's last, smaller batch would need as many
+    parts as the others.
     """
 
     def __init__(self, network: keras.Model, label_smoothing: float, parts: int) -> None:
@@ -61,7 +63,7 @@ class Trainer(keras.Model):
         _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, step, start, parallel_iterations=1)
         replicas = self.distribute_strategy.num_replicas_in_sync
         if replicas > 1:
-            # The optimizer sums over replicas after it has clipped: each part must be clipped as the whole would be.
+            # The optimizer clips before it sums over replicas, so each of them needs its share of the whole gradient.
             total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients = [gradient / replicas for gradient in total]
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -82,7 +84,7 @@ class _EachEpoch(keras.callbacks.Callback):
         self._train_set, self._record, self._save, self._averaged = train_set, record, save, averaged
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._train_set.begin(epoch)  # the dataset's own on_epoch_end is called before the first epoch, too
+        self._train_set.set_epoch(epoch)  # Keras calls the dataset's own on_epoch_end before the first epoch, too
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         logs = dict(logs or {})
@@ -91,11 +93,11 @@ class _EachEpoch(keras.callbacks.Callback):
             self.model.stop_training = True
             return
         variables = self.model.trainable_variables
-        own = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._averaged else []
+        unaveraged = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._averaged else []
         if self._averaged:
             self.model.optimizer.finalize_variable_values(variables)
         finite = self._record(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
-        for variable, value in zip(variables, own, strict=False):
+        for variable, value in zip(variables, unaveraged, strict=False):
             variable.assign(value)
         if not finite:
             advice = "a lower fine_tune.learning_rate helps"
@@ -110,9 +112,9 @@ class TrainResult:
     """The end of one training.
 
     Attributes:
-        history: the curves; the last epoch is kept.
-        logits: (N, n_classes) float32 of the held-out examples.
-        scores: of the start and of the last epoch; only of the start if val is not watched.
+        history: the curves; its weights are those of the last epoch.
+        logits: (N, n_classes) float32 of the held-out examples, after the last epoch.
+        scores: before training and after the last epoch; before training only if `watch_val` is False.
     """
 
     history: History
@@ -121,12 +123,12 @@ class TrainResult:
 
     @property
     def last_epoch(self) -> int:
-        """The last epoch whose loss was a number."""
+        """The last epoch whose loss was not NaN."""
         return self.history.kept["epoch"]
 
     @property
     def n_correct(self) -> int:
-        """How many held-out examples are classified correctly; -1 if the logits are NaN."""
+        """How many held-out examples are classified correctly; -1 if there is NaN in the logits."""
         if not np.isfinite(self.logits).all():
             return -1
         return int((self.logits.argmax(axis=1) == self.scores.targets).sum())
@@ -134,15 +136,16 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, on what, and how.
+    """What to train, on what, and how.
 
     Attributes:
-        network: gives logits; what is trainable in it is trained.
+        network: gives logits; its trainable variables are trained.
         held_out: the examples that it is scored on.
-        scales: of the learning rate, for each trainable variable.
+        scales: a factor of the learning rate for each trainable variable.
         ema_momentum: of the exponential moving average of the weights; 0: there is none.
-        checkpoint: saves each epoch, which is printed, too; None for one of several folds.
-        watch_val: whether each epoch is scored on the held-out examples.
+        checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
+        watch_val: whether to score the held-out examples after each epoch.
+        on_epoch_end: called after each epoch; epoch 0 is before training.
     """
 
     network: keras.Model
@@ -158,12 +161,12 @@ class TrainingJob:
 
 
 def train(job: TrainingJob) -> TrainResult:
-    """Train the network, and leave it as it is after the last epoch whose loss is a number.
+    """Train the network, and leave it as it is after the last epoch whose loss is not NaN.
 
-    No epoch is chosen on val: with few examples that choice is noise, and takes worse epochs.
+    There is no early stopping: on a small val the choice of an epoch is mostly noise, and gave worse networks.
 
     Raises:
-        UserError: if a single example is out of memory, or the network gives NaN before any training.
+        UserError: if memory is too small for a single example, or the network gives NaN before any training.
     """
     variables, parts = job.network.trainable_variables, 1
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
@@ -178,7 +181,7 @@ def train(job: TrainingJob) -> TrainResult:
             parts = min(2 * parts, job.settings.batch_size)
             print(f"fine_tune: out of memory; accumulating gradients over {parts} parts of a batch")
             for variable, value in zip(variables, start, strict=True):
-                variable.assign(value)  # the checkpoint knows how far training has come since
+                variable.assign(value)  # a checkpoint then restores the epochs that are done
 
 
 def _train(job: TrainingJob, parts: int) -> TrainResult:
@@ -189,14 +192,13 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
     variables = trainer.trainable_variables
     trainer.optimizer.build(variables)
     history = History(variables, keep_last=True)
-    # Beside what is trained, dropout's place in its random numbers.
-    random = [variable for variable in trainer.variables if "int" in variable.dtype]
+    random = [variable for variable in trainer.variables if "int" in variable.dtype]  # the states of dropout's seeds
     state = [*variables, *random, *trainer.optimizer.variables]
     scores = PairedScores.empty(job.held_out.targets)
-    job.held_out.split(parts)
+    job.held_out.set_parts(parts)
 
     def record(epoch: int, logs: dict[str, float]) -> bool:
-        """Record an epoch; False if the network gives NaN."""
+        """Record an epoch; return False if the network gives NaN."""
         val = ""
         if job.watch_val or not epoch:
             logits = trainer.predict(job.held_out, verbose=0)
@@ -226,7 +228,7 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
     if done:
         how = "had finished when the run was stopped" if done == epochs else "resumes"
         print(f"fine_tune: training {how} after epoch {done} of {epochs}")
-        job.on_epoch_end(history.rows[-1])  # so that a log in progress shows it
+        job.on_epoch_end(history.rows[-1])  # so that a progress bar starts there
     each_epoch = _EachEpoch(job.train_set, record, save, bool(job.ema_momentum))
     try:
         trainer.fit(
@@ -246,19 +248,18 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
 
 
 def make_optimizer(job: TrainingJob, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW with a linear warm-up and a cosine decay to zero, clipped and averaged as the settings say."""
+    """Return AdamW with linear warm-up, cosine decay to zero, gradient clipping and an average of the weights."""
     settings = job.settings
     warm_up = round(settings.warm_up * steps)
-    decay = partial(keras.optimizers.schedules.CosineDecay, decay_steps=max(1, steps - warm_up))
-    peak = settings.learning_rate
-    # A warm-up starts at 0, also one of a single step.
-    rate = decay(0.0, warmup_target=peak, warmup_steps=warm_up) if warm_up else decay(peak)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm_up), warmup_target=settings.learning_rate, warmup_steps=warm_up
+    )
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     optimizer = LayerwiseAdamW(
         rate,
         global_clipnorm=settings.clip_norm and settings.clip_norm / replicas,
         use_ema=job.ema_momentum > 0,
-        ema_momentum=job.ema_momentum or 0.99,  # Keras wants one between 0 and 1, used or not
+        ema_momentum=job.ema_momentum or 0.99,  # Keras checks it even if it is not used
     )
     optimizer.scales, optimizer.decay = job.scales, settings.weight_decay
     return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "float16" else optimizer

@@ -1,7 +1,6 @@
-"""Cross-validation of fine-tuning over train and val, if val is too small to judge it: each example is scored by a
-network that has not seen it.
+"""Cross-validation of fine-tuning over train and val, for when val is too small to show whether it helps.
 
-What is judged is the way of training, as in any cross-validation; what is shipped is then trained that way.
+Each example is scored by a head and by a network that were trained without it.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from headstart.training.verdict import PairedScores
 
 @dataclass(frozen=True)
 class Fold:
-    """A part of the examples, and a head trained on the others.
+    """Held-out examples, and a head trained on the others.
 
     Attributes:
-        train_rows: (n,) the rows that are trained on.
-        held_out: (m,) the rows that it is scored on.
-        head: the weights of a head that was trained on `train_rows`.
-        logits: (m, n_classes) float32 of that head, for `held_out`.
+        train_rows: (n,) the rows to train on.
+        held_out: (m,) the rows to score.
+        head: weights of a head that was trained on `train_rows`.
+        logits: (m, n_classes) float32 of that head for `held_out`.
     """
 
     train_rows: np.ndarray
@@ -46,19 +45,18 @@ class Fold:
     logits: np.ndarray
 
     def digest(self) -> bytes:
-        """A fingerprint of all that shapes what is trained from here."""
+        """Return a fingerprint of everything that shapes a training on this fold."""
         arrays = [self.train_rows, self.held_out, *self.head]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).digest()
 
 
 def make_folds(
-    examples: FeatureSet, groups: np.ndarray, number: int, n_classes: int, settings: ResolvedHead, seed: int
+    examples: FeatureSet, groups: np.ndarray, n_folds: int, n_classes: int, settings: ResolvedHead, seed: int
 ) -> list[Fold]:
-    """Split the examples, and train a head for each fold.
+    """Split the examples into folds, and train a head for each.
 
     Args:
         groups: (N,); examples of a group are in one fold.
-        number: of folds.
         settings: how the head was trained, with nothing left open.
 
     Raises:
@@ -66,24 +64,24 @@ def make_folds(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer examples than there are folds
-            splitter = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+            warnings.simplefilter("ignore", UserWarning)  # that a class has fewer examples than there are folds
+            splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
             parts = list(splitter.split(groups, examples.targets, groups))
     except ValueError as error:
         raise UserError(
-            f"params.yaml: fine_tune.folds {number}: no class has so many examples in train and val; lower it, or 0"
+            f"params.yaml: fine_tune.folds {n_folds}: no class has so many examples in train and val; lower it, or 0"
         ) from error
     trained = []
     for train_rows, held_out in parts:
         if not len(held_out):
             continue
-        # Heads that stop early do so on the examples that they are scored on: the bar is a little too high.
-        others = examples.subset(held_out)
-        head, _ = heads.train(examples.subset(train_rows), others, n_classes, settings, seed, progress=False)
-        trained.append((train_rows, held_out, head, heads.logits(head, others)))
-    # One for all: one each, fitted to the few examples that it is scored on, would flatter the heads.
-    rows = np.concatenate([held_out for _, held_out, *_ in trained])
-    temperature = calibration.temperature(np.concatenate([logits for *_, logits in trained]), examples.targets[rows])
+        # Early stopping sees the examples that the head is scored on, which favours the head a little.
+        held_out_set = examples.subset(held_out)
+        head, _ = heads.train(examples.subset(train_rows), held_out_set, n_classes, settings, seed, progress=False)
+        trained.append((train_rows, held_out, head, heads.logits(head, held_out_set)))
+    # One temperature for all heads: one each, fitted to the few examples that it is scored on, would flatter them.
+    targets = np.concatenate([examples.targets[held_out] for _, held_out, *_ in trained])
+    temperature = calibration.fit_temperature(np.concatenate([logits for *_, logits in trained]), targets)
     folds = []
     for train_rows, held_out, head, logits in trained:
         networks.divide_logits(head, temperature)
@@ -93,18 +91,18 @@ def make_folds(
 
 @dataclass(frozen=True)
 class CrossValResult:
-    """What the folds say of (N,) examples.
+    """The result of cross-validation.
 
     Attributes:
-        scores: of the heads, and of the networks after their last epoch.
-        temperature: of the logits of these networks.
+        scores: of the heads, and of the fine-tuned networks.
+        temperature: fitted to the logits of the fine-tuned networks.
     """
 
     scores: PairedScores
     temperature: float
 
     def metrics(self) -> dict[str, float]:
-        """Log loss and accuracy of both."""
+        """Return log loss and accuracy of both."""
         return {
             f"{name}_folds_{kind}": float(values[place].mean())
             for place, name in enumerate(("head", "tuned"))
@@ -121,11 +119,11 @@ def cross_validate(
     epochs: int,
     checkpoints: Path,
 ) -> CrossValResult:
-    """Train `network`, which ends with the layers of `head`, once per fold; it is left as it was.
+    """Train `network`, which ends with the layers of `head`, once per fold, and restore it.
 
     Args:
         targets: (N,) int32, of all examples.
-        checkpoints: the start of the names of files, one per fold, from which a killed run resumes.
+        checkpoints: how the names of the folds' files begin, from which a killed run resumes.
     """
     start = networks.get_state(network)
     logits = np.zeros((2, len(targets), head.output_shape[-1]), np.float32)
@@ -142,13 +140,13 @@ def cross_validate(
             networks.set_state(network, start)
             head.set_weights(fold.head)
             result = train(make_job(fold, partial(on_epoch_end, number * epochs)))
-            # A training that broke off, or gives NaN, has learned nothing: all classes are equally likely.
+            # A training that ended with NaN has learned nothing: all classes are equally likely.
             finished = result.last_epoch == epochs and np.isfinite(result.logits).all()
             tuned = result.logits if finished else np.zeros_like(fold.logits)
-            with contextlib.suppress(OSError):  # then a kill costs more
+            with contextlib.suppress(OSError):  # a killed run then starts this fold again
                 checkpoint.write_arrays(file, logits=tuned)
             del result
-            gc.collect()  # the optimizer, which keeps itself alive
+            gc.collect()  # the optimizer has reference cycles
         logits[:, fold.held_out] = fold.logits, tuned
         before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
         progress.update((number + 1) * epochs - progress.n)
@@ -159,13 +157,13 @@ def cross_validate(
     scores = PairedScores.empty(targets)
     for each in logits:
         scores.add(each)
-    return CrossValResult(scores, calibration.temperature(logits[1], targets))
+    return CrossValResult(scores, calibration.fit_temperature(logits[1], targets))
 
 
 def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             logits = arrays["logits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it is trained again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # the fold is trained again
         return None
     return logits if logits.shape == shape else None

@@ -1,4 +1,4 @@
-"""The curves of a training, and the weights of the epoch that is kept."""
+"""The curves of a training, and the weights of its best or last epoch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_ra
 
 
 class History:
-    """Records an epoch after the other, and keeps the weights of the best one, by val_loss, for early stopping.
+    """Records epochs and keeps the weights of the one with the lowest val_loss, as early stopping needs them.
 
     Args:
         keep_last: keep the weights of the last epoch instead.
 
     Attributes:
-        rows: a row per epoch: epoch (counted from 1; 0 is before any training), and what is known of COLUMNS.
+        rows: one per epoch: its number (counted from 1; 0 is before any training) and some or all of COLUMNS.
         kept: the row of the epoch whose weights are kept.
-        weights: the values of the variables after it.
+        weights: the values of the variables after that epoch.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], keep_last: bool = False) -> None:
@@ -33,24 +33,21 @@ class History:
         self.weights: list[np.ndarray] = []
 
     def append(self, epoch: int, **values: float) -> None:
-        """Record `epoch`, whose result the variables are now."""
+        """Record `epoch`, after which the variables are as they are now."""
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         self.rows.append(row)
         if self._keep_last or row["val_loss"] < self.kept.get("val_loss", float("inf")):
-            self.kept = row
-            self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+            self._keep(row)
 
     def keep_converged(self) -> None:
-        """Keep the last iteration, whatever its val_loss: an optimizer that converges must not be stopped early.
+        """Keep the last iteration whatever its val_loss: an optimizer that converges is not to be stopped early.
 
         Raises:
             UserError: if its loss is NaN.
         """
         if not np.isfinite([self.rows[-1]["loss"], self.rows[-1]["val_loss"]]).all():
             raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
-        self.kept = self.rows[-1]
-        self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
-        self.restore()
+        self._keep(self.rows[-1])
 
     def restore(self) -> None:
         """Restore the weights that are kept.
@@ -64,9 +61,13 @@ class History:
             variable.assign(value)
 
     def epochs_without_improvement(self) -> int:
-        """How many epochs have passed since the one that is kept."""
+        """Return how many epochs have passed since the one that is kept."""
         return self.rows[-1]["epoch"] - self.kept.get("epoch", 0)
 
     def curves(self) -> pd.DataFrame:
-        """A row per epoch, counted from 1."""
+        """Return a row per epoch, counted from 1."""
         return pd.DataFrame([row for row in self.rows if row["epoch"] > 0], columns=COLUMNS)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.kept = row
+        self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]

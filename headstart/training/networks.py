@@ -21,7 +21,7 @@ from headstart.modalities.base import batch_length, pad_batch
 
 LOGITS_LAYER = "logits"
 ABOUT = "headstart.json"  # in the .keras archive, beside classes.json
-PREDICTION_BATCH = 32  # examples per call if no param says so
+PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
 
 
 def build_head(
@@ -32,7 +32,7 @@ def build_head(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> keras.Model:
-    """Layers of `hidden` units, then softmax over the classes; dropout before each, BatchNorm after each hidden one."""
+    """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones."""
     features = keras.Input((feature_dim,), name="features")
     x = features
     for number, units in enumerate(hidden, 1):
@@ -46,42 +46,42 @@ def build_head(
 
 
 def without_softmax(head: keras.Model) -> keras.Model:
-    """The same layers up to the logits, whose log loss has no rounding of small probabilities."""
+    """Return the same layers up to the logits, whose log loss does not suffer from rounded probabilities."""
     return keras.Model(head.inputs, head.get_layer(LOGITS_LAYER).output)
 
 
 def divide_logits(head: keras.Model, temperature: float) -> None:
-    """Build a temperature into the weights: the logits of `head` are divided by it from here on."""
+    """Make a temperature part of the weights: the logits of `head` are divided by it from here on."""
     for variable in head.get_layer(LOGITS_LAYER).weights:
         variable.assign(variable / temperature)
 
 
 def join(front: keras.Model, encoder: keras.Model, head: keras.Model) -> keras.Model:
-    """The classifier that is shipped: whole examples in, as `front` takes them, probabilities out."""
+    """Return the classifier that is shipped: from whole examples, as `front` takes them, to probabilities."""
     inputs = front.input if len(front.inputs) > 1 else front.inputs[0]
-    # Said to both: Keras would let the head's dropout act if the model is called as a function, `model(images)`.
+    # `training` is set for both, else dropout would be active if the model is called as a function, `model(images)`.
     features = encoder(front.output, training=False)
     return keras.Model(inputs, head(features, training=False), name="classifier")
 
 
 def get_state(network: keras.Model) -> list[np.ndarray]:
-    """Of all its variables; dropout's place in its random numbers is among them, which get_weights leaves out."""
+    """Return the values of all variables, with the states of dropout's seeds, which get_weights leaves out."""
     return [keras.ops.convert_to_numpy(variable) for variable in network.variables]
 
 
 def set_state(network: keras.Model, state: Sequence[np.ndarray]) -> None:
-    """Give the variables the values that `get_state` returned."""
+    """Restore what `get_state` returned."""
     for variable, value in zip(network.variables, state, strict=True):
         variable.assign(value)
 
 
 def predict(model: keras.Model, batch: Batch | np.ndarray, batch_size: int) -> np.ndarray:
-    """The model's outputs, (b, ...) float32, for one batch of b <= `batch_size` examples.
+    """Return the model's outputs, (b, ...) float32, for one batch of b <= `batch_size` examples.
 
-    A short batch is padded to `batch_size`, of at least 2: in a batch of one, TensorFlow gives an example other bits.
+    A short batch is padded to `batch_size`, or to 2: TensorFlow computes a batch of one with other rounding.
 
     Args:
-        batch: arrays by name, or the only one of them.
+        batch: arrays by name, or a single array.
     """
     arrays = batch if isinstance(batch, dict) else {model.inputs[0].name: batch}
     count = batch_length(arrays)
@@ -97,7 +97,7 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
     """Write `model` as .keras with its class names inside; the same model gives the same bytes.
 
     Args:
-        about: what else to keep of it, as JSON: of a classifier `modality` and `size`, of the examples that it takes.
+        about: what else to store, as JSON: for a classifier the `modality` and `size` of its examples.
     """
     model.save(file)
     with zipfile.ZipFile(file) as archive:
@@ -114,7 +114,7 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
 
 
 def _numbered(config: Any, numbers: dict[int, int]) -> Any:
-    """`config` with its `shared_object_id`s, which are addresses in memory, counted in order of appearance."""
+    """Return `config` with its `shared_object_id`s, which are memory addresses, numbered in order of appearance."""
     if isinstance(config, list):
         return [_numbered(item, numbers) for item in config]
     if isinstance(config, dict):
@@ -126,13 +126,13 @@ def _numbered(config: Any, numbers: dict[int, int]) -> Any:
 
 
 def load(file: Path) -> tuple[keras.Model, list[str]]:
-    """A model written by `save`, and its class names in the order of its outputs.
+    """Return a model that `save` wrote, and its class names in the order of its outputs.
 
     Raises:
-        UserError: where there is no such file or it is another kind of file.
+        UserError: if there is no such file, or it is of another kind.
     """
     if not file.exists():
-        raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` where a remote holds it")
+        raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
     try:
         with zipfile.ZipFile(file) as archive:
             classes = json.loads(archive.read("classes.json"))
@@ -149,8 +149,8 @@ class Classifier:
     """A shipped model.
 
     Attributes:
-        network: whole examples -> probabilities; also takes examples as `modality.load` gives them.
-        classes: names in the order of its outputs.
+        network: whole examples, or examples as `modality.load` returns them -> probabilities.
+        classes: their names in the order of the outputs.
         size: of an example, as `extract.size` counts it.
     """
 
@@ -160,12 +160,12 @@ class Classifier:
     size: int
 
     def predict(self, batch: Batch, batch_size: int = PREDICTION_BATCH) -> np.ndarray:
-        """(b, n_classes) float32 probabilities of one batch of b <= `batch_size` examples."""
+        """Return (b, n_classes) float32 probabilities of one batch of b <= `batch_size` examples."""
         return predict(self.network, batch, batch_size)
 
 
 def load_classifier(file: Path) -> Classifier:
-    """The classifier that fine_tune wrote.
+    """Return the classifier that fine_tune wrote.
 
     Raises:
         UserError: if there is no such file, or it is of another kind.

@@ -8,7 +8,7 @@ from headstart.framework import keras, tf
 
 
 class FusedAdam(keras.optimizers.Adam):
-    """Adam whose step is one kernel for each variable, not a dozen: TensorFlow's own, with the same numbers."""
+    """Adam with a fused step: TensorFlow's one kernel per variable instead of a dozen, with the same results."""
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, variable.dtype)
@@ -27,9 +27,9 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 class LayerwiseAdamW(FusedAdam):
-    """AdamW with a rate of its own for each variable: the common one times `scales`, in the order of the variables.
+    """AdamW with a learning rate per variable: the common one times `scales`, in the order of the variables.
 
-    What is no matrix, biases above all, does not decay.
+    Only matrices decay: biases and the like do not.
     """
 
     scales: Sequence[float] = ()

@@ -1,4 +1,4 @@
-"""The trainings of one fine-tuning: what they share, and each of them."""
+"""The trainings that fine-tuning consists of: on train, in folds, and the refit on train and val."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from headstart.training.folds import CrossValResult, Fold, cross_validate
 
 @dataclass(frozen=True)
 class Plan:
-    """What the trainings of one fine-tuning share.
+    """What all trainings share.
 
     Attributes:
-        settings: as params.yaml has them.
-        network: inputs -> logits; what is trainable in it is trained.
-        head: its last layers.
-        start: the state of the network before any training.
+        settings: as in params.yaml.
+        network: inputs -> logits; its trainable variables are trained.
+        head: the model whose layers are its last ones.
+        start: the state of the network before training.
         inputs: of the examples of train, then of val.
         targets: (N,) int32, of these examples.
         n_train: how many of them are in train.
-        scales: of the learning rate, for each trainable variable.
+        scales: a factor of the learning rate for each trainable variable.
         epochs: of every training.
-        views: augmented ones of each example.
-        refits: whether a network that is better is trained again on train and val.
+        views: how many augmented views each example has.
+        refits: whether a better network is trained again on train and val.
         seed: of the order of examples, and of mixup.
-        checkpoints: the start of the names of the files that trainings resume from.
-        chosen: how it is trained where params leave it open.
+        checkpoints: how the names of the checkpoints begin.
+        chosen: the settings that params.yaml left open, by name.
     """
 
     settings: FineTune
@@ -59,7 +59,7 @@ class Plan:
     chosen: dict[str, Any]
 
     def cross_validate(self, folds: Sequence[Fold]) -> CrossValResult:
-        """Train once per fold; the network is left as it was."""
+        """Train once per fold, and restore the network."""
         return cross_validate(
             self.network,
             self.head,
@@ -77,16 +77,16 @@ class Plan:
         return train(self._job(train_rows, val_rows, on_epoch_end, self._checkpoint(""), watch_val=True))
 
     def refit(self, result: TrainResult) -> bool:
-        """Train again from the start, on train and val, as `train` did.
+        """Train again from the start, in the same way but on train and val.
 
         Args:
-            result: of `train`.
+            result: of the training on train.
 
         Returns:
-            Whether the refit is kept. If it broke off, or classifies fewer examples of val correctly than the network
-            that has not seen them, it is discarded, and the network is left as it was.
+            Whether the refit is kept. It is discarded, and the network restored, if its loss became NaN or if it
+            classifies fewer examples of val correctly than the network that has not seen them.
         """
-        gc.collect()  # the optimizer of `train`, which keeps itself alive
+        gc.collect()  # the optimizer of `train` has reference cycles
         before, rows = networks.get_state(self.network), np.arange(len(self.targets))
         networks.set_state(self.network, self.start)
         print(f"fine_tune: refitting on train + val, {len(rows):,} examples instead of {self.n_train:,}")
@@ -98,7 +98,7 @@ class Plan:
         return False
 
     def delete_checkpoints(self) -> None:
-        """Delete what trainings would resume from: their results are written."""
+        """Delete all checkpoints: to be called when the results are written."""
         with contextlib.suppress(OSError):
             for file in self.checkpoints.parent.glob(f"{self.checkpoints.name}*.npz"):
                 file.unlink(missing_ok=True)
@@ -128,7 +128,7 @@ class Plan:
             scales=self.scales,
             settings=settings,
             epochs=self.epochs,
-            ema_momentum=defaults.ema_momentum(settings, self.epochs, len(train_rows)),
+            ema_momentum=defaults.choose_ema_momentum(settings, self.epochs, len(train_rows)),
             checkpoint=checkpoint,
             watch_val=watch_val,
             on_epoch_end=on_epoch_end,

@@ -1,4 +1,4 @@
-"""Build the plan of a fine-tuning: which blocks are trained, on which inputs, for how long."""
+"""Build the plan of fine-tuning: which blocks are trained, from which inputs, for how long."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CODE = ("backbones", "data", "features", "modalities", "training")  # what shape
 
 
 def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
-    """The encoder that the features were made by.
+    """Return the encoder that the features were extracted with.
 
     Args:
         meta: features/meta.json.
@@ -46,7 +46,7 @@ def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras
         encoder = get_backbone(params.backbone).build(params.weights, meta["size"], meta["pooling"], params.seed)
     if weights_sha256(encoder) != meta["weights_sha256"]:
         raise UserError(
-            f"the weights of {params.backbone} are not those that the features were made by; "
+            f"the weights of {params.backbone} are not those that the features were extracted with; "
             "run `dvc repro --force extract`"
         )
     return encoder
@@ -61,12 +61,12 @@ def build_plan(
     folds: Sequence[Fold],
     batch_size: int | None,
 ) -> Iterator[Plan | None]:
-    """The plan to fine-tune `encoder` and `head`, in place; None if no layer of the encoder is to be trained.
+    """Yield the plan to fine-tune `encoder` and `head` in place; None if no layer of the encoder is to be trained.
 
     Args:
         meta: features/meta.json.
-        folds: that judge; none if val does.
-        batch_size: for computing activations; None for the engine's own.
+        folds: of cross-validation; empty if val is used instead.
+        batch_size: for computing activations; None: the engine's own.
     """
     settings, size, modality = params.fine_tune, meta["size"], get_modality(params.data.kind)
     for layer in head.layers:
@@ -79,8 +79,8 @@ def build_plan(
         return
     examples = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     n_train = int((examples.split == "train").sum())
-    epochs, views = defaults.schedule(settings, n_train)
-    refits = defaults.refit(settings, examples)
+    epochs, views = defaults.choose_schedule(settings, n_train)
+    refits = defaults.choose_refit(settings, examples)
     split = splitting.find_split(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
@@ -88,9 +88,9 @@ def build_plan(
         if views:
             joined = keras.Model(encoder.input, head(encoder.output))
             val = examples[n_train:]
-            augmentation = defaults.augmentation(settings, joined, val, source, modality, size, params.seed)
-        views = views if augmentation else 0  # all would be alike
-        # Examples of val are trained on, too, by folds and by a refit.
+            augmentation = defaults.choose_augmentation(settings, joined, val, source, modality, size, params.seed)
+        views = views if augmentation else 0  # they would all be the same
+        # Folds and the refit train on examples of val too.
         augmented = examples.assign(split="train") if folds or refits else examples
         cached, reason = choose_cache(
             settings.trunk_cache,
@@ -114,7 +114,7 @@ def build_plan(
         network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
         chosen = {
             "epochs": epochs,
-            "ema": defaults.ema_momentum(settings, epochs, n_train),
+            "ema": defaults.choose_ema_momentum(settings, epochs, n_train),
             "views": views,
             **(asdict(augmentation) if augmentation else {}),
             "trunk_cache": cached,
@@ -143,9 +143,9 @@ def build_plan(
 def _lower_engine(
     params: Params, meta: dict[str, Any], split: Split, batch_size: int | None
 ) -> tuple[Engine, dict[str, Any]]:
-    """What runs the frozen blocks, and what tells their activations from those of others."""
+    """Return the engine that runs the frozen blocks, and what the feature store knows their activations by."""
     kind = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
-    # On CPUs float32 is fast enough, and always there.
+    # CPUs always have float32, and it is fast enough there.
     precision = params.fine_tune.precision if gpu_names() else "float32"
 
     def build() -> keras.Model:
@@ -163,7 +163,7 @@ def _lower_engine(
 
 
 def _fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
-    """The name of everything that shapes the training, 16 hexadecimal digits: no other training resumes from it."""
+    """Return 16 hexadecimal digits that stand for everything that shapes the trainings."""
     settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     parts = [*settings, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels]

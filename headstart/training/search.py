@@ -1,4 +1,4 @@
-"""Trying choices of a head on features that are there already: a trial takes moments, since no image is touched."""
+"""Hyperparameter search for the head on cached features: a trial takes moments, since no example is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from headstart.errors import UserError
 from headstart.framework import keras
-from headstart.head_config import TrainHead
+from headstart.head_config import ResolvedHead, TrainHead
 from headstart.training import calibration, heads
 from headstart.training.examples import FeatureSet
 from headstart.training.head_settings import list_trials, resolve_head
@@ -22,62 +22,71 @@ WORST_LOSS = 1e6  # of a trial that diverged
 
 
 def search(
-    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, groups: np.ndarray, choices: TrainHead, seed: int
+    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, groups: np.ndarray, params: TrainHead, seed: int
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Train a head with every trial of `choices`, and judge each on val or, with folds, within train.
+    """Train a head for each trial of `params`, and score it on val or by cross-validation within train.
 
-    A trial is judged by its log loss after temperature scaling: what label smoothing and the like do to confidence
-    alone does not count.
+    The score is the log loss after temperature scaling: label smoothing and the like change confidence alone, which
+    must not count.
 
     Args:
-        groups: (N,) of the training images; those of a group are in one fold.
+        groups: (N,) of the training examples; those of a group are in one fold.
 
     Returns:
-        The winner's changes to `choices`; the table: trial (counted from 1), the changes, val_loss and val_accuracy,
-        means over the folds, and rank (1: the winner). Both empty where nothing is searched.
+        The best trial's changes to `params`; a table with a row per trial: trial (counted from 1), the changes,
+        val_loss and val_accuracy, means over the folds, and rank (1: the best). Both are empty without a search.
 
     Raises:
-        UserError: where a class has fewer images or groups than there are folds.
+        UserError: if a class has fewer examples or groups than there are folds.
     """
     rows = []
-    trials = list_trials(choices, seed)
+    trials = list_trials(params, seed)
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
-        choice, losses, hits = resolve_head(choices.choice(**changes), len(train_set), n_classes), [], []
-        for some, others in _folds(train_set, val_set, groups, choices.search_folds, seed):
-            keras.backend.clear_session()  # thousands of heads would fill the memory
-            try:
-                head, _ = heads.train(some, others, n_classes, choice, seed, progress=False)
-            except UserError:  # it diverged: a result like any other
-                losses.append(np.inf)
-                hits.append(0.0)
-                continue
-            found = heads.logits(head, others)
-            found /= calibration.temperature(found, others.targets)
-            losses.append(calibration.log_loss(found, others.targets).mean())
-            hits.append((found.argmax(axis=1) == others.targets).mean())
-        # No JSON and no tracker takes an infinite loss.
-        loss = min(float(np.mean(losses)), WORST_LOSS)
-        texts = {key: _text(value) for key, value in changes.items()}
-        rows.append({"trial": number, **texts, "val_loss": loss, "val_accuracy": np.mean(hits)})
-    table = pd.DataFrame(rows, columns=["trial", *choices.search, "val_loss", "val_accuracy"])
+        settings = resolve_head(params.choice(**changes), len(train_set), n_classes)
+        scores = [
+            _score(train_part, held_out, n_classes, settings, seed)
+            for train_part, held_out in _split_folds(train_set, val_set, groups, params.search_folds, seed)
+        ]
+        loss, accuracy = np.mean(scores, axis=0)
+        loss = min(loss, WORST_LOSS)  # neither JSON nor MLflow takes infinity
+        texts = {key: _as_text(value) for key, value in changes.items()}
+        rows.append({"trial": number, **texts, "val_loss": loss, "val_accuracy": accuracy})
+    table = pd.DataFrame(rows, columns=["trial", *params.search, "val_loss", "val_accuracy"])
     table["rank"] = table.val_loss.astype(float).rank(method="first").astype(int)
     return (trials[int(table["rank"].argmin())] if trials else {}), table
 
 
-def _text(value: Any) -> Any:
+def _score(
+    train_set: FeatureSet, held_out: FeatureSet, n_classes: int, settings: ResolvedHead, seed: int
+) -> tuple[float, float]:
+    """Return log loss and accuracy of a head on `held_out`; an infinite loss if training diverges."""
+    keras.backend.clear_session()  # thousands of heads would fill the memory
+    try:
+        head, _ = heads.train(train_set, held_out, n_classes, settings, seed, progress=False)
+    except UserError:  # a trial that diverges is a result like any other
+        return np.inf, 0.0
+    logits = heads.logits(head, held_out)
+    logits /= calibration.fit_temperature(logits, held_out.targets)
+    losses = calibration.log_loss(logits, held_out.targets)
+    return float(losses.mean()), float((logits.argmax(axis=1) == held_out.targets).mean())
+
+
+def _as_text(value: Any) -> Any:
     return value if isinstance(value, (int, float, str)) else json.dumps(value)
 
 
-def _folds(
-    train_set: FeatureSet, val_set: FeatureSet, groups: np.ndarray, folds: int | None, seed: int
+def _split_folds(
+    train_set: FeatureSet, val_set: FeatureSet, groups: np.ndarray, n_folds: int | None, seed: int
 ) -> Iterator[tuple[FeatureSet, FeatureSet]]:
-    if folds is None:
+    if n_folds is None:
         yield train_set, val_set
         return
     try:
-        kind = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        split = list(kind.split(groups, train_set.targets, groups))
+        splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+        folds = list(splitter.split(groups, train_set.targets, groups))
     except ValueError as error:
-        raise UserError(f"params.yaml: train_head.search_folds {folds}: {error}; lower it, or null for val") from error
-    for some, others in split:
-        yield train_set.subset(some), train_set.subset(others)
+        raise UserError(
+            f"params.yaml: train_head.search_folds {n_folds}: {error}; lower it, or null for val"
+        ) from error
+    for train_rows, held_out in folds:
+        yield train_set.subset(train_rows), train_set.subset(held_out)

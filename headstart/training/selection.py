@@ -1,9 +1,9 @@
-"""Which network is shipped: the head on the frozen backbone, or the fine-tuned network if it is better."""
+"""Fine-tune and select: the fine-tuned network if it is better, else the head on the frozen backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,16 @@ from headstart.training.plan import Plan
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """The outcome of fine-tuning.
+    """The result of fine-tuning.
 
     Attributes:
-        trained: on train.
-        cross_val: what folds say; None if val judges.
-        better: whether the fine-tuned network is selected.
-        confidence: that it is better than the head, in [0, 1].
+        trained: the training on train.
+        cross_val: the result of cross-validation; None if val was used instead.
+        better: whether the fine-tuned network is better than the head, and is selected.
+        confidence: that it is better, in [0, 1].
         temperature: of its logits.
-        refitted: whether the network was trained again on train and val.
+        finished: whether the training on train reached its last epoch.
+        refitted: whether it was trained again on train and val.
     """
 
     plan: Plan
@@ -33,27 +34,23 @@ class FineTuneResult:
     better: bool
     confidence: float
     temperature: float
-    refitted: bool = False
-
-    @property
-    def finished(self) -> bool:
-        """Whether training on train reached the last of its epochs."""
-        return self.trained.last_epoch == self.plan.epochs
+    finished: bool
+    refitted: bool
 
     @property
     def val_logits(self) -> np.ndarray:
-        """(N, n_classes) of val, by the network that has not seen it, with the temperature."""
+        """(N, n_classes) calibrated logits of val, by the network that has not seen it."""
         return self.trained.logits / self.temperature
 
     def report(self) -> dict[str, Any]:
-        """Its figures, by name."""
-        scores = (self.cross_val or self.trained).scores.scores
-        tuned = calibration.metrics(self.val_logits, self.trained.scores.targets)
+        """Return the figures of reports/fine_tune.json that describe it."""
+        brier_scores = (self.cross_val or self.trained).scores.brier_scores
+        tuned = calibration.val_metrics(self.val_logits, self.trained.scores.targets)
         return {
             **(self.cross_val.metrics() if self.cross_val else {}),
             **{f"tuned_{name}": value for name, value in tuned.items()},
-            "head_brier_score": float(scores[0].mean()),
-            "tuned_brier_score": float(scores[-1].mean()),
+            "head_brier_score": float(brier_scores[0].mean()),
+            "tuned_brier_score": float(brier_scores[-1].mean()),
             "tuned_confidence": self.confidence,
             "last_epoch": self.trained.last_epoch,
             "finished": self.finished,
@@ -63,56 +60,54 @@ class FineTuneResult:
 
 
 def fine_tune(plan: Plan, folds: Sequence[Fold], confidence: float, on_epoch_end: OnEpochEnd) -> FineTuneResult:
-    """Train on train, judge by val or by folds, and refit on train and val if the network is better.
+    """Train on train, compare with the head on val or by cross-validation, and refit on train and val if better.
 
     Args:
-        folds: those that the plan was built with; none if val judges.
-        confidence: that is asked for.
-        on_epoch_end: is given the row of each epoch of the training on train.
+        folds: those that the plan was built with; empty if val is used.
+        confidence: with which the network must be better.
+        on_epoch_end: called after each epoch of the training on train.
     """
     cross_val = plan.cross_validate(folds) if folds else None
     trained = plan.train(on_epoch_end)
+    finished = trained.last_epoch == plan.epochs
+    better, found = (cross_val or trained).scores.verdict(confidence)
     if cross_val:
-        better, found = cross_val.scores.verdict(confidence)
-        result = FineTuneResult(plan, trained, cross_val, better, found, cross_val.temperature)
-        result = replace(result, better=better and result.finished)  # folds say nothing of a training that broke off
+        temperature = cross_val.temperature
+        better = better and finished  # folds show nothing about a training that stopped
     else:
-        better, found = trained.scores.verdict(confidence)
-        temperature = calibration.temperature(trained.logits, trained.scores.targets)
-        result = FineTuneResult(plan, trained, None, better, found, temperature)
-    if result.better and result.finished and plan.refits:
-        result = replace(result, refitted=plan.refit(trained))
-    return result
+        temperature = calibration.fit_temperature(trained.logits, trained.scores.targets)
+    refitted = better and finished and plan.refits and plan.refit(trained)
+    return FineTuneResult(plan, trained, cross_val, better, found, temperature, finished, refitted)
 
 
-def explain(report: dict[str, Any], better: bool, asked: float) -> str:
-    """Why the head or the fine-tuned network was selected, in a sentence or two.
+def explain(report: dict[str, Any], better: bool, required: float) -> str:
+    """Return a sentence that says why the head or the fine-tuned network was selected.
 
     Args:
         report: of FineTuneResult, with the figures of the head.
         better: whether the fine-tuned network was selected.
-        asked: the confidence that is asked for.
+        required: the confidence with which it had to be better.
     """
     by_folds = "tuned_folds_loss" in report
     epoch = report["last_epoch"]
     if not report["finished"]:
-        broken = f"training stopped after epoch {epoch}, since its loss was NaN"
+        stopped = f"training stopped after epoch {epoch}, since its loss was NaN"
         if by_folds or not epoch:
-            return broken
+            return stopped
     kind = "folds" if by_folds else "val"
-    figures = [
-        f"log loss {report[f'{name}_{kind}_loss']:.4f} and accuracy {report[f'{name}_{kind}_accuracy']:.4f}"
-        for name in ("tuned", "head")
-    ]
-    where = "cross-validation" if by_folds else "val"
+    tuned, head = (
+        [f"{report[name]:.4f}" for name in (f"{who}_{kind}_loss", f"{who}_{kind}_accuracy", f"{who}_brier_score")]
+        for who in ("tuned", "head")
+    )
     sentences = [
-        f"on {where} it has {figures[0]}, the head {figures[1]}; Brier score {report['tuned_brier_score']:.4f} against "
-        f"{report['head_brier_score']:.4f}, confidence {report['tuned_confidence']:.3f} of {asked} asked for"
+        f"{'in cross-validation' if by_folds else 'on val'} the fine-tuned network has log loss {tuned[0]}, accuracy "
+        f"{tuned[1]} and Brier score {tuned[2]}, the head {head[0]}, {head[1]} and {head[2]}; confidence "
+        f"{report['tuned_confidence']:.3f}, required {required}"
     ]
-    if not better and report["tuned_confidence"] and report["tuned_confidence"] >= asked:
+    if not better and report["tuned_confidence"] and report["tuned_confidence"] >= required:
         sentences.append("but it classifies fewer examples correctly")
     if not report["finished"]:
-        sentences.append(broken)
+        sentences.append(stopped)
     if report["refitted"]:
         sentences.append("refitted on train + val")
     return "; ".join(sentences)
