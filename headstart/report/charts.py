@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ POINTS = 300  # of a curve at most
 # reader's light or dark mode.
 _COLOURS = {name: f"#00000{number}" for number, name in enumerate(("soft", "line", "train", "val", "test"), 1)}
 SOFT, LINE, TRAIN, VAL, TEST = _COLOURS.values()
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "figure.facecolor": "none",
     "font.family": "sans-serif",

@@ -5,7 +5,7 @@ Reads what prepare writes, and the data source for thumbnails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -62,7 +62,8 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
     classes, modality = load_classes(), get_modality(params.data.kind)
     ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
     with ExitStack() as stack:
-        remarks, read = list(remarks), _unreadable
+        remarks = list(remarks)
+        read: Callable[[str], bytes] = _unreadable
         try:
             read = stack.enter_context(open_source(params.data.source, params.data.root)).read
         except UserError as error:

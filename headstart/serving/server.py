@@ -100,7 +100,8 @@ def find_problem(body: bytes, column: str) -> str:
 
 
 async def _without_trace(response: Response) -> Response:
-    text = b"".join([part async for part in response.body_iterator]).decode("utf-8", "replace")
+    parts = response.body_iterator  # type: ignore[attr-defined]  # what call_next returns is streamed
+    text = b"".join([part async for part in parts]).decode("utf-8", "replace")
     try:
         content = json.loads(text)
         content.pop("stack_trace", None)
