@@ -1,4 +1,4 @@
-"""What heads and fine-tuning are worth on the test split, over several splits of the same images.
+"""Test accuracy of heads and of fine-tuning, over several splits of the same images.
 
 Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--cosine]
     [--set KEY=VALUE]...
@@ -9,9 +9,9 @@ linear     a linear head, by params.yaml
 sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
 head       what train_head makes by params.yaml
 textbook   from that head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
-cosine     where --cosine asks for it, the same with a rate that a cosine decays to zero
+cosine     with --cosine: the same with a learning rate that a cosine decays to zero
 tuned      what fine_tune trains on train by params.yaml
-final      what it ships: the same trained on train and val, where val or folds say that tuned is better than the head;
+final      what it ships: the same refitted on train and val, if val or folds say that tuned is better than the head;
            else the head
 
 A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -40,23 +41,25 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has
 
 import numpy as np
 import pandas as pd
-from choices import choose, run
-from headstart.backbones.table import BACKBONES
+from choices import run, set_params
 from paired import difference, spread
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from headstart import paths
-from headstart.backbones import blocks, keras_applications
+from headstart.backbones import get_backbone, splitting
+from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
 from headstart.data.manifest import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
-from headstart.framework import device_name, keras
-from headstart.modalities.image.pixels import read_images
-from headstart.training import calibration, defaults, heads, networks
+from headstart.framework import device_name, keras, make_repeatable
+from headstart.modalities import get_modality
+from headstart.modalities.loading import read_batches
+from headstart.training import calibration, defaults, heads, networks, selection
 from headstart.training.examples import load_features
 from headstart.training.head_settings import LINEAR_DECAY
+from headstart.training.planning import build_encoder, build_plan
 from pipeline import extract, fine_tune, prepare, train_head
 
 WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
@@ -85,62 +88,67 @@ def sample(source: Path, count: int | None, folder: Path) -> int:
     return len(chosen)
 
 
-def outputs_for(network: keras.Model, images: pd.DataFrame) -> np.ndarray:
+def outputs_for(network: keras.Model, examples: pd.DataFrame, size: int) -> np.ndarray:
+    """What `network` gives for examples of the manifest, in their order."""
     params = load_params()
     with open_source(params.data.source, params.data.root) as source:
-        batches = read_images(source, list(images.path), list(images.file_hash), network.input_shape[1], 32)
+        modality, rows = get_modality(params.data.kind), (list(examples.path), list(examples.file_hash))
+        batches = read_batches(source, modality, *rows, size, 32)
         return np.concatenate([networks.predict(network, batch, 32) for batch in batches])
 
 
-def logits_of_images(trunk: keras.Model, head: keras.Model) -> np.ndarray:
-    """Of the test images, by the network as it stands."""
-    network = keras.Model(trunk.inputs, networks.without_softmax(head)(trunk.output))
-    return outputs_for(network, load_split("test"))
+def test_logits(encoder: keras.Model, head: keras.Model, size: int) -> np.ndarray:
+    """Logits of the test images, by the network as it is."""
+    network = keras.Model(encoder.input, networks.without_softmax(head)(encoder.output))
+    return outputs_for(network, load_split("test"), size)
 
 
 def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float]:
-    """For test, by compile and fit; and seconds of these, without those of what is frozen, which runs once here, too.
+    """Logits of the test images by compile and fit, and its seconds; the frozen part runs once here, too.
 
     Args:
-        cosine: whether the learning rate decays; it stays else.
+        cosine: whether the learning rate decays; else it stays.
     """
-    params = choose(changes)
-    fine_tune.make_repeatable(params.seed)
-    trunk = fine_tune.build(params, json.loads(paths.FEATURES_META.read_text()), "float32")
-    head, _ = networks.load(paths.HEAD)
-    base, train_set = trunk.get_layer(keras_applications.BACKBONE_LAYER), load_split("train")
-    trained = blocks.chosen(base, BACKBONES[params.backbone], TEXTBOOK_BLOCKS)
-    blocks.unfreeze(base, trained, 1)
-    where = blocks.cut(base, trained)
-    below, above = blocks.lower(trunk, params.backbone, where), blocks.upper(trunk, where)
-    start, batch_size = keras.Input(above.input_shape[1:]), params.fine_tune.batch_size
-    network = keras.Model(start, networks.without_softmax(head)(above(start)))
+    params, meta = set_params(changes), json.loads(paths.FEATURES_META.read_text())
+    make_repeatable(params.seed)
+    encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
+    base, train_set = encoder.get_layer(BACKBONE_LAYER), load_split("train")
+    trained = splitting.select_blocks(get_backbone(params.backbone).blocks(encoder), TEXTBOOK_BLOCKS)
+    splitting.set_trainable(base, trained, 1)
+    split = splitting.find_split(base, trained)
+    assert split, "nothing is frozen"
+    lower, upper = splitting.lower_model(encoder, split), splitting.upper_model(encoder, split)
+    start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in upper.inputs}
+    network = keras.Model(start, networks.without_softmax(head)(upper(start)))
     epochs, _ = defaults.schedule(params.fine_tune, len(train_set))
+    batch_size = params.fine_tune.batch_size
     steps = epochs * -(-len(train_set) // batch_size)
     rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
     network.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    found = outputs_for(below, train_set).reshape(-1, *where.shape)
+    activations = split.unpack(outputs_for(lower, train_set, meta["size"]))
     clock = time.perf_counter()
-    network.fit(found, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
+    network.fit(activations, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
     seconds = time.perf_counter() - clock
-    return logits_of_images(trunk, head), seconds
+    return test_logits(encoder, head, meta["size"]), seconds
 
 
 def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """For test, by the network that was trained on train, and by the one that is shipped, if any; and seconds."""
-    params, meta = choose(changes), json.loads(paths.FEATURES_META.read_text())
+    """Logits of the test images, by the network trained on train and by the one that is shipped, if any; seconds."""
+    params, meta = set_params(changes), json.loads(paths.FEATURES_META.read_text())
     start = time.perf_counter()
-    fine_tune.make_repeatable(params.seed)
-    trunk = fine_tune.build(params, meta, params.fine_tune.precision)
-    head, classes = networks.load(paths.HEAD)
-    judges = fine_tune.make_folds(params, len(classes))
-    with fine_tune.opened(params, trunk, head, meta, judges, None) as plan:
-        found = fine_tune.train(plan, judges, params.fine_tune.confidence, lambda _: None)
-        tuned = logits_of_images(trunk, head) / found.temperature
-        found = found.refit()
-        plan.forget()
+    make_repeatable(params.seed)
+    encoder, (head, classes) = build_encoder(params, meta, params.fine_tune.precision), networks.load(paths.HEAD)
+    folds = fine_tune.load_folds(params, len(classes))
+    with build_plan(params, encoder, head, meta, folds, None) as plan:
+        assert plan, "nothing is trained"
+        once = replace(plan, refits=False)
+        result = selection.fine_tune(once, folds, params.fine_tune.confidence, lambda _: None)
+        tuned = test_logits(encoder, head, meta["size"]) / result.temperature
+        if result.better and result.finished and plan.refits:
+            plan.refit(result.trained)
+        plan.delete_checkpoints()
     seconds = time.perf_counter() - start
-    shipped = logits_of_images(trunk, head) / found.temperature if found.better else None
+    shipped = test_logits(encoder, head, meta["size"]) / result.temperature if result.better else None
     return tuned, shipped, seconds
 
 

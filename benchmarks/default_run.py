@@ -1,4 +1,4 @@
-"""Where the time of the default run goes: each stage in a fresh clone, split into loading, work and recording.
+"""Where the time of the default run goes: each stage in a fresh clone, split into imports, work and logging to MLflow.
 
 Prints a table. Command: python benchmarks/default_run.py [--runs 3]
 """
@@ -25,22 +25,24 @@ import importlib, json, runpy, sys, time
 name, parts_file = sys.argv[1:]
 begun = time.perf_counter()
 importlib.import_module(f"pipeline.{name}")
-loaded = time.perf_counter()
-recorded = []
+imported = time.perf_counter()
+from headstart import tracking
+start, logged = tracking.start, []
 def timed(function):
     def call(*arguments):
-        start = time.perf_counter()
+        before = time.perf_counter()
         try:
             return function(*arguments)
         finally:
-            recorded.append(time.perf_counter() - start)
+            logged.append(time.perf_counter() - before)
     return call
-for module, function in (("journal.recording", "record"), ("journal.registry", "register")):
-    found = sys.modules.get(f"pipeline.{module}")
-    if found:
-        setattr(found, function, timed(getattr(found, function)))
+def start_timed(*arguments):
+    logger = start(*arguments)
+    logger.finish = timed(logger.finish)
+    return logger
+tracking.start = start_timed
 runpy.run_module(f"pipeline.{name}", run_name="__main__")
-parts = {"loading": loaded - begun, "recording": sum(recorded)}
+parts = {"imports": imported - begun, "logging": sum(logged)}
 json.dump(parts, open(parts_file, "w"))
 """
 
@@ -83,9 +85,9 @@ def main() -> None:
         {row: {part: median(run[row].get(part, float("nan")) for run in runs) for part in runs[0]["all five"]}
          for row in runs[0]}
     ).T  # fmt: skip
-    table = table[["loading", "work", "recording", "seconds"]]
+    table = table[["imports", "work", "logging", "seconds"]]
     table.insert(4, "share", table.seconds / table.seconds["all five"])
-    print("| stage | loading | work | recording | seconds | share |\n|---|---:|---:|---:|---:|---:|")
+    print("| stage | imports | work | logging | seconds | share |\n|---|---:|---:|---:|---:|---:|")
     for name, row in table.iterrows():
         cells = [f"{row[part]:.1f}" if pd.notna(row[part]) else "" for part in table.columns[:4]]
         print(f"| {name} | {' | '.join(cells)} | {row.share:.0%} |")

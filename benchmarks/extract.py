@@ -1,14 +1,14 @@
-"""How fast features come out: by extract, by what a Keras user writes, and by the limit of the machine, in turns.
+"""How fast features are extracted: by extract, by the usual Keras code, and at the limit of the machine, in turns.
 
 Command: python benchmarks/extract.py speed PHOTOS [BACKBONE:PRECISION...]   # class folders of photographs
          python benchmarks/extract.py memory PHOTOS [BACKBONE]   # peak of the stage over them, and 8 times them
-         python benchmarks/extract.py store [200000]      # rows of made-up features into the store, and out again
+         python benchmarks/extract.py store [200000]      # write and read rows of made-up features
          python benchmarks/extract.py features PHOTOS     # what decoding at a reduced size and bfloat16 do to features
 
 (a) is the stage without its start: reading, decoding, the network, the store, the files. (b) is
 image_dataset_from_directory, preprocess_input and model.predict, without its start too. (c) is
 1 / (1 / rate of reading and decoding alone + 1 / rate of the network alone), on the engine that extract chose.
-Weights are ImageNet's where Keras' cache has them, else random: both take the same time. Ratios within one run carry
+Weights are ImageNet's if Keras' cache has them, else random: both take the same time. Ratios within one run carry
 over to other machines, absolute figures do not.
 """
 
@@ -34,35 +34,42 @@ from blake3 import blake3
 from PIL import Image
 from prepare import machine, seconds
 
-from headstart.backbones import keras_applications
-from headstart.backbones.table import BACKBONES
-from headstart.data.files import Folder
+from headstart.backbones import BACKBONES
+from headstart.backbones.base import BACKBONE_LAYER
+from headstart.data.files import Folder, file_hash
 from headstart.features import engines
-from headstart.features.extraction import Extraction, Jobs
+from headstart.features.extraction import Extraction, ViewIndex
 from headstart.features.store import FeatureStore
 from headstart.framework import device_name, keras, tf
-from headstart.modalities.image.augmentation import Augmentation
-from headstart.modalities.image.decode import decode, file_hash
-from headstart.modalities.image.pixels import pixels, read_images, resize
+from headstart.modalities import Batch, get_modality
+from headstart.modalities.image.decode import decode
+from headstart.modalities.image.pixels import pixels, resize
+from headstart.modalities.loading import read_batches
 
 ROUNDS = 5
+IMAGES = get_modality("image")
 DEFAULT = ("mobilenetv2:float32", "mobilenetv2:bfloat16", "resnet50:float32", "resnet50:bfloat16")
 
 
-def trunk_of(backbone: str) -> keras.Model:
+def weights_of(backbone: str) -> str:
     row = BACKBONES[backbone]
-    weights = "pretrained" if row.weights_path(row.default_size).is_file() else "none"
-    return keras_applications.build_trunk(backbone, weights, row.default_size, "avg", 0)
+    file = row.weights_path(row.default_size)
+    return "pretrained" if file and file.is_file() else "none"
+
+
+def build_encoder(backbone: str) -> keras.Model:
+    row = BACKBONES[backbone]
+    return row.build(weights_of(backbone), row.default_size, "avg", 0)
 
 
 def photographs(photos: Path) -> list[str]:
     return [name for name in Folder(photos).scan().files if name.lower().endswith((".jpg", ".jpeg", ".png"))]
 
 
-def plain_keras(trunk: keras.Model, backbone: str) -> Callable[[Path], np.ndarray]:
+def plain_keras(encoder: keras.Model, backbone: str) -> Callable[[Path], np.ndarray]:
     """What the guides of Keras show."""
     row = BACKBONES[backbone]
-    base = trunk.get_layer(keras_applications.BACKBONE_LAYER)
+    base = encoder.get_layer(BACKBONE_LAYER)
     model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()])
     preprocess = getattr(keras.applications, row.module).preprocess_input
 
@@ -89,30 +96,29 @@ def speed(photos: Path, choices: list[str]) -> None:
     for choice in choices or DEFAULT:
         backbone, precision = choice.split(":")
         side = BACKBONES[backbone].default_size
-        trunk = trunk_of(backbone)
-        run = engines.open_engine("auto", lambda trunk=trunk: trunk, precision, None)
-        keras_way = partial(plain_keras(trunk, backbone), photos)
+        encoder = build_encoder(backbone)
+        run = engines.open_engine("auto", lambda e=encoder: e, IMAGES.spec(side), precision, None, "extract")
+        keras_way = partial(plain_keras(encoder, backbone), photos)
         keras_way()  # its start
-        batch = next(read_images(source, names, hashes, side, run.batch_size))
+        batch = next(read_batches(source, IMAGES, names, hashes, side, run.batch_size))
         run(batch)
-        repeats = -(-len(names) // len(batch))
+        repeats = -(-len(names) // run.batch_size)
 
         def whole(run: engines.Engine = run, side: int = side) -> None:
-            augmentation = Augmentation(1.0, False, 0.0)
-            jobs = Jobs(manifest, 0, augmentation, side)
+            index = ViewIndex(manifest, 0, None, IMAGES, side)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 FeatureStore(Path(folder) / "s.sqlite", {}, run.feature_dim, "float32") as store,
             ):
-                extraction = Extraction(jobs, source, run, store, side, augmentation)
-                extraction.compute(store.missing(jobs.keys), 0)
+                extraction = Extraction(index, source, IMAGES, run, store, side, None)
+                extraction.compute(store.missing(index.keys), 0)
                 np.save(Path(folder) / "test.npy", extraction.features(range(len(names))))
 
         def decoding(run: engines.Engine = run, side: int = side) -> None:
-            for _ in read_images(source, names, hashes, side, run.batch_size):
+            for _ in read_batches(source, IMAGES, names, hashes, side, run.batch_size):
                 pass
 
-        def forward(run: engines.Engine = run, batch: np.ndarray = batch, repeats: int = repeats) -> None:
+        def forward(run: engines.Engine = run, batch: Batch = batch, repeats: int = repeats) -> None:
             for _ in run.map(batch for _ in range(repeats)):
                 pass
 
@@ -120,7 +126,7 @@ def speed(photos: Path, choices: list[str]) -> None:
         for _ in range(ROUNDS):
             times["a"].append(seconds(whole))
             times["decode"].append(seconds(decoding))
-            times["forward"].append(seconds(forward) * len(names) / (repeats * len(batch)))
+            times["forward"].append(seconds(forward) * len(names) / (repeats * run.batch_size))
             times["b"].append(seconds(keras_way))
         times["c"] = [d + f for d, f in zip(times["decode"], times["forward"], strict=True)]
         rate = {name: len(names) / statistics.median(values) for name, values in times.items()}
@@ -147,13 +153,11 @@ def memory(photos: Path, backbone: str) -> None:
                     label.mkdir(parents=True, exist_ok=True)
                     data = (photos / name).read_bytes() + turn.to_bytes(4, "big")
                     (label / f"{turn}-{number}{Path(name).suffix}").write_bytes(data)
-            for name in ("dvc.yaml", "pipeline"):
+            for name in ("pipeline", "headstart"):
                 os.symlink(ROOT / name, root / name)
             params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-            weights = (
-                "pretrained" if BACKBONES[backbone].weights_path(BACKBONES[backbone].default_size).is_file() else "none"
-            )
-            params |= {"backbone": backbone, "weights": weights, "data": {"source": "photos", "root": None}}
+            params |= {"backbone": backbone, "weights": weights_of(backbone)}
+            params["data"]["source"] = "photos"
             (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
             manifest = pd.DataFrame(
                 {"path": sorted(str(file.relative_to(root / "photos")) for file in (root / "photos").rglob("*.*"))}
@@ -162,9 +166,10 @@ def memory(photos: Path, backbone: str) -> None:
             manifest["split"] = np.resize(["train", "val", "test"], len(manifest))
             (root / "data" / "prepared").mkdir(parents=True)
             manifest.to_parquet(root / "data" / "prepared" / "manifest.parquet")
-            code = "import resource, sys; from pipeline import extract, stage; stage.run('extract', extract.main); "
+            code = "import resource; from pipeline import extract; extract.main(); "
             code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
-            done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+            command, environment = [sys.executable, "-c", code], {**os.environ, "HEADSTART_TRACKING": "off"}
+            done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
             print(
                 f"{len(manifest):,} photographs through {backbone}: {float(done.stdout.split()[-1]):,.0f} MiB at most"
             )
@@ -199,7 +204,7 @@ def features(photos: Path) -> None:
     names = photographs(photos)
     # As a camera writes them, so that decoding at a part of the size has something to do.
     files = [enlarged((photos / name).read_bytes()) for name in names]
-    trunk = trunk_of(backbone)
+    encoder = build_encoder(backbone)
     ways = {
         "decoded in full, antialiased resize (Pillow)": lambda data: np.asarray(
             decode(data).resize((size, size), Image.Resampling.BILINEAR)
@@ -213,16 +218,16 @@ def features(photos: Path) -> None:
     reference = None
     for name, way in ways.items():
         images = np.stack([way(data) for data in files])
-        found = trunk.predict(images, batch_size=32, verbose=0)
+        found = encoder.predict({"image": images}, batch_size=32, verbose=0)
         reference = found if reference is None else reference
         print(f"{name:<50} {moved(found, reference)}")
     images = np.stack([ways["as extract does"](data) for data in files])
-    reference = trunk.predict(images, batch_size=32, verbose=0)
+    reference = encoder.predict({"image": images}, batch_size=32, verbose=0)
     for precision in ("float32", "bfloat16"):
-        run = engines.OpenVINOEngine(lambda: trunk, precision, None)
-        found = np.concatenate(
-            list(run.map(images[start : start + run.batch_size] for start in range(0, len(images), run.batch_size)))
-        )
+        run = engines.OpenVINOEngine(lambda: encoder, IMAGES.spec(size), precision, None)
+        starts = range(0, len(images), run.batch_size)
+        batches = (IMAGES.batch(images[start : start + run.batch_size]) for start in starts)
+        found = np.concatenate(list(run.map(batches)))
         print(f"{'the same pixels, OpenVINO in ' + precision:<50} {moved(found, reference)}")
     print(f"{'kept as float16':<50} {moved(reference.astype(np.float16).astype(np.float32), reference)}")
 

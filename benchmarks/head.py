@@ -1,4 +1,4 @@
-"""Memory of the head's training, which maps features into memory and does not load them.
+"""Memory and speed of training heads, which maps features into memory and does not load them.
 
 Command: python benchmarks/head.py memory [200000]    # makes that many rows of features in a temporary folder
          python benchmarks/head.py speed              # 10 epochs on 3,000 rows, against plain model.fit, in turns
@@ -38,8 +38,8 @@ def speed() -> None:
     features = random.normal(size=(classes, FEATURES))[targets] + 12 * random.normal(size=(2 * rows, FEATURES))
     features = features.astype(np.float32)
     views = np.empty((rows, 0, FEATURES), np.float32)
-    train_set = examples.Examples(features[:rows], targets[:rows], views)
-    val_set = examples.Examples(features[rows:], targets[rows:], views)
+    train_set = examples.FeatureSet(features[:rows], targets[:rows], views)
+    val_set = examples.FeatureSet(features[rows:], targets[rows:], views)
     choice = load_params(ROOT / "params.yaml").train_head.choice(hidden=[128], epochs=epochs, batch_size=32)
     choice = resolve_head(choice, rows, classes)
 
@@ -54,7 +54,7 @@ def speed() -> None:
         return min(fitted.history["val_loss"])
 
     def ours() -> float:
-        return heads.train(train_set, val_set, classes, choice, 0, bar=False)[1].kept["val_loss"]
+        return heads.train(train_set, val_set, classes, choice, 0, progress=False)[1].kept["val_loss"]
 
     times, losses = {plain: [], ours: []}, {}
     for _ in range(ROUNDS):
@@ -73,7 +73,7 @@ def speed() -> None:
 def memory(rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name in ("dvc.yaml", "pipeline"):
+        for name in ("pipeline", "headstart"):
             os.symlink(ROOT / name, root / name)
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["train_head"] |= {"epochs": 2}
@@ -102,12 +102,12 @@ def memory(rows: int) -> None:
             del file
         size = sum(file.stat().st_size for file in (root / "features").iterdir())
         code = (
-            "import resource; from pipeline import train_head; from headstart.outputs import Outputs; "
-            "from headstart.config import load_params; outputs = Outputs(); train_head.main(load_params(), outputs); "
+            "import resource; from pipeline import train_head; train_head.main(); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
         )
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+        start, environment = time.perf_counter(), {**os.environ, "HEADSTART_TRACKING": "off"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
         print(done.stdout)
         print(
             f"{rows:,} rows, {size / 2**30:.2f} GiB of features: {float(done.stdout.split()[-1]):.2f} GiB of memory at "

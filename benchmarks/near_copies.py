@@ -1,4 +1,4 @@
-"""How many planted copies of images prepare finds, and how many pairs it takes for copies that are none.
+"""How many planted copies of images prepare finds, and how many of the pairs it finds are false.
 
 Command: python benchmarks/near_copies.py IMAGES    # a folder, .zip or .tar with class folders
 
@@ -20,11 +20,13 @@ sys.path.insert(0, str(ROOT))
 
 from headstart.config import load_params
 from headstart.data.duplicates import near_pairs
-from headstart.data.inspection import DESCRIPTOR_DIM, look
+from headstart.data.inspection import inspect_contents
 from headstart.data.layouts import list_items
 from headstart.data.sources import open_source
+from headstart.modalities import get_modality
 from headstart.modalities.image.decode import decode
 
+IMAGES = get_modality("image")
 KINDS = ("resized", "recompressed", "brightened", "all three", "cropped")
 
 
@@ -49,7 +51,7 @@ def main(address: str) -> None:
     distance = load_params(ROOT / "params.yaml").prepare.near_distance
     generator = np.random.default_rng(0)
     with open_source(address) as source:
-        items = list_items(source, address).items
+        items = list_items(source, address, IMAGES).items
         originals = [source.read(item.path) for item in items]
     natural = pairs_of(originals, distance)
     print(f"{len(items)} images; prepare.near_distance {distance}")
@@ -72,8 +74,9 @@ def main(address: str) -> None:
 
 
 def pairs_of(files: list[bytes], distance: float) -> set[tuple[int, int]]:
-    empty = bytes(2 * DESCRIPTOR_DIM)
-    descriptors = np.stack([np.frombuffer(facts.descriptor or empty, np.float16) for facts in look(files)])
+    empty = bytes(2 * IMAGES.descriptor_dim)
+    infos = inspect_contents(files, IMAGES)
+    descriptors = np.stack([np.frombuffer(info.descriptor or empty, np.float16) for info in infos])
     return set(map(tuple, near_pairs(descriptors, distance).tolist()))
 
 

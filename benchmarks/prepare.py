@@ -1,4 +1,4 @@
-"""How fast prepare looks at images, beside what decoding alone costs; how its memory and its index grow.
+"""How fast prepare inspects images, against decoding alone; how its memory and its index grow.
 
 Command: python benchmarks/prepare.py speed PHOTOS     # a folder of JPEG files
          python benchmarks/prepare.py rows [1000000]   # makes that many small images in a temporary folder
@@ -31,8 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from headstart.data.duplicates import near_pairs
 from headstart.data.files import Folder
-from headstart.data.inspection import DESCRIPTOR_DIM, inspect
-from headstart.data.inspection_cache import Memory
+from headstart.data.inspection import inspect
+from headstart.data.inspection_cache import InspectionCache
+from headstart.modalities import get_modality
 
 ROUNDS = 3
 IMAGES = 16_000
@@ -64,24 +65,24 @@ def speed(photos: Path) -> None:
                 for _ in pool.map(lambda name: simplejpeg.decode_jpeg(source.read(name)).shape, names):
                     pass
 
-        def look(file: Path) -> None:
-            with Memory(file, "photos") as memory:
-                for _ in inspect(names, source, memory):
+        def inspect_all(file: Path) -> None:
+            with InspectionCache(file, "photos") as cache:
+                for _ in inspect(names, source, cache, get_modality("image")):
                     pass
 
         alone, whole, again = [], [], []
         changed = names[::100]
         for turn in range(ROUNDS):
-            memory = Path(folder) / f"{turn}.sqlite"
+            cache_file = Path(folder) / f"{turn}.sqlite"
             alone.append(seconds(decode))
-            whole.append(seconds(lambda file=memory: look(file)))
+            whole.append(seconds(lambda file=cache_file: inspect_all(file)))
             for name in changed:
                 (copies / name).write_bytes((copies / name).read_bytes() + turn.to_bytes(4, "big"))
-            again.append(seconds(lambda file=memory: look(file)))
+            again.append(seconds(lambda file=cache_file: inspect_all(file)))
         rates = [len(names) / statistics.median(times) for times in (alone, whole)]
         ratio = statistics.median(a / b for a, b in zip(alone, whole, strict=True))
         print(f"libjpeg-turbo, reading and decoding alone   {rates[0]:7.0f} images/s")
-        print(f"prepare, all that it finds out              {rates[1]:7.0f} images/s, {ratio:.0%} of it")
+        print(f"prepare, the whole inspection               {rates[1]:7.0f} images/s, {ratio:.0%} of it")
         share = statistics.median(a / b for a, b in zip(again, whole, strict=True))
         print(f"prepare again, {len(changed) / len(names):.1%} of the files changed     {share:.1%} of the first time")
 
@@ -104,15 +105,16 @@ def rows(count: int) -> None:
                     header = header or b"P6 16 16 255\n"
                     (images / name).write_bytes(header + pixels.tobytes())
                     table.write(f"{name},class {number % 100}\n")
-        for name in ("dvc.yaml", "pipeline"):
+        for name in ("pipeline", "headstart"):
             os.symlink(ROOT / name, root / name)
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        params["data"] = {"source": str(images / "list.csv"), "root": None}
+        params["data"]["source"] = str(images / "list.csv")
         (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         print(f"{machine()}; {count:,} images of 16 x 16 pixels")
         for turn in ("first", "again"):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "pipeline.prepare"], cwd=root, check=True)
+            environment = {**os.environ, "HEADSTART_TRACKING": "off"}
+            subprocess.run([sys.executable, "-m", "pipeline.prepare"], cwd=root, env=environment, check=True)
             taken = time.perf_counter() - start
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             print(f"{turn}: {taken:.0f} s, {count / taken:.0f} images/s, {peak:.2f} GiB at most")
@@ -120,12 +122,10 @@ def rows(count: int) -> None:
 
 def index(count: int) -> None:
     """Time of the search for near copies among `count` descriptors, a hundredth of them copies."""
-    generator = np.random.default_rng(0)
-    decay = 1 / (1 + np.arange(DESCRIPTOR_DIM)) ** 0.5  # low frequencies hold most of an image
-    scenes = generator.normal(size=(count, DESCRIPTOR_DIM)) * decay
-    scenes[-count // 100 :] = (
-        scenes[: count // 100] + 0.05 * generator.normal(size=(count // 100, DESCRIPTOR_DIM)) * decay
-    )
+    generator, dim = np.random.default_rng(0), get_modality("image").descriptor_dim
+    decay = 1 / (1 + np.arange(dim)) ** 0.5  # low frequencies hold most of an image
+    scenes = generator.normal(size=(count, dim)) * decay
+    scenes[-count // 100 :] = scenes[: count // 100] + 0.05 * generator.normal(size=(count // 100, dim)) * decay
     scenes /= np.linalg.norm(scenes, axis=1, keepdims=True)
     found = []
     taken = seconds(lambda: found.append(near_pairs(scenes.astype(np.float16), 0.25)))

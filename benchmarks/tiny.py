@@ -1,4 +1,4 @@
-"""What the features of `tiny` are worth, against those of random weights, raw pixels, and ImageNet where it can be had.
+"""Accuracy on the features of `tiny`, against random weights, raw pixels and, if they are here, ImageNet weights.
 
 Command: python benchmarks/tiny.py SOURCE[:IMAGES_A_CLASS]... [--seeds 5] [--weights FILE] [--size 64]
 
@@ -8,7 +8,7 @@ classifier is trained on IMAGES_A_CLASS of the rest, or on all of it.
 tiny       the backbone's weights in the repository, or FILE
 random     the same network with its initial weights, drawn by the seed
 pixels     the images themselves, at most 32 x 32 pixels
-imagenet   MobileNetV2 of the same width, 0.35, with ImageNet weights at 224 pixels, where Keras' cache has them
+imagenet   MobileNetV2 of the same width, 0.35, with ImageNet weights at 224 pixels, if Keras' cache has them
 
 The classifier is scikit-learn's LogisticRegression on standardised features, its C one of five, chosen on a quarter of
 the training images and then fitted to all of them. A difference is a mean over the seeds, paired, with its standard
@@ -31,8 +31,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from headstart.backbones import keras_applications
-from headstart.backbones.table import BACKBONES, keras_models
+from headstart.backbones import BACKBONES, get_backbone
+from headstart.backbones.keras_applications import KerasApplication, keras_models
 from headstart.data.files import Source
 from headstart.data.sources import open_source
 from headstart.errors import UserError
@@ -52,21 +52,23 @@ def images_of(source: Source, files: list[str], size: int) -> Iterator[np.ndarra
         yield np.stack([pixels.resize(pixels.pixels(source.read(file), size), size) for file in batch])
 
 
-def features_of(trunk: keras.Model, source: Source, files: list[str]) -> np.ndarray:
-    """(N, D) float32: what `trunk`, from RGB in [0, 255] to (N, D), makes of each image."""
-    batches = images_of(source, files, trunk.input_shape[1])
-    return np.concatenate([networks.predict(trunk, batch, networks.PREDICTION_BATCH) for batch in batches])
+def features_of(encoder: keras.Model, source: Source, files: list[str]) -> np.ndarray:
+    """(N, D) float32: what `encoder`, from RGB in [0, 255] to (N, D), makes of each image."""
+    batches = images_of(source, files, encoder.inputs[0].shape[1])
+    return np.concatenate([networks.predict(encoder, batch, networks.PREDICTION_BATCH) for batch in batches])
 
 
 def imagenet() -> keras.Model | None:
-    """None where the weights are not on this machine."""
+    """None if the weights are not on this machine."""
     file = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{WIDTH}_{IMAGENET_SIZE}_no_top.h5"
     if not (keras_models() / file).is_file():
         return None
     shape = (IMAGENET_SIZE, IMAGENET_SIZE, 3)
     base = keras.applications.MobileNetV2(shape, alpha=WIDTH, include_top=False, weights="imagenet", pooling="avg")
     image = keras.Input(shape)
-    return keras.Model(image, base(keras_applications.preprocess("mobilenetv2", image), training=False))
+    mobilenet = get_backbone("mobilenetv2")
+    assert isinstance(mobilenet, KerasApplication)
+    return keras.Model(image, base(mobilenet.preprocess(image), training=False))
 
 
 def accuracy(features: np.ndarray, targets: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> float:
@@ -98,15 +100,15 @@ def judge(text: str, counts: list[int | None], seeds: int, weights: str, size: i
         targets = np.unique([Path(file).parent.name for file in files], return_inverse=True)[1]
         side = min(PIXELS, *(min(pixels.pixels(source.read(file), PIXELS).shape[:2]) for file in files))
         raw = np.concatenate([batch.reshape(len(batch), -1) for batch in images_of(source, files, side)])
-        trunk = keras_applications.build_trunk("tiny", weights, size, "avg", 0)
-        fixed = {"tiny": features_of(trunk, source, files), "pixels": np.float32(raw)}
+        tiny = get_backbone("tiny")
+        fixed = {"tiny": features_of(tiny.build(weights, size, "avg", 0), source, files), "pixels": np.float32(raw)}
         pretrained = imagenet()
         if pretrained:
             fixed["imagenet"] = features_of(pretrained, source, files)
         found: dict[int | None, dict[str, list[float]]] = {count: {way: [] for way in WAYS} for count in counts}
         trained = {}
         for seed in range(seeds):
-            drawn = features_of(keras_applications.build_trunk("tiny", "none", size, "avg", seed), source, files)
+            drawn = features_of(tiny.build("none", size, "avg", seed), source, files)
             for count in counts:
                 train, test = draw_rows(targets, count, seed)
                 trained[count] = len(train)

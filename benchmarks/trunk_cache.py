@@ -1,9 +1,9 @@
-"""An epoch of fine-tuning from kept activations, against the same layers through model.fit from files, in turns.
+"""An epoch of fine-tuning from cached activations, against the same layers by model.fit from files, in turns.
 
 Command: python benchmarks/trunk_cache.py PHOTOS [--backbone mobilenetv2]
 
-Both train the blocks of params.yaml without augmentation, and judge val after each epoch. The first epoch of each turn,
-which compiles, does not count. Computing the activations, which happens once, is told apart.
+Both train the blocks of params.yaml without augmentation, and score val after each epoch. The first epoch of each turn,
+which compiles, does not count. Computing the activations, which happens once, is reported separately.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from choices import run
 from dvc.utils.hydra import apply_overrides
 
 from headstart import paths
-from headstart.backbones import blocks, keras_applications
-from headstart.backbones.table import BACKBONES
+from headstart.backbones import get_backbone, splitting
+from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import Params, load_params
 from headstart.data.manifest import load_split
 from headstart.framework import device_name, keras, tf
 from headstart.training import networks
-from pipeline import extract, fine_tune, prepare, train_head
+from headstart.training.planning import build_encoder, build_plan
+from pipeline import extract, prepare, train_head
 
 EPOCHS, TURNS = 4, 3
 PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", f"epochs={EPOCHS}", "trunk_cache=on", "refit=false"]
@@ -62,22 +63,22 @@ class Clock(keras.callbacks.Callback):
 def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
     """Seconds of epochs, those before the first one, and val accuracy."""
     clock, start = Clock(), time.perf_counter()
-    trunk = fine_tune.build(params, meta, "float32")
-    head, _ = networks.load(paths.HEAD)
-    with fine_tune.opened(params, trunk, head, meta, [], None) as plan:
-        tuned = plan.train(clock)
-        plan.forget()
-    return clock.seconds(), clock.ends[0] - start, tuned.epochs.kept["val_accuracy"]
+    encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
+    with build_plan(params, encoder, head, meta, [], None) as plan:
+        assert plan, "nothing is trained"
+        result = plan.train(clock)
+        plan.delete_checkpoints()
+    return clock.seconds(), clock.ends[0] - start, result.history.kept["val_accuracy"]
 
 
 def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
     """What the guides of Keras show, from files."""
-    row, size, clock = BACKBONES[params.backbone], meta["image_size"], Clock()
-    trunk = fine_tune.build(params, meta, "float32")
-    head, _ = networks.load(paths.HEAD)
-    base = trunk.get_layer(keras_applications.BACKBONE_LAYER)
-    blocks.unfreeze(base, blocks.chosen(base, row, params.fine_tune.unfreeze), 1)
-    model = keras.Model(trunk.inputs, head(trunk.output))
+    size, clock = meta["size"], Clock()
+    encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
+    blocks = get_backbone(params.backbone).blocks(encoder)
+    trained = splitting.select_blocks(blocks, params.fine_tune.unfreeze)
+    splitting.set_trainable(encoder.get_layer(BACKBONE_LAYER), trained, 1)
+    model = keras.Model(encoder.inputs, head(encoder.output))
     model.compile(
         keras.optimizers.Adam(params.fine_tune.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
