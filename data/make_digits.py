@@ -1,6 +1,6 @@
 """Make data/digits.zip from the handwritten digits that come with scikit-learn: CLASS/INDEX.png, 8 x 8, grey.
 
-The same bytes each time. Command: python data/make_digits.py
+The bytes are always the same. Command: python data/make_digits.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DIGITS = Path(__file__).parent / "digits.zip"
 
 
 def make(file: Path) -> None:
-    """Write the archive; inks of 0 to 16 become greys of 0 to 255."""
+    """Write the archive; ink of 0 to 16 becomes grey of 0 to 255."""
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
     digits = load_digits()
     greys = np.uint8(np.round(digits.images * (255 / 16)))

@@ -1,8 +1,8 @@
-"""Train the backbone `tiny` on formula images, to tell them apart and to describe them, and write its weights.
+"""Pretrain the backbone `tiny` on formula images, to classify and to describe them, and write its weights.
 
 Reads:   pretraining/params.yaml
 Writes:  pretraining/tiny.weights.h5, or --out; while it runs, pretraining/checkpoint-....keras every CHECKPOINT_STEPS
-         steps: killed at any moment, the next call with the same params and the same code goes on from there.
+         steps: the same command, with the same params and code, resumes from there, whenever it was killed.
 Command: python -m pretraining.train [--steps 100] [--seed 2] ... [--out FILE.weights.h5]
 """
 
@@ -21,28 +21,33 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
 import numpy as np
 import yaml
-from headstart.backbones.table import BACKBONES
 from pydantic import Field
 from tqdm import trange
 
+from headstart.backbones import get_backbone
+from headstart.backbones.base import BACKBONE_LAYER
+from headstart.backbones.keras_applications import KerasApplication
 from headstart.errors import UserError
 from headstart.outputs import Outputs
 from headstart.validation import Float, Int, Rule, Section, check, read_yaml
 from pretraining import formula_images
 
+if TYPE_CHECKING:
+    import keras
+
 HERE = Path(__file__).parent
 PARAMS = HERE / "params.yaml"
 CHECKPOINT_STEPS = 200
-AHEAD = 8  # batches that are drawn ahead of the network
+AHEAD = 8  # batches that are drawn in advance
 
 
 class Settings(Section):
-    """What params.yaml holds."""
+    """The content of params.yaml."""
 
     classes: Annotated[Int, Field(ge=2, le=100_000)]
     size: Annotated[Int, Field(ge=32, le=128, multiple_of=16), Rule("a multiple of 16 in [32, 128]")]
@@ -54,15 +59,18 @@ class Settings(Section):
     seed: Annotated[Int, Field(ge=0, le=4_294_967_295)]
 
     def checkpoint(self, folder: Path) -> Path:
-        """The file in `folder` for a training by these settings and this code."""
+        """Return the file in `folder` for a training with these settings and this code."""
         code = [file.read_bytes() for file in sorted(HERE.glob("*.py"))]
         digest = hashlib.sha256(b"".join([repr(self).encode(), *code])).hexdigest()[:8]
         return folder / f"checkpoint-{digest}.keras"
 
 
 def make_batch(step: int, batch_size: int, classes: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (batch_size, size, size, 3) uint8 and categories (batch_size,) of one step, the same in any process."""
-    cv2.setNumThreads(1)  # a process a core draws already
+    """Draw the images, (batch_size, size, size, 3) uint8, and categories, (batch_size,), of one step.
+
+    They are the same in any process.
+    """
+    cv2.setNumThreads(1)  # there is a process per core already
     categories = np.random.default_rng([seed, 0, step]).integers(0, classes, batch_size)
     images = [
         formula_images.draw(int(category), step * batch_size + n, size, seed) for n, category in enumerate(categories)
@@ -70,8 +78,8 @@ def make_batch(step: int, batch_size: int, classes: int, size: int, seed: int) -
     return np.stack(images), categories
 
 
-def _begin_to_draw() -> None:
-    """In a process that draws: leave Ctrl-C to the one that trains, and end with it, even where that is killed."""
+def _start_drawing() -> None:
+    """Set up a process that draws: it leaves Ctrl-C to the one that trains, and ends with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
 
@@ -83,9 +91,9 @@ def _begin_to_draw() -> None:
 
 
 def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of the steps from `start` to `stop`, drawn in processes of their own."""
+    """Yield the batches of the steps from `start` to `stop`, drawn by other processes."""
     # Spawned, not forked: the threads of TensorFlow, JAX and PyTorch do not survive a fork.
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) // 2), get_context("spawn"), _begin_to_draw)
+    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) // 2), get_context("spawn"), _start_drawing)
     try:
         queue: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         for step in range(start, stop):
@@ -98,23 +106,24 @@ def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray
         pool.shutdown(cancel_futures=True)
 
 
-def build(settings: Settings):
-    """The backbone under its preprocessing, with a linear layer over the categories and one over the descriptors."""
+def build(settings: Settings) -> keras.Model:
+    """Build the backbone with its preprocessing, a linear layer for the categories and one for the descriptors."""
     import keras
 
     from pretraining import descriptors
 
     keras.utils.set_random_seed(settings.seed)
-    row, size = BACKBONES["tiny"], settings.size
+    row, size = get_backbone("tiny"), settings.size
+    assert isinstance(row, KerasApplication)
     base = getattr(keras.applications, row.constructor)(
         include_top=False, weights=None, input_shape=(size, size, 3), **dict(row.arguments)
     )
-    base.name = "backbone"
+    base.name = BACKBONE_LAYER
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.99  # its 0.999 suits runs of a hundred thousand steps
     image = keras.Input((size, size, 3))
-    features = keras.layers.GlobalAveragePooling2D()(base(keras.applications.mobilenet_v2.preprocess_input(image)))
+    features = keras.layers.GlobalAveragePooling2D()(base(row.preprocess(image)))
     described = descriptors.build_describer(size).output_shape[1]
     outputs = [
         keras.layers.Dense(settings.classes, name="category")(features),
@@ -133,8 +142,8 @@ def build(settings: Settings):
     return model
 
 
-def _begun(settings: Settings, checkpoint: Path):
-    """The model as `checkpoint` has it, where it can be used, or a new one."""
+def _resume(settings: Settings, checkpoint: Path) -> keras.Model:
+    """Load the model of `checkpoint` if it can be used, else build a new one."""
     import keras
 
     model = build(settings)
@@ -144,39 +153,39 @@ def _begun(settings: Settings, checkpoint: Path):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Skipping variable loading")  # of another optimizer
             found = keras.models.load_model(checkpoint)
-        alike = (found.input_shape, found.output_shape) == (model.input_shape, model.output_shape)
-        if not alike or int(found.optimizer.iterations) > settings.steps:
-            raise ValueError("it is of another training")
+        same = (found.input_shape, found.output_shape) == (model.input_shape, model.output_shape)
+        if not same or int(found.optimizer.iterations) > settings.steps:
+            raise ValueError("it belongs to another training")
     except Exception as error:  # Keras has many for a file that it cannot use
         reason = " ".join(str(error).split())[:200]
-        print(f"{checkpoint}: cannot be gone on with ({reason}); training begins anew", file=sys.stderr)
+        print(f"{checkpoint}: cannot resume from it ({reason}); training starts from the beginning", file=sys.stderr)
         return model
     return found
 
 
 def train(settings: Settings, out: Path, checkpoint: Path) -> None:
-    """Run what is left of the steps, then write the weights.
+    """Run the remaining steps, then write the weights.
 
     Raises:
-        UserError: where a file cannot be written, or the training diverges.
+        UserError: if a file cannot be written, or the training diverges.
     """
     if not out.name.endswith(".weights.h5"):
-        raise UserError(f"--out {out}: the name must end in .weights.h5, as Keras wants it")
+        raise UserError(f"--out {out}: the name must end in .weights.h5, as Keras demands")
     outputs = Outputs()
     try:
         for file in (out, checkpoint):
-            outputs.path(file)  # what cannot be written is told before the work, not after it
+            outputs.path(file)  # fails now, not after hours of work, if it cannot be written
     finally:
         outputs.discard()
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
-        import_module("headstart.framework")  # loads TensorFlow without the lines that it writes then
+        import_module("headstart.framework")  # loads TensorFlow without its messages
     from pretraining import descriptors
 
-    model, describer = _begun(settings, checkpoint), descriptors.build_describer(settings.size)
-    start = kept = int(model.optimizer.iterations)
+    model, describer = _resume(settings, checkpoint), descriptors.build_describer(settings.size)
+    start = saved = int(model.optimizer.iterations)
     print(
         f"pretraining: {settings.steps} batches of {settings.batch_size} images, {settings.size} px, "
-        f"{settings.classes} categories" + (f"; goes on after batch {start}" if start else ""),
+        f"{settings.classes} categories" + (f"; resuming after batch {start}" if start else ""),
         flush=True,
     )
     bar = trange(start, settings.steps, initial=start, total=settings.steps, unit=" batches", disable=None)
@@ -186,25 +195,25 @@ def train(settings: Settings, out: Path, checkpoint: Path) -> None:
             targets = [categories, describer.predict_on_batch(images)]
             logs = model.train_on_batch(images, targets, return_dict=True)
             if not np.isfinite(logs["loss"]):
-                raise UserError(f"the loss is no number at batch {step + 1}; lower learning_rate, or take another seed")
+                raise UserError(f"loss is NaN at batch {step + 1}; lower learning_rate, or try another seed")
             if (step + 1) % CHECKPOINT_STEPS == 0:
                 model.save(outputs.path(checkpoint))
                 outputs.commit()
-                kept = step + 1
+                saved = step + 1
                 figures = ", ".join(f"{name} {value:.3f}" for name, value in logs.items())
-                bar.write(f"batch {kept}: {figures}")
+                bar.write(f"batch {saved}: {figures}")
                 model.reset_metrics()
     except (KeyboardInterrupt, SystemExit):
-        goes_on = f"goes on after batch {kept}" if kept else "begins anew"
-        print(f"pretraining: stopped; the same command {goes_on}", file=sys.stderr)
+        place = f"resumes after batch {saved}" if saved else "starts from the beginning"
+        print(f"pretraining: stopped; the same command {place}", file=sys.stderr)
         raise
     finally:
         data.close()
         outputs.discard()
     partial = outputs.path(out)
-    saved = partial.with_name(f"{partial.name}.weights.h5")
-    model.get_layer("backbone").save_weights(saved)
-    os.replace(saved, partial)
+    weights = partial.with_name(f"{partial.name}.weights.h5")
+    model.get_layer(BACKBONE_LAYER).save_weights(weights)
+    os.replace(weights, partial)
     outputs.commit()
     checkpoint.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size:,} bytes, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")
@@ -212,16 +221,16 @@ def train(settings: Settings, out: Path, checkpoint: Path) -> None:
 
 
 def parse(argv: list[str] | None = None) -> tuple[Settings, Path, Path]:
-    """The settings, with what the command line changes; the file to write; the folder for checkpoints.
+    """Return the settings, changed by the command line, the file to write, and the folder for checkpoints.
 
     Raises:
-        UserError: naming what is not valid.
+        UserError: if a value is not valid.
     """
     parser = argparse.ArgumentParser(prog="python -m pretraining.train", description=__doc__.split("\n")[0])
     for name in Settings.model_fields:
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help="in the place of that in params.yaml")
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help="instead of the one in params.yaml")
     parser.add_argument("--out", type=Path, default=HERE / "tiny.weights.h5", help="the weights; default: %(default)s")
-    parser.add_argument("--checkpoints", type=Path, default=HERE, help="a folder for them; default: %(default)s")
+    parser.add_argument("--checkpoints", type=Path, default=HERE, help="their folder; default: %(default)s")
     found = parser.parse_args(argv)
     in_file = read_yaml(PARAMS)
     settings = check(Settings, in_file, PARAMS, "pretraining/train.py")
@@ -240,7 +249,7 @@ def _value(text: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train as params.yaml and the command line say."""
+    """Train by params.yaml and the command line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         settings, out, checkpoints = parse(argv)

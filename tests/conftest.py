@@ -152,7 +152,8 @@ def register_short() -> None:
             base = keras.Model(image, x, name=BACKBONE_LAYER, trainable=False)
             pixels = keras.Input((size, size, 3), name="image")
             feature_map = base(pixels / 127.5 - 1.0, training=False)
-            pooled = keras.layers.GlobalAveragePooling2D(name=POOL_LAYER)(feature_map)
+            kind = "Max" if pooling == "max" else "Average"
+            pooled = getattr(keras.layers, f"Global{kind}Pooling2D")(name=POOL_LAYER)(feature_map)
             return keras.Model({"image": pixels}, pooled, name="encoder")
 
         def blocks(self, encoder: keras.Model) -> list[Block]:

@@ -1,5 +1,6 @@
-from __future__ import annotations
+"""Encoders as the registry builds them: weights, pooling, preprocessing."""
 
+from __future__ import annotations
 
 import h5py
 import keras
@@ -7,100 +8,100 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from headstart.backbones import keras_applications
-from headstart.backbones.table import BACKBONES
+from headstart.backbones import get_backbone, keras_applications
+from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
+from headstart.backbones.keras_table import ROWS
 from headstart.errors import UserError
-from headstart.training import networks
 
-# One backbone a way of preprocessing; `inside` twice, since EfficientNet and ConvNeXt do it by other layers.
-FAMILIES = {
-    "tiny": 32,
-    "vgg16": 32,
-    "densenet121": 32,
-    "efficientnetb0": 32,
-    "convnexttiny": 32,
-    "mobilenetv3small": 32,
-}
+# A backbone per way of preprocessing; two that do it inside, since EfficientNet and ConvNeXt use different layers.
+FAMILIES = ["tiny", "vgg16", "densenet121", "efficientnetb0", "convnexttiny", "mobilenetv3small"]
 
 
 @pytest.fixture
 def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3)).astype(np.float32)
 
 
-def trunk_of(backbone: str = "tiny", weights: str = "none", pooling: str = "avg", seed: int = 0) -> keras.Model:
-    return keras_applications.build_trunk(backbone, weights, 32, pooling, seed)
+def build(
+    backbone: str = "tiny", weights: str = "none", size: int = 32, pooling: str = "avg", seed: int = 0
+) -> keras.Model:
+    return get_backbone(backbone).build(weights, size, pooling, seed)
 
 
-def test_the_families_are_all_there():
-    assert {BACKBONES[name].preprocessing for name in FAMILIES} == {row.preprocessing for row in BACKBONES.values()}
+def test_the_families_cover_every_way_of_preprocessing():
+    assert {get_backbone(name).preprocessing for name in FAMILIES} == {row.preprocessing for row in ROWS}
 
 
-@pytest.mark.parametrize(("pooling", "width"), [("avg", 1280), ("max", 1280), ("flatten", 1280)])
-def test_poolings(pooling, width, images):
-    features = networks.predict(trunk_of(pooling=pooling), images, 8)
-    assert features.shape == (5, width)  # 32 px leave one position of the feature map
-    assert keras_applications.build_trunk("tiny", "none", 64, "flatten", 0).output_shape == (None, 4 * 1280)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "convnexttiny" else ()) for name in FAMILIES]
+)
+def test_preprocessing_is_part_of_the_encoder(name, images):
+    row = get_backbone(name)
+    encoder = build(name)
+    by_hand = getattr(keras.applications, row.module).preprocess_input(images.copy())
+    expected = encoder.get_layer(BACKBONE_LAYER)(by_hand, training=False).numpy().mean(axis=(1, 2))
+    found = encoder({"image": images}, training=False).numpy()
+    assert found.shape == (5, row.feature_dim)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_an_image_has_the_same_features_in_any_batch(images):
-    trunk = trunk_of(weights="pretrained")
-    whole = networks.predict(trunk, images, 5)
-    for size in (1, 5, 64):  # on some processors TensorFlow rounds by size and place
-        other = np.concatenate([networks.predict(trunk, images[[n]], size) for n in range(5)])
-        assert np.abs(other - whole).max() <= 1e-5 * np.abs(whole).max()
+def test_poolings(images):
+    vectors = {}
+    for pooling in ("avg", "max", "flatten"):
+        encoder = build(size=64, pooling=pooling)
+        vectors[pooling] = encoder({"image": images.repeat(2, 1).repeat(2, 2)}, training=False).numpy()
+    maps = vectors["flatten"].reshape(5, 4, 1280)
+    assert np.allclose(vectors["avg"], maps.mean(axis=1), atol=1e-5)
+    assert np.allclose(vectors["max"], maps.max(axis=1), atol=1e-5)
 
 
-def test_weights_without_training_are_drawn_from_the_seed():
-    fingerprints = [keras_applications.weights_sha256(trunk_of(seed=seed)) for seed in (1, 1, 2)]
-    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+def test_random_weights_depend_on_the_seed_only():
+    hashes = [weights_sha256(build(seed=seed)) for seed in (1, 1, 2)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
+@pytest.mark.parametrize("backbone", ["vgg16", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_a_weights_file_is_loaded(backbone, tmp_path):
-    base = getattr(keras.applications, BACKBONES[backbone].constructor)(include_top=False, weights=None)
+    base = getattr(keras.applications, get_backbone(backbone).constructor)(include_top=False, weights=None)
     base.save_weights(tmp_path / "own.weights.h5")
-    assert keras_applications.weights_sha256(
-        trunk_of(backbone, str(tmp_path / "own.weights.h5"))
-    ) == keras_applications.weights_sha256(base)
+    assert weights_sha256(build(backbone, str(tmp_path / "own.weights.h5"))) == weights_sha256(base)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    trunk_of("vgg16").get_layer("backbone").save_weights(tmp_path / "vgg.weights.h5")
-    with pytest.raises(UserError, match=r"vgg\.weights\.h5: these weights do not fit tiny"):
-        trunk_of("tiny", str(tmp_path / "vgg.weights.h5"))
+    build("mobilenetv3small").get_layer(BACKBONE_LAYER).save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(UserError, match=r"other\.weights\.h5: these weights do not fit tiny"):
+        build("tiny", str(tmp_path / "other.weights.h5"))
     with pytest.raises(UserError, match=r"weights file '.*none\.h5' does not exist"):
-        trunk_of("tiny", str(tmp_path / "none.h5"))
+        build("tiny", str(tmp_path / "none.h5"))
 
 
-def test_the_weights_of_the_repository_are_those_of_the_table(monkeypatch, tmp_path):
-    keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
-    trunk_of().get_layer("backbone").save_weights(tmp_path / "tiny.weights.h5")
-    monkeypatch.setattr("headstart.backbones.table.TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
-    for harm in (lambda: None, (tmp_path / "tiny.weights.h5").unlink):
-        harm()
-        with pytest.raises(UserError, match=r"tiny\.weights\.h5: not the weights that pipeline/backbones\.py lists"):
-            keras_applications.build_trunk("tiny", "pretrained", 32, "avg", 0)
+def test_the_weights_of_the_repository_have_the_hash_in_the_table(monkeypatch, tmp_path):
+    build("tiny", "pretrained")
+    build().get_layer(BACKBONE_LAYER).save_weights(tmp_path / "tiny.weights.h5")
+    monkeypatch.setattr(keras_applications, "TINY_WEIGHTS", tmp_path / "tiny.weights.h5")
+    for damage in (lambda: None, (tmp_path / "tiny.weights.h5").unlink):
+        damage()
+        with pytest.raises(UserError, match=r"tiny\.weights\.h5: not the weights that keras_table\.py lists"):
+            build("tiny", "pretrained")
 
 
 def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
-    """Random weights take the place of ImageNet's, under the name and in the format that Keras publishes them."""
+    """Random weights stand for ImageNet's, under the name and in the format that Keras publishes them."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # read from KERAS_HOME at import
-    file = BACKBONES["mobilenetv2"].weights_path(96)
+    file = get_backbone("mobilenetv2").weights_path(96)
     file.parent.mkdir(parents=True)
     base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
     with h5py.File(file, "w") as h5:
         legacy_h5_format.save_weights_to_hdf5_group(h5, base)
-    trunk = keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
-    assert keras_applications.weights_sha256(trunk) == keras_applications.weights_sha256(base)
+    assert weights_sha256(build("mobilenetv2", "pretrained", 96)) == weights_sha256(base)
 
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"_96_no_top\.h5: these weights of mobilenetv2 cannot be loaded .* remove the"):
-        keras_applications.build_trunk("mobilenetv2", "pretrained", 96, "avg", 0)
+        build("mobilenetv2", "pretrained", 96)
 
 
-def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_path):
+def test_unavailable_weights_are_reported_with_their_place(monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
     def offline(*_, **__):
@@ -108,6 +109,6 @@ def test_weights_that_cannot_be_had_are_named_with_their_place(monkeypatch, tmp_
 
     monkeypatch.setattr(keras.applications, "VGG16", offline)
     with pytest.raises(UserError) as error:
-        trunk_of("vgg16", "pretrained")
+        build("vgg16", "pretrained")
     for part in ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", str(tmp_path / "models"), "here:   tiny"):
         assert part in str(error.value)

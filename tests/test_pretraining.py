@@ -13,14 +13,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from headstart.backbones import keras_applications
+from headstart.backbones import get_backbone
 from pretraining import formula_images, train
 from pretraining.descriptors import build_describer
-from pretraining.formula_images import FAMILIES, SIGNS, draw, sheet
+from pretraining.formula_images import draw, sheet
+from pretraining.formulas import FAMILIES, SIGNS
 
 
 @pytest.mark.parametrize("category", range(2 * len(FAMILIES)))
-def test_an_image_is_a_function_of_its_numbers(category):
+def test_an_image_depends_on_its_numbers_only(category):
     image = draw(category, 3, 48, seed=5)
     assert image.shape == (48, 48, 3)
     assert image.dtype == np.uint8
@@ -34,14 +35,14 @@ def test_most_images_show_something():
     assert np.mean(np.array(spread) > 5) > 0.9
 
 
-def test_a_sheet_has_a_row_a_category():
+def test_a_sheet_has_a_row_per_category():
     found = np.asarray(sheet(4, 3, 32, seed=1))
     assert found.shape == (4 * 32, 3 * 32, 3)
     assert (found[64:96, 32:64] == draw(2, 1, 32, seed=1)).all()
 
 
 def test_no_digit_is_among_the_signs():
-    """Digits are what the network is judged by."""
+    """Digits are what the network is evaluated on."""
     assert not set(SIGNS) & set("0123456789")
 
 
@@ -62,7 +63,7 @@ def bars(upright: bool, colours: tuple[int, ...] = (255, 255, 255)) -> np.ndarra
     return image if upright else image.transpose(1, 0, 2)
 
 
-def test_descriptors_tell_direction_colour_and_place_apart(describer):
+def test_descriptors_depend_on_direction_colour_and_place(describer):
     half = np.zeros((32, 32, 3), np.uint8)
     half[:16] = 255
     pairs = [
@@ -87,7 +88,7 @@ def test_descriptors_are_standardised_over_the_batch(describer):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network that compiles in a second takes the place of the real one."""
+    """A network that compiles in a second instead of the real one."""
 
     def build(settings: train.Settings) -> keras.Model:
         keras.utils.set_random_seed(settings.seed)
@@ -136,17 +137,17 @@ def stopped(tmp_path, small, monkeypatch, capsys) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(train, "batches", interrupted)
         assert train.main(words(tmp_path, "resumed.weights.h5")) == 130
-    assert "stopped; the same command goes on after batch 2" in capsys.readouterr().err
+    assert "stopped; the same command resumes after batch 2" in capsys.readouterr().err
     (checkpoint,) = [file for file in tmp_path.iterdir() if "partial" not in file.name]
     return checkpoint
 
 
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path, stopped, capsys):
+def test_an_interrupted_training_resumes(tmp_path, stopped, capsys):
     settings, _, folder = train.parse(words(tmp_path, "other.weights.h5", "--learning-rate", "0.1"))
-    assert settings.checkpoint(folder) != stopped  # of another training: that is not gone on with
+    assert settings.checkpoint(folder) != stopped  # of another training, which is not resumed
     resumed = run(tmp_path, "resumed.weights.h5")
     printed = capsys.readouterr().out
-    assert "goes on after batch 2" in printed
+    assert "resuming after batch 2" in printed
     assert hashlib.sha256(resumed.read_bytes()).hexdigest() in printed
     whole = run(tmp_path, "whole.weights.h5")
     assert {file.name for file in tmp_path.iterdir()} == {"resumed.weights.h5", "whole.weights.h5"}
@@ -155,7 +156,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, stopped, capsys)
 
 
 @pytest.mark.parametrize("damage", ["empty", "another network"])
-def test_a_checkpoint_that_cannot_be_used_is_told_and_left_out(tmp_path, stopped, capsys, damage):
+def test_a_useless_checkpoint_is_reported_and_replaced(tmp_path, stopped, capsys, damage):
     if damage == "empty":
         stopped.write_bytes(b"")
     else:
@@ -163,11 +164,11 @@ def test_a_checkpoint_that_cannot_be_used_is_told_and_left_out(tmp_path, stopped
         other.compile("adam", "mse")
         other.save(stopped)
     run(tmp_path, "new.weights.h5")
-    assert "cannot be gone on with" in capsys.readouterr().err
+    assert "cannot resume from it" in capsys.readouterr().err
     assert not stopped.exists()
 
 
-def test_a_loss_that_is_no_number_leaves_no_weights(tmp_path, small, monkeypatch, capsys):
+def test_a_loss_of_nan_leaves_no_weights(tmp_path, small, monkeypatch, capsys):
     real = train.build
 
     def build(settings: train.Settings) -> keras.Model:
@@ -177,7 +178,7 @@ def test_a_loss_that_is_no_number_leaves_no_weights(tmp_path, small, monkeypatch
 
     monkeypatch.setattr(train, "build", build)
     assert train.main(words(tmp_path, "none.weights.h5")) == 1
-    assert "the loss is no number at batch 1; lower learning_rate" in capsys.readouterr().err
+    assert "loss is NaN at batch 1; lower learning_rate" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +193,8 @@ def test_a_loss_that_is_no_number_leaves_no_weights(tmp_path, small, monkeypatch
         (["--checkpoints", "file"], "cannot be written"),
     ],
 )
-def test_mistakes_are_told_before_the_work(workspace, capsys, more, message):
+def test_mistakes_are_reported_before_the_work(tmp_path, monkeypatch, capsys, more, message):
+    monkeypatch.chdir(tmp_path)
     Path("file").touch()
     assert train.main(words(Path.cwd(), "x.weights.h5", *more)) == 1
     assert message in capsys.readouterr().err
@@ -236,7 +238,7 @@ if __name__ == "__main__":
     assert not alive
 
 
-def test_the_sheet_is_written_where_it_is_asked_for(tmp_path, capsys):
+def test_the_sheet_is_written(tmp_path, capsys):
     assert formula_images.main([str(tmp_path / "new folder" / "sheet.PNG")]) == 0
     (file,) = (tmp_path / "new folder").iterdir()
     assert Image.open(file).size == (14 * 64, 2 * len(FAMILIES) * 64)
@@ -249,7 +251,7 @@ def test_the_network_is_the_one_of_the_table():
         classes=3, size=32, batch_size=2, steps=10, learning_rate=0.001, weight_decay=0.0, describe=1.0, seed=0
     )
     model = train.build(settings)
-    trunk = keras_applications.build_trunk("tiny", "none", 32, "avg", 0)
-    shapes = [[weight.shape for weight in network.get_layer("backbone").weights] for network in (model, trunk)]
+    encoder = get_backbone("tiny").build("none", 32, "avg", 0)
+    shapes = [[weight.shape for weight in network.get_layer("backbone").weights] for network in (model, encoder)]
     assert shapes[0] == shapes[1]
     assert [output.shape[1] for output in model.outputs] == [3, build_describer(32).output_shape[1]]

@@ -135,19 +135,20 @@ class KerasApplication(Backbone):
                     return constructor(include_top=False, weights="imagenet", input_shape=shape, **arguments)
                 except Exception as error:
                     raise self._no_weights(self.weights_path(size), error) from error
-            base = constructor(include_top=False, weights=None, input_shape=shape, **arguments)
+            file = None if weights == "none" else Path(weights)
             if weights == "pretrained":
-                self._load(base, _verified(self.weights_path(size), self.weights_sha256))
-            elif weights != "none":
-                self._load(base, Path(weights))
+                file = _verified(self.weights_path(size), self.weights_sha256)
+            elif file and not file.is_file():
+                raise UserError(
+                    f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
+                )
+            base = constructor(include_top=False, weights=None, input_shape=shape, **arguments)
+            if file:
+                self._load(base, file)
             return base
 
     def _load(self, base: keras.Model, file: Path) -> None:
         """Load all weights of `base` from `file`."""
-        if not file.is_file():
-            raise UserError(
-                f"{PARAMS_FILE}: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
-            )
         try:
             with warnings.catch_warnings():
                 # Keras only warns if a file lacks a layer, and leaves that layer random.
