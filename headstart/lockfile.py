@@ -156,7 +156,7 @@ def up_to_date_stages(
     Args:
         params: params.yaml, as its sections.
         is_there: whether an output is in reach, by its entry in dvc.lock; None: all are.
-        just_ran: a stage that DVC has not written into dvc.lock yet.
+        just_ran: a stage that DVC has not written into dvc.lock yet; what comes after it is left out.
 
     Raises:
         UserError: if dvc.yaml or dvc.lock cannot be read.
@@ -167,9 +167,7 @@ def up_to_date_stages(
     up_to_date = []
     for stage, definition in stages.items():
         if stage == just_ran:
-            produced |= {path: md5_of(tree, path) for path, _ in outs_of(definition)}
-            up_to_date.append(stage)
-            continue
+            return [*up_to_date, stage]
         code |= {path: md5_of(tree, path) for path in code_deps({stage: definition}) if path not in code}
         try:
             entry = lock[stage]

@@ -129,7 +129,7 @@ def test_other_files_are_refused_by_name(tmp_path, spoil, message):
 
 def test_runs_must_share_examples(tmp_path):
     runs = (load_results(write(tmp_path / f"{first}.csv", table(9, first=first))) for first in (0, 100))
-    with pytest.raises(UserError, match="do not have two test examples of the same label in common"):
+    with pytest.raises(UserError, match="do not have two examples of the same label in common"):
         pair_results(*runs)
 
 

@@ -6,24 +6,28 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import recorded
 from conftest import free_port, wait_for
 from mlflow import MlflowClient
-from test_registry import _light as _light  # a fixture
-from test_registry import evaluated, run, versions
-from test_tracking import rows
+from test_registry import _light as _light  # fixtures
+from test_registry import versions
+from test_tracking import by_stage, files, found
+from test_tracking import here as here
 
-from headstart.tracking import outbox
+from headstart import tracking
+from headstart.errors import UserError
+from headstart.tracking.rebuild import rebuild
 
 
 class Server:
     """`mlflow server` with a database and artifacts of its own."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._port = free_port()
+        self._root, self._port = root, free_port()
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
@@ -44,9 +48,10 @@ class Server:
 
 
 @pytest.fixture
-def server(workspace, monkeypatch, fresh_store):
-    (workspace / "server.db").write_bytes(fresh_store.read_bytes())
-    server = Server(workspace)
+def server(here, tmp_path_factory, monkeypatch, fresh_store) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    (root / "server.db").write_bytes(fresh_store.read_bytes())
+    server = Server(root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server.start()
@@ -54,9 +59,12 @@ def server(workspace, monkeypatch, fresh_store):
     server.kill()
 
 
-def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_nothing_twice(server, workspace, monkeypatch, capsys):
-    def dying(step: str, calls: int) -> None:
-        """The server dies when `step` is called that often; what was on the way reaches nobody."""
+def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_nothing_twice(server, here, monkeypatch):
+    for number, (name, wrong) in enumerate([("a", 10), ("b", 0), ("c", 20)]):
+        recorded.experiment(name, results={"wrong": wrong}, **{"train_head.dropout": number / 10})
+
+    def dies(step: str, calls: int) -> None:
+        """The server dies when `step` is called that often; `headstart track` says what is missing."""
         whole, left = getattr(MlflowClient, step), [calls]
 
         def call(self, *args, **kwargs):
@@ -65,34 +73,36 @@ def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_nothing_twice(s
                 server.kill()
             return whole(self, *args, **kwargs)
 
-        patch.setattr(MlflowClient, step, call)
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, step, call)
+            with pytest.raises(UserError, match=r"lacks \d experiments? \(.*c\), or parts of it"):
+                rebuild()
+        server.start()
 
-    assert run(*evaluated("a", wrong=10))
-    with monkeypatch.context() as patch:  # while a record is sent
-        dying("log_artifact", 2)
-        assert not run(*evaluated("b", wrong=0, time=1_700_000_000_001))
-    assert [entry.name.split("-")[1] for entry in outbox.entries()] == ["fine_tune", "evaluate"]
-    assert not run(*evaluated("c", wrong=20, time=1_700_000_000_002))  # nobody is there
-    printed = capsys.readouterr()
-    assert printed.err.count("kept and sent later") == 2
-    assert printed.out.count("\n") == 1  # of the model, not of each run
-    server.start()
-    with monkeypatch.context() as patch:  # while a model is registered
-        dying("log_model_artifacts", 1)
-        assert not run()
-    assert outbox.entries() == []
-    server.start()
-    assert run()
+    dies("log_batch", 5)  # while the first is shown
+    dies("log_artifact", 60)  # while the second is
+    dies("log_artifacts", 1)  # while a model is registered
+    for _ in range(2):
+        rebuild()
+        client, rows, stages, trials = found()
+        assert sorted(row.info.run_name for row in rows) == ["a", "b", "c"]
+        assert trials == []
+        for row in rows:
+            own = by_stage([run for run in stages if run.data.tags["mlflow.parentRunId"] == row.info.run_id])
+            assert set(own) == set(recorded.STAGES)
+            assert files(client, own["fine_tune"], "models") == {"models/model.keras"}
+            assert len(client.get_metric_history(row.info.run_id, "train_head/epoch/loss")) == 2
+        assert versions() == {1: ("first", []), 2: ("better", ["champion"]), 3: ("worse", ["challenger"])}
+    assert not (here / "mlartifacts").exists()
+    assert not (here / "mlruns").exists()
 
-    client, parents, children = rows(workspace, server.uri)
-    assert sorted(row.data.tags["headstart.key"] for row in parents) == ["a", "b", "c"]
-    assert sorted(run.info.run_name for run in children) == ["evaluate"] * 3 + ["fine_tune"] * 3
-    for child in children:
-        folder, file = ("models", "model.keras") if child.info.run_name == "fine_tune" else ("predictions", "test.csv")
-        assert [item.path for item in client.list_artifacts(child.info.run_id, folder)] == [f"{folder}/{file}"]
-    expected = {1: ("first", []), 2: ("better", ["champion"]), 3: ("worse", ["challenger"])}
-    assert versions(server.uri) == expected
-    assert run()
-    assert versions(server.uri) == expected
-    assert not (workspace / "mlartifacts").exists()
-    assert not (workspace / "copy" / "mlruns").exists()
+
+def test_a_pull_request_links_to_the_row_of_the_workspace(server, here):
+    for stage in recorded.STAGES:
+        recorded.leave(stage)
+    recorded.lock()
+    assert tracking.run_address() is None
+    rebuild()
+    _, (row,), _, _ = found()
+    experiment = row.info.experiment_id
+    assert tracking.run_address() == f"{server.uri}/#/experiments/{experiment}/runs/{row.info.run_id}"

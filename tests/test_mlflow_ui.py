@@ -1,10 +1,9 @@
-"""What somebody sees who types `python -m headstart.tracking.commands ui`, in a browser."""
+"""`headstart ui`: its addresses, and what somebody sees there in a browser."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,30 +11,58 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import recorded
 from conftest import ROOT, free_port, wait_for
-from test_registry import _light as _light  # a fixture
-from test_registry import evaluated, run
-from test_tracking import make_record
+from test_registry import _light as _light  # fixtures
+from test_tracking import here as here
+
+from headstart.errors import UserError
+from headstart.tracking import ui
+from headstart.tracking.rebuild import rebuild
 
 PATIENCE = 120_000  # milliseconds: the server shares the machine with the other tests
 
 
+def test_the_ui_stays_on_localhost_and_names_its_page(here, monkeypatch, capsys):
+    commands = []
+
+    class Server:
+        wait = terminate = staticmethod(lambda: 0)
+
+    monkeypatch.setattr(ui.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(ui.subprocess, "Popen", lambda command, **_: commands.append(command) or Server)
+    assert ui.ui(5001) == 0
+    assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
+    (command,) = commands
+    options = dict(zip(command[4::2], command[5::2], strict=True))
+    host, port, uri = options["--host"], options["--port"], options["--backend-store-uri"]
+    assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{here}/mlflow.db")
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"port \d+ is already in use; choose another: headstart ui --port"):
+            ui.ui(taken.getsockname()[1])
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
+    assert ui.ui(5001) == 0
+    assert "http://tracking.example.org: open it" in capsys.readouterr().out
+    assert len(commands) == 1
+
+
 @pytest.fixture
-def pages(workspace) -> Iterator[list[str]]:
+def pages(here) -> Iterator[list[str]]:
     """The addresses that the command prints, of a store with two experiments; it runs until the test ends.
 
     The second is better on the test split, the first on the validation split.
     """
-    for key, wrong, val_loss in (("first", 10, 0.2), ("second", 0, 0.3)):
-        curves = [("val_loss", epoch, val_loss * 5 / epoch) for epoch in range(1, 6)]
-        tags = {"dvc_experiment": key}
-        head = make_record("train_head", key, curves=curves, headline={"val_loss": val_loss}, tags=tags)
-        assert run(head, *evaluated(key, wrong, tags=tags))
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, name)
+    for number, (name, wrong, val_loss) in enumerate([("first", 10, 0.2), ("second", 0, 0.3)]):
+        results = {"wrong": wrong, "val_loss": val_loss}
+        recorded.experiment(name, results=results, **{"train_head.dropout": number / 10})
+    rebuild()
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "headstart.tracking.commands", "ui", "--port", str(port)],
+        [sys.executable, "-c", f"import sys; from headstart.tracking.ui import ui; sys.exit(ui({port}))"],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
@@ -62,7 +89,7 @@ def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, brows
 
     def new_tab():
         """With nothing remembered: MLflow may prefer the columns of the last visit to those of a view."""
-        tab = browser.new_page(viewport={"width": 1800, "height": 1000})
+        tab = browser.new_page(viewport={"width": 2600, "height": 1000})
         tab.set_default_timeout(PATIENCE)
         return tab
 

@@ -3,177 +3,202 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import zipfile
+import shutil
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import pytest
+import recorded
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
-from test_tracking import make_record
+from recorded import STAGES
+from test_tracking import done as done  # fixtures
+from test_tracking import here as here
 
-from headstart.tracking import outbox, recording, registry, store
+from headstart.errors import UserError
+from headstart.serving import mlflow_model
+from headstart.tracking import registry, snapshot, store
+from headstart.tracking.rebuild import _of_revisions, rebuild
 
-IMAGES = 40
+SAVE = mlflow_model.save_model
 
 
 @pytest.fixture(autouse=True)
 def _light(monkeypatch) -> None:
-    """What is in the folder of a model is not this module's concern."""
+    """What is in the folder of a model is not tested here."""
 
     def save(folder: Path, model_file: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "MLmodel").write_text("a model")
         (folder / "model.keras").write_bytes(model_file.read_bytes())
 
-    monkeypatch.setattr(registry, "save_model", save)
+    monkeypatch.setattr(mlflow_model, "save_model", save)
 
 
-def evaluated(key: str, wrong: int, first: int = 0, **changes) -> list:
-    """Records of an experiment that has the first `wrong` of its test images wrong, which are numbered from `first`."""
-    model, predictions = Path("models/model.keras"), Path("predictions/test.csv")
-    for file in (model, predictions):
-        file.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(model, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("classes.json"), '["cat", "dog"]')
-        archive.writestr(zipfile.ZipInfo("weights"), changes.pop("weights", key))
-    right = [index >= wrong for index in range(IMAGES)]
-    pd.DataFrame({
-        "path": [f"{index}.png" for index in range(IMAGES)],
-        "item_id": [f"id{first + index}" for index in range(IMAGES)],
-        "label": "cat",
-        "predicted": ["cat" if ok else "dog" for ok in right],
-        "p_cat": [0.9 if ok else 0.2 for ok in right],
-        "p_dog": [0.1 if ok else 0.8 for ok in right],
-    }).to_csv(predictions, index=False)  # fmt: skip
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    accuracy = 1 - wrong / IMAGES
-    common = {"curves": [], "metrics": {"accuracy": accuracy}, **changes}
-    return [
-        make_record("fine_tune", key, **common, artifacts={"models/model.keras": digest}),
-        make_record(
-            "evaluate", key, **common, artifacts={"predictions/test.csv": f"{wrong} {first}"},
-            headline={"accuracy": accuracy}, model=digest,
-        ),
-    ]  # fmt: skip
+def evaluate(name: float, track: bool = True, **results: Any) -> None:
+    """Leave an evaluated experiment of its own in the workspace, and track it."""
+    recorded.change(**{"train_head.dropout": name})
+    for stage in STAGES:
+        recorded.leave(stage, **results)
+    recorded.lock()
+    if track:
+        rebuild()
 
 
-def versions(uri: str = "") -> dict[int, tuple[str, list[str]]]:
+def client() -> MlflowClient:
+    return MlflowClient(store.uri())
+
+
+def versions() -> dict[int, tuple[str, list[str]]]:
     """Verdict and aliases by version."""
-    client = MlflowClient(uri or store.uri())
-    aliases = registry._aliases(client, "headstart")
+    aliases = registry.aliases(client(), "headstart")
     return {
         int(version.version): (
             version.tags[registry.VERDICT],
-            sorted(alias for alias, of in aliases.items() if of == str(version.version)),
+            sorted(alias for alias, number in aliases.items() if number == str(version.version)),
         )
-        for version in client.search_model_versions("name = 'headstart'")
+        for version in client().search_model_versions("name = 'headstart'")
     }
 
 
-def run(*records) -> bool:
-    """As after a stage."""
-    return recording.send_or_keep(list(records)) and registry.register()
+def describe(number: int) -> str:
+    return client().get_model_version("headstart", str(number)).description
 
 
-def test_the_champion_changes_only_for_one_that_is_better(workspace, capsys):
-    assert run(*evaluated("a", wrong=10))
+def rows() -> dict[str, str | None]:
+    """The model version that each row names, by its dropout."""
+    found = client().search_runs([store.experiment_id(client())], "tags.`headstart.key` != ''")
+    return {run.data.params["train_head.dropout"]: run.data.tags.get("model_version") for run in found}
+
+
+def test_the_champion_changes_only_for_a_better_one(here, capsys):
+    evaluate(0.1, wrong=10)
     assert versions() == {1: ("first", ["champion"])}
-    assert run(*evaluated("b", wrong=8))  # two of forty are no evidence
+    evaluate(0.2, wrong=8)  # two of forty are no evidence
     assert versions()[2] == ("no evidence", ["challenger"])
-    assert run(*evaluated("c", wrong=0))
-    assert run(*evaluated("d", wrong=20))
+    evaluate(0.3, wrong=0)
+    evaluate(0.4, wrong=20)
     assert versions() == {
         1: ("first", []), 2: ("no evidence", []), 3: ("better", ["champion"]), 4: ("worse", ["challenger"]),
     }  # fmt: skip
-    client = MlflowClient(store.uri())
-    better = client.get_model_version("headstart", "3")
-    assert better.description.startswith("Better than the champion, version 1, so it is the champion: accuracy 0.75")
-    assert "10 mended, 0 broken" in better.description
-    row = client.get_run(better.run_id)
-    assert row.data.tags["model_version"] == "headstart 3"
-    assert [output.model_id for output in row.outputs.model_outputs]
-    assert "tracking: model headstart, version 3: champion. Better than" in capsys.readouterr().out
+    assert describe(3).startswith(
+        "The new champion. Better than version 1, the champion before it: accuracy 0.7500 -> 1"
+    )
+    assert "on the 40 val examples that both have; 10 fixed, 0 regressed" in describe(3)
+    assert rows() == {"0.1": "headstart 1", "0.2": "headstart 2", "0.3": "headstart 3", "0.4": "headstart 4"}
+    assert "tracking: model headstart, version 3: The new champion." in capsys.readouterr().out
+    version = client().get_model_version("headstart", "3")
+    assert (version.tags["backbone"], version.tags["val_accuracy"], version.tags["test_accuracy"]) == (
+        "tiny", "1.0000", "1.0000",
+    )  # fmt: skip
 
 
-def test_a_version_holds_the_model_that_was_judged(workspace):
-    assert run(*evaluated("a", wrong=10))
+def test_the_test_split_is_not_chosen_by(here):
+    evaluate(0.1, wrong=10, wrong_on_test=20)
+    evaluate(0.2, wrong=10, wrong_on_test=0, text="better on test")
+    assert versions() == {1: ("first", ["champion"]), 2: ("no evidence", ["challenger"])}
+    assert client().get_model_version("headstart", "2").tags["test_accuracy"] != "1.0000"
+
+
+def test_a_version_holds_the_model_that_was_evaluated(here):
+    evaluate(0.1, wrong=10)
     mine = Path("models/model.keras").read_bytes()
-    recording.send_or_keep(evaluated("b", wrong=9))  # not registered yet
-    evaluated("c", wrong=8)  # the workspace has gone on
-    assert registry.register()
-    from mlflow.artifacts import download_artifacts
-
-    client = MlflowClient(store.uri())
-    sources = {int(v.version): v.source for v in client.search_model_versions("name = 'headstart'")}
-    contents = {
-        number: Path(download_artifacts(source, tracking_uri=store.uri())) for number, source in sources.items()
-    }
-    assert (contents[1] / "model.keras").read_bytes() == mine
-    assert zipfile.ZipFile(contents[2] / "model.keras").read("weights") == b"b"
-    assert (contents[2] / "MLmodel").read_text() == "a model"
-    (first, *_) = client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])
-    assert "accuracy" in {metric.key for metric in first.metrics}
+    predictions = Path("predictions/val.csv").read_bytes()
+    evaluate(0.2, wrong=9)
+    content = Path(download_artifacts(client().get_model_version("headstart", "1").source, tracking_uri=store.uri()))
+    assert (content / "MLmodel").read_text() == "a model"
+    assert (content / "model.keras").read_bytes() == mine
+    assert (content / "val.csv").read_bytes() == predictions
 
 
-def test_the_same_model_again_is_no_version_more(workspace):
-    assert run(*evaluated("a", wrong=10))
-    assert run(*evaluated("b", wrong=0))
-    client = MlflowClient(store.uri())
-    client.set_registered_model_alias("headstart", "champion", "1")  # somebody goes back
-    assert run(*evaluated("other-params", wrong=0, weights="b"))
+def test_the_same_model_again_is_no_other_version(here):
+    evaluate(0.1, wrong=10)
+    evaluate(0.2, wrong=0)
+    client().set_registered_model_alias("headstart", "champion", "1")  # somebody goes back
+    model = Path("models/model.keras").read_bytes()
+    evaluate(0.3, track=False, wrong=0)
+    Path("models/model.keras").write_bytes(model)
+    recorded.lock()
+    rebuild()
     assert versions() == {1: ("first", ["champion"]), 2: ("better", [])}
-    runs = client.search_runs([client.get_experiment_by_name("headstart").experiment_id], "tags.`headstart.key` != ''")
-    assert sorted(run.data.tags["model_version"] for run in runs) == ["headstart 1", "headstart 2", "headstart 2"]
+    assert rows() == {"0.1": "headstart 1", "0.2": "headstart 2", "0.3": "headstart 2"}
 
 
-def test_only_what_both_have_seen_is_compared(workspace):
-    assert run(*evaluated("a", wrong=20))
-    assert run(*evaluated("b", wrong=0, first=20))  # on 20 images that both have seen, each has all right
+def test_only_examples_that_both_have_are_compared(here):
+    evaluate(0.1, wrong=20)
+    evaluate(0.2, wrong=0, first=20)  # of the 20 examples that both have, each has all right
     assert versions()[2] == ("no evidence", ["challenger"])
-    description = MlflowClient(store.uri()).get_model_version("headstart", "2").description
-    assert "on the 20 test images that both have seen" in description
+    assert "on the 20 val examples that both have" in describe(2)
 
 
-def test_what_cannot_be_compared_is_a_challenger_and_says_why(workspace):
-    assert run(*evaluated("a", wrong=20))
-    assert run(*evaluated("b", wrong=0, first=1000))
-    assert versions()[2] == ("not comparable", ["challenger"])
-    client = MlflowClient(store.uri())
-    assert "no two test images" in client.get_model_version("headstart", "2").description
-    client.delete_model_version_tag("headstart", "1", registry.EVALUATION)  # a version made by hand
-    assert run(*evaluated("c", wrong=1))
-    assert "are not in the store" in client.get_model_version("headstart", "3").description
+@pytest.mark.parametrize(
+    ("results", "reason"),
+    [({"first": 1000}, "do not have two examples of the same label"), ({"classes": ("cat", "dog", "owl")}, "classes differ")],
+)
+def test_what_cannot_be_compared_moves_no_alias_and_says_why(here, results, reason):
+    evaluate(0.1, wrong=20)
+    evaluate(0.2, wrong=0, **results)
+    assert versions() == {1: ("first", ["champion"]), 2: ("not comparable", [])}
+    assert describe(2).startswith("It cannot be compared with the champion, version 1: ")
+    assert reason in describe(2)
 
 
-def test_stages_that_were_restored_are_registered_too(workspace):
-    assert run(*evaluated("a", wrong=10, restored=True))
+def test_a_champion_that_was_made_by_hand_is_not_comparable(here):
+    evaluate(0.1, wrong=20)
+    client().create_model_version("headstart", "file:///nowhere", tags={registry.VERDICT: "by hand"})
+    client().set_registered_model_alias("headstart", "champion", "2")
+    evaluate(0.2, wrong=0)
+    assert versions()[3] == ("not comparable", [])
+    assert "there are no val predictions of the champion, version 2" in describe(3)
+
+
+def test_experiments_are_registered_in_their_order(here, monkeypatch):
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        for name, wrong in [("a", 20), ("b", 5), ("c", 12)]:
+            recorded.experiment(name, results={"wrong": wrong}, **{"train_head.dropout": wrong / 100})
+            with pytest.raises(UserError):
+                rebuild()
+    for _ in range(2):
+        rebuild()
+        assert versions() == {1: ("first", []), 2: ("better", ["champion"]), 3: ("worse", ["challenger"])}
+
+
+def test_a_model_that_is_too_large_or_out_of_reach_is_no_version(done, monkeypatch):
+    with monkeypatch.context() as small:
+        small.setattr(snapshot, "MAX_ARTIFACT_BYTES", Path("models/model.keras").stat().st_size - 1)
+        rebuild()
+    assert (versions(), rows()) == ({}, {"null": None})
+    recorded.commit("results")
+    shutil.rmtree("models")
+    cache = Path(".dvc/cache")
+    cache.rename("away")
+    rebuild()
+    assert versions() == {}
+    Path("away").rename(cache)
+    rebuild()
     assert versions() == {1: ("first", ["champion"])}
 
 
-def test_what_was_kept_is_registered_once_in_its_order(workspace, monkeypatch, capsys):
-    with monkeypatch.context() as away:
-        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        for moment, (key, wrong) in enumerate([("a", 20), ("b", 5), ("c", 12)]):
-            assert not run(*evaluated(key, wrong, time=1_700_000_000_000 + moment))
-    assert run()
-    assert outbox.entries() == []
-    expected = {1: ("first", []), 2: ("better", ["champion"]), 3: ("worse", ["challenger"])}
-    assert versions() == expected
-    assert run()
-    assert versions() == expected
+def test_a_file_that_is_no_model_is_named(done, monkeypatch):
+    def save(*_) -> None:
+        raise UserError("models/model.keras is not a model of this project")
+
+    monkeypatch.setattr(mlflow_model, "save_model", save)
+    with pytest.raises(UserError, match="not a model of this project"):
+        rebuild()
 
 
-STEPS = ("create_logged_model", "log_model_artifacts", "log_outputs", "finalize_logged_model", "create_model_version",
-         "set_registered_model_alias", "set_tag")  # fmt: skip
+STEPS = ("create_registered_model", "log_artifacts", "create_model_version", "update_model_version",
+         "set_model_version_tag", "set_registered_model_alias", "set_tag")  # fmt: skip
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, capsys, step):
-    assert run(*evaluated("a", wrong=10))
-    recording.send_or_keep(evaluated("b", wrong=0))
+def test_an_interruption_at_any_step_neither_loses_nor_doubles(here, monkeypatch, step):
+    if step != "create_registered_model":
+        evaluate(0.1, wrong=10)
+    evaluate(0.2, track=False, wrong=0)
     whole = getattr(MlflowClient, step)
 
     def breaks(self, *args, **kwargs) -> None:
@@ -182,86 +207,69 @@ def test_a_break_at_any_step_neither_loses_nor_doubles(workspace, monkeypatch, c
 
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, step, breaks)
-        assert not registry.register()
-    assert "registered later: connection lost" in capsys.readouterr().err
-    assert registry.register()
-    assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
-    client = MlflowClient(store.uri())
-    assert len(client.search_logged_models([client.get_experiment_by_name("headstart").experiment_id])) == 2
+        with pytest.raises(UserError, match="connection lost"):
+            rebuild()
+    rebuild()
+    if step == "create_registered_model":
+        assert versions() == {1: ("first", ["champion"])}
+    else:
+        assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
 
 
-def test_who_comes_late_is_compared_with_the_champion_of_that_moment(workspace, monkeypatch):
-    assert run(*evaluated("a", wrong=10))
-    recording.send_or_keep(evaluated("b", wrong=0))
-
-    def breaks(*_) -> None:
-        raise MlflowException("connection lost")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient, "set_registered_model_alias", breaks)
-        assert not registry.register()
-    client = MlflowClient(store.uri())
-    source = client.get_model_version("headstart", "2").source
-    client.create_model_version("headstart", source, tags={registry.VERDICT: "better"})  # by another machine
-    client.set_registered_model_alias("headstart", "champion", "3")
-    assert registry.register()
-    assert versions() == {1: ("first", []), 2: ("not comparable", ["challenger"]), 3: ("better", ["champion"])}
+def track_only(name: str) -> None:
+    """As a clone does that has one experiment alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        own = lambda *given: (item for item in _of_revisions(*given) if item[0] == name)  # noqa: E731
+        patch.setattr("headstart.tracking.rebuild._of_revisions", own)
+        rebuild()
 
 
-@pytest.mark.parametrize("step", ["create_logged_model", "create_model_version"])
+@pytest.mark.parametrize("step", ["log_artifacts", "create_model_version"])
 @pytest.mark.parametrize(("mine", "others", "verdict"), [(0, 6, "better"), (6, 0, "worse")])
-def test_two_clones_at_once_let_the_better_be_the_champion(workspace, step, mine, others, verdict):
+def test_two_clones_at_once_let_the_better_be_the_champion(here, monkeypatch, step, mine, others, verdict):
     """Both are better than the champion; another clone registers its model while this one is at `step`."""
-    assert run(*evaluated("a", wrong=20))
-    recording.send_or_keep(evaluated("mine", wrong=mine))
-    client, whole = MlflowClient(store.uri()), getattr(MlflowClient, step)
-    (waiting,) = client.search_runs([store.experiment_id(client)], f"tags.`{registry.MODEL}` = '{registry.WAITING}'")
+    for number, (name, wrong) in enumerate([("first", 20), ("mine", mine), ("other", others)]):
+        recorded.experiment(name, results={"wrong": wrong}, **{"train_head.dropout": number / 10})
+    track_only("first")
+    whole, twin = getattr(MlflowClient, step), pytest.MonkeyPatch()
 
     def meanwhile(self, *args, **kwargs):
         twin.undo()
-        client.set_tag(waiting.info.run_id, registry.MODEL, "not now")  # the other clone has its own to register
-        assert run(*evaluated("other", wrong=others))
-        client.set_tag(waiting.info.run_id, registry.MODEL, registry.WAITING)
+        track_only("other")
         return whole(self, *args, **kwargs)
 
-    twin = pytest.MonkeyPatch()
+    monkeypatch.setattr(store, "FileLock", lambda *_, **__: contextlib.nullcontext())  # each clone has its own
     twin.setattr(MlflowClient, step, meanwhile)
-    twin.setattr(store, "FileLock", lambda _: contextlib.nullcontext())  # the other clone has a lock of its own
-    assert registry.register()
+    track_only("mine")
     assert versions()[3] == (verdict, ["champion" if verdict == "better" else "challenger"])
     assert versions()[2] == ("better", ["champion"] if verdict == "worse" else [])
-    said = client.get_model_version("headstart", "3").description
-    assert said.startswith(f"{verdict.capitalize()} than the champion, version 2")
+    assert rows() == {"0.0": "headstart 1", "0.1": "headstart 3", "0.2": "headstart 2"}
 
 
-def test_two_clones_make_one_version_of_one_model(workspace):
-    assert run(*evaluated("a", wrong=20))
-    recording.send_or_keep(evaluated("b", wrong=0))
-
+def test_two_clones_make_one_version_of_one_model(done, monkeypatch):
     def meanwhile(*args, **kwargs):
         twin.undo()
-        assert registry.register()
+        rebuild()
         return whole(*args, **kwargs)
 
     whole, twin = MlflowClient.create_model_version, pytest.MonkeyPatch()
     twin.setattr(MlflowClient, "create_model_version", meanwhile)
-    twin.setattr(store, "FileLock", lambda _: contextlib.nullcontext())
-    assert registry.register()
-    assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
+    monkeypatch.setattr(store, "FileLock", lambda *_, **__: contextlib.nullcontext())
+    rebuild()
+    assert versions() == {1: ("first", ["champion"])}
+    assert rows() == {"null": "headstart 1"}
 
 
-def test_the_model_is_named_after_the_experiment(workspace, monkeypatch):
+def test_the_model_is_named_after_the_experiment(done, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Users/me@example.org/Cats: 'all'")
-    assert run(*evaluated("a", wrong=10))
-    (model,) = MlflowClient(store.uri()).search_registered_models()
+    rebuild()
+    (model,) = client().search_registered_models()
     assert model.name == "Users-me-example.org-Cats-all"
 
 
-def test_a_model_that_can_never_be_registered_holds_up_no_other(workspace, capsys):
-    bad = evaluated("a", wrong=10, time=1_700_000_000_000)
-    recording.send_or_keep(bad[1:])  # its model is not in the store
-    assert run(*evaluated("b", wrong=10, time=1_700_000_000_001))
-    assert list(versions()) == [1]
-    assert "is not registered: models/model.keras is not in the store" in capsys.readouterr().err
-    assert registry.register()
-    assert capsys.readouterr().err == ""
+def test_a_version_is_a_model_that_mlflow_can_load(done, monkeypatch):
+    monkeypatch.setattr(mlflow_model, "save_model", SAVE)
+    rebuild()
+    version = client().get_model_version_by_alias("headstart", "champion")
+    files = {file.path for file in client().list_artifacts(version.run_id, "model")}
+    assert {"model/MLmodel", "model/python_env.yaml", "model/val.csv"} <= files

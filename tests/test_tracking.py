@@ -1,256 +1,501 @@
+"""What MLflow shows of a stage that runs, and of what Git and DVC recorded."""
+
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import recorded
 from conftest import ROOT
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos import databricks_pb2
+from mlflow.entities import Run
+from recorded import STAGES, git, leave, lock
 
+from headstart import provenance, tracking
 from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.tracking import commands, outbox, recording, registry, store
-from headstart.tracking.records import Record
-
-PARAMS = {"backbone": "tiny", "seed": "42", "train_head.hidden": "[128]"}
-
-
-def make_record(stage: str = "train_head", key: str = "k1", **changes) -> Record:
-    file = Path("models/head.keras")
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(b"model")
-    values = {
-        "experiment_params": PARAMS,
-        "params": {"seed": "42"},
-        "metrics": {"val_accuracy": 0.5, "head/loss": 1.5},
-        "curves": [("loss", 1, 0.9), ("loss", 2, 0.4)],
-        "artifacts": {"models/head.keras": "aa"},
-        "tags": {"git_commit": "c0ffee", "dvc_experiment": "nice-name"},
-        "restored": False,
-        "started": 1_699_999_995_000,
-        "time": 1_700_000_000_000,
-    }
-    return Record(key, stage, **{**values, **changes})
+from headstart.lockfile import Revision, Workspace, git_objects
+from headstart.tracking import live, runs, snapshot, store
+from headstart.tracking.rebuild import rebuild
 
 
-def rows(root: Path, uri: str | None = None) -> tuple[MlflowClient, list, list]:
-    """A client, the parent runs and the nested runs."""
-    client = MlflowClient(uri or f"sqlite:///{root}/mlflow.db")
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch, fresh_store: Path) -> Iterator[Path]:
+    """A repository with an empty store, before any stage has run."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV",
+                 "HEADSTART_TRACKING"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    recorded.make_repository()
+    shutil.copy(fresh_store, "mlflow.db")
+    yield tmp_path
+    for thread in threading.enumerate():  # one that outlives its stage would write into the store of the next test
+        if thread.name == "tracking":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def done(here: Path) -> Path:
+    """The same after all stages."""
+    for stage in STAGES[:-1]:
+        leave(stage)
+    leave("evaluate")
+    lock()
+    return here
+
+
+@pytest.fixture(autouse=True)
+def _no_models(monkeypatch) -> None:
+    """The registry is tested elsewhere."""
+    monkeypatch.setattr("headstart.tracking.registry.register", lambda *_: "")
+
+
+def found(uri: str = "") -> tuple[MlflowClient, list[Run], list[Run], list[Run]]:
+    """A client, the rows, the runs of stages, and those below them."""
+    client = MlflowClient(uri or store.uri())
     experiment = client.get_experiment_by_name("headstart")
-    runs = client.search_runs([experiment.experiment_id])
-    return (
-        client,
-        [run for run in runs if "headstart.key" in run.data.tags],
-        [run for run in runs if "headstart.stage" in run.data.tags],
-    )
+    every = client.search_runs([experiment.experiment_id]) if experiment else []
+    rows = [run for run in every if "headstart.key" in run.data.tags]
+    stages = [run for run in every if "headstart.stage" in run.data.tags]
+    return client, rows, stages, [run for run in every if run not in rows and run not in stages]
 
 
-def test_an_experiment_is_one_row_with_a_run_a_stage(workspace):
-    recording.send_or_keep([make_record("prepare", restored=True), make_record("train_head")])
-    client, parents, children = rows(workspace)
-    (parent,) = parents
-    assert parent.info.run_name == "nice-name"
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params == PARAMS
-    assert parent.data.metrics["train_head/val_accuracy"] == 0.5
-    assert parent.data.metrics["prepare/head/loss"] == 1.5
-    assert parent.data.tags["git_commit"] == "c0ffee"
-    assert parent.data.tags["dvc_experiment"] == "nice-name"
-    assert {run.info.run_name: run.data.tags.get("headstart.restored") for run in children} == {
-        "prepare": "true", "train_head": None,
+def by_stage(runs: list[Run]) -> dict[str, Run]:
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run for run in runs}
+
+
+def points(client: MlflowClient, run: Run, name: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
+
+
+def files(client: MlflowClient, run: Run, folder: str) -> set[str]:
+    return {file.path for file in client.list_artifacts(run.info.run_id, folder)}
+
+
+def run_stage(stage: str, epochs: list[dict[str, float]] | None = None, deadline: float = 60, **results) -> None:
+    """As a stage does it: log epochs, leave the outputs, finish."""
+    logger = live.LiveLogger(stage, load_params(), deadline)
+    for epoch in epochs or []:
+        logger.log_epoch(epoch)
+    leave(stage, **results)
+    logger.finish()
+
+
+# --- what is shown
+
+
+def test_an_experiment_is_a_row_with_a_run_per_stage(done):
+    rebuild()
+    client, (row,), runs, _ = found()
+    stages = by_stage(runs)
+    assert set(stages) == set(STAGES)
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {row.info.run_id}
+    assert {run.info.status for run in (row, *runs)} == {"FINISHED"}
+    assert row.info.run_name.startswith("tiny-")
+
+    figures = row.data.metrics
+    expected = {
+        "accuracy": 0.75, "accuracy_low": 0.65, "accuracy_high": 0.85, "macro_f1": 0.5, "log_loss": 0.5,
+        "calibration_error": 0.1, "val_accuracy": 0.75, "val_loss": 0.5, "latency_ms": 7.5, "images_per_second": 100,
+        "model_mb": 2.5, "total_seconds": 7.5, "cost/fine_tune_seconds": 1.5, "train_head/head_val_loss": 0.7,
+        "prepare/examples": 60,
     }  # fmt: skip
-    child = next(run for run in children if run.info.run_name == "train_head")
-    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert child.data.params == {"seed": "42"}
-    curve = client.get_metric_history(child.info.run_id, "epoch/loss")
-    assert sorted((point.step, point.value) for point in curve) == [(1, 0.9), (2, 0.4)]
-    assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
-    assert (workspace / "mlartifacts").is_dir()  # in the workspace, not in the copy of it
-    assert not (workspace / "copy" / "mlflow.db").exists()
+    assert {name: figures[name] for name in expected} == expected
+    assert points(client, row, "fine_tune/epoch/val_loss") == [(1, 1.0), (2, 0.5)]
+    assert (row.data.params["backbone"], row.data.params["train_head.search"]) == ("tiny", "{}")
+    assert not [name for name in row.data.params if name.startswith("gate.") or name == "train_head.log_trials"]
+    tags = row.data.tags
+    assert tags["git_commit"] == tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    assert (tags["git_dirty"], tags["device"], tags["keras"], tags["selected"]) == ("false", "CPU", "3.0", "fine_tuned")
+    assert len(tags["data_version"]) == 12
+    note = tags["mlflow.note.content"]
+    assert note.startswith("**Accuracy 0.7500** (95 % interval 0.6500 to 0.8500) of the fine-tuned network on 40 test")
+    assert "**better** than the head alone" in note
+    assert "- log_loss 0.5000 (0.4000 to 0.6000)\n- latency_ms 7.5\n- model_mb 2.5\n- total_seconds 7.5" in note
+    assert f"    git checkout {tags['git_commit']} && dvc repro\n" in note
+    assert f"    photos (version {tags['data_version']})" in note
+    assert files(client, row, "reports") == {f"reports/{stage}.json" for stage in STAGES if stage != "extract"}
+    assert "plots/confusion.csv" in files(client, row, "plots")
 
-
-def test_the_same_again_makes_no_second_run(workspace):
-    recording.send_or_keep([make_record()])
-    first = [run.info.run_id for run in rows(workspace)[2]]
-    recording.send_or_keep([make_record(time=1_800_000_000_000, restored=True)])
-    recording.send_or_keep(
-        [make_record(metrics={"val_accuracy": 0.500001}, restored=True)]
-    )  # as another machine rounds
-    _, parents, children = rows(workspace)
-    assert len(parents) == 1
-    assert [run.info.run_id for run in children] == first
-
-
-def test_another_result_of_the_same_stage_replaces_the_first(workspace):
-    recording.send_or_keep([make_record()])
-    recording.send_or_keep([make_record(metrics={"val_accuracy": 0.7})])
-    _, (parent,), (child,) = rows(workspace)
-    assert child.data.metrics["val_accuracy"] == 0.7
-    assert parent.data.metrics["train_head/val_accuracy"] == 0.7
-
-
-def test_the_row_says_at_a_glance_what_came_of_it(workspace):
-    """Short names beside the long ones, the curves of all stages, the data, a note, files to look at."""
-    Path("reports").mkdir()
-    Path("reports/report.html").write_text("<p>all")
-    dataset = {
-        "name": "photos", "digest": "abc", "source_type": "local", "source": "{}", "schema": "{}", "profile": "{}",
-    }  # fmt: skip
-    item = make_record(
-        headline={"accuracy": 0.5}, dataset=dataset, note="# Note", shown=["reports/report.html"],
-        samples=[("cpu_utilization_percentage", 1_699_999_996_000, 50.0),
-                 ("cpu_utilization_percentage", 1_699_999_997_000, 70.0)],
-    )  # fmt: skip
-    recording.send_or_keep([item])
-    client, (parent,), (child,) = rows(workspace)
-    assert (parent.data.metrics["accuracy"], parent.data.metrics["train_head/val_accuracy"]) == (0.5, 0.5)
-    assert points(client, parent, "train_head/epoch/loss") == [(1, 0.9), (2, 0.4)]
-    assert parent.data.tags["mlflow.note.content"] == "# Note"
-    assert [file.path for file in client.list_artifacts(parent.info.run_id, "reports")] == ["reports/report.html"]
-    for run, context in ((parent, "training"), (child, "training")):
+    head = stages["train_head"]
+    assert head.data.metrics["temperature"] == 1.5
+    assert head.data.params["train_head.dropout"] == "null"
+    assert "fine_tune.epochs" not in head.data.params
+    assert points(client, head, "epoch/loss") == [(1, 0.9), (2, 0.4)]
+    assert files(client, head, "models") == {"models/head.keras"}
+    assert stages["evaluate"].data.metrics["final/metrics/accuracy/low"] == 0.65
+    assert stages["evaluate"].data.metrics["cost/latency_ms"] == 7.5
+    assert files(client, stages["extract"], "features") == {"features/meta.json"}  # feature matrices stay with DVC
+    for run, context in ((head, "training"), (stages["evaluate"], "testing")):
         (used,) = run.inputs.dataset_inputs
-        assert (used.dataset.name, used.dataset.digest) == ("photos", "abc")
-        assert [tag.value for tag in used.tags] == [context]
-    sampled = client.get_metric_history(child.info.run_id, "system/cpu_utilization_percentage")
-    assert [(point.step, point.timestamp, point.value) for point in sampled] == [
-        (0, 1_699_999_996_000, 50.0), (1, 1_699_999_997_000, 70.0),
-    ]  # fmt: skip
+        assert (used.dataset.name, [tag.value for tag in used.tags]) == ("photos", [context])
+        assert json.loads(used.dataset.profile)["splits"] == {"train": 40, "val": 10, "test": 10}
 
 
-def test_the_note_tells_of_the_results_and_is_never_written_over_the_users_own(workspace):
-    def note() -> str:
-        return rows(workspace)[1][0].data.tags["mlflow.note.content"]
+@pytest.fixture
+def writes(monkeypatch) -> list[str]:
+    """The calls that change anything in MLflow."""
+    made: list[str] = []
 
-    recording.send_or_keep([make_record("train_head", note="way")])
-    recording.send_or_keep([make_record("evaluate", note="results, way", restored=True)])
-    assert note() == "results, way"
-    recording.send_or_keep([make_record("fine_tune", note="way")])
-    assert note() == "results, way"
-    recording.send_or_keep([make_record("evaluate", note="other results", metrics={"accuracy": 0.7})])
-    assert note() == "other results"
-    client, (parent,), _ = rows(workspace)
-    client.set_tag(parent.info.run_id, "mlflow.note.content", "mine")
-    recording.send_or_keep([make_record("evaluate", note="results", metrics={"accuracy": 0.8})])
-    assert note() == "mine"
+    def call(self, *args, whole: Callable, name: str, **kwargs):
+        made.append(name)
+        return whole(self, *args, **kwargs)
 
-
-def test_a_run_that_was_broken_off_is_made_anew(workspace, monkeypatch):
-    with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        recording.send_or_keep([make_record()])
-    recording.send_or_keep([])
-    _, (_,), (child,) = rows(workspace)
-    assert child.data.tags["headstart.content"] == make_record().content()
+    for name in dir(MlflowClient):
+        if name.startswith(("create_", "log_", "set_", "delete_", "update_")):
+            whole = getattr(MlflowClient, name)
+            monkeypatch.setattr(MlflowClient, name, functools.partialmethod(call, whole=whole, name=name))
+    return made
 
 
-def test_a_row_keeps_the_commit_that_its_stages_ran_at(workspace):
-    recording.send_or_keep([make_record()])
-    recording.send_or_keep([make_record("prepare", restored=True, tags={"git_commit": "beef"})])
-    assert rows(workspace)[1][0].data.tags["git_commit"] == "c0ffee"
-    recording.send_or_keep([make_record("extract", tags={"git_commit": "beef"})])
-    assert rows(workspace)[1][0].data.tags["mlflow.source.git.commit"] == "beef"
+def test_what_is_complete_is_left_alone(done, writes, capsys):
+    recorded.experiment("other", **{"train_head.dropout": 0.5})
+    rebuild()
+    assert capsys.readouterr().out.startswith("track: MLflow shows 1 experiment (other); 1 had to be completed")
+    writes.clear()
+    rebuild()
+    assert writes == []
+    assert capsys.readouterr().out == "track: MLflow shows 1 experiment (other); none had to be completed\n"
 
 
-def test_other_params_make_another_row(workspace):
-    recording.send_or_keep([make_record(), make_record(key="k2", experiment_params={**PARAMS, "seed": "43"})])
-    assert len(rows(workspace)[1]) == 2
+def test_a_stage_that_ran_and_what_dvc_skipped_are_shown(here):
+    for stage in ("prepare", "extract"):
+        leave(stage)
+    lock(("prepare", "extract"))
+    run_stage("train_head")
+    _, (row,), stages, _ = found()
+    restored = {run.info.run_name: run.data.tags.get("headstart.restored") for run in stages}
+    assert restored == {"prepare": "true", "extract": "true", "train_head": None}
+    assert row.data.metrics["val_loss"] == 0.7  # of the head, until fine_tune has its own
+    assert row.data.tags["mlflow.note.content"].startswith("**val loss 0.7000, val accuracy 0.5000** of the head;")
+    assert row.data.tags["dvc"]
+    lock(("prepare", "extract", "train_head"))
+    run_stage("fine_tune")
+    _, (row,), stages, _ = found()
+    assert set(by_stage(stages)) == set(STAGES[:-1])
+    assert row.data.metrics["val_loss"] == 0.5
 
 
-def test_what_cannot_be_sent_is_kept_with_its_files_and_sent_later(workspace, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    item = make_record()
-    assert not recording.send_or_keep([item, make_record("prepare", restored=True)])
-    assert "kept and sent later, since http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
-    Path("models/head.keras").unlink()  # a temporary experiment's folder goes away
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert recording.send_or_keep([])
-    client, (_,), (child,) = rows(workspace)
-    assert (child.info.start_time, child.info.end_time) == (item.started, item.time)
-    assert [file.path for file in client.list_artifacts(child.info.run_id, "models")] == ["models/head.keras"]
-    assert outbox.entries() == []
+def test_prepare_belongs_to_the_data_that_it_leaves(here):
+    leave("prepare")
+    Path("data/prepared/manifest.parquet").write_bytes(b"of other data")
+    run_stage("prepare")
+    _, (row,), (run,), _ = found()
+    assert run.info.run_name == "prepare"
+    lock(("prepare",))
+    rebuild()
+    assert [run.info.run_id for run in found()[1]] == [row.info.run_id]
 
 
-def test_a_damaged_kept_record_does_not_hold_up_the_others(workspace, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    recording.send_or_keep([make_record("prepare")])
-    recording.send_or_keep([make_record("train_head")])
-    first, _ = outbox.entries()
-    (first / "record.json").write_text("{half")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert recording.send_or_keep([])
-    assert "put aside" in capsys.readouterr().err
-    assert [run.info.run_name for run in rows(workspace)[2]] == ["train_head"]
-    assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
+def test_however_often_it_runs_it_is_one_row(done):
+    rebuild()
+    before = {run.info.run_id for run in found()[2]}
+    run_stage("train_head", [{"epoch": 1, "loss": 0.9}])  # dvc repro --force, and the same results
+    _, (row,), stages, _ = found()
+    assert {run.info.run_id for run in stages} == before
+    run_stage("train_head", text="other weights")
+    _, (row,), stages, _ = found()
+    assert set(by_stage(stages)) == set(STAGES)
+    assert len({run.info.run_id for run in stages} & before) == 4
+    assert row.info.status == "FINISHED"
+    recorded.change(**{"train_head.dropout": 0.5, "gate.min_accuracy": 0.5})
+    run_stage("train_head")
+    assert len(found()[1]) == 2
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "5", "{}", '{"curves": [1]}', "a file"])
-def test_what_is_no_record_does_not_hold_up_the_others(workspace, capsys, content):
-    for stage in ("prepare", "train_head"):
-        outbox.keep(make_record(stage))
-    first, _ = outbox.entries()
-    if content == "a file":
-        first = first.parent / "1note.txt"
-        first.write_text(content)
-    else:
-        (first / "record.json").write_text(content)
-    assert recording.send_or_keep([make_record("extract")])
-    assert capsys.readouterr().err.count("put aside") == 1
-    assert "train_head" in [run.info.run_name for run in rows(workspace)[2]]
-    assert [path.name for path in first.parent.iterdir()] == [f"damaged-{first.name}"]
+def test_trials_of_a_search_are_runs_under_their_stage(done):
+    Path("plots/train_head_search.csv").write_text(
+        "trial,weight_decay,hidden,val_loss,val_accuracy,rank\n1,null,[],0.5,0.8,2\n2,0.1,[64],0.4,0.9,1\n"
+    )
+    lock()
+    rebuild()
+    _, _, stages, trials = found()
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {by_stage(stages)["train_head"].info.run_id}
+    first, second = sorted(trials, key=lambda run: run.info.run_name)
+    assert first.data.params == {"train_head.weight_decay": "null", "train_head.hidden": "[]"}
+    assert second.data.metrics == {"val_loss": 0.4, "val_accuracy": 0.9, "rank": 1}
+    run_stage("train_head", text="a search less")
+    assert found()[3] == []
 
 
-POISON = [
-    {"metrics": {'a b:c*"?': 1.0}},
-    {"params": {'a b:c*"?': "1"}},
-    {"experiment_params": {**PARAMS, "seed": "43"}},
-]
+def test_a_description_of_the_users_own_stays(here):
+    for stage in ("prepare", "extract"):
+        leave(stage)
+    lock(("prepare", "extract"))
+    run_stage("train_head")
+    client, (row,), _, _ = found()
+    assert "of the head" in row.data.tags["mlflow.note.content"]
+    client.set_tag(row.info.run_id, "mlflow.note.content", "mine")
+    leave("fine_tune")
+    lock(STAGES[:-1])
+    run_stage("evaluate")
+    assert found()[1][0].data.tags["mlflow.note.content"] == "mine"
 
 
-@pytest.mark.parametrize("changes", POISON)
-def test_what_the_store_refuses_is_put_aside_and_leaves_no_half_run(workspace, capsys, changes):
-    assert recording.send_or_keep([make_record("prepare")])
-    outbox.keep(make_record("extract", **changes))
-    assert recording.send_or_keep([make_record("fine_tune", **changes), make_record("train_head")])
-    assert capsys.readouterr().err.count("put aside") == 2
-    assert outbox.entries() == []
-    assert sorted(run.info.run_name for run in rows(workspace)[2]) == ["prepare", "train_head"]
-    assert recording.send_or_keep([make_record("fine_tune", **changes, restored=True)])  # the files are still there
-    assert "fine_tune is not recorded" in capsys.readouterr().err
+def test_a_row_keeps_the_commit_that_its_stages_ran_at(done):
+    rebuild()
+    first = git("rev-parse", "HEAD")
+    recorded.commit("results")
+    rebuild()
+    assert found()[1][0].data.tags["git_commit"] == first
+    run_stage("evaluate", text="again")
+    assert found()[1][0].data.tags["git_commit"] == git("rev-parse", "HEAD")
 
 
-@pytest.mark.parametrize("error", [
-    MlflowException("database is locked", error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE),
-    MlflowException("no login", error_code=databricks_pb2.UNAUTHENTICATED),
-    MlflowException("connection lost"),
-    OSError("disk full"),
-])  # fmt: skip
-def test_what_may_go_right_another_time_is_kept(workspace, monkeypatch, error):
-    with monkeypatch.context() as broken:
-        broken.setattr(MlflowClient, "set_terminated", lambda *_, **__: (_ for _ in ()).throw(error))
-        assert not recording.send_or_keep([make_record()])
-        assert len(outbox.entries()) == 1
-    assert recording.send_or_keep([])
-    assert len(rows(workspace)[2]) == 1
+def test_files_that_come_into_reach_later_are_added(done):
+    revision = recorded.commit("results")
+    model = provenance.md5_of(Workspace(), "models/model.keras")
+    for path in ("models/model.keras", "reports/evaluate.json"):
+        recorded.cache_file(provenance.md5_of(Workspace(), path)).rename(f"{Path(path).name}.away")
+        Path(path).unlink()
+    rebuild()
+    client, (row,), stages, _ = found()
+    assert "accuracy_low" not in row.data.metrics
+    assert files(client, by_stage(stages)["fine_tune"], "models") == set()
+    Path("model.keras.away").rename(recorded.cache_file(model))
+    report = next(Path().glob("evaluate.json.away"))
+    report.rename(recorded.cache_file(provenance.md5_of(Workspace(), report.as_posix())))
+    rebuild()
+    client, (row,), again, _ = found()
+    assert {run.info.run_id for run in again} == {run.info.run_id for run in stages}
+    assert row.data.metrics["accuracy_low"] == 0.65
+    assert files(client, by_stage(again)["fine_tune"], "models") == {"models/model.keras"}
+    assert len(client.get_metric_history(row.info.run_id, "accuracy")) == 1
+    assert row.data.tags["git_commit"] == revision
 
 
-def test_where_nothing_is_kept_nothing_is_promised(workspace, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not recording.send_or_keep([make_record(restored=True)])
-    said = capsys.readouterr().err
-    assert "nothing is sent, since http://127.0.0.1:9 cannot be reached" in said
-    assert "kept" not in said
+def test_long_curves_and_many_params_are_sent_whole(done):
+    table = "epoch,loss\n" + "".join(f"{epoch},{epoch / 7}\n" for epoch in range(1, 2502))
+    Path("plots/train_head.csv").write_text(table)
+    lock()
+    rebuild()
+    client, _, stages, _ = found()
+    assert len(points(client, by_stage(stages)["train_head"], "epoch/loss")) == 2501
+
+
+# --- the key
+
+
+def test_the_key_is_the_same_in_workspace_copy_and_commit(done, tmp_path_factory, monkeypatch):
+    params, key = load_params(), provenance.experiment_key(Workspace(), load_params())
+    revision = recorded.commit("results")
+    shutil.rmtree("data")
+    assert provenance.experiment_key(Workspace(), params) == key  # of a fresh clone, by dvc.lock
+    with git_objects(Path()) as objects:
+        assert provenance.experiment_key(Revision(objects, revision), params) == key
+    git("clone", "-q", ".", str(copy := tmp_path_factory.mktemp("temp") / "copy"))
+    monkeypatch.chdir(copy)
+    assert provenance.experiment_key(Workspace(), load_params()) == key
+
+
+def test_the_key_follows_what_shapes_results_alone(done):
+    def key() -> str | None:
+        return provenance.experiment_key(Workspace(), load_params())
+
+    before = key()
+    for place in recorded.UNRELATED:
+        Path(place).write_text("edited")
+    recorded.change(**{"gate.min_accuracy": 0.5, "train_head.log_trials": False})
+    assert key() == before
+    Path("headstart/training/__init__.py").write_text("edited")
+    assert key() != before
+    git("checkout", "-q", "headstart/training")
+    recorded.change(**{"train_head.dropout": 0.5})
+    assert key() != before
+    recorded.change()
+    Path("data/prepared/manifest.parquet").write_bytes(b"other data")
+    assert key() != before
+
+
+# --- while a stage runs
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def curve(name: str = "epoch/val_loss", stage: str = "fine_tune") -> list[tuple[int, float]]:
+    with contextlib.suppress(IndexError):
+        client, _, stages, _ = found()
+        return points(client, [run for run in stages if run.info.run_name == stage][0], name)  # noqa: RUF015
+    return []
+
+
+@pytest.fixture
+def tuning(here: Path) -> Path:
+    """The repository when fine_tune begins."""
+    for stage in STAGES[:3]:
+        leave(stage)
+    lock(STAGES[:3])
+    return here
+
+
+def test_curves_are_shown_as_they_come(tuning):
+    logger = live.LiveLogger("fine_tune", load_params())
+    logger.log_epoch({"epoch": 0, "val_loss": 1.5})
+    logger.log_epoch({"epoch": 1, "val_loss": 1.0000001})
+    until(lambda: len(curve()) == 2)
+    client, (row,), (begun,), _ = found()
+    assert (row.info.status, begun.info.status) == ("RUNNING", "RUNNING")
+    assert points(client, row, "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 1.0000001)]
+    leave("fine_tune")  # its file has rounded values, and one more
+    logger.finish()
+    client, (row,), stages, _ = found()
+    done = by_stage(stages)["fine_tune"]
+    assert done.info.run_id == begun.info.run_id
+    assert (row.info.status, done.info.status) == ("FINISHED", "FINISHED")
+    assert points(client, done, "epoch/val_loss") == [(0, 1.5), (1, 1.0000001), (2, 0.5)]
+    assert points(client, row, "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 1.0000001), (2, 0.5)]
+
+
+def test_a_stage_that_lasts_is_shown_with_the_metrics_of_its_machine(tuning, monkeypatch):
+    monkeypatch.setattr(live, "SHOWN_AFTER", 0.1)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    logger = live.LiveLogger("fine_tune", load_params())
+    until(lambda: len(curve("system/cpu_utilization_percentage")) >= 2)
+    leave("fine_tune")
+    logger.finish()
+    count = len(curve("system/cpu_utilization_percentage"))
+    time.sleep(0.5)
+    assert len(curve("system/cpu_utilization_percentage")) == count
+
+
+def test_a_stage_that_goes_on_after_a_kill_goes_on_in_its_run(tuning):
+    killed = live.LiveLogger("fine_tune", load_params())
+    killed.log_epoch({"epoch": 1, "val_loss": 1.0})
+    until(lambda: len(curve()) == 1)
+    run_stage("fine_tune", [{"epoch": 2, "val_loss": 0.5}])
+    assert curve() == [(1, 1.0), (2, 0.5)]
+    assert len(by_stage(found()[2])) == 4
+    killed.fail()
+
+
+def test_a_stage_that_fails_is_shown_as_failed(tuning):
+    logger = live.LiveLogger("fine_tune", load_params())
+    logger.log_epoch({"epoch": 1, "val_loss": 0.5})
+    until(lambda: len(curve()) == 1)
+    logger.fail()
+    _, (row,), (run,), _ = found()
+    assert (row.info.status, run.info.status) == ("FAILED", "FAILED")
+
+
+def test_a_stage_that_fails_at_once_leaves_no_row(tuning):
+    live.LiveLogger("fine_tune", load_params()).fail()
+    assert found()[1:] == ([], [], [])
+
+
+def test_a_run_that_was_deleted_meanwhile_is_made_again(tuning, capsys):
+    logger = live.LiveLogger("fine_tune", load_params())
+    logger.log_epoch({"epoch": 1, "val_loss": 1.0})
+    until(lambda: len(curve()) == 1)
+    client, rows, stages, _ = found()
+    for run in (*rows, *stages):
+        client.delete_run(run.info.run_id)
+    logger.log_epoch({"epoch": 2, "val_loss": 0.5})
+    leave("fine_tune")
+    logger.finish()
+    assert curve() == [(1, 1.0), (2, 0.5)]
+    assert capsys.readouterr().err == ""
+
+
+# --- stores that do not answer
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Callable[[bytes, float], None]]:
+    """Starts a server that answers each request with these bytes, one each so many seconds; nothing: it never does."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        stack.callback(listening.shutdown, socket.SHUT_RDWR)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+        def answer(connection: socket.socket, content: bytes, seconds: float) -> None:
+            with contextlib.suppress(OSError):
+                connection.recv(65536)
+                for place in range(len(content)) if seconds else ():
+                    connection.sendall(content[place : place + 1])
+                    time.sleep(seconds)
+                if not seconds and content:
+                    connection.sendall(content)
+                    connection.close()
+
+        def start(content: bytes, seconds: float) -> None:
+            def serve() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = listening.accept()
+                        stack.push(contextlib.suppress(OSError))
+                        stack.callback(connection.shutdown, socket.SHUT_RDWR)
+                        threading.Thread(target=answer, args=(connection, content, seconds), daemon=True).start()
+
+            threading.Thread(target=serve, daemon=True).start()
+
+        yield start
+
+
+BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
+LIMIT = b"HTTP/1.1 429 Too many\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
+DRIP = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
+
+
+@pytest.mark.parametrize(("content", "seconds"), [(b"", 0), (BUSY, 0), (LIMIT, 0), (DRIP, 0.05)])
+def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, server, capfd, content, seconds):
+    server(content, seconds)
+    began = time.monotonic()
+    run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}], deadline=2)
+    assert time.monotonic() - began < 4
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("tracking: fine_tune is not complete in MLflow, `headstart track` completes it: http://127.")
+
+
+def test_track_names_what_it_could_not_send(done, server):
+    recorded.commit("results")
+    recorded.experiment("other", **{"train_head.dropout": 0.5})
+    server(b"", 0)
+    began = time.monotonic()
+    lacks = r"lacks 2 experiments \(\w{7}, other\), or parts of it: no end within 1 s; run `headstart track` again"
+    with pytest.raises(UserError, match=lacks):
+        rebuild(deadline=1)
+    assert time.monotonic() - began < 10
+
+
+def test_a_stage_whose_logging_is_interrupted_has_succeeded(tuning, server):
+    server(b"", 0)
+    program = (
+        "import signal; from headstart.stage import stage\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what is started with & ignores it
+        "with stage('fine_tune') as run:\n"
+        "    for path in ('models/model.keras',): run.path(__import__('pathlib').Path(path)).write_text('whole')"
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        Path("photos").mkdir(exist_ok=True)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True)
+        until(Path("models/model.keras").is_file)
+        time.sleep(1)  # it waits for MLflow now
+        assert process.poll() is None
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=20)
+        assert process.returncode == 0, printed
+        assert printed.endswith(f"`headstart track` completes it: {store.uri()}: interrupted\n")
+        Path("models/model.keras").unlink()
 
 
 WRONG = ["ftp://x/y", "file:///tmp/mlruns", "./mlruns", "127.0.0.1:5000", "http://", "http://[::1", "http:/x",
@@ -258,235 +503,149 @@ WRONG = ["ftp://x/y", "file:///tmp/mlruns", "./mlruns", "127.0.0.1:5000", "http:
 
 
 @pytest.mark.parametrize("uri", WRONG)
-def test_a_wrong_address_is_told_as_what_it_is_and_costs_no_result(workspace, monkeypatch, capsys, uri):
+def test_a_wrong_address_is_one_message(tuning, monkeypatch, capfd, uri):
     Path("no.db").write_text("no database" * 1000)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(recording.records, "collect", lambda *_: [make_record()])
-    recording.record("train_head", {}, 0.0, [])
-    said = capsys.readouterr().err
-    assert f"train_head could not be recorded, but is kept: MLFLOW_TRACKING_URI: no runs can be kept at {uri!r}" in said
-    assert "sqlite:///mlflow.db" in said
-    assert "reached" not in said
-    assert len(outbox.entries()) == 1
-    monkeypatch.setattr(commands.records, "state", lambda: "")
-    monkeypatch.setattr(commands.timings, "follow", lambda: None)
-    monkeypatch.setattr(commands, "load_params", lambda: load_params(ROOT / "params.yaml"))
-    assert commands.main([]) == 1
-    assert capsys.readouterr().err.startswith("MLFLOW_TRACKING_URI: no runs can be kept at")
-    assert not registry.register()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert recording.send_or_keep([])
-    assert len(rows(workspace)[2]) == 1
+    run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"MLFLOW_TRACKING_URI: no runs can be kept at {uri!r}" in line
+    assert "sqlite:///mlflow.db" in line
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: no runs can be kept at"):
+        rebuild()
 
 
-CALLS = ("search_runs", "create_run", "log_batch", "log_artifact", "set_terminated", "set_tag")
+def test_a_sweep_without_mlflow_is_complete_after_track(here, monkeypatch):
+    recorded.commit("start")
+    recorded.experiment("zero")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        for number in range(1, 4):
+            recorded.experiment(f"exp-{number}", **{"train_head.dropout": number / 10})
+            with pytest.raises(UserError, match="lacks"):
+                rebuild()
+    rebuild()
+    _, rows, stages, _ = found()
+    assert {row.info.run_name for row in rows} == {"zero", "exp-1", "exp-2", "exp-3"}
+    assert {row.data.tags["dvc_experiment"] for row in rows} == {row.info.run_name for row in rows}
+    for row in rows:
+        own = [run for run in stages if run.data.tags["mlflow.parentRunId"] == row.info.run_id]
+        assert set(by_stage(own)) == set(STAGES)
+        assert row.data.metrics["accuracy"] == 0.75
+    assert {row.data.tags["git_commit"] for row in rows} == {git("rev-parse", "HEAD")}
 
 
-@pytest.mark.parametrize("restored", [True, False])
-def test_two_clones_at_once_make_one_row_and_one_run_a_stage(workspace, restored):
-    """Another clone sends the same, a little older or newer, at every call that this one makes of the store."""
-    trials = [{"trial": 1, "hidden": "[]", "val_loss": 0.5, "val_accuracy": 0.8, "rank": 1}]
-    count, reached = 0, True
+def test_what_another_version_of_the_project_made_is_left_out(done, capsys):
+    git("branch", "before")
+    Path("params.yaml").write_text("backbone: tiny\n")
+    recorded.commit("of another version")
+    git("checkout", "-q", "before", "--", "params.yaml")
+    rebuild(commits=2)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("track: left out, made by another version of this project: ")
+    assert "MLflow shows 1 experiment (the workspace)" in printed.out
+
+
+def test_a_workspace_that_becomes_an_experiment_gets_its_name(done):
+    rebuild()
+    (row,) = found()[1]
+    assert row.info.run_name == f"tiny-{row.data.tags['headstart.key'][:6]}"
+    recorded.experiment("saved")
+    rebuild()
+    assert [run.info.run_name for run in found()[1]] == ["saved"]
+
+
+def test_tracking_can_be_turned_off(done, monkeypatch, capsys):
+    monkeypatch.setenv("HEADSTART_TRACKING", "off")
+    logger = tracking.start("evaluate", load_params())
+    logger.log_epoch({"epoch": 1})
+    logger.finish()
+    rebuild()
+    assert "tracking is off" in capsys.readouterr().out
+    assert tracking.run_address() is None
+    assert found()[1] == []
+
+
+# --- several at once
+
+CALLS = ("search_runs", "create_run", "log_batch", "log_artifact", "set_terminated", "set_tag", "get_run")
+
+
+@pytest.mark.parametrize(("ran", "first"), [(False, 0), (True, 2)])
+def test_two_clones_at_once_make_one_row_and_one_run_per_stage(tuning, monkeypatch, ran, first):
+    """Another clone shows the same at every fourth call that this one makes, its moment a little off."""
+    Path("plots/train_head_search.csv").write_text("trial,hidden,val_loss,val_accuracy,rank\n1,[],0.5,0.8,1\n")
+    lock(STAGES[:3])
+    monkeypatch.setattr(store, "FileLock", lambda *_, **__: contextlib.nullcontext())  # each clone has its own
+    running, count, reached = ("train_head" if ran else None), 0, True
     while reached:
-        mine = make_record(key=f"k{count}", trials=trials, restored=restored)
-        other = dataclasses.replace(mine, started=mine.started + (-1) ** count)
-        left, reached = count, False
+        mine, other = (snapshot.of_workspace(load_params(), running) for _ in range(2))
+        mine.key = other.key = f"key-{count}"
+        mine.stages = other.stages = ["train_head"]
+        other.moment = mine.moment + (-1) ** count
+        left, reached = first + 4 * count, False
 
         def call(self, *args, whole, other=other, **kwargs):
             nonlocal left, reached
             left -= 1
             if left == -1:
                 reached = True
-                assert recording.send_or_keep([other])
+                with store.connected() as client:
+                    runs.show(client, other)
             return whole(self, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(store, "FileLock", lambda _: contextlib.nullcontext())  # each clone has a lock of its own
             for name in CALLS:
                 patch.setattr(MlflowClient, name, functools.partialmethod(call, whole=getattr(MlflowClient, name)))
-            assert recording.send_or_keep([mine])
+            with store.connected() as client:
+                runs.show(client, mine)
         count += 1
-    assert count > 10
-    _, parents, children = rows(workspace)
-    assert sorted(run.data.tags["headstart.key"] for run in parents) == sorted(f"k{number}" for number in range(count))
-    assert sorted(run.data.tags["mlflow.parentRunId"] for run in children) == sorted(run.info.run_id for run in parents)
-    assert all(run.data.metrics["train_head/val_accuracy"] == 0.5 for run in parents)
-    client = MlflowClient(store.uri())
-    runs = client.search_runs([store.experiment_id(client)])
-    assert len(runs) == 3 * count  # with a trial each
-    assert outbox.entries() == []
+    assert count > 5
+    _, rows, stages, trials = found()
+    assert sorted(row.data.tags["headstart.key"] for row in rows) == sorted(f"key-{number}" for number in range(count))
+    assert sorted(run.data.tags["mlflow.parentRunId"] for run in stages) == sorted(row.info.run_id for row in rows)
+    assert sorted(run.data.tags["mlflow.parentRunId"] for run in trials) == sorted(run.info.run_id for run in stages)
+    assert all(row.data.metrics["train_head/head_val_loss"] == 0.7 for row in rows)
+    assert all("headstart.content" in run.data.tags for run in stages)
 
 
-def test_what_was_made_twice_is_healed(workspace):
-    """The first stays, with all that the others had."""
-    recording.send_or_keep([make_record(key="k2", metrics={"val_accuracy": 0.5})])
-    recording.send_or_keep([make_record("prepare", started=1_699_999_990_000), make_record(started=1_699_999_990_001)])
-    client, parents, _ = rows(workspace)
-    double, first = sorted(parents, key=lambda run: -run.info.start_time)
-    client.set_tag(double.info.run_id, "headstart.key", "k1")
-    (of_double,) = [run for run in rows(workspace)[2] if run.data.tags["mlflow.parentRunId"] == double.info.run_id]
-    client.set_tag(of_double.info.run_id, "headstart.content", make_record().content())
-    recording.send_or_keep([make_record(restored=True)])
-    _, (parent,), children = rows(workspace)
-    assert parent.info.run_id == first.info.run_id
-    assert sorted(run.info.run_name for run in children) == ["prepare", "train_head"]
-    assert of_double.info.run_id not in {run.info.run_id for run in children}
+def test_what_was_created_twice_is_healed(done):
+    rebuild()
+    recorded.experiment("other", **{"train_head.dropout": 0.5})
+    rebuild()
+    client, rows, _, _ = found()
+    key = next(row.data.tags["headstart.key"] for row in rows if row.info.run_name == "other")
+    for row in rows:
+        client.set_tag(row.info.run_id, "headstart.key", key)
+    rebuild()
+    _, (row,), stages, _ = found()
+    assert set(by_stage(stages)) == set(STAGES)
+    assert {run.data.tags["mlflow.parentRunId"] for run in stages} == {row.info.run_id}
 
 
-def test_curves_go_on_where_another_process_deleted_the_run(workspace, monkeypatch, capsys):
-    show = live(monkeypatch)
-    show({"epoch": 1, "val_loss": 0.5})
-    client, (parent,), (run,) = rows(workspace)
-    for deleted in (parent, run):
-        client.delete_run(deleted.info.run_id)
-    show({"epoch": 2, "val_loss": 0.4})
-    client, (_,), (run,) = rows(workspace)
-    assert points(client, run, "epoch/val_loss") == [(2, 0.4)]
-    assert capsys.readouterr().err == ""
+def test_several_processes_may_open_a_fresh_store(done):
+    Path("mlflow.db").unlink()
+    code = "from headstart.tracking.rebuild import rebuild; rebuild()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    _, (_,), stages, _ = found()
+    assert set(by_stage(stages)) == set(STAGES)
 
 
-def test_the_ui_stays_on_localhost_and_names_its_page(workspace, monkeypatch, capsys):
-    commands = []
-
-    class Server:
-        wait = terminate = staticmethod(lambda: 0)
-
-    monkeypatch.setattr(commands.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(commands.subprocess, "Popen", lambda command, **_: commands.append(command) or Server)
-    assert commands.ui(5001) == 0
-    assert "Open http://127.0.0.1:5001/#/experiments/1/runs?workflowType=machine_learning" in capsys.readouterr().out
-    (command,) = commands
-    given = dict(zip(command[4::2], command[5::2], strict=True))
-    host, port, uri = given["--host"], given["--port"], given["--backend-store-uri"]
-    assert (host, port, uri) == ("127.0.0.1", "5001", f"sqlite:///{workspace}/mlflow.db")
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(UserError, match="is taken; name another: make ui PORT="):
-            commands.ui(taken.getsockname()[1])
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org")
-    assert commands.ui(5001) == 0
-    assert "http://tracking.example.org: open it" in capsys.readouterr().out
-    assert len(commands) == 1
+def test_a_process_that_holds_the_database_is_not_waited_for_without_limit(tuning, capfd):
+    with store.connected():
+        began = time.monotonic()
+        run_stage("fine_tune", deadline=1)
+        assert time.monotonic() - began < 3
+    assert "fine_tune is not complete in MLflow" in capfd.readouterr().err
 
 
-def test_tracking_never_costs_a_result(workspace, capsys):
-    recording.record("train_head", {"seed": 1}, 0.0, [])  # there is no dvc.yaml here
-    assert "tracking: train_head could not be recorded" in capsys.readouterr().err
-
-
-def test_long_curves_are_sent_whole(workspace):
-    curves = [("loss", epoch, 1.0) for epoch in range(1, 2502)]
-    recording.send_or_keep([make_record(curves=curves)])
-    client, _, (child,) = rows(workspace)
-    assert len(client.get_metric_history(child.info.run_id, "epoch/loss")) == 2501
-
-
-def test_several_processes_may_open_a_fresh_store_at_once(workspace):
-    (workspace / "mlflow.db").unlink()
-    values = json.dumps(dataclasses.asdict(make_record()))
-    code = (
-        "import json, sys; from headstart.tracking import recording; from headstart.tracking.records import Record;"
-        "values = json.loads(sys.argv[1]); values['key'] = sys.argv[2];"
-        "sys.exit(not recording.send_or_keep([Record(**values)]))"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, values, key], env={**__import__("os").environ, "PYTHONPATH": str(ROOT)}
-        )
-        for key in ("a", "b", "a")
-    ]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
-    assert len(rows(workspace)[1]) == 2
-
-
-def live(monkeypatch, key: str = "k1") -> recording.Live:
-    begun = make_record("fine_tune", key, metrics={}, curves=[], artifacts={})
-    monkeypatch.setattr(recording.records, "begin", lambda params, stage: begun)
-    return recording.Live("fine_tune", {})
-
-
-def points(client: MlflowClient, run, name: str) -> list[tuple[int, float]]:
-    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
-
-
-def test_curves_are_shown_as_they_come_and_the_record_completes_the_run(workspace, monkeypatch):
-    show = live(monkeypatch)
-    show({"epoch": 0, "val_loss": 1.5})
-    show({"epoch": 1, "loss": 0.9000001, "val_loss": 0.75})
-    client, (_,), (begun,) = rows(workspace)
-    assert points(client, begun, "epoch/val_loss") == [(0, 1.5), (1, 0.75)]
-    assert begun.info.status == "RUNNING"
-    assert begun.data.params == {"seed": "42"}
-    assert points(client, rows(workspace)[1][0], "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75)]
-    curves = [("loss", 1, 0.9), ("val_loss", 1, 0.75), ("val_loss", 2, 0.25)]  # as rounded in the file
-    recording.send_or_keep([make_record("fine_tune", curves=curves)])
-    client, (parent,), (done,) = rows(workspace)
-    assert done.info.run_id == begun.info.run_id
-    assert done.info.status == "FINISHED"
-    assert points(client, done, "epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
-    assert points(client, done, "epoch/loss") == [(1, 0.9000001)]
-    assert points(client, parent, "fine_tune/epoch/val_loss") == [(0, 1.5), (1, 0.75), (2, 0.25)]
-    assert parent.data.metrics["fine_tune/val_accuracy"] == 0.5
-
-
-def test_a_stage_that_goes_on_goes_on_in_the_same_run(workspace, monkeypatch):
-    live(monkeypatch)({"epoch": 1, "val_loss": 0.5})
-    live(monkeypatch)({"epoch": 2, "val_loss": 0.4})
-    client, _, (run,) = rows(workspace)
-    assert points(client, run, "epoch/val_loss") == [(1, 0.5), (2, 0.4)]
-    live(monkeypatch, "k2")({"epoch": 1, "val_loss": 0.3})
-    assert len(rows(workspace)[2]) == 2
-
-
-def test_a_server_that_is_down_is_told_once_and_costs_nothing(workspace, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    show = live(monkeypatch)
-    show({"epoch": 1, "val_loss": 0.5})
-    show({"epoch": 2, "val_loss": 0.5})
-    assert capsys.readouterr().err.count("fine_tune is not shown while it runs") == 1
-
-
-def test_each_trial_of_a_search_is_a_run_under_its_stage(workspace):
-    trials = [
-        {"trial": 1, "hidden": "[]", "val_loss": 0.5, "val_accuracy": 0.8, "rank": 2},
-        {"trial": 2, "hidden": "[64]", "val_loss": 0.4, "val_accuracy": 0.9, "rank": 1},
-    ]
-    recording.send_or_keep([make_record(trials=trials)])
-    client, _, (stage,) = rows(workspace)
-
-    def shown() -> list:
-        experiment = client.get_experiment_by_name("headstart").experiment_id
-        return client.search_runs(
-            [experiment], "attributes.run_name LIKE 'trial-%'", order_by=["attributes.run_name ASC"]
-        )
-
-    assert [run.data.tags["mlflow.parentRunId"] for run in shown()] == [stage.info.run_id] * 2
-    assert [run.data.params for run in shown()] == [{"train_head.hidden": "[]"}, {"train_head.hidden": "[64]"}]
-    assert shown()[1].data.metrics == {"val_loss": 0.4, "val_accuracy": 0.9, "rank": 1}
-    # Another search takes the place of the first.
-    recording.send_or_keep([make_record(trials=trials[:1])])
-    (left,) = shown()
-    assert left.data.tags["mlflow.parentRunId"] == rows(workspace)[2][0].info.run_id
-
-
-def test_the_same_again_leaves_no_run_that_never_ends(workspace, monkeypatch):
-    recording.send_or_keep([make_record("fine_tune")])
-    live(monkeypatch)({"epoch": 1, "val_loss": 0.5})
-    assert len(rows(workspace)[2]) == 2
-    recording.send_or_keep([make_record("fine_tune")])
-    _, (parent,), (stage,) = rows(workspace)
-    assert (parent.info.status, stage.info.status) == ("FINISHED", "FINISHED")
-
-
-def test_a_stage_that_fails_is_shown_as_failed(workspace, monkeypatch):
-    show = live(monkeypatch)
-    show({"epoch": 1, "val_loss": 0.5})
-    show.__exit__(ZeroDivisionError, None, None)
-    _, (parent,), (stage,) = rows(workspace)
-    assert (parent.info.status, stage.info.status) == ("FAILED", "FAILED")
-    live(monkeypatch)({"epoch": 2, "val_loss": 0.4})  # what goes on is alive again
-    _, (parent,), (stage,) = rows(workspace)
-    assert (parent.info.status, stage.info.status) == ("RUNNING", "RUNNING")
+def test_the_store_of_a_temporary_experiment_is_that_of_the_repository(tuning, monkeypatch):
+    shutil.copytree(".", copy := tuning / "copy", ignore=shutil.ignore_patterns("copy", "mlflow.db", ".dvc", ".git"))
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(tuning))
+    monkeypatch.setenv("DVC_EXP_NAME", "nice-name")
+    run_stage("fine_tune")
+    assert not (copy / "mlflow.db").exists()
+    assert (tuning / "mlartifacts").is_dir()
+    assert [row.info.run_name for row in found()[1]] == ["nice-name"]

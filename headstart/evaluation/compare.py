@@ -72,7 +72,7 @@ def pair_results(base: Results, head: Results, top_k: int = 1) -> PairedResults:
     chosen = shared[is_same & a.label[shared].isin(classes).to_numpy()]
     if len(chosen) < 2 or len(classes) < 2:
         raise UserError(
-            f"{base.name} and {head.name} do not have two test examples of the same label in common; compare runs on "
+            f"{base.name} and {head.name} do not have two examples of the same label in common; compare runs on "
             "the same data"
         )
     a, b = a.loc[chosen], b.loc[chosen]

@@ -1,4 +1,8 @@
-"""MLflow as a view of what DVC and Git record: it can be rebuilt at any moment, and owns nothing."""
+"""MLflow as a view of what DVC and Git record: it can be rebuilt at any moment, and owns nothing.
+
+live.py logs a stage while it runs; rebuild.py completes what is missing afterwards; registry.py makes a version of each
+evaluated model. HEADSTART_TRACKING=off turns all of it off.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,28 @@ class StageLogger:
     def finish(self) -> None:
         """Log what the stage left in the workspace; returns after a bounded time."""
 
+    def stop(self) -> None:
+        """Let `finish` return at once; called by signal handlers."""
+
 
 NO_LOGGER = StageLogger()
 
 
 def start(stage: str, params: Params) -> StageLogger:
     """The logger of a stage that begins."""
-    return NO_LOGGER
+    from headstart.tracking import live, store
+
+    if store.is_off():
+        return NO_LOGGER
+    try:
+        return live.LiveLogger(stage, params)
+    except RuntimeError as error:  # no thread can be started
+        store.warn(f"{stage} is not shown in MLflow: {error}; `headstart track` shows it later")
+        return NO_LOGGER
+
+
+def run_address() -> str | None:
+    """The address of the workspace's row, for a browser; None without a tracking server that has one. Never raises."""
+    from headstart.tracking import ui
+
+    return ui.run_address()

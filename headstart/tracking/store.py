@@ -1,13 +1,18 @@
-"""Where MLflow keeps its runs, and the way there."""
+"""Where MLflow keeps its runs, and how they are read and written."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -17,33 +22,35 @@ from headstart.paths import cache_path, workspace_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
+DEADLINE = 30.0  # seconds that MLflow may cost at the end of a stage, in all
 EXPERIMENT = "headstart"
+KEY, PARENT = "headstart.key", "mlflow.parentRunId"
+METRICS, TEXTS = 800, 100  # that one call of MLflow takes: 100 params, 100 tags, and 1,000 entries in all
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of each run that ends
-    # One try, and no long wait: what a server that is down does not take is kept.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for an hour
 }
-SERVER_REFUSES = range(400, 500)
-ASKS_TO_TRY_AGAIN = {401, 403, 408, 429}  # answers that another moment or another login may change
 ADDRESSES = (
     "http://... or https://... of a server, or sqlite:///mlflow.db, postgresql://..., mysql://... or mssql://... of a "
     "database; without it the runs are kept in mlflow.db"
 )
 
-
-class UnreachableError(Exception):
-    """The store did not take a record, and may take it later."""
-
-
-class RefusedError(Exception):
-    """The store will never take a record."""
+T = TypeVar("T")
+Point = tuple[str, int, float]  # name, step, value
 
 
-def embedded() -> bool:
+def is_off() -> bool:
+    """Whether tracking is turned off."""
+    return os.environ.get("HEADSTART_TRACKING", "").lower() == "off"
+
+
+def is_embedded() -> bool:
     """Whether the store is mlflow.db in the root of the repository."""
     return not os.environ.get("MLFLOW_TRACKING_URI")
 
@@ -53,107 +60,160 @@ def uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(workspace_root() / 'mlflow.db').as_posix()}"
 
 
-def is_there() -> bool:
-    """Whether there is a store; of a server, that is to be found out."""
-    return not embedded() or (workspace_root() / "mlflow.db").is_file()
+def is_server() -> bool:
+    """Whether the store is a tracking server."""
+    return uri().startswith(("http://", "https://"))
 
 
 def experiment_name() -> str:
-    """Of the experiment in MLflow that the runs belong to."""
+    """The experiment in MLflow that the runs belong to."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def model_name() -> str:
-    """Of the registered model: that of the experiment, without the letters that such a name may not have."""
+    """The registered model: named as the experiment, without characters that such a name may not have."""
     return re.sub(r"[^\w.-]+", "-", experiment_name()).strip("-") or EXPERIMENT
 
 
 @contextmanager
-def connected() -> Iterator[MlflowClient]:
-    """A client of the store, alone among the processes of this repository: a fresh store must be opened by one.
+def connected(seconds: float = DEADLINE) -> Iterator[MlflowClient]:
+    """A client of the store. One process of this repository uses SQLite at a time, else they lock each other out.
+
+    Args:
+        seconds: to wait for other processes.
 
     Raises:
-        UnreachableError: for whatever goes wrong inside that may go right another time.
-        UserError: where MLFLOW_TRACKING_URI is no address of a store.
+        UserError: if MLFLOW_TRACKING_URI is not the address of a store.
+        filelock.Timeout: if another process does not release the database.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     lock = cache_path("tracking.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(lock):
-            yield _client()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UnreachableError(line(error)) from error
+    with FileLock(lock, timeout=seconds) if uri().startswith("sqlite:") else nullcontext():
+        yield _client()
 
 
 def _client() -> MlflowClient:
-    """A client, which opens a database, but asks no server yet.
-
-    Raises:
-        UserError: where MLFLOW_TRACKING_URI is no address of a store.
-    """
-    import logging
-
-    from mlflow import MlflowClient  # takes two seconds, and sets its own logger
+    from mlflow import MlflowClient  # takes a second, and sets its own logger
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow", "urllib3"):  # whoever calls this reports errors, once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         address = urlsplit(uri())
         if address.scheme in ("http", "https") and (not address.hostname or address.port == 0):
             raise ValueError("it names no server")
         return MlflowClient(uri())
-    except OperationalError:  # locked, or not to be reached
+    except OperationalError:  # locked, or unreachable
         raise
     except (MlflowException, ImportError, ArgumentError, DatabaseError, ValueError) as error:
-        if embedded() or (isinstance(error, MlflowException) and not is_refused(error)):
+        if is_embedded() or (isinstance(error, MlflowException) and not is_rejection(error)):
             raise
         raise UserError(
-            f"MLFLOW_TRACKING_URI: no runs can be kept at {uri()!r} ({line(error)[:120]}); it may be {ADDRESSES}"
+            f"MLFLOW_TRACKING_URI: no runs can be kept at {uri()!r} ({one_line(error)[:120]}); it may be {ADDRESSES}"
         ) from error
 
 
-def is_refused(error: BaseException) -> bool:
-    """Whether the store would refuse the same another time too, so that a record is not worth being kept for it."""
-    from mlflow.exceptions import MlflowException
-    from requests import HTTPError
-    from sqlalchemy.exc import DatabaseError
-
-    if isinstance(error, MlflowException):
-        # A database says so by its own error; of that name itself, and of no kind of it, is one that is damaged.
-        if type(error.__cause__) is DatabaseError:
-            return False
-        status = error.get_http_status_code()
-    elif isinstance(error, HTTPError) and error.response is not None:  # of an artifact on its way
-        status = error.response.status_code
-    else:
-        told = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)  # what a damaged record ends in
-        return isinstance(error, told) and not isinstance(error, OSError)
-    return status in SERVER_REFUSES and status not in ASKS_TO_TRY_AGAIN
+def is_rejection(error: BaseException) -> bool:
+    """Whether MLflow would reject the same request again: it is not busy, and does not ask for a login."""
+    status: Any = getattr(error, "get_http_status_code", lambda: 500)()
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
 
 
 def experiment_id(client: MlflowClient) -> str:
-    """The experiment in MLflow; made where there is none, brought back where it was deleted."""
-    name = experiment_name()
-    experiment = client.get_experiment_by_name(name)
+    """The experiment in MLflow; created if there is none, restored if it was deleted."""
+    experiment = client.get_experiment_by_name(experiment_name())
     if experiment is None:
-        artifacts = (workspace_root() / "mlartifacts").as_uri() if embedded() else None
-        return client.create_experiment(name, artifact_location=artifacts)
+        artifacts = (workspace_root() / "mlartifacts").as_uri() if is_embedded() else None
+        return client.create_experiment(experiment_name(), artifact_location=artifacts)
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
 
 
+def rows(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+    """The rows of an experiment, the one that stays first: one, or none, or several that were created at once."""
+    return sorted(client.search_runs([experiment], f"tags.`{KEY}` = '{key}'"), key=_age)
+
+
+def children(client: MlflowClient, experiment: str, run: str) -> list[Run]:
+    """The runs under a run, in the order of their start."""
+    return sorted(client.search_runs([experiment], f"tags.`{PARENT}` = '{run}'", max_results=50_000), key=_age)
+
+
+def delete(client: MlflowClient, run: Run) -> None:
+    """Delete a run, then those under it: whoever adds one meanwhile looks at the run afterwards, see `is_deleted`."""
+    client.delete_run(run.info.run_id)
+    delete_children(client, run)
+
+
+def delete_children(client: MlflowClient, run: Run) -> None:
+    """Delete the runs under a run."""
+    for child in children(client, run.info.experiment_id, run.info.run_id):
+        delete(client, child)
+
+
+def is_deleted(client: MlflowClient, run: Run) -> bool:
+    """Whether a run was deleted meanwhile."""
+    return client.get_run(run.info.run_id).info.lifecycle_stage == "deleted"
+
+
+def log(
+    client: MlflowClient,
+    run: Run,
+    params: dict[str, str] | None = None,
+    points: Iterable[Point] = (),
+    tags: dict[str, str] | None = None,
+) -> None:
+    """Add params, metrics and tags to a run, in as few calls as MLflow allows; equal params and tags are left out."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    known, now = run.data, round(1000 * time.time())
+    metrics = [Metric(name, value, now, step) for name, step, value in points]
+    texts = [Param(name, value) for name, value in (params or {}).items() if name not in known.params]
+    labels = [RunTag(name, value) for name, value in (tags or {}).items() if known.tags.get(name) != value]
+    while metrics or texts or labels:
+        client.log_batch(run.info.run_id, metrics[:METRICS], texts[:TEXTS], labels[:TEXTS])
+        metrics, texts, labels = metrics[METRICS:], texts[TEXTS:], labels[TEXTS:]
+
+
+def _age(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises. It runs in a thread, which is left behind if it takes too long.
+
+    Raises:
+        TimeoutError: if it takes longer than `seconds`.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="tracking", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except FutureTimeoutError:
+        raise TimeoutError(f"no end within {seconds:g} s") from None
+
+
 def warn(message: str) -> None:
-    """Say what went wrong; tracking never costs a result."""
+    """Print what went wrong; tracking never costs a result."""
     print(f"tracking: {message}", file=sys.stderr)
 
 
-def line(error: BaseException) -> str:
-    """`error` in one line."""
+def one_line(error: BaseException) -> str:
+    """What `error` says, in at most 300 characters; of a failed request, why it failed."""
+    cause: Any = error
+    while isinstance(cause, BaseException) and not isinstance(error, UserError):
+        error = cause
+        cause = None if error.__suppress_context__ else error.__context__
+        cause = error.__cause__ or cause or getattr(error, "reason", None)
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
