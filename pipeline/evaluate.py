@@ -23,7 +23,7 @@ from headstart.data.manifest import load_classes, load_split
 from headstart.data.predictions import prediction_table
 from headstart.data.sources import open_source
 from headstart.evaluation.metrics import Predictions
-from headstart.evaluation.paired import PairedScores
+from headstart.evaluation.paired import PairedPredictions
 from headstart.evaluation.shipped_model import compare_whole_images, latency_ms
 from headstart.framework import take_gpus
 from headstart.modalities.loading import read_batches
@@ -55,7 +55,7 @@ def main() -> None:
         targets, top_k, resamples = test.target.to_numpy(), params.evaluate.top_k, params.evaluate.resamples
         head_predictions = Predictions(targets, head_probabilities, top_k)
         final_predictions = Predictions(targets, probabilities, top_k)
-        gain = PairedScores(head_predictions, final_predictions).summary(resamples, seed)
+        gain = PairedPredictions(head_predictions, final_predictions).summary(resamples, seed)
         final = final_predictions.summary(classes, resamples, seed)
         metrics, accuracy = final_predictions.metrics(), final["metrics"]["accuracy"]
         predictions = prediction_table(test, classes, probabilities)

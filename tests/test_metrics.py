@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from headstart.evaluation.metrics import Predictions, wilson_interval
-from headstart.evaluation.paired import PairedScores
+from headstart.evaluation.paired import PairedPredictions
 
 
 def draw_predictions(count: int, n_classes: int = 4, gain: float = 1.5, seed: int = 0) -> Predictions:
@@ -173,9 +173,9 @@ def test_thousands_of_classes_take_no_more_memory_than_their_probabilities():
 def test_a_planted_difference_is_found():
     random = np.random.default_rng(0)
     base, head = random.random(500) < 0.85, random.random(500) < 0.93
-    assert PairedScores(answer(base), answer(head)).verdict() == "better"
-    assert PairedScores(answer(head), answer(base)).verdict() == "worse"
-    row = PairedScores(answer(base), answer(head)).differences(500, 0).set_index("metric").loc["accuracy"]
+    assert PairedPredictions(answer(base), answer(head)).verdict() == "better"
+    assert PairedPredictions(answer(head), answer(base)).verdict() == "worse"
+    row = PairedPredictions(answer(base), answer(head)).differences(500, 0).set_index("metric").loc["accuracy"]
     assert 0 < row.low < row.difference < row.high
     assert row.difference == pytest.approx(head.mean() - base.mean())
 
@@ -183,7 +183,7 @@ def test_a_planted_difference_is_found():
 def test_false_alarms_are_rare():
     random = np.random.default_rng(0)
     found = [
-        PairedScores(answer(random.random(200) < 0.9), answer(random.random(200) < 0.9)).verdict() for _ in range(300)
+        PairedPredictions(answer(random.random(200) < 0.9), answer(random.random(200) < 0.9)).verdict() for _ in range(300)
     ]
     assert found.count("no evidence") >= 280  # the exact test errs in at most one of twenty; 20 in 300 by chance
 
@@ -193,7 +193,7 @@ def test_a_tiny_difference_takes_many_examples():
         base, head = np.ones(count, bool), np.ones(count, bool)
         base[: count * 8 // 1000] = False  # 0.8 points are lost
         head[-count * 2 // 1000 :] = False  # and 0.2 others won
-        assert PairedScores(answer(base), answer(head)).verdict() == verdict
+        assert PairedPredictions(answer(base), answer(head)).verdict() == verdict
 
 
 def test_pairing_detects_what_two_intervals_cannot():
@@ -203,8 +203,8 @@ def test_pairing_detects_what_two_intervals_cannot():
     better[np.flatnonzero(~right)[:10]] = True
     base, head = answer(right), answer(better)
     assert head.intervals(200, 0)["accuracy"][0] < base.metrics()["accuracy"]
-    assert PairedScores(base, head).verdict() == "better"
-    assert (PairedScores(base, head).fixed, PairedScores(base, head).regressed) == (10, 0)
+    assert PairedPredictions(base, head).verdict() == "better"
+    assert (PairedPredictions(base, head).fixed, PairedPredictions(base, head).regressed) == (10, 0)
 
 
 def test_the_class_that_changed_most_comes_first():
@@ -213,7 +213,7 @@ def test_the_class_that_changed_most_comes_first():
     head = base.copy()
     head[20:26] = [0.8, 0.1, 0.1]  # six of class 1 are lost
     head[40:42] = [0.8, 0.1, 0.1]  # two of class 2
-    table = PairedScores(Predictions(targets, base, 2), Predictions(targets, head, 2)).per_class(["a", "b", "c"])
+    table = PairedPredictions(Predictions(targets, base, 2), Predictions(targets, head, 2)).per_class(["a", "b", "c"])
     assert list(table["class"]) == ["b", "c"]
     assert list(table.regressed) == [6, 2]
     assert table.p[0] == pytest.approx(2 * 0.5**6)

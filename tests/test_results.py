@@ -25,7 +25,7 @@ from headstart.data.files import file_hash
 from headstart.data.predictions import prediction_table
 from headstart.errors import UserError
 from headstart.evaluation.metrics import Predictions
-from headstart.evaluation.paired import PairedScores
+from headstart.evaluation.paired import PairedPredictions
 from headstart.framework import keras
 from headstart.modalities import get_modality
 from headstart.outputs import Outputs
@@ -78,7 +78,7 @@ def make_results(
 
     outputs, count = Outputs(), len(manifest)
     summaries = {name: side.summary(classes, 100, 0) for name, side in (("final", final), ("head", head))}
-    evaluation = {**summaries, "gain": PairedScores(head, final).summary(100, 0), "examples": count, "model_mb": 12.5}
+    evaluation = {**summaries, "gain": PairedPredictions(head, final).summary(100, 0), "examples": count, "model_mb": 12.5}
     outputs.json(paths.report("evaluate"), evaluation)
     files = {"seen": 9 * count + 3, "accepted": 9 * count, "quarantined": 3, "ignored": 0}
     splits = {"train": 7 * count, "val": count, "test": count}

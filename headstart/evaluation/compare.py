@@ -17,7 +17,7 @@ from headstart.data.predictions import PROBABILITY
 from headstart.errors import UserError
 from headstart.evaluation.formatting import comparison_as_markdown, comparison_as_text, write_text
 from headstart.evaluation.metrics import Predictions
-from headstart.evaluation.paired import PairedScores
+from headstart.evaluation.paired import PairedPredictions
 from headstart.evaluation.results import WORKSPACE, Results, flatten, load_results
 
 DEFAULTS = {"evaluate.top_k": 3, "evaluate.resamples": 1000, "seed": 42}  # if only predictions are given
@@ -50,7 +50,7 @@ class PairedResults:
         relabelled: how many examples are left out since their labels differ.
     """
 
-    scores: PairedScores
+    scores: PairedPredictions
     base: pd.DataFrame
     head: pd.DataFrame
     classes: list[str]
@@ -76,7 +76,7 @@ def pair_results(base: Results, head: Results, top_k: int = 1) -> PairedResults:
             "the same data"
         )
     a, b = a.loc[chosen], b.loc[chosen]
-    scores = PairedScores(*(_predictions_for(classes, run, rows, base, head, top_k)
+    scores = PairedPredictions(*(_predictions_for(classes, run, rows, base, head, top_k)
                             for run, rows in ((base, a), (head, b))))  # fmt: skip
     return PairedResults(scores, a, b, classes, int((~is_same).sum()))
 

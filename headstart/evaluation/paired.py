@@ -14,7 +14,7 @@ from headstart.evaluation.metrics import LEVEL, Predictions, bootstrap_interval
 
 
 @dataclass(frozen=True)
-class PairedScores:
+class PairedPredictions:
     """Two classifiers' predictions for the same examples, in the same order; `head` is judged against `base`."""
 
     base: Predictions
