@@ -56,14 +56,12 @@ def test_a_command_calls_a_function_that_takes_its_arguments(command):
 
 
 def test_choices_are_those_of_the_functions():
-    from headstart.evaluation.leaderboard import LOWER_IS_BETTER
     from headstart.serving import export, predict
 
     offered = {
         command.name: {names[-1]: options.get("choices") for names, options in command.arguments}
         for command in every_command()
     }
-    assert set(offered["leaderboard"]["--by"]) == set(LOWER_IS_BETTER)
     assert set(offered["predict"]["--format"]) == set(predict.FORMATS)
     assert set(offered["export"]["--format"]) == set(export.FORMATS)
 
