@@ -167,8 +167,11 @@ sys.exit(cli.main(["check"]))
     assert (tmp_path / "cleaned").exists()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    command = f"{sys.executable} -m headstart backbones | head -n 1; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    ("into", "code", "message"),
+    [("| head -n 1", 0, ""), ("> /dev/full", 1, "standard output: cannot be written (No space left on device)\n")],
+)
+def test_output_that_nobody_takes(into, code, message):
+    command = f"{sys.executable} -m headstart backbones {into}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=environment())
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("backbone")
+    assert (done.returncode, done.stderr) == (code, message)
