@@ -7,6 +7,7 @@ What a subcommand needs is imported when it runs, so that `headstart --help` loa
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import importlib
 import os
@@ -101,8 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
-        return 0
+        if error.errno == errno.EPIPE:  # the reader has seen enough, as `head` does
+            return 0
+        print(f"standard output: cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

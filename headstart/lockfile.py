@@ -164,7 +164,7 @@ def up_to_date_stages(
     stages, lock = read_stages(tree), read_stages(tree, LOCK)
     produced: dict[str, str | None] = {}  # md5 of the outputs of the stages that are up to date, by path
     code: dict[str, str | None] = {}
-    up_to_date = []
+    up_to_date: list[str] = []
     for stage, definition in stages.items():
         if stage == just_ran:
             return [*up_to_date, stage]

@@ -34,8 +34,9 @@ def row_figures(snapshot: Snapshot, stage: str) -> dict[str, float]:
     if stage == "evaluate":
         short = {"accuracy_low": "final/metrics/accuracy/low", "accuracy_high": "final/metrics/accuracy/high"}
         figures |= {name: report[long] for name, long in {**short, "model_mb": "model_mb"}.items() if long in report}
-        seconds = [snapshot.costs(name).get(f"{name}_seconds") for name in costs.RESULTS if name in snapshot.stages]
-        if len(seconds) == len(costs.RESULTS) and None not in seconds:
+        known = {name: snapshot.costs(name).get(f"{name}_seconds") for name in costs.RESULTS if name in snapshot.stages}
+        seconds = [value for value in known.values() if value is not None]
+        if len(seconds) == len(costs.RESULTS):
             figures["total_seconds"] = round(sum(seconds), 3)
     return figures
 

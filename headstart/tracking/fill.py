@@ -105,7 +105,7 @@ def _log_files(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, sta
 def _log_dataset(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, stage: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    new = [shown for shown in (row, run) if not shown.inputs.dataset_inputs]
+    new = [shown for shown in (row, run) if not (shown.inputs and shown.inputs.dataset_inputs)]
     found = describe.dataset(snapshot) if new else None
     if found:
         tags = [InputTag("mlflow.data.context", describe.CONTEXTS.get(stage, "data"))]

@@ -14,7 +14,7 @@ from headstart import provenance
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.lockfile import Workspace
-from headstart.tracking import runs, store
+from headstart.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,7 @@ def run_address() -> str | None:
 def _address(key: str) -> str | None:
     with store.connected() as client:
         experiment = store.experiment_id(client)
-        found = runs.rows(client, experiment, key)
+        found = store.rows(client, experiment, key)
     return f"{store.uri().rstrip('/')}/#/experiments/{experiment}/runs/{found[0].info.run_id}" if found else None
 
 
@@ -85,7 +85,7 @@ def _share_view(client: MlflowClient, experiment: str) -> None:
         "selectedColumns": COLUMNS,
         "columnOrder": COLUMNS,
         "columnWidths": {column: max(100, 36 + 7 * len(column.split("`")[1])) for column in COLUMNS},  # pixels
-        "searchFilter": f"tags.`{runs.KEY}` != ''",
+        "searchFilter": f"tags.`{store.KEY}` != ''",
         "orderByKey": "metrics.`val_loss`",  # whoever chooses by the test split has nothing left to test with
         "orderByAsc": True,
     }

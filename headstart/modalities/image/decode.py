@@ -21,7 +21,9 @@ SUFFIXES: tuple[str, ...] = (
 # Meant as images, but not supported: these are quarantined, not ignored.
 _CONVERT = "convert them to JPEG or PNG"
 UNSUPPORTED = {
-    **dict.fromkeys((".heic", ".heif"), "install pillow-heif (python -m pip install pillow-heif), or convert them to JPEG"),
+    **dict.fromkeys(
+        (".heic", ".heif"), "install pillow-heif (python -m pip install pillow-heif), or convert them to JPEG"
+    ),
     **dict.fromkeys((".jxl", ".svg", ".psd", ".eps", ".tga", ".ico", ".dcm", ".dng", ".cr2", ".cr3"), _CONVERT),
     **dict.fromkeys((".nef", ".arw", ".raf", ".orf", ".rw2"), _CONVERT),
 }
