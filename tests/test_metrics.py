@@ -183,7 +183,8 @@ def test_a_planted_difference_is_found():
 def test_false_alarms_are_rare():
     random = np.random.default_rng(0)
     found = [
-        PairedPredictions(answer(random.random(200) < 0.9), answer(random.random(200) < 0.9)).verdict() for _ in range(300)
+        PairedPredictions(answer(random.random(200) < 0.9), answer(random.random(200) < 0.9)).verdict()
+        for _ in range(300)
     ]
     assert found.count("no evidence") >= 280  # the exact test errs in at most one of twenty; 20 in 300 by chance
 

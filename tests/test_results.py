@@ -78,7 +78,12 @@ def make_results(
 
     outputs, count = Outputs(), len(manifest)
     summaries = {name: side.summary(classes, 100, 0) for name, side in (("final", final), ("head", head))}
-    evaluation = {**summaries, "gain": PairedPredictions(head, final).summary(100, 0), "examples": count, "model_mb": 12.5}
+    evaluation = {
+        **summaries,
+        "gain": PairedPredictions(head, final).summary(100, 0),
+        "examples": count,
+        "model_mb": 12.5,
+    }
     outputs.json(paths.report("evaluate"), evaluation)
     files = {"seen": 9 * count + 3, "accepted": 9 * count, "quarantined": 3, "ignored": 0}
     splits = {"train": 7 * count, "val": count, "test": count}
