@@ -40,6 +40,13 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+def port(text: str) -> int:
+    """Parse the number of a port."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be an integer in [1, 65535], got {text!r}")
+    return int(text)
+
+
 def text_and_url(text: str) -> tuple[str, str]:
     """Parse TEXT=URL."""
     name, equals, url = text.partition("=")
@@ -151,7 +158,7 @@ COMMANDS = (
         "open the MLflow UI on this machine",
         "tracking.ui:ui",
         ["ui", "ui --port 5001"],
-        [argument("--port", type=int, default=5000, help="the port")],
+        [argument("--port", type=port, default=5000, help="the port")],
     ),
     Command(
         "predict",
@@ -177,7 +184,7 @@ COMMANDS = (
         "serving.server:serve",
         ["serve", "serve --port 5003"],
         [
-            argument("--port", type=int, default=5002, help="the port"),
+            argument("--port", type=port, default=5002, help="the port"),
             argument("--host", default="127.0.0.1", help="the address; 0.0.0.0 lets other machines in"),
             MODEL,
         ],

@@ -103,7 +103,15 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["predct"], ["compare"], ["review", "main", "--link", "no address"], ["ui", "--port", "x"]]
+    "arguments",
+    [
+        [],
+        ["predct"],
+        ["compare"],
+        ["review", "main", "--link", "no address"],
+        ["ui", "--port", "x"],
+        ["serve", "--port", "99999"],
+    ],
 )
 def test_a_wrong_command_line_ends_with_2(arguments, capsys):
     try:
