@@ -1,7 +1,7 @@
 """The interface of a modality: how bytes become arrays, what makes two examples copies, how an example is shown.
 
-All other code asks the modality and knows nothing of pixels, words or samples. A new modality is a subclass, registered
-in `modalities/__init__.py`; the defaults here are enough for arrays without near copies or augmentation.
+All other code asks the modality and knows nothing of what examples are made of. A new modality is a subclass,
+registered in `modalities/__init__.py`; the defaults here are enough for arrays without near copies or augmentation.
 """
 
 from __future__ import annotations

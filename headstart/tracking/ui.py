@@ -84,7 +84,7 @@ def _share_view(client: MlflowClient, experiment: str) -> None:
     state = {
         "selectedColumns": COLUMNS,
         "columnOrder": COLUMNS,
-        "columnWidths": {column: max(100, 36 + 7 * len(column.split("`")[1])) for column in COLUMNS},  # pixels
+        "columnWidths": {column: max(100, 36 + 7 * len(column.split("`")[1])) for column in COLUMNS},  # px
         "searchFilter": f"tags.`{store.KEY}` != ''",
         "orderByKey": "metrics.`val_loss`",  # whoever chooses by the test split has nothing left to test with
         "orderByAsc": True,
