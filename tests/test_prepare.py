@@ -45,7 +45,7 @@ def test_everything_known_about_every_file_is_kept(run, photos):
     files = pd.read_parquet(paths.FILES).set_index("path")
     assert len(files) == 50
     assert set(files.columns) >= {"label", "split", "group", "reason", "detail", "item_id", "copies"}
-    assert files.loc["red/cut.jpg", ["reason", "width"]].tolist() == ["damaged", 0]
+    assert files.loc["red/cut.jpg", ["reason", "width"]].tolist() == ["truncated", 0]
     assert files.loc["red/same.png", "reason"] == "duplicate"
     assert files.copies["red/same.png"] == files.copies["red/000.png"] != files.copies["red/001.png"]
     assert (files.loc[files.reason == "", ["width", "height"]] == (24, 20)).all(axis=None)
