@@ -1,7 +1,7 @@
 """How fast prepare inspects images, against decoding alone; how its memory and its index grow.
 
 Command: python benchmarks/prepare.py speed PHOTOS     # a folder of JPEG files
-         python benchmarks/prepare.py rows [1000000]   # makes that many small images in a temporary folder
+         python benchmarks/prepare.py rows [1000000] [100]   # so many small images of so many classes, in a manifest
          python benchmarks/prepare.py index [100000]   # near copies among that many descriptors
 
 Ratios within one run carry over to other machines, absolute figures do not.
@@ -87,8 +87,8 @@ def speed(photos: Path) -> None:
         print(f"prepare again, {len(changed) / len(names):.1%} of the files changed     {share:.1%} of the first time")
 
 
-def rows(count: int) -> None:
-    """Time and memory of the whole stage over `count` images of 16 x 16 pixels behind a manifest."""
+def rows(count: int, classes: int) -> None:
+    """Measure time and memory of the whole stage for `count` images of 16 x 16 pixels."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         images = root / "images"
@@ -104,13 +104,15 @@ def rows(count: int) -> None:
                     name = f"{start // 1000:04}/{number:07}.ppm"
                     header = header or b"P6 16 16 255\n"
                     (images / name).write_bytes(header + pixels.tobytes())
-                    table.write(f"{name},class {number % 100}\n")
+                    table.write(f"{name},class {number % classes}\n")
         for name in ("pipeline", "headstart"):
             os.symlink(ROOT / name, root / name)
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["data"]["source"] = str(images / "list.csv")
+        if count < 100 * classes:  # by hash, small classes would lack a split
+            params["prepare"]["split"] = "exact"
         (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        print(f"{machine()}; {count:,} images of 16 x 16 pixels")
+        print(f"{machine()}; {count:,} images of 16 x 16 pixels, {classes:,} classes")
         for turn in ("first", "again"):
             start = time.perf_counter()
             environment = {**os.environ, "HEADSTART_TRACKING": "off"}
@@ -149,8 +151,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["speed", photos]:
             speed(Path(photos))
-        case ["rows", *count]:
-            rows(int(count[0]) if count else 1_000_000)
+        case ["rows", *counts]:
+            rows(*map(int, [*counts, *("1000000", "100")[len(counts) :]]))
         case ["index", *count]:
             index(int(count[0]) if count else 100_000)
         case _:

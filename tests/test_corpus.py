@@ -21,6 +21,7 @@ from headstart import paths
 from headstart.data.files import Folder
 from headstart.errors import UserError
 from headstart.modalities import get_modality
+from headstart.modalities.image.decode import UNSUPPORTED
 from headstart.modalities.loading import read_batches
 
 
@@ -123,8 +124,9 @@ def corpus() -> dict[str, tuple[bytes, str]]:
     add("dog/zeros.jpg", "not_an_image", bytes(500))
     add("dog/drawing.png", "not_an_image", b"<svg xmlns='http://www.w3.org/2000/svg'/>")
     add("dog/script.jpg", "not_an_image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    add("dog/phone.heic", "unsupported", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    add("dog/phone.jpg", "unsupported", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    heic = "unsupported" if ".heic" in UNSUPPORTED else "damaged"  # by whether pillow-heif is installed
+    add("dog/phone.heic", heic, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    add("dog/phone.jpg", heic, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     add("dog/bomb.png", "bomb", bomb())
     add("dog/dot.png", "too_small", encoded(Image.new("RGB", (1, 1)), "PNG"))
     add("dog/line.png", "too_small", encoded(picture(next(numbers), (300, 5)), "PNG"))

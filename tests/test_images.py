@@ -112,6 +112,7 @@ def claiming(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("read", [decode, lambda data: pixels(data, 32)])
 def test_images_that_are_too_large_by_their_header_are_refused(read):
     with pytest.raises(ItemError, match="bomb: 13,300 x 13,300 pixels, 89,478,485 are allowed") as raised:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,22 @@ def test_the_manifest_has_a_row_per_image(run, photos):
     assert set(zip(manifest.width, manifest.height, strict=True)) == {(24, 20)}
     assert manifest.path.is_monotonic_increasing
     assert paths.CLASSES.read_text() == '[\n  "blue",\n  "green",\n  "red"\n]\n'
+
+
+def test_everything_known_about_every_file_is_kept(run, photos):
+    folder = photos()
+    (folder / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "same.png")
+    run(folder, **{"prepare.max_bad_fraction": 0.1})
+    files = pd.read_parquet(paths.FILES).set_index("path")
+    assert len(files) == 50
+    assert set(files.columns) >= {"label", "split", "group", "reason", "detail", "item_id", "copies"}
+    assert files.loc["red/cut.jpg", ["reason", "width"]].tolist() == ["truncated", 0]
+    assert files.loc["red/same.png", "reason"] == "duplicate"
+    assert files.copies["red/same.png"] == files.copies["red/000.png"] != files.copies["red/001.png"]
+    assert (files.loc[files.reason == "", ["width", "height"]] == (24, 20)).all(axis=None)
+    assert files.brightness["red/000.png"] > 0
+    assert files.sharpness["red/000.png"] > 0
 
 
 def test_adding_and_renaming_images_moves_none_between_splits(run, photos):

@@ -17,7 +17,7 @@ from headstart.data.listing import Listing
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
-from headstart.modalities.image import ImageModality
+from headstart.modalities.image import ImageModality, decode
 
 
 def list_items(path: Path | str, root: str | None = None, group_by: str | None = None) -> Listing:
@@ -291,8 +291,10 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 @pytest.mark.parametrize("kind", ["folder", "split folders", "zip", "tar", "outer"])
 def test_classes_of_heic_files_stop_with_that_reason(tmp_path, monkeypatch, kind):
     """As phones write them, without pillow-heif."""
-    monkeypatch.setattr(ImageModality, "suffixes", (".png",))
-    monkeypatch.setattr(ImageModality, "unsupported", {".heic": "install pillow-heif, or convert them to JPEG"})
+    unsupported = {".heic": "install pillow-heif, or convert them to JPEG"}
+    monkeypatch.setattr(ImageModality, "unsupported", unsupported)
+    monkeypatch.setattr(decode, "UNSUPPORTED", unsupported)
+    monkeypatch.setattr(decode, "FORMATS", ("JPEG", "PNG"))
     folder = tmp_path / "photos"
     for label in ("cat", "dog"):
         below = folder / "train" / label if kind == "split folders" else folder / label
@@ -350,8 +352,6 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path, monkeypatch):
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from headstart.modalities.image.decode import decode
-
     monkeypatch.syspath_prepend(ROOT / "data")
     import make_digits
 
@@ -364,5 +364,5 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path, monkeypatch):
             label, index = name.removesuffix(".png").split("/")
             assert digits.target[int(index)] == int(label)
             for source in (made, committed):
-                grey = np.asarray(decode(source.read(name)))[:, :, 0]
+                grey = np.asarray(decode.decode(source.read(name)))[:, :, 0]
                 assert (np.round(grey / 255 * 16) == digits.images[int(index)]).all()

@@ -123,16 +123,16 @@ def exclude_copies(table: pd.DataFrame, copies: pd.Series) -> None:
     order = splits.split_priority(given)
 
     stays = splits.in_first_split(good.split, good.item_id, order)
-    torn = good[~stays.groupby(good.item_id).transform("all")]  # of the same content, in several splits
+    spread = good[~stays.groupby(good.item_id).transform("all")]  # of the same content, in several splits
     if not set(table.given.dropna()):  # only groups can have caused that
-        names = torn.group.groupby(torn.item_id).agg(lambda column: ", ".join(sorted(map(str, set(column)))))
-        detail = "the same content in the groups " + torn.item_id.map(names) + ", which are in different splits"
-        exclude(table, torn.index, "conflict", detail)
+        names = spread.group.groupby(spread.item_id).agg(lambda column: ", ".join(sorted(map(str, set(column)))))
+        detail = "the same content in the groups " + spread.item_id.map(names) + ", which are in different splits"
+        exclude(table, spread.index, "conflict", detail)
     else:
-        weaker = torn[~stays[torn.index]]
-        kept = torn[stays[torn.index]].groupby("item_id")[["path", "split"]].first().loc[weaker.item_id]
+        others = spread[~stays[spread.index]]
+        kept = spread[stays[spread.index]].groupby("item_id")[["path", "split"]].first().loc[others.item_id]
         detail = [f"the same content as {row.path}, which is in {row.split}" for row in kept.itertuples()]
-        exclude(table, weaker.index, "duplicate", detail)
+        exclude(table, others.index, "duplicate", detail)
 
     good = good[table.reason[good.index] == ""]
     kept = good.groupby("item_id").path.transform("first")

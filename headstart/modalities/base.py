@@ -152,7 +152,7 @@ class Modality:
     # --- what networks see
 
     def load(self, data: bytes, size: int) -> np.ndarray:
-        """Load an example as it stands in a batch; the only way from bytes to a network's input.
+        """Load an example as one array of a batch; the only way from bytes to a network's input.
 
         Raises:
             ItemError: as `decode`.
