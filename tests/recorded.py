@@ -120,6 +120,7 @@ def leave(
         elif path.suffix == ".keras":
             with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr(zipfile.ZipInfo("classes.json"), json.dumps(classes))
+                archive.writestr(zipfile.ZipInfo("headstart.json"), '{"modality": "image", "size": 32}')
                 archive.writestr(zipfile.ZipInfo("weights"), text)
         elif isinstance(values.get(path), pd.DataFrame):
             values[path].to_csv(path, index=False)

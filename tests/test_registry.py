@@ -134,10 +134,7 @@ def test_only_examples_that_both_have_are_compared(here):
 
 @pytest.mark.parametrize(
     ("results", "reason"),
-    [
-        ({"first": 1000}, "do not have two examples of the same label"),
-        ({"classes": ("cat", "dog", "owl")}, "classes differ"),
-    ],
+    [({"first": 1000}, "do not have two examples of the same"), ({"classes": ("cat", "dog", "owl")}, "classes differ")],
 )
 def test_what_cannot_be_compared_moves_no_alias_and_says_why(here, results, reason):
     evaluate(0.1, wrong=20)
