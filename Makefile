@@ -13,8 +13,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 repro: setup ## set up, check params.yaml, run what changed, complete the runs in MLflow and the pages
 	headstart check
 	dvc repro
-	headstart track
 	headstart report --if-stale
+	headstart track
 # After an experiment that failed, DVC can leave files changed without Git noticing; new times make it look again.
 	@touch -c metrics/*.json plots/*.csv
 

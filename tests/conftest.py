@@ -19,6 +19,8 @@ from PIL import Image
 
 from headstart import tracking
 
+os.environ["HEADSTART_TRACKING"] = "off"  # tests of tracking turn it on, and so do projects
+
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (40, 40, 200), "green": (40, 180, 40), "red": (200, 40, 40)}
 SMALL = {  # a run of seconds
@@ -273,7 +275,9 @@ class Project:
     def __init__(self, root: Path, env: dict[str, str] | None = None) -> None:
         self.root = root
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "TF_"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DVC_", "MLFLOW_", "TF_", "HEADSTART_"))
         }
         self.env = {
             **inherited,

@@ -278,6 +278,21 @@ def test_files_that_come_into_reach_later_are_added(done):
     assert row.data.tags["git_commit"] == revision
 
 
+def test_the_pages_of_the_workspace_are_in_its_row(done, monkeypatch, writes):
+    page, current = Path("reports/report.html"), {}
+    page.write_text("<p>results")
+    monkeypatch.setattr("headstart.report.pages.current_pages", lambda _: current)
+    rebuild()
+    client, (row,), _, _ = found()
+    assert page.as_posix() not in files(client, row, "reports")
+    current[page] = "fingerprint"
+    rebuild()
+    assert page.as_posix() in files(client, row, "reports")
+    writes.clear()
+    rebuild()
+    assert writes == []
+
+
 def test_long_curves_and_many_params_are_sent_whole(done):
     table = "epoch,loss\n" + "".join(f"{epoch},{epoch / 7}\n" for epoch in range(1, 2502))
     Path("plots/train_head.csv").write_text(table)

@@ -111,6 +111,13 @@ def make_pages(if_stale: bool = False) -> None:
         print(f"report: skipped {line}")
 
 
+def current_pages(params: Params) -> dict[Path, str]:
+    """Return the pages that show the present results and params, each with its fingerprint."""
+    pages = [page for page in PAGES if all(file.is_file() for file in page.needed)]
+    fingerprints = {page.file: page.fingerprint(params, []) for page in pages}
+    return {file: fingerprint for file, fingerprint in fingerprints.items() if _fingerprint_of(file) == fingerprint}
+
+
 def _fingerprint_of(file: Path) -> str:
     """The fingerprint that a page was made with, or nothing if there is no such page."""
     if not file.is_file():

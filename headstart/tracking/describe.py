@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -34,9 +35,8 @@ def row_figures(snapshot: Snapshot, stage: str) -> dict[str, float]:
     if stage == "evaluate":
         short = {"accuracy_low": "final/metrics/accuracy/low", "accuracy_high": "final/metrics/accuracy/high"}
         figures |= {name: report[long] for name, long in {**short, "model_mb": "model_mb"}.items() if long in report}
-        known = {name: snapshot.costs(name).get(f"{name}_seconds") for name in costs.RESULTS if name in snapshot.stages}
-        seconds = [value for value in known.values() if value is not None]
-        if len(seconds) == len(costs.RESULTS):
+        seconds = [snapshot.costs(name).get(f"{name}_seconds", float("nan")) for name in costs.RESULTS]
+        if math.isfinite(sum(seconds)):
             figures["total_seconds"] = round(sum(seconds), 3)
     return figures
 

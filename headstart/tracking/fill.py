@@ -73,14 +73,11 @@ def _log_trials(client: MlflowClient, run: Run, snapshot: Snapshot) -> None:
     known = {trial.info.run_name for trial in children(client, experiment, stage_run)}
     start, end = snapshot.times("train_head")
     for trial in snapshot.trials():
-        name, settings = (
-            f"trial-{trial.pop('trial')}",
-            {f"train_head.{key}": str(value) for key, value in trial.items()},
-        )
+        name = f"trial-{trial.pop('trial')}"
         if name not in known:
             made = client.create_run(experiment, start_time=start, tags={PARENT: stage_run}, run_name=name)
-            points = [(key, 0, float(settings.pop(f"train_head.{key}"))) for key in TRIAL_METRICS]
-            log(client, made, params=settings, points=points)
+            points = [(key, 0, float(trial.pop(key))) for key in TRIAL_METRICS]
+            log(client, made, {f"train_head.{key}": str(value) for key, value in trial.items()}, points)
             client.set_terminated(made.info.run_id, end_time=end)
     if is_deleted(client, run):
         delete_children(client, run)

@@ -81,9 +81,7 @@ class LiveLogger(StageLogger):
                 except Exception:  # at the end all of it is tried again
                     can_be_shown = False
         try:
-            if self._monitor:
-                self._monitor.finish()
-            self._done.put(self._complete() if job == FINISH else self._show_failure())
+            self._done.put(self._complete(job))
         except Exception as error:
             self._done.put(error)
 
@@ -93,27 +91,25 @@ class LiveLogger(StageLogger):
             if self._row is None or self._run is None:
                 self._row, self._run = runs.begin(client, self._snapshot)
                 with contextlib.suppress(Exception):  # the curves matter more
-                    self._watch(self._run.info.run_id)
+                    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+                    run = self._run.info.run_id
+                    self._monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=store.uri())
+                    self._monitor.start()
             if epoch:
                 runs.log_epoch(client, self._row, self._run, self._stage, epoch)
 
-    def _watch(self, run: str) -> None:
-        """Sample processor, memory, disk, network and GPUs until the stage ends, as MLflow does it."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self._monitor = SystemMetricsMonitor(run, resume_logging=True, tracking_uri=store.uri())
-        self._monitor.start()
-
-    def _complete(self) -> str:
-        """Log all that the stage left behind; what to print about the model that it evaluated."""
+    def _complete(self, job: str) -> str:
+        """Log all that the stage left behind, or its failure; what to print about the model that it evaluated."""
+        if self._monitor:
+            self._monitor.finish()
+        if job == FAIL and not self._run:
+            return ""
         self._snapshot.moment = time.time()
         with store.connected(self._deadline) as client:
-            row, _ = runs.show(client, self._snapshot)
-            return registry.register(client, row, self._snapshot) if self._stage == "evaluate" else ""
-
-    def _show_failure(self) -> str:
-        if self._run and self._row:
-            with store.connected(FAILURE_SECONDS) as client:
-                for run in (self._run, self._row):
+            if job == FAIL:
+                for run in filter(None, (self._run, self._row)):
                     client.set_terminated(run.info.run_id, status="FAILED")
-        return ""
+                return ""
+            row, _ = runs.show(client, self._snapshot)
+            return registry.register(client, row, self._snapshot)

@@ -7,12 +7,18 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headstart import config, lockfile
 from headstart.errors import UserError
 from headstart.provenance import git_text
+from headstart.report import pages
 from headstart.tracking import registry, runs, snapshot, store
 from headstart.tracking.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PATIENCE = 600.0  # seconds for one experiment, with all its files
 EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/([^/]+) ([0-9a-f]+)")  # where DVC keeps one
@@ -60,10 +66,22 @@ def _complete(shot: Snapshot) -> bool:
     """Show one experiment and register its model; whether anything was missing."""
     with store.connected() as client:
         row, changed = runs.show(client, shot)
-        said = registry.register(client, row, shot) if "evaluate" in shot.stages else ""
+        said = registry.register(client, row, shot)
+        changed |= shot.is_workspace and _log_pages(client, row, shot)
     if said:
         print(said)
     return changed or bool(said)
+
+
+def _log_pages(client: MlflowClient, row: Run, shot: Snapshot) -> bool:
+    """Put the pages of the workspace into its row; whether there were new ones."""
+    changed = False
+    for file, fingerprint in pages.current_pages(shot.params).items():
+        if row.data.tags.get(f"headstart.{file.name}") != fingerprint:
+            client.log_artifact(row.info.run_id, str(file), file.parent.name)
+            client.set_tag(row.info.run_id, f"headstart.{file.name}", fingerprint)
+            changed = True
+    return changed
 
 
 def _of_revisions(git: lockfile.GitObjects, commits: int) -> Iterator[tuple[str, Snapshot]]:

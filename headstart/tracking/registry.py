@@ -52,18 +52,20 @@ def register(client: MlflowClient, row: Run, snapshot: Snapshot) -> str:
 
     Models that are out of reach, or larger than what MLflow keeps copies of, are not registered. An interruption at any
     step neither loses nor doubles a version: the row names its version last.
-
-    Raises:
-        UserError: if the file is not a model of this project.
     """
-    kept = paths.MODEL.as_posix() in snapshot.artifacts("fine_tune")
-    content = snapshot.read(paths.MODEL) if kept and VERSION not in row.data.tags else None
+    if "evaluate" not in snapshot.stages or VERSION in row.data.tags:
+        return ""
+    content = snapshot.read(paths.MODEL) if paths.MODEL.as_posix() in snapshot.artifacts("fine_tune") else None
     if content is None:
         return ""
     name, digest, said = store.model_name(), hashlib.sha256(content).hexdigest(), ""
     version = _find_version(client, name, digest)
     if version is None:
-        _upload(client, row, snapshot, content)
+        try:
+            _upload(client, row, snapshot, content)
+        except UserError as error:  # not a model of this version of the project
+            client.set_tag(row.info.run_id, VERSION, "none")
+            return f"tracking: the model of {row.info.run_name} is not registered: {error}"
         version = _create_version(client, name, row, digest)
     if JUDGED not in version.tags:
         judgement = _judge(client, name, version, snapshot)

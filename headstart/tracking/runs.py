@@ -10,21 +10,9 @@ import json
 from typing import TYPE_CHECKING
 
 from headstart import provenance
-from headstart.tracking import fill
-from headstart.tracking.fill import CONTENT, MISSING
+from headstart.tracking import store
+from headstart.tracking.fill import CONTENT, MISSING, fill
 from headstart.tracking.snapshot import Snapshot
-from headstart.tracking.store import (
-    KEY,
-    PARENT,
-    children,
-    delete,
-    delete_children,
-    experiment_id,
-    is_deleted,
-    is_rejection,
-    log,
-    rows,
-)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,13 +40,13 @@ def show(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, bool]:
             changed |= created
             for stage in snapshot.stages:
                 changed |= _show_stage(client, row, snapshot, stage)
-            if rows(client, row.info.experiment_id, row.data.tags[KEY])[0].info.run_id == row.info.run_id:
+            if store.rows(client, row.info.experiment_id, row.data.tags[store.KEY])[0].info.run_id == row.info.run_id:
                 return client.get_run(row.info.run_id), changed
         except (MlflowException, LookupError) as error:
-            if not tries_left or (isinstance(error, MlflowException) and not is_rejection(error)):
+            if not tries_left or (isinstance(error, MlflowException) and not store.is_rejection(error)):
                 raise
-        if row and is_deleted(client, row):
-            delete_children(client, row)
+        if row and store.is_deleted(client, row):
+            store.delete_children(client, row)
     raise RuntimeError(f"the row of {snapshot.name} was deleted {TRIES} times while it was written")
 
 
@@ -70,7 +58,7 @@ def begin(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, Run]:
     run = run or _create(client, row, snapshot, snapshot.running)
     for shown in (row, run):
         client.update_run(shown.info.run_id, status="RUNNING")
-    log(client, run, params=snapshot.param_texts(snapshot.running))
+    store.log(client, run, params=snapshot.param_texts(snapshot.running))
     return row, run
 
 
@@ -78,22 +66,22 @@ def log_epoch(client: MlflowClient, row: Run, run: Run, stage: str, figures: dic
     """Add the figures of an epoch, whose number is under `epoch`, to the run of a stage and to its row."""
     epoch = int(figures["epoch"])
     points = [(f"epoch/{name}", epoch, value) for name, value in figures.items() if name != "epoch"]
-    log(client, run, points=points)
-    log(client, row, points=[(f"{stage}/{name}", step, value) for name, step, value in points])
+    store.log(client, run, points=points)
+    store.log(client, row, points=[(f"{stage}/{name}", step, value) for name, step, value in points])
 
 
 def _row(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, bool]:
     """The row of an experiment, and whether it was created, or renamed, now."""
-    experiment, key, changed = experiment_id(client), snapshot.key, False
+    experiment, key, changed = store.experiment_id(client), snapshot.key, False
     assert key, "an experiment has a manifest"
-    found = rows(client, experiment, key)
+    found = store.rows(client, experiment, key)
     if not found:
         start = min(snapshot.times(stage)[0] for stage in ([snapshot.running] if snapshot.running else snapshot.stages))
-        tags = {KEY: key, "mlflow.source.name": "dvc.yaml"}
+        tags = {store.KEY: key, "mlflow.source.name": "dvc.yaml"}
         client.create_run(experiment, start_time=start, tags=tags, run_name=snapshot.name)
-        found, changed = rows(client, experiment, key), True
+        found, changed = store.rows(client, experiment, key), True
     for double in found[1:]:
-        delete(client, double)
+        store.delete(client, double)
     row, tags = found[0], snapshot.tags
     unnamed = row.info.run_name == provenance.run_name(snapshot.params.backbone, key)
     if unnamed and "dvc_experiment" in tags:  # the workspace was shown before it was saved as an experiment
@@ -103,13 +91,13 @@ def _row(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, bool]:
         tags = {**tags, "mlflow.source.git.commit": tags["git_commit"]}  # the column Version of the UI
     # A stage that runs says where the results come from; what was recorded elsewhere only adds to it.
     new = {name: value for name, value in tags.items() if snapshot.running or name not in row.data.tags}
-    log(client, row, params=snapshot.param_texts(), tags=new)
+    store.log(client, row, params=snapshot.param_texts(), tags=new)
     return row, changed
 
 
 def _stage_runs(client: MlflowClient, row: Run, stage: str) -> list[Run]:
     """The runs of a stage under a row, in the order of their start: one, or others on the way to that."""
-    found = children(client, row.info.experiment_id, row.info.run_id)
+    found = store.children(client, row.info.experiment_id, row.info.run_id)
     return [run for run in found if run.data.tags.get(STAGE) == stage]
 
 
@@ -121,13 +109,13 @@ def _show_stage(client: MlflowClient, row: Run, snapshot: Snapshot, stage: str) 
     changed = len(runs) > 1
     if same:  # nothing new, but for files that were out of reach
         if any(snapshot.read(path) is not None for path in json.loads(same.data.tags.get(MISSING, "[]"))):
-            fill.fill(client, row, same, snapshot, stage)
+            fill(client, row, same, snapshot, stage)
             changed = True
     elif not complete or stage == snapshot.running:
         run = next(filter(_is_live, runs), None) or _create(client, row, snapshot, stage)
-        fill.fill(client, row, run, snapshot, stage)
+        fill(client, row, run, snapshot, stage)
         for replaced in complete:
-            delete(client, replaced)
+            store.delete(client, replaced)
         changed = True
     # Else another machine came to slightly different figures; those of the one that was first are shown.
     if changed:
@@ -137,12 +125,12 @@ def _show_stage(client: MlflowClient, row: Run, snapshot: Snapshot, stage: str) 
             raise LookupError(f"another clone has deleted the run of {stage}")
         for run in runs:
             if run is not kept:
-                delete(client, run)
+                store.delete(client, run)
     return changed
 
 
 def _create(client: MlflowClient, row: Run, snapshot: Snapshot, stage: str) -> Run:
-    tags = {PARENT: row.info.run_id, STAGE: stage, (LIVE if stage == snapshot.running else RESTORED): "true"}
+    tags = {store.PARENT: row.info.run_id, STAGE: stage, (LIVE if stage == snapshot.running else RESTORED): "true"}
     start, _ = snapshot.times(stage)
     return client.create_run(row.info.experiment_id, start_time=start, tags=tags, run_name=stage)
 

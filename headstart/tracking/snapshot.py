@@ -44,6 +44,7 @@ class Snapshot:
         cached: Callable[[str], Path] | None = None,
     ) -> None:
         self.params, self.moment, self.running = params, moment or time.time(), running
+        self.is_workspace = isinstance(tree, Workspace)
         self._tree, self._tags, self._cached, self._started = tree, tags, cached, time.time()
 
     @cached_property
@@ -54,7 +55,7 @@ class Snapshot:
     @cached_property
     def stages(self) -> list[str]:
         """The stages whose results are those of these params and this code; the one that has just run comes first."""
-        is_there = is_as_locked if isinstance(self._tree, Workspace) else None
+        is_there = is_as_locked if self.is_workspace else None
         found = up_to_date_stages(self._tree, self.params.model_dump(), is_there, self.running)
         return sorted(found, key=lambda stage: stage != self.running)
 
@@ -141,7 +142,8 @@ class Snapshot:
 
     def costs(self, stage: str) -> dict[str, Any]:
         """What the result of `stage` cost, if it was computed on this machine."""
-        md5 = self.outs(stage).get(costs.RESULTS[stage].as_posix()) if stage in costs.RESULTS else None
+        known = stage in self.stages and stage in costs.RESULTS
+        md5 = self.outs(stage).get(costs.RESULTS[stage].as_posix()) if known else None
         return costs.read(stage, md5) if md5 else {}
 
     def curves(self, stage: str) -> list[tuple[str, int, float]]:
