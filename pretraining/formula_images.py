@@ -63,7 +63,7 @@ def _colour(view: np.random.Generator) -> np.ndarray:
 
 
 def _material(view: np.random.Generator, size: int) -> np.ndarray:
-    """Make a surface that broadcasts to (size, size, 3) float32 in [0, 255]: plain, a gradient or noise of two."""
+    """Make a surface that broadcasts to (size, size, 3) float32 in [0, 255]: plain, a gradient or noise."""
     start, kind = _colour(view), view.random()
     if kind < 0.3:
         return start[None, None]
