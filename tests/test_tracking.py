@@ -169,7 +169,7 @@ def test_what_is_complete_is_left_alone(done, writes, capsys):
     writes.clear()
     rebuild()
     assert writes == []
-    assert capsys.readouterr().out == "track: MLflow shows 1 experiment (other); none had to be completed\n"
+    assert capsys.readouterr().out == "track: MLflow shows 1 experiment (other); nothing had to be completed\n"
 
 
 def test_a_stage_that_ran_and_what_dvc_skipped_are_shown(here):

@@ -54,7 +54,7 @@ def rebuild(commits: int = 1, deadline: float = store.DEADLINE) -> None:
                     f"{store.uri()} lacks {_listed(found[place:])}, or parts of it: {store.one_line(error)}; run "
                     "`headstart track` again when it answers"
                 ) from error
-    print(f"track: MLflow shows {_listed(found)}; {len(changed) or 'none'} had to be completed")
+    print(f"track: MLflow shows {_listed(found)}; {len(changed) or 'nothing'} had to be completed")
 
 
 def _connect(seconds: float) -> None:
