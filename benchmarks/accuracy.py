@@ -50,7 +50,7 @@ from headstart import paths
 from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
-from headstart.data.manifest import load_split
+from headstart.data.manifest import load_classes, load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.framework import device_name, keras, make_repeatable
@@ -58,7 +58,7 @@ from headstart.modalities import get_modality
 from headstart.modalities.loading import read_batches
 from headstart.training import calibration, defaults, heads, networks, selection
 from headstart.training.examples import load_features
-from headstart.training.head_settings import LINEAR_DECAY
+from headstart.training.head_settings import linear_decay
 from headstart.training.planning import build_encoder, build_plan
 from pipeline import extract, fine_tune, prepare, train_head
 
@@ -159,7 +159,7 @@ def one_split(changes: list[str], cosine: bool) -> tuple[dict[str, np.ndarray], 
     found, test, train_set = {}, load_features("test"), load_features("train")
     run(train_head, [*changes, "train_head.hidden=[]"])
     found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
-    other = LogisticRegression(C=1 / (LINEAR_DECAY * len(train_set)), max_iter=1000)
+    other = LogisticRegression(C=1 / (linear_decay(len(load_classes())) * len(train_set)), max_iter=1000)
     scores = other.fit(train_set.features, train_set.targets).decision_function(test.features)
     found["sklearn"] = scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
     seconds = {"head": run(train_head, changes)}

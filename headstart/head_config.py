@@ -42,7 +42,8 @@ class HeadChoice(Section):
     """Learning rate schedule; cosine decays to zero."""
     weight_decay: UpTo1 | None
     """Decoupled weight decay, as a share of the learning rate per step. lbfgs adds weight_decay / 2 times the squared
-    weights to the loss: scikit-learn's C is 1 / (weight_decay x examples). null: 0.02 with lbfgs, else 0."""
+    weights to the loss: scikit-learn's C is 1 / (weight_decay x examples). null: 0.02 with lbfgs, less
+    with more than 10 classes; else 0."""
     label_smoothing: Below1
     """Label smoothing."""
     class_weight: Literal["balanced"] | None

@@ -268,3 +268,20 @@ def test_lbfgs_warns_about_features_that_are_too_large(capsys, scale, warns):
     scaled = dataclasses.replace(TRAIN, features=TRAIN.features * np.float32(scale))
     train(scaled, scaled, **LINEAR)
     assert ("lbfgs has not converged" in capsys.readouterr().err) == warns
+
+
+def test_a_linear_head_learns_a_thousand_classes_from_one_example_each():
+    n_classes, random = 1000, np.random.default_rng(0)
+    centers, targets = random.normal(size=(n_classes, 64)), np.arange(n_classes, dtype=np.int32)
+    train_set, val_set = (
+        FeatureSet(
+            np.float32(centers + random.normal(0, 0.5, centers.shape)),
+            targets,
+            np.empty((n_classes, 0, 64), np.float32),
+        )
+        for _ in range(2)
+    )
+    chosen = resolve_head(load_params(ROOT / "params.yaml").train_head.choice(), n_classes, n_classes)
+    head, history = heads.train(train_set, val_set, n_classes, chosen, 0)
+    assert accuracy(head, val_set) > 0.99
+    assert history.kept["val_loss"] < 1

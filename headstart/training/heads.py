@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from headstart.framework import keras, tf
@@ -20,8 +21,11 @@ from headstart.training.history import History
 from headstart.training.optimizers import FusedAdam
 
 MOMENTUM = 0.9  # of sgd
-MAX_ITERATIONS, TOLERANCE = 1000, 1e-5  # of lbfgs; it has converged if no part of the gradient is larger
-NOT_CONVERGED = 0.01  # share of the gradient at the start above which lbfgs has not converged
+MAX_ITERATIONS = 1000  # of lbfgs
+# It stops when no part of the gradient is larger than the first, nor than the second times the largest part at the
+# start, which thousands of classes make small. Above the second alone, it has not converged.
+TOLERANCE, SHARE_OF_START = 1e-5, 0.01
+SMALL_PRODUCT = 10**8  # multiplications of features and kernel for which one thread is enough
 
 Predict = Callable[[np.ndarray], tf.Tensor]  # (n, feature_dim) features -> (n, n_classes) logits
 
@@ -206,15 +210,16 @@ def _train_by_lbfgs(
         gradient, loss, correct = np.zeros(len(parameters)), 0.0, 0
         for rows in train_set.blocks(n_classes):
             targets, numbers = train_set.targets[rows], np.arange(len(train_set))[rows]
-            smoothed = np.full((len(targets), n_classes), smoothing / n_classes)
-            smoothed[np.arange(len(targets)), targets] += 1 - smoothing
-            weight = weights[targets, None].astype(np.float64)
+            at_target, weight = (np.arange(len(targets)), targets), weights[targets].astype(np.float64)
             for view in views:
                 features = train_set.rows(numbers, None if view is None else view[rows])
                 log_probabilities = log_softmax((features @ kernel + bias).astype(np.float64), axis=1)
-                loss -= (weight * smoothed * log_probabilities).sum()
+                expected = (1 - smoothing) * log_probabilities[at_target] + smoothing * log_probabilities.mean(axis=1)
+                loss -= (weight * expected).sum()
                 correct += int((log_probabilities.argmax(axis=1) == targets).sum())
-                slope = weight * (np.exp(log_probabilities) - smoothed)  # of the loss by the logits
+                slope = np.exp(log_probabilities) - smoothing / n_classes  # of the loss by the logits
+                slope[at_target] -= 1 - smoothing
+                slope *= weight[:, None]
                 gradient[:n_kernel] += (features.T @ slope.astype(np.float32)).ravel()
                 gradient[n_kernel:] += slope.sum(axis=0)
         count = len(train_set) * len(views)
@@ -228,14 +233,17 @@ def _train_by_lbfgs(
         layer.bias.assign(parameters[n_kernel:])
         history.append(len(history.rows) + 1, **latest, **_score(predict, val_set, n_classes))
 
-    options = {"maxiter": MAX_ITERATIONS, "gtol": TOLERANCE, "ftol": 0, "maxls": 50}
     start = np.zeros(n_kernel + n_classes)
-    result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=record)
+    converged = max(SHARE_OF_START * np.abs(objective(start)[1]).max(), np.finfo(np.float32).eps)
+    options = {"maxiter": MAX_ITERATIONS, "gtol": min(TOLERANCE, converged), "ftol": 0, "maxls": 50}
+    # On a busy machine BLAS threads wait for each other: small matrices took them ten times as long as a single thread.
+    small = len(train_set) * n_kernel < SMALL_PRODUCT
+    with threadpool_limits(1 if small else None, user_api="blas"):
+        result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=record)
     if not history.rows:  # there is no callback if the start is optimal
         record(result.x)
     # A line search may fail close to the optimum, where float32 ends; so the gradient decides.
-    gradients = np.abs(result.jac).max(), np.abs(objective(start)[1]).max()
-    if result.nit >= MAX_ITERATIONS or gradients[0] > NOT_CONVERGED * gradients[1]:
+    if result.nit >= MAX_ITERATIONS or np.abs(result.jac).max() > converged:
         print(
             f"train_head: lbfgs has not converged after {result.nit} iterations, as with features of very different or "
             "very large scale; more train_head.weight_decay helps, or optimizer=adam",
