@@ -14,7 +14,7 @@ repro: setup ## set up, check params.yaml, run what changed, complete the runs i
 	headstart check
 	dvc repro
 	headstart report --if-stale
-	headstart track
+	@headstart track || echo 'The results are complete; MLflow is not. Run `headstart track` again.' >&2
 # After an experiment that failed, DVC can leave files changed without Git noticing; new times make it look again.
 	@touch -c metrics/*.json plots/*.csv
 

@@ -1,4 +1,4 @@
-"""The `headstart` command: from the command line to a function of a room, and to an exit code.
+"""The `headstart` command: maps the command line to a function and an exit code.
 
 What a subcommand needs is imported when it runs, so that `headstart --help` loads neither TensorFlow nor MLflow.
 `python -m headstart` does the same.

@@ -1,6 +1,7 @@
 """What dvc.yaml asks for and dvc.lock records, in the workspace or in a commit: which stages are up to date.
 
-DVC knows this of the workspace alone, and says it in a second. Here it is told of any commit, without a checkout.
+`dvc status` answers this for the workspace, in about a second; this module answers it for any commit, without a
+checkout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit, whether that tells all, the versions, and the command that makes it again."""
+"""Where a result comes from: the commit, whether it alone reproduces it, the versions, and how to make it again."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Run:
         self.name, self.params = name, params
         self._outputs, self._logger = outputs, logger
         self.costs: dict[str, Any] = {}
+        self.clean_ups: list[Callable[[], None]] = []
 
     def path(self, final: Path) -> Path:
         """Where to write the output `final`: a temporary name of the same suffix, in a folder that exists."""
@@ -68,6 +69,10 @@ class Run:
         """Note what the result cost, such as rates and latency; its seconds are noted by themselves."""
         self.costs |= figures
 
+    def on_success(self, clean_up: Callable[[], None]) -> None:
+        """Call `clean_up` when the outputs have their final names: what they were made from is not needed any more."""
+        self.clean_ups.append(clean_up)
+
     def log_epoch(self, row: dict[str, float]) -> None:
         """Show an epoch in MLflow while the stage runs: its number under `epoch`, and figures by name."""
         self._logger.log_epoch(row)
@@ -91,14 +96,16 @@ def stage(name: str) -> Iterator[Run]:
         run = Run(name, params, outputs, logger)
         yield run
         outputs.commit()
+        for clean_up in run.clean_ups:
+            clean_up()
     except BaseException as error:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt putting outputs back
         outputs.discard()
         try:
             restore_outputs(name)
-        except OSError as problem:
-            print(f"{name}: earlier outputs are not back ({problem}); run `dvc repro` for them", file=sys.stderr)
+        except Exception as problem:  # the error that is reported below matters more
+            print(f"{name}: could not restore the previous outputs ({problem}); run `dvc repro`", file=sys.stderr)
         logger.fail()
         if isinstance(error, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
@@ -112,8 +119,8 @@ def stage(name: str) -> Iterator[Run]:
     seconds = {f"{name}_seconds": round(time.time() - started, 3)}
     try:
         costs.write(name, seconds | run.costs)
-    except UserError as error:
-        print(f"{name}: its cost is not kept: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{name}: its cost is not recorded: {error}", file=sys.stderr)
     logger.finish()
 
 
@@ -160,7 +167,7 @@ def explain(name: str, error: BaseException) -> str | None:
 def restore_outputs(name: str) -> None:
     """Bring back the outputs of `name` that dvc.lock has and the workspace lacks, from DVC's cache or from Git.
 
-    Git alone has metrics and plots if the results were pulled.
+    After `dvc pull`, metrics and plots are only in Git.
     """
     locked = read_stages(Workspace(), LOCK).get(name, {})
     missing = [out for out in locked.get("outs", []) if not Path(out["path"]).exists()]

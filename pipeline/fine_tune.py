@@ -93,9 +93,9 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     selected = "fine_tuned" if better else "head"
     run.metrics({"val_loss": metrics["val_loss"]})
     run.report({"settings": result.plan.chosen if result else {}, "selected": selected, **metrics, **report})
-    print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {reason}")
     if result:
-        result.plan.delete_checkpoints()
+        run.on_success(result.plan.delete_checkpoints)
+    print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {reason}")
 
 
 def load_folds(params: Params, n_classes: int) -> list[Fold]:

@@ -93,17 +93,33 @@ def leave(
         )
 
     head = {"value": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1}
-    final = {"metrics": {"accuracy": head, "log_loss": {"value": 0.5, "low": 0.4, "high": 0.6}}}
+    half = {"value": 0.5, "low": 0.4, "high": 0.6}
+    error = {"value": 0.1, "low": 0.0, "high": 0.2}
+    final = {"metrics": {"accuracy": head, "macro_f1": half, "log_loss": half, "calibration_error": error}}
     gain = {"verdict": "better", "p": 0.01, "fixed": 3, "regressed": 1}
     curves = pd.DataFrame({"epoch": [1, 2], "loss": [0.9, 0.4], "val_loss": [1.0, 0.5]})
     values: dict[Path, Any] = {
         paths.metrics("prepare"): {"examples": 60, "quarantined": 0},
-        paths.metrics("extract"): {"feature_dim": 8},
-        paths.metrics("train_head"): {"head_val_loss": 0.7, "head_val_accuracy": 0.5},
-        paths.metrics("fine_tune"): {"val_loss": val_loss, "val_accuracy": accuracy, "selected": "fine_tuned"},
-        paths.metrics("evaluate"): {"accuracy": accuracy, "macro_f1": 0.5, "log_loss": 0.5, "calibration_error": 0.1},
+        paths.metrics("train_head"): {"head_val_loss": 0.7},
+        paths.metrics("fine_tune"): {"val_loss": val_loss},
+        paths.metrics("evaluate"): {"accuracy": accuracy, "macro_f1": 0.5, "log_loss": 0.5},
         paths.report("evaluate"): {"final": final, "gain": gain, "examples": EXAMPLES, "model_mb": 2.5},
-        paths.report("train_head"): {"settings": {"hidden": [8]}, "temperature": 1.5, "text": text},
+        paths.report("train_head"): {
+            "settings": {"hidden": [8]},
+            "val_loss": 0.7,
+            "val_accuracy": 0.5,
+            "temperature": 1.5,
+            "text": text,
+        },
+        paths.report("fine_tune"): {
+            "settings": {"epochs": 2},
+            "selected": "fine_tuned",
+            "val_loss": val_loss,
+            "val_accuracy": accuracy,
+            "head_val_loss": 0.7,
+            "head_val_accuracy": 0.5,
+            "text": text,
+        },
         paths.FEATURES_META: {"versions": {"keras": "3.0", "tensorflow": "2.20"}},
         paths.curves("train_head"): curves,
         paths.curves("fine_tune"): curves.assign(note=text),
@@ -126,7 +142,7 @@ def leave(
             values[path].to_csv(path, index=False)
         else:
             path.write_text(json.dumps(values.get(path, {"text": text})))
-    seconds = {"images_per_second": 100.0, "device": "CPU"} if stage == "extract" else {}
+    seconds = {"examples_per_second": 100.0, "device": "CPU"} if stage == "extract" else {}
     costs.write(stage, {f"{stage}_seconds": 1.5, **seconds, **({"latency_ms": 7.5} if stage == "evaluate" else {})})
 
 

@@ -17,7 +17,7 @@ from headstart import paths
 from headstart.config import Params
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-# From the top of the house to its bottom: imports point down.
+# The top layer first: imports point down.
 LAYERS = (
     *("pipeline", "cli", "stage", "tracking", "serving", "report", "evaluation", "training", "features", "backbones"),
     *("modalities", "data", "bottom"),
@@ -78,6 +78,7 @@ def test_what_a_stage_imports_is_among_its_deps(stage):
     deps = {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in ("headstart", "pipeline")}
     needed = {f"pipeline/{stage}.py"}
     needed |= {f"headstart/{layer(file)}" for file in closure(stage) if layer(file) not in ("pipeline", "bottom")}
+    needed |= {"headstart/framework.py"} & {file.relative_to(ROOT).as_posix() for file in closure(stage)}
     assert deps == needed
 
 

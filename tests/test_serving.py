@@ -297,7 +297,7 @@ def test_mistakes_are_reported_before_the_server_starts(shipped, tmp_path):
         for arguments, message in [
             ({"model": tmp_path / "nowhere.keras"}, "nowhere.keras does not exist; run `dvc repro`"),
             ({"model": tmp_path / "text.keras"}, "text.keras is not a model of this pipeline"),
-            ({"model": shipped, "port": port}, f"make serve PORT={port + 1}"),
+            ({"model": shipped, "port": port}, "choose another one with --port"),
             ({"model": shipped, "port": 70000}, "cannot bind to 127.0.0.1:70000"),
         ]:
             with pytest.raises(UserError) as raised:

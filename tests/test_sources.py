@@ -208,6 +208,24 @@ def test_a_hard_link_in_a_tar_is_read_like_its_file(photos):
         assert source.read("blue/same.png") == source.read("blue/000.png") == (folder / "blue/000.png").read_bytes()
 
 
+def test_a_hard_link_in_a_tar_is_refused_like_its_file(photos):
+    file = pack("tar", photos(count=1))
+    with tarfile.open(file, "a") as archive:
+        for name, kind, target in [
+            ("red/device.png", tarfile.CHRTYPE, ""),
+            ("red/a.png", tarfile.LNKTYPE, "red/device.png"),
+            ("red/b.png", tarfile.LNKTYPE, "nowhere.png"),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    assert sorted((path, reason) for path, _, reason, _ in list_items(file).refused) == [
+        ("red/a.png", "unreadable"),
+        ("red/b.png", "missing"),
+        ("red/device.png", "unreadable"),
+    ]
+
+
 def test_a_member_that_would_fill_the_memory_is_not_read(photos):
     file = pack("zip", photos(count=1))
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -110,7 +110,7 @@ def test_an_experiment_is_a_row_with_a_run_per_stage(done):
     figures = row.data.metrics
     expected = {
         "accuracy": 0.75, "accuracy_low": 0.65, "accuracy_high": 0.85, "macro_f1": 0.5, "log_loss": 0.5,
-        "calibration_error": 0.1, "val_accuracy": 0.75, "val_loss": 0.5, "latency_ms": 7.5, "images_per_second": 100,
+        "calibration_error": 0.1, "val_accuracy": 0.75, "val_loss": 0.5, "latency_ms": 7.5, "examples_per_second": 100,
         "model_mb": 2.5, "total_seconds": 7.5, "cost/fine_tune_seconds": 1.5, "train_head/head_val_loss": 0.7,
         "prepare/examples": 60,
     }  # fmt: skip
@@ -125,7 +125,8 @@ def test_an_experiment_is_a_row_with_a_run_per_stage(done):
     note = tags["mlflow.note.content"]
     assert note.startswith("**Accuracy 0.7500** (95 % interval 0.6500 to 0.8500) of the fine-tuned network on 40 test")
     assert "**better** than the head alone" in note
-    assert "- log_loss 0.5000 (0.4000 to 0.6000)\n- latency_ms 7.5\n- model_mb 2.5\n- total_seconds 7.5" in note
+    assert "- log_loss 0.5000 (0.4000 to 0.6000)\n" in note
+    assert "- latency_ms 7.5\n- model_mb 2.5\n- total_seconds 7.5" in note
     assert f"    git checkout {tags['git_commit']} && dvc repro\n" in note
     assert f"    photos (version {tags['data_version']})" in note
     assert files(client, row, "reports") == {f"reports/{stage}.json" for stage in STAGES if stage != "extract"}

@@ -156,18 +156,24 @@ class Tar(_Archive):
             raise UserError(f"{file}: not a readable .tar archive ({error}); create it again") from error
         if not end or end.strip(b"\0"):  # tarfile takes a header that it cannot read for the end
             raise UserError(f"{file}: cut off or damaged after its first {len(members)} members; create it again")
+        earlier: dict[str, tarfile.TarInfo] = {}
         for member in members:
+            # A hard link is another name of an earlier member, and is judged by what it leads to.
+            content = earlier.get(member.linkname, member) if member.islnk() else member
+            earlier[member.name] = content
             refusal = None
-            if member.issym():
+            if content.issym():
                 refusal = ("link", "a link in the archive")
-            elif member.issparse():  # a few bytes can claim to be gigabytes of zeros
+            elif content.issparse():  # a few bytes can claim to be gigabytes of zeros
                 refusal = ("bomb", "a sparse file in the archive")
-            elif not member.isreg() and not member.islnk():  # a hard link is another name of a member
+            elif content.islnk():
+                refusal = ("missing", "a link to a file that is not in the archive")
+            elif not content.isreg():
                 refusal = ("unreadable", "a device in the archive")
             if member.isdir():
                 self._add_folder(member.name)
             else:
-                self._add(member.name, member, member.size, refusal)
+                self._add(member.name, content, content.size, refusal)
         self.files = list(self._members)
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:

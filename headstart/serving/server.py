@@ -44,9 +44,7 @@ def serve(port: int = 5002, host: str = "127.0.0.1", model: Path = paths.MODEL) 
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise UserError(
-                f"cannot bind to {host}:{port} ({error}); choose another port: make serve PORT={port + 1}"
-            ) from error
+            raise UserError(f"cannot bind to {host}:{port} ({error}); choose another one with --port") from error
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
         save_model(Path(folder) / "model", model)

@@ -15,6 +15,18 @@ from headstart.tracking.snapshot import Snapshot
 # What each stage does with the data, in MLflow's words.
 CONTEXTS = {"train_head": "training", "fine_tune": "training", "evaluate": "testing"}
 SELECTED = {"fine_tuned": "the fine-tuned network", "head": "the head on the frozen backbone"}
+# Figures of a stage's report that the row shows under short names.
+ON_VAL = {name: name for name in ("val_loss", "val_accuracy")}
+SHORT_NAMES = {
+    "train_head": ON_VAL,
+    "fine_tune": ON_VAL,
+    "evaluate": {
+        **{name: f"final/metrics/{name}/value" for name in ("accuracy", "macro_f1", "log_loss", "calibration_error")},
+        "accuracy_low": "final/metrics/accuracy/low",
+        "accuracy_high": "final/metrics/accuracy/high",
+        "model_mb": "model_mb",
+    },
+}
 VERDICTS = {
     "better": "**better** than the head alone",
     "worse": "**worse** than the head alone",
@@ -24,17 +36,13 @@ VERDICTS = {
 
 def row_figures(snapshot: Snapshot, stage: str) -> dict[str, float]:
     """What the row shows of `stage`: each metric as STAGE/NAME, and what one compares under short names."""
-    metrics, cost, report = snapshot.metrics(stage), snapshot.costs(stage), snapshot.report(stage)
-    figures = {f"{stage}/{name}": value for name, value in metrics.items()}
+    cost, report = snapshot.costs(stage), snapshot.report(stage)
+    figures = {f"{stage}/{name}": value for name, value in snapshot.metrics(stage).items()}
     figures |= {f"cost/{name}": value for name, value in cost.items() if name == f"{stage}_seconds"}
-    figures |= {name: cost[name] for name in ("images_per_second", "latency_ms") if cost.get(name) is not None}
-    if stage == "train_head":  # until fine_tune has its own
-        figures |= {name.removeprefix("head_"): value for name, value in metrics.items() if name.startswith("head_")}
-    if stage in ("fine_tune", "evaluate"):
-        figures |= metrics
+    figures |= {name: cost[name] for name in ("examples_per_second", "latency_ms") if cost.get(name) is not None}
+    short = SHORT_NAMES.get(stage, {})  # those of train_head stay until fine_tune has its own
+    figures |= {name: report[long] for name, long in short.items() if long in report}
     if stage == "evaluate":
-        short = {"accuracy_low": "final/metrics/accuracy/low", "accuracy_high": "final/metrics/accuracy/high"}
-        figures |= {name: report[long] for name, long in {**short, "model_mb": "model_mb"}.items() if long in report}
         seconds = [snapshot.costs(name).get(f"{name}_seconds", float("nan")) for name in costs.RESULTS]
         if math.isfinite(sum(seconds)):
             figures["total_seconds"] = round(sum(seconds), 3)
@@ -45,7 +53,7 @@ def row_tags(snapshot: Snapshot, stage: str) -> dict[str, str]:
     """What the row says of `stage` in words: the device, and which network fine_tune selected."""
     words = {
         "extract": {"device": snapshot.costs(stage).get("device")},
-        "fine_tune": {"selected": snapshot.json(paths.metrics(stage)).get("selected")},
+        "fine_tune": {"selected": snapshot.json(paths.report(stage)).get("selected")},
     }
     return {name: str(value) for name, value in words.get(stage, {}).items() if value}
 
@@ -89,9 +97,9 @@ def _results(snapshot: Snapshot) -> str:
         except (KeyError, TypeError):  # not in reach, or of another version
             return ""
     if "train_head" in snapshot.stages and "fine_tune" not in snapshot.stages:
-        metrics = snapshot.metrics("train_head")
-        words = [f"{name.removeprefix('head_').replace('_', ' ')} {value:.4f}" for name, value in metrics.items()]
-        return f"**{', '.join(words)}** of the head; nothing is fine-tuned yet."
+        figures = row_figures(snapshot, "train_head")
+        words = [f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in ON_VAL if name in figures]
+        return f"**{', '.join(words)}** of the head; nothing is fine-tuned yet." if words else ""
     return ""
 
 

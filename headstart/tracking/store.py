@@ -201,6 +201,8 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     try:
         return future.result(seconds)
     except FutureTimeoutError:
+        if future.done():  # `work` itself ran into a time limit
+            raise
         raise TimeoutError(f"no end within {seconds:g} s") from None
 
 

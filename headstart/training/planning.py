@@ -30,7 +30,7 @@ from headstart.training.folds import Fold
 from headstart.training.plan import Plan
 
 PROJECT = Path(__file__).parents[2]
-CODE = ("backbones", "data", "features", "modalities", "training")  # what shapes a training
+CODE = ("backbones", "data", "features", "framework.py", "modalities", "training")  # what shapes a training
 
 
 def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
@@ -167,6 +167,6 @@ def _fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], f
     settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     parts = [*settings, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels]
-    code = [md5_of(Workspace(PROJECT), f"headstart/{folder}") for folder in CODE]
+    code = [md5_of(Workspace(PROJECT), f"headstart/{place}") for place in CODE]
     made = [paths.HEAD.read_bytes(), *(fold.digest() for fold in folds)]
     return hashlib.sha256(b"".join([repr([parts, code]).encode(), *made])).hexdigest()[:16]
