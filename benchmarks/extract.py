@@ -206,9 +206,6 @@ def features(photos: Path) -> None:
     files = [enlarged((photos / name).read_bytes()) for name in names]
     encoder = build_encoder(backbone)
     ways = {
-        "decoded in full, antialiased resize (Pillow)": lambda data: np.asarray(
-            decode(data).resize((size, size), Image.Resampling.BILINEAR)
-        ),
         "decoded in full, resized as extract does": lambda data: resize(np.asarray(decode(data)), size),
         "as extract does": lambda data: resize(pixels(data, size), size),
         "decoded in full, resize of tf.image and Keras": lambda data: tf.image.resize(
