@@ -12,12 +12,17 @@ from scipy.special import log_softmax, softmax
 
 BINS = 15  # as in the paper
 TEMPERATURES = (0.25, 20.0)
-BLOCK = 2**20  # logits that are worked on at once: what fits into a processor's cache
+BLOCK = 2**18  # logits that are worked on at once
 
 
 def log_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return (N,) float64: the cross-entropy of each row of (N, n_classes) logits against (N,) int targets."""
-    return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
+    return np.concatenate(
+        [
+            -log_softmax(logits[rows].astype(np.float64), axis=1)[np.arange(len(targets[rows])), targets[rows]]
+            for rows in row_blocks(logits)
+        ]
+    )
 
 
 def brier_score(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -25,9 +30,18 @@ def brier_score(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     Source: Brier, Verification of forecasts expressed in terms of probability, 1950.
     """
-    errors = softmax(logits.astype(np.float64), axis=1)
-    errors[np.arange(len(targets)), targets] -= 1
-    return (errors**2).sum(axis=1)
+    scores = []
+    for rows in row_blocks(logits):
+        errors = softmax(logits[rows].astype(np.float64), axis=1)
+        errors[np.arange(len(errors)), targets[rows]] -= 1
+        scores.append((errors**2).sum(axis=1))
+    return np.concatenate(scores)
+
+
+def row_blocks(logits: np.ndarray) -> list[slice]:
+    """Return all rows of (N, n_classes) logits in blocks that fit into a processor's cache, which is far faster."""
+    size = max(1, BLOCK // logits.shape[1])
+    return [slice(start, start + size) for start in range(0, max(1, len(logits)), size)]
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -44,7 +58,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     runner_up = shifted.max(axis=1)
     shifted[rows, targets] = correct
     expected = (1 - smoothing) * correct + smoothing * runner_up  # the logit of the smoothed target
-    blocks = np.array_split(shifted, -(-shifted.size // BLOCK))
+    blocks = [shifted[block] for block in row_blocks(shifted)]
 
     def smoothed_loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from headstart.framework import keras, tf
 from headstart.head_config import ResolvedHead
 from headstart.training import networks
-from headstart.training.calibration import log_loss
+from headstart.training.calibration import log_loss, row_blocks
 from headstart.training.examples import FeatureSet, class_weights
 from headstart.training.history import History
 from headstart.training.optimizers import FusedAdam
@@ -210,18 +210,13 @@ def _train_by_lbfgs(
         gradient, loss, correct = np.zeros(len(parameters)), 0.0, 0
         for rows in train_set.blocks(n_classes):
             targets, numbers = train_set.targets[rows], np.arange(len(train_set))[rows]
-            at_target, weight = (np.arange(len(targets)), targets), weights[targets].astype(np.float64)
             for view in views:
                 features = train_set.rows(numbers, None if view is None else view[rows])
-                log_probabilities = log_softmax((features @ kernel + bias).astype(np.float64), axis=1)
-                expected = (1 - smoothing) * log_probabilities[at_target] + smoothing * log_probabilities.mean(axis=1)
-                loss -= (weight * expected).sum()
-                correct += int((log_probabilities.argmax(axis=1) == targets).sum())
-                slope = np.exp(log_probabilities) - smoothing / n_classes  # of the loss by the logits
-                slope[at_target] -= 1 - smoothing
-                slope *= weight[:, None]
-                gradient[:n_kernel] += (features.T @ slope.astype(np.float32)).ravel()
-                gradient[n_kernel:] += slope.sum(axis=0)
+                slope = features @ kernel + bias
+                part_loss, part_correct, bias_gradient = _differentiate(slope, targets, weights[targets], smoothing)
+                loss, correct = loss + part_loss, correct + part_correct
+                gradient[:n_kernel] += (features.T @ slope).ravel()
+                gradient[n_kernel:] += bias_gradient
         count = len(train_set) * len(views)
         latest.update(loss=loss / count, accuracy=correct / count)
         penalty = settings.weight_decay * parameters
@@ -251,3 +246,26 @@ def _train_by_lbfgs(
         )
     history.keep_converged()
     return history
+
+
+def _differentiate(
+    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float
+) -> tuple[float, int, np.ndarray]:
+    """Overwrite logits with the gradient of the weighted sum of losses by them.
+
+    Returns:
+        The sum of the losses, how many examples are classified correctly, and the gradient by the bias.
+    """
+    loss, correct, bias_gradient = 0.0, 0, np.zeros(logits.shape[1])
+    for rows in row_blocks(logits):
+        log_probabilities = log_softmax(logits[rows].astype(np.float64), axis=1)
+        at_target, weight = (np.arange(len(targets[rows])), targets[rows]), weights[rows].astype(np.float64)
+        expected = (1 - smoothing) * log_probabilities[at_target] + smoothing * log_probabilities.mean(axis=1)
+        loss -= (weight * expected).sum()
+        correct += int((log_probabilities.argmax(axis=1) == targets[rows]).sum())
+        slope = np.exp(log_probabilities) - smoothing / logits.shape[1]
+        slope[at_target] -= 1 - smoothing
+        slope *= weight[:, None]
+        logits[rows] = slope
+        bias_gradient += slope.sum(axis=0)
+    return loss, correct, bias_gradient
