@@ -665,3 +665,24 @@ def test_the_store_of_a_temporary_experiment_is_that_of_the_repository(tuning, m
     assert not (copy / "mlflow.db").exists()
     assert (tuning / "mlartifacts").is_dir()
     assert [row.info.run_name for row in found()[1]] == ["nice-name"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_dvcs_queue_without_mlflow_is_complete_after_track(project):
+    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "TQDM_DISABLE": "1"}
+    project.run("dvc exp run --queue -S train_head.dropout=0,0.1,0.2,0.3")
+    try:
+        project.run("dvc exp run --run-all --jobs 2", **dead)
+    finally:
+        project.run("dvc queue stop --kill", code=None)
+    assert not (project.root / "mlflow.db").exists()
+    project.run("python -m headstart track")
+    _, rows, stages, _ = found(f"sqlite:///{project.root}/mlflow.db")
+    assert len({row.data.params["train_head.dropout"] for row in rows}) == len(rows) == 4
+    for row in rows:
+        own = by_stage([run for run in stages if run.data.tags["mlflow.parentRunId"] == row.info.run_id])
+        assert set(own) == set(STAGES)
+        assert {"accuracy", "val_loss", "total_seconds", "latency_ms", "accuracy_low"} <= row.data.metrics.keys()
+        assert row.data.tags["model_version"].startswith("headstart ")
+        assert files(MlflowClient(f"sqlite:///{project.root}/mlflow.db"), own["fine_tune"], "models")
+    assert "nothing had to be completed" in project.run("python -m headstart track")
