@@ -297,7 +297,7 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
     assert not list(paths.cache_path("fine_tune").iterdir())
 
 
-@pytest.mark.parametrize("failure", ["NaN", "worse"])
+@pytest.mark.parametrize("failure", [pytest.param("NaN", marks=pytest.mark.slow), "worse"])
 def test_a_refit_that_fails_is_discarded(here, monkeypatch, capsys, failure):
     refit, read, train = plan.Plan.refit, batches.Batches.__getitem__, plan.train
     kept = []

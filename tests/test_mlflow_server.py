@@ -59,6 +59,7 @@ def server(here, tmp_path_factory, monkeypatch, fresh_store) -> Iterator[Server]
     server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_nothing_twice(server, here, monkeypatch):
     for number, (name, wrong) in enumerate([("a", 10), ("b", 0), ("c", 20)]):
         recorded.experiment(name, results={"wrong": wrong}, **{"train_head.dropout": number / 10})

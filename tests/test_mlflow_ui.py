@@ -81,6 +81,7 @@ def pages(here) -> Iterator[list[str]]:
             raise AssertionError("the server outlives the command that started it")
 
 
+@pytest.mark.slow
 def test_a_browser_shows_experiments_stages_charts_and_the_champion(pages, browser):
     from playwright.sync_api import expect
 

@@ -196,7 +196,9 @@ STEPS = ("create_registered_model", "log_artifacts", "create_model_version", "up
          "set_model_version_tag", "set_registered_model_alias", "set_tag")  # fmt: skip
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=pytest.mark.slow if step in STEPS[2:5] else ()) for step in STEPS]
+)
 def test_an_interruption_at_any_step_neither_loses_nor_doubles(here, monkeypatch, step):
     if step != "create_registered_model":
         evaluate(0.1, wrong=10)
@@ -228,6 +230,7 @@ def track_only(name: str) -> None:
 
 @pytest.mark.parametrize("step", ["log_artifacts", "create_model_version"])
 @pytest.mark.parametrize(("mine", "others", "verdict"), [(0, 6, "better"), (6, 0, "worse")])
+@pytest.mark.slow
 def test_two_clones_at_once_let_the_better_be_the_champion(here, monkeypatch, step, mine, others, verdict):
     """Both are better than the champion; another clone registers its model while this one is at `step`."""
     for number, (name, wrong) in enumerate([("first", 20), ("mine", mine), ("other", others)]):

@@ -23,7 +23,7 @@ def params(**changes: object) -> TrainHead:
     return TrainHead(**{**raw, "hidden": [8], "epochs": 5, "learning_rate": 0.01, **changes})
 
 
-@pytest.mark.parametrize("folds", [None, 2])
+@pytest.mark.parametrize("folds", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_best_trial_has_the_lowest_loss(folds):
     searched = params(search={"learning_rate": [1e-6, 0.01], "hidden": [[16]]}, search_folds=folds, dropout=0.2)
     best, table = search(TRAIN, VAL, CLASSES, NO_GROUPS, searched, 0)

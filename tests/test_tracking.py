@@ -638,6 +638,7 @@ def test_what_was_created_twice_is_healed(done):
     assert {run.data.tags["mlflow.parentRunId"] for run in stages} == {row.info.run_id}
 
 
+@pytest.mark.slow
 def test_several_processes_may_open_a_fresh_store(done):
     Path("mlflow.db").unlink()
     code = "from headstart.tracking.rebuild import rebuild; rebuild()"
