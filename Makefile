@@ -23,8 +23,8 @@ SWEEP ?= -S 'train_head.hidden=[],[128]'
 sweep: setup ## try heads, two at a time, through DVC's queue; then show all experiments, best first
 	dvc exp run --queue $(SWEEP) train_head
 	dvc exp run --run-all --jobs $(or $(JOBS),2)
-	headstart track
 	headstart leaderboard
+	headstart track
 
 test: setup ## the tests, without those marked slow
 	python -m pytest

@@ -96,6 +96,8 @@ def stage(name: str) -> Iterator[Run]:
         run = Run(name, params, outputs, logger)
         yield run
         outputs.commit()
+        for number in (signal.SIGINT, signal.SIGTERM):  # the stage is done: they end the logging, and nothing else
+            signal.signal(number, lambda *_: logger.stop())
         for clean_up in run.clean_ups:
             clean_up()
     except BaseException as error:
@@ -114,8 +116,6 @@ def stage(name: str) -> Iterator[Run]:
             raise
         print(f"{name}: {message}", file=sys.stderr)
         raise SystemExit(1) from error
-    for number in (signal.SIGINT, signal.SIGTERM):  # the stage is done: they end the logging, and nothing else
-        signal.signal(number, lambda *_: logger.stop())
     seconds = {f"{name}_seconds": round(time.time() - started, 3)}
     try:
         costs.write(name, seconds | run.costs)

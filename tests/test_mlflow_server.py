@@ -76,7 +76,7 @@ def test_a_server_that_dies_in_the_middle_costs_nothing_and_gets_nothing_twice(s
 
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, step, call)
-            with pytest.raises(UserError, match=r"lacks \d experiments? \(.*c\), or parts of it"):
+            with pytest.raises(UserError, match=r"lacks all or parts of \d experiments? \(.*c\): "):
                 rebuild()
         server.start()
 

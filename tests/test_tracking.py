@@ -478,7 +478,7 @@ def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, serve
     run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}], deadline=2)
     assert time.monotonic() - began < 4
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("tracking: fine_tune is not complete in MLflow, `headstart track` completes it: http://127.")
+    assert line.startswith("tracking: fine_tune is incomplete in MLflow: http://127.0.0.1:")
 
 
 def test_track_names_what_it_could_not_send(done, server):
@@ -486,7 +486,7 @@ def test_track_names_what_it_could_not_send(done, server):
     recorded.experiment("other", **{"train_head.dropout": 0.5})
     server(b"", 0)
     began = time.monotonic()
-    lacks = r"lacks 2 experiments \(\w{7}, other\), or parts of it: no end within 1 s; run `headstart track` again"
+    lacks = r"lacks all or parts of 2 experiments \(\w{7}, other\): took longer than 1 s; run `headstart track` again"
     with pytest.raises(UserError, match=lacks):
         rebuild(deadline=1)
     assert time.monotonic() - began < 10
@@ -510,7 +510,7 @@ def test_a_stage_whose_logging_is_interrupted_has_succeeded(tuning, server):
         process.send_signal(number)
         _, printed = process.communicate(timeout=20)
         assert process.returncode == 0, printed
-        assert printed.endswith(f"`headstart track` completes it: {store.uri()}: interrupted\n")
+        assert f"tracking: fine_tune is incomplete in MLflow: {store.uri()}: interrupted;" in printed
         Path("models/model.keras").unlink()
 
 
@@ -654,7 +654,7 @@ def test_a_process_that_holds_the_database_is_not_waited_for_without_limit(tunin
         began = time.monotonic()
         run_stage("fine_tune", deadline=1)
         assert time.monotonic() - began < 3
-    assert "fine_tune is not complete in MLflow" in capfd.readouterr().err
+    assert "fine_tune is incomplete in MLflow" in capfd.readouterr().err
 
 
 def test_the_store_of_a_temporary_experiment_is_that_of_the_repository(tuning, monkeypatch):

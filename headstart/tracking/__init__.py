@@ -37,7 +37,7 @@ def start(stage: str, params: Params) -> StageLogger:
     try:
         return live.LiveLogger(stage, params)
     except RuntimeError as error:  # no thread can be started
-        store.warn(f"{stage} is not shown in MLflow: {error}; `headstart track` shows it later")
+        store.warn(f"{stage} is not logged to MLflow: {error}; run `headstart track` to complete it")
         return NO_LOGGER
 
 

@@ -55,10 +55,10 @@ class LiveLogger(StageLogger):
         try:
             outcome = self._done.get(timeout=self._deadline)
         except Empty:
-            outcome = TimeoutError(f"no end within {self._deadline:g} s")
+            outcome = TimeoutError(f"took longer than {self._deadline:g} s")
         if isinstance(outcome, Exception):
             reason = str(outcome) if isinstance(outcome, UserError) else f"{store.uri()}: {store.one_line(outcome)}"
-            store.warn(f"{self._stage} is not complete in MLflow, `headstart track` completes it: {reason}")
+            store.warn(f"{self._stage} is incomplete in MLflow: {reason}; run `headstart track` to complete it")
         elif outcome:
             print(outcome)
 

@@ -51,7 +51,7 @@ def rebuild(commits: int = 1, deadline: float = store.DEADLINE) -> None:
                 raise
             except Exception as error:
                 raise UserError(
-                    f"{store.uri()} lacks {_listed(found[place:])}, or parts of it: {store.one_line(error)}; run "
+                    f"{store.uri()} lacks all or parts of {_listed(found[place:])}: {store.one_line(error)}; run "
                     "`headstart track` again when it answers"
                 ) from error
     print(f"track: MLflow shows {_listed(found)}; {len(changed) or 'nothing'} had to be completed")

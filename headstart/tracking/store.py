@@ -203,7 +203,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     except FutureTimeoutError:
         if future.done():  # `work` itself ran into a time limit
             raise
-        raise TimeoutError(f"no end within {seconds:g} s") from None
+        raise TimeoutError(f"took longer than {seconds:g} s") from None
 
 
 def warn(message: str) -> None:
