@@ -122,6 +122,14 @@ def test_the_files_have_the_names_that_the_code_gives_them():
     assert outs == {path.as_posix() for path in named}
 
 
+def test_nothing_else_lies_among_the_committed_results():
+    kept = {
+        next(iter(entry)) for stage in STAGES.values() for kind in ("metrics", "plots") for entry in stage.get(kind, [])
+    }
+    found = {file.relative_to(ROOT).as_posix() for folder in ("metrics", "plots") for file in (ROOT / folder).iterdir()}
+    assert found == kept
+
+
 def test_metrics_and_plots_need_no_pull():
     for stage in STAGES.values():
         for entry in (*stage.get("metrics", []), *stage.get("plots", [])):
