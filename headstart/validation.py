@@ -62,12 +62,29 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return parse_yaml(text, path)
 
 
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """Refuses a key that appears twice, as DVC does; YAML itself would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # no key of ours; refused later
+                continue
+            if key.value in keys:
+                problem = f"the key {key.value!r} appears twice; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            keys.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str, path: Path) -> dict[Any, Any]:
     """Read the content of a YAML file that messages call `path`; raises as `read_yaml`."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _UniqueKeysLoader)
     except (yaml.YAMLError, ValueError) as error:  # the latter for a date that does not exist
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")
     return raw

@@ -111,6 +111,20 @@ def test_a_mistake_is_reported_with_key_rule_and_value(tmp_path: Path, monkeypat
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "params.yaml: not valid YAML: the key 'seed' appears twice; keep one"),
+        ("data:\n  source: a\n  source: b\n", "the key 'source' appears twice"),
+        ("[" * 3000, "params.yaml: not valid YAML: nested too deeply"),
+    ],
+)
+def test_yaml_that_says_two_things_or_nothing(tmp_path: Path, text: str, message: str):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_on_and_off_are_words_and_not_what_yaml_makes_of_them(tmp_path: Path):
     file = tmp_path / "params.yaml"
     for word in ("on", "off", "auto"):
