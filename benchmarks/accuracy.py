@@ -33,6 +33,7 @@ import tempfile
 import time
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +74,7 @@ def sample(source: Path, count: int | None, folder: Path) -> int:
         files = {file.relative_to(source).as_posix(): file.read_bytes for file in source.rglob("*") if file.is_file()}
     else:
         archive = zipfile.ZipFile(source)
-        files = {name: (lambda name=name: archive.read(name)) for name in archive.namelist() if not name.endswith("/")}
+        files = {name: partial(archive.read, name) for name in archive.namelist() if not name.endswith("/")}
     classes: dict[str, list[str]] = {}
     for name in sorted(files):
         if name.lower().endswith((".jpg", ".jpeg", ".png")):
@@ -120,7 +121,7 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     lower, upper = splitting.lower_model(encoder, split), splitting.upper_model(encoder, split)
     start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in upper.inputs}
     network = keras.Model(start, networks.without_softmax(head)(upper(start)))
-    epochs, _ = defaults.schedule(params.fine_tune, len(train_set))
+    epochs, _ = defaults.choose_schedule(params.fine_tune, len(train_set))
     batch_size = params.fine_tune.batch_size
     steps = epochs * -(-len(train_set) // batch_size)
     rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
@@ -194,7 +195,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             images = sample(Path(name).resolve(), int(count) if count else None, Path(folder) / "images")
             os.chdir(folder)
-            accuracy, seconds, shipped, judged = {way: [] for way in ways}, [], 0, []
+            accuracy: dict[str, list[float]] = {way: [] for way in ways}
+            seconds, shipped, judged = [], 0, []
             for seed in range(arguments.seeds):
                 changes = [f"backbone={arguments.backbone}", "data.source=images", "prepare.split=exact"]
                 changes += [f"seed={seed}", *arguments.changes]
@@ -218,7 +220,7 @@ def main() -> None:
         targets = np.concatenate([targets for _, targets in judged])
         error, sure = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1)
         draws = np.random.default_rng(0).random((200, len(sure)))
-        by_chance = np.mean([calibration.error_of(sure, draw < sure) for draw in draws])
+        by_chance = np.mean([calibration.expected_calibration_error(sure, draw < sure) for draw in draws])
         columns = [spread(values) for values in accuracy.values()]
         gains = [difference(accuracy[one], accuracy[other]) for one, other in pairs]
         print(

@@ -16,6 +16,7 @@ For example, do hidden layers help with few images: 14 train and 3 val images of
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -74,7 +75,8 @@ def main() -> None:
     source = f"data.source={json.dumps(str(arguments.photos.resolve()))}"
     chosen = [f"backbone={arguments.backbone}", source, *arguments.always]
     ways = ["params.yaml", *arguments.changes]
-    accuracy, extracting, training = ({way: [] for way in ways} for _ in range(3))
+    accuracy: dict[str, list[float]] = {way: [] for way in ways}
+    extracting, training = copy.deepcopy(accuracy), copy.deepcopy(accuracy)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ.pop("DVC_ROOT", None)

@@ -36,6 +36,7 @@ from prepare import machine, seconds
 
 from headstart.backbones import BACKBONES
 from headstart.backbones.base import BACKBONE_LAYER
+from headstart.backbones.keras_applications import KerasApplication
 from headstart.data.files import Folder, file_hash
 from headstart.features import engines
 from headstart.features.extraction import Extraction, ViewIndex
@@ -69,6 +70,7 @@ def photographs(photos: Path) -> list[str]:
 def plain_keras(encoder: keras.Model, backbone: str) -> Callable[[Path], np.ndarray]:
     """What the guides of Keras show."""
     row = BACKBONES[backbone]
+    assert isinstance(row, KerasApplication)
     base = encoder.get_layer(BACKBONE_LAYER)
     model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D()])
     preprocess = getattr(keras.applications, row.module).preprocess_input
@@ -96,8 +98,9 @@ def speed(photos: Path, choices: list[str]) -> None:
     for choice in choices or DEFAULT:
         backbone, precision = choice.split(":")
         side = BACKBONES[backbone].default_size
-        encoder = build_encoder(backbone)
-        run = engines.open_engine("auto", lambda e=encoder: e, IMAGES.spec(side), precision, None, "extract")
+        build = partial(build_encoder, backbone)
+        encoder = build()
+        run = engines.open_engine("auto", build, IMAGES.spec(side), precision, None, "extract")
         keras_way = partial(plain_keras(encoder, backbone), photos)
         keras_way()  # its start
         batch = next(read_batches(source, IMAGES, names, hashes, side, run.batch_size))
@@ -122,7 +125,7 @@ def speed(photos: Path, choices: list[str]) -> None:
             for _ in run.map(batch for _ in range(repeats)):
                 pass
 
-        times = {"a": [], "b": [], "decode": [], "forward": []}
+        times: dict[str, list[float]] = {"a": [], "b": [], "decode": [], "forward": []}
         for _ in range(ROUNDS):
             times["a"].append(seconds(whole))
             times["decode"].append(seconds(decoding))
@@ -223,7 +226,7 @@ def features(photos: Path) -> None:
     for precision in ("float32", "bfloat16"):
         run = engines.OpenVINOEngine(lambda: encoder, IMAGES.spec(size), precision, None)
         starts = range(0, len(images), run.batch_size)
-        batches = (IMAGES.batch(images[start : start + run.batch_size]) for start in starts)
+        batches = (IMAGES.batch(list(images[start : start + run.batch_size])) for start in starts)
         found = np.concatenate(list(run.map(batches)))
         print(f"{'the same pixels, OpenVINO in ' + precision:<50} {moved(found, reference)}")
     print(f"{'kept as float16':<50} {moved(reference.astype(np.float16).astype(np.float32), reference)}")

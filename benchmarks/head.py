@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def speed() -> None:
     def ours() -> float:
         return heads.train(train_set, val_set, classes, choice, 0, progress=False)[1].kept["val_loss"]
 
-    times, losses = {plain: [], ours: []}, {}
+    times: dict[Callable[[], float], list[float]] = {plain: [], ours: []}
+    losses = {}
     for _ in range(ROUNDS):
         for way, took in times.items():
             start = time.perf_counter()
@@ -105,13 +107,13 @@ def memory(rows: int) -> None:
             "import resource; from pipeline import train_head; train_head.main(); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
         )
-        start, environment = time.perf_counter(), {**os.environ, "HEADSTART_TRACKING": "off"}
+        began, environment = time.perf_counter(), {**os.environ, "HEADSTART_TRACKING": "off"}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True)
         print(done.stdout)
         print(
             f"{rows:,} rows, {size / 2**30:.2f} GiB of features: {float(done.stdout.split()[-1]):.2f} GiB of memory at "
-            f"most, two epochs in {time.perf_counter() - start:.0f} s"
+            f"most, two epochs in {time.perf_counter() - began:.0f} s"
         )
 
 

@@ -69,8 +69,8 @@ def main(others: list[str]) -> None:
     with open_source(params.data.source, params.data.root) as source:
         for split in ("train", "test"):
             rows = load_split(split).sample(frac=1, random_state=0)
-            files = list(rows.path), list(rows.file_hash)
-            found[split] = scorer.run(read_batches(source, modality, *files, size, scorer.batch_size))
+            listed = list(rows.path), list(rows.file_hash)
+            found[split] = scorer.run(read_batches(source, modality, *listed, size, scorer.batch_size))
             if split == "train":
                 targets = rows.target.to_numpy()
     for other in others:

@@ -19,12 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import simplejpeg
 import yaml
-from PIL import Image, features
+from PIL import features
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -75,10 +77,10 @@ def speed(photos: Path) -> None:
         for turn in range(ROUNDS):
             cache_file = Path(folder) / f"{turn}.sqlite"
             alone.append(seconds(decode))
-            whole.append(seconds(lambda file=cache_file: inspect_all(file)))
+            whole.append(seconds(partial(inspect_all, cache_file)))
             for name in changed:
                 (copies / name).write_bytes((copies / name).read_bytes() + turn.to_bytes(4, "big"))
-            again.append(seconds(lambda file=cache_file: inspect_all(file)))
+            again.append(seconds(partial(inspect_all, cache_file)))
         rates = [len(names) / statistics.median(times) for times in (alone, whole)]
         ratio = statistics.median(a / b for a, b in zip(alone, whole, strict=True))
         print(f"libjpeg-turbo, reading and decoding alone   {rates[0]:7.0f} images/s")
@@ -114,10 +116,10 @@ def rows(count: int, classes: int) -> None:
         (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
         print(f"{machine()}; {count:,} images of 16 x 16 pixels, {classes:,} classes")
         for turn in ("first", "again"):
-            start = time.perf_counter()
+            begun = time.perf_counter()
             environment = {**os.environ, "HEADSTART_TRACKING": "off"}
             subprocess.run([sys.executable, "-m", "pipeline.prepare"], cwd=root, env=environment, check=True)
-            taken = time.perf_counter() - start
+            taken = time.perf_counter() - begun
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             print(f"{turn}: {taken:.0f} s, {count / taken:.0f} images/s, {peak:.2f} GiB at most")
 
@@ -142,9 +144,7 @@ def machine() -> str:
     except (OSError, StopIteration):
         name = platform.processor()
     turbo = features.version("libjpeg_turbo")
-    return (
-        f"{os.cpu_count()} cores of {name.split(':')[-1].strip()}, Pillow {Image.__version__} (libjpeg-turbo {turbo})"
-    )
+    return f"{os.cpu_count()} cores of {name.split(':')[-1].strip()}, Pillow {PIL.__version__} (libjpeg-turbo {turbo})"
 
 
 if __name__ == "__main__":

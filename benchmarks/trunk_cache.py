@@ -16,7 +16,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -60,7 +62,7 @@ class Clock(keras.callbacks.Callback):
         return [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
 
 
-def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
+def ours(params: Params, meta: dict[str, Any]) -> tuple[list[float], float, float]:
     """Seconds of epochs, those before the first one, and val accuracy."""
     clock, start = Clock(), time.perf_counter()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
@@ -71,7 +73,7 @@ def ours(params: Params, meta: dict) -> tuple[list[float], float, float]:
     return clock.seconds(), clock.ends[0] - start, result.history.kept["val_accuracy"]
 
 
-def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
+def plain_keras(params: Params, meta: dict[str, Any]) -> tuple[list[float], float, float]:
     """What the guides of Keras show, from files."""
     size, clock = meta["size"], Clock()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
@@ -90,6 +92,9 @@ def plain_keras(params: Params, meta: dict) -> tuple[list[float], float, float]:
     )
     history = model.fit(train_set, validation_data=val_set, epochs=EPOCHS, callbacks=[clock], verbose=0).history
     return clock.seconds(), 0.0, history["val_accuracy"][-1]
+
+
+Way = Callable[[Params, dict[str, Any]], tuple[list[float], float, float]]
 
 
 def main() -> None:
@@ -112,7 +117,9 @@ def main() -> None:
         apply_overrides("params.yaml", [f"fine_tune.{change}" for change in PLAIN])
         params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
         images = len(load_split("train"))
-        times, accuracy, before = {ours: [], plain_keras: []}, {}, []
+        times: dict[Way, list[float]] = {ours: [], plain_keras: []}
+        accuracy: dict[Way, float] = {}
+        before: list[float] = []
         for _ in range(TURNS):
             for way, took in times.items():
                 seconds, start, accuracy[way] = way(params, meta)
