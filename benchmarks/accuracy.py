@@ -120,7 +120,7 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     lower, upper = splitting.lower_model(encoder, split), splitting.upper_model(encoder, split)
     start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in upper.inputs}
     network = keras.Model(start, networks.without_softmax(head)(upper(start)))
-    epochs, _ = defaults.schedule(params.fine_tune, len(train_set))
+    epochs, _ = defaults.choose_schedule(params.fine_tune, len(train_set))
     batch_size = params.fine_tune.batch_size
     steps = epochs * -(-len(train_set) // batch_size)
     rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
@@ -218,7 +218,7 @@ def main() -> None:
         targets = np.concatenate([targets for _, targets in judged])
         error, sure = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1)
         draws = np.random.default_rng(0).random((200, len(sure)))
-        by_chance = np.mean([calibration.error_of(sure, draw < sure) for draw in draws])
+        by_chance = np.mean([calibration.expected_calibration_error(sure, draw < sure) for draw in draws])
         columns = [spread(values) for values in accuracy.values()]
         gains = [difference(accuracy[one], accuracy[other]) for one, other in pairs]
         print(
