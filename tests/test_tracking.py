@@ -468,7 +468,7 @@ def server(monkeypatch) -> Iterator[Callable[[bytes, float], None]]:
 
 BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
 LIMIT = b"HTTP/1.1 429 Too many\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
-DRIP = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
+DRIP = b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n" + b" " * 200
 
 
 @pytest.mark.parametrize(("content", "seconds"), [(b"", 0), (BUSY, 0), (LIMIT, 0), (DRIP, 0.05)])
