@@ -24,7 +24,7 @@ LOCK, PIPELINE, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 CODE = ("headstart", "pipeline")  # the folders that hold code
 MAX_HASHED_BYTES = 64 * 2**20  # a larger output is compared with dvc.lock by its size alone
 SOURCE = "${data.source}"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a dvc.lock of each experiment is read: ten times as fast
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a dvc.lock of each experiment is read: ten times as fast
 
 
 class Tree(Protocol):
@@ -125,7 +125,7 @@ def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
         UserError: if it cannot be read, as with the marks of a merge conflict in it.
     """
     try:
-        stages = (yaml.load((tree.read(file) or b"").decode("utf-8"), LOADER) or {}).get("stages") or {}
+        stages = (yaml.load((tree.read(file) or b"").decode("utf-8"), SAFE_LOADER) or {}).get("stages") or {}
         if not isinstance(stages, dict):
             raise AttributeError("its stages are not a mapping")
         return stages
