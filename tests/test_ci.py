@@ -36,6 +36,15 @@ def scripts() -> list[str]:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.stem)
+def test_actions_are_pinned_by_commit(workflow):
+    """A tag can be moved to other code; what runs with the secrets of a project may not change by itself."""
+    uses = re.findall(r"uses: (\S+)(.*)", workflow.read_text(encoding="utf-8"))
+    assert uses
+    for action, comment in uses:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) and re.fullmatch(r" # v[\d.]+", comment), action
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.stem)
 @pytest.mark.parametrize("kind", ["vendor.github-workflows", "custom.github-workflows-require-timeout"])
 def test_the_workflows_are_valid(kind, workflow):
     validate(kind, workflow)
