@@ -51,7 +51,7 @@ from headstart import paths
 from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
-from headstart.data.manifest import load_classes, load_split
+from headstart.data.prepared import load_classes, load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.framework import device_name, keras, make_repeatable

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from headstart import paths
 from headstart.config import load_params
-from headstart.data.manifest import load_split
+from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.modalities.loading import read_batches
 from headstart.serving import ood

@@ -31,7 +31,7 @@ from headstart import paths
 from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import Params, load_params
-from headstart.data.manifest import load_split
+from headstart.data.prepared import load_split
 from headstart.framework import device_name, keras, tf
 from headstart.training import networks
 from headstart.training.planning import build_encoder, build_plan

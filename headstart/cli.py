@@ -39,9 +39,11 @@ FORMATTER = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_pos
 def check() -> None:
     """Check params.yaml and the files that it names."""
     from headstart import backbones, config
+    from headstart.data.preparation import check_data
 
     params = config.load_params()
-    config.check_files(params)
+    check_data(params)
+    config.check_weights(params)
     backbones.check_params(params)
     print(f"{config.PARAMS_FILE} is valid: backbone {params.backbone}, data {params.data.source}")
 

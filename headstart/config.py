@@ -5,6 +5,7 @@ docs/parameters.md is made of the descriptions here, see headstart/reference.py.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,6 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_v
 
 from headstart.errors import UserError
 from headstart.head_config import Below1, Epochs, LearningRate, TrainHead, UpTo1
-from headstart.paths import PREPARED, is_address
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
@@ -259,32 +259,10 @@ def parse(text: str, path: Path = PARAMS_FILE) -> Params:
     return check(Params, parse_yaml(text, path), path, "headstart/config.py", RENAMED)
 
 
-def check_files(params: Params) -> None:
-    """Check before a run that the files named in params.yaml exist; the stage that reads one checks it again.
-
-    Raises:
-        UserError: naming the key and the file.
-    """
-    source, weights = params.data.source, params.weights
-    for key, place in (("source", source), ("root", params.data.root)):
-        if place and not is_address(place) and not _exists(place):
-            raise UserError(
-                f"{PARAMS_FILE}: data.{key} {place!r} does not exist; give the path of a folder"
-                + (", an archive or a manifest" if key == "source" else "")
-            )
-    if not is_address(source) and PREPARED.resolve().is_relative_to(Path(source).resolve()):
-        raise UserError(
-            f"{PARAMS_FILE}: data.source {source!r} contains {PREPARED}/, where prepare writes; put the examples "
-            "into a folder of their own, e.g. data/photos"
-        )
-    if weights not in ("pretrained", "none") and not Path(weights).is_file():
+def check_weights(params: Params) -> None:
+    """Check before a run that the weights file exists, if there is to be one; raises UserError if it does not."""
+    weights = params.weights
+    if weights not in ("pretrained", "none") and not os.path.isfile(weights):
         raise UserError(
             f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
         )
-
-
-def _exists(place: str) -> bool:
-    try:
-        return Path(place).exists()
-    except (OSError, ValueError):  # not a possible file name
-        return False

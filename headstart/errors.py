@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -20,6 +21,21 @@ class ItemError(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def damaged(file: Path, problem: str, stage: str) -> UserError:
+    """Return the error about an output of `stage` that is not what the stage wrote."""
+    return UserError(f"{file}: {problem}; delete it, then run `dvc checkout {file}`, or `dvc repro {stage}`")
+
+
+def one_line(error: Exception) -> str:
+    """Return what `error` says in one line of at most 200 characters, or its kind if it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def readable(name: str) -> str:
+    """Return a name for a message: as it is, or with quotes and escapes if it holds line breaks or the like."""
+    return name if name.isprintable() else repr(name)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -19,8 +19,8 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from headstart import paths
-from headstart.data.manifest import load_classes, load_split
 from headstart.data.predictions import prediction_table
+from headstart.data.prepared import load_classes, load_split
 from headstart.data.sources import open_source
 from headstart.evaluation.metrics import Predictions
 from headstart.evaluation.paired import PairedPredictions

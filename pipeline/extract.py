@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import hashlib
 
-import pandas as pd
-
 from headstart import paths
+from headstart.data.prepared import load_manifest
 from headstart.features.encoding import Features, encode
 from headstart.features.extraction import retry_on_oom
 from headstart.framework import make_repeatable, take_gpus
@@ -32,7 +31,7 @@ def main() -> None:
 
 def extract(run: Run, batch_size: int | None) -> None:
     """Compute what is missing, and write the outputs."""
-    manifest = pd.read_parquet(paths.MANIFEST)
+    manifest = load_manifest()
     with encode(manifest, run.params, batch_size) as features:
         for split, file in paths.FEATURES.items():
             features.write(run.path(file), split)

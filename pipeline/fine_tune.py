@@ -29,8 +29,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml"
 
 from headstart import paths
 from headstart.config import Params
-from headstart.data.manifest import load_split
 from headstart.data.predictions import prediction_table
+from headstart.data.prepared import load_split
 from headstart.errors import UserError
 from headstart.features.extraction import retry_on_oom
 from headstart.framework import distribution, make_repeatable, take_gpus

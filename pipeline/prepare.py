@@ -40,10 +40,7 @@ def main() -> None:
         modality = get_modality(data.kind)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
-        with (
-            open_source(data.source, data.root) as source,
-            InspectionCache(cache_file, fingerprint(modality)) as cache,
-        ):
+        with open_source(data.source, data.root) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
             listing = list_items(source, data.source, modality, data.root, settings.group_by)
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)

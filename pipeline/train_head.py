@@ -15,7 +15,7 @@ import json
 import pandas as pd
 
 from headstart import paths
-from headstart.data.manifest import load_classes, load_split
+from headstart.data.prepared import load_classes, load_split
 from headstart.framework import make_repeatable, take_gpus
 from headstart.head_config import ResolvedHead, TrainHead
 from headstart.stage import stage

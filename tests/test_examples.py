@@ -21,7 +21,8 @@ def here(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     labels = [*"abcabc", *"cba"]
     split = ["train"] * ROWS + ["val"] * 3
-    pd.DataFrame({"label": labels, "split": split}).to_parquet(paths.MANIFEST)
+    manifest = pd.DataFrame({"label": labels, "split": split, "given": False, "group": None})
+    manifest.assign(**dict.fromkeys(("item_id", "path", "connected", "file_hash"), "x")).to_parquet(paths.MANIFEST)
     paths.CLASSES.write_text(json.dumps(["a", "b", "c"]))
     np.save(paths.FEATURES["train"], np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4))
     np.save(paths.FEATURES["val"], np.zeros((3, 4), np.float16))

@@ -19,7 +19,7 @@ from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
-from headstart.data.manifest import load_split
+from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features import activations

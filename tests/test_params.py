@@ -190,6 +190,15 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     ("changes", "message"),
     [
         ({"data.source": "nowhere"}, "data.source 'nowhere' does not exist"),
+        ({"data.source": "/dev/zero"}, "data.source '/dev/zero' is neither a regular file nor a folder"),
+        ({"data.source": "/etc/passwd"}, "data.source '/etc/passwd' is of an unsupported kind; give the path of a"),
+        ({"data.source": "s3://"}, "data.source s3://: no bucket after s3://"),
+        ({"data.source": "https:///photos.zip"}, "data.source https:///photos.zip: no host after https://"),
+        ({"data.source": "photos", "data.root": "nowhere"}, "data.root 'nowhere' is not a folder"),
+        (
+            {"data.source": "photos", "prepare.group_by": "("},
+            "prepare.group_by must be a column of the manifest or a regular expression, got '(' (missing )",
+        ),
         ({"data.source": "data"}, "data.source 'data' contains data/prepared/, where prepare writes"),
         ({"data.source": "photos", "weights": "imagenet"}, "weights file 'imagenet' does not exist"),
         (

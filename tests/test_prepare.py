@@ -148,6 +148,22 @@ def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
         run(folder)
 
 
+def test_exact_fractions_of_few_groups_end_in_a_message(run, photos):
+    """Two groups fill two splits."""
+    with pytest.raises(UserError, match=r"3 of 3 classes are not in each .*\n  blue: 10 train, 6 val, 0 test\n"):
+        run(photos(), **{"prepare.split": "exact", "prepare.group_by": r"/(0[01])"})
+
+
+def test_odd_names_of_classes_and_files_are_shown_in_one_line(run, photos):
+    folder = photos()
+    paint(folder / "new\nline" / "0.png", (9, 9, 9), 1)
+    with pytest.raises(UserError, match=r"\n  'new\\nline': 1 train"):
+        run(folder)
+    (folder / "new\nline" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"\n  'new\\nline/0\.png': not an image"):
+        run(folder)
+
+
 def test_names_in_any_script(run, photos):
     folder = photos()
     paint(folder / "red" / "赤い 🌹\n1.png", (200, 40, 40), 77)

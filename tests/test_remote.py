@@ -135,6 +135,12 @@ def test_archives_and_tables_over_http(photos, workspace):
         ),
         ("s4://bucket/photos", r"s4://bucket/photos: Protocol not known: s4; give a path, or an s3://"),
         ("zip://a::http://127.0.0.1:9/photos.zip", r"chained addresses are not supported"),
+        ("s3://", r"data\.source s3://: no bucket after s3://; give a path, or an s3://, gs:// or https:// address"),
+        ("https:///photos.zip", r"data\.source https:///photos\.zip: no host after https://"),
+        ("https://[", r"data\.source https://\[: Invalid IPv6 URL"),
+        ("memory://", r"data\.source memory://: no path after memory://"),
+        ("s3:://bucket", r"data\.source s3:://bucket: Protocol not known: s3:;"),
+        ("s4://new\nline", r"data\.source 's4://new\\nline': Protocol not known"),
     ],
 )
 def test_wrong_addresses_are_reported(address, message):
@@ -146,7 +152,7 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
     def missing(*_):
         raise ImportError("Install gcsfs")
 
-    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     with pytest.raises(UserError, match=r"gs:// is not installed \(Install gcsfs\); run python .* 'dvc\[gs\]'"):
         list_items("gs://bucket/photos")
 

@@ -73,6 +73,7 @@ def make_results(
         path = file.relative_to("photos").as_posix()
         rows.append((path, f"{place:032x}", classes[target], file_hash(file.read_bytes()), "test"))
     manifest = pd.DataFrame(rows, columns=["path", "item_id", "label", "file_hash", "split"])
+    manifest = manifest.assign(given=False, group=None, connected=manifest.item_id)
     paths.MANIFEST.parent.mkdir(parents=True)
     manifest.to_parquet(paths.MANIFEST)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -122,13 +123,55 @@ def test_manifests(photos, suffix):
         ("path,label\na.png,\n", "row 2: label is empty"),
         ("path,label,split\na.png,x,hold\n", "row 2: split must be train, val or test, got 'hold'"),
         ("path,label,split\na.png,x,test\nb.png,y,test\n", "no row has the split train"),
-        ("", "not a readable .csv table"),
+        ("path,label\na.png,x\0\n", r"row 2: label 'x\\x00' contains a zero byte"),
+        ("path,label\na.png,  \n", "row 2: label is empty"),
+        ("path,label\na.png\nb.png,x\n", "row 2: label is empty"),
+        ("path,label\na.png,x,1\nb.png,y\n", "rows have more values than the header"),
+        ("path,label\na.png,x\nb.png,y,1\n", r"not a readable \.csv table \(.*Expected 2 fields in line 3, saw 3"),
+        ("path,label\n", "list.csv: it has no rows"),
+        ("\0" * 99, "the column 'path' is missing"),
+        ("", r"not a readable \.csv table .*; a manifest has the columns path, label and"),
     ],
 )
 def test_mistakes_in_manifests_are_reported_by_row(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         list_items(tmp_path / "list.csv")
+
+
+def test_manifests_in_other_encodings(photos):
+    file = photos(count=1) / "list.csv"
+    text = "path,label\nred/000.png,rosé\nblue/000.png,blue\n"
+    file.write_text(text, encoding="utf-8-sig")  # as Excel writes it
+    assert list_items(file).classes == ["blue", "rosé"]
+    for encoding in ("utf-16", "latin-1"):
+        file.write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=r"list\.csv: not a readable \.csv table .*; save it as UTF-8"):
+            list_items(file)
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        ([b"a\xff.png", b"b.png"], "the column 'path' must hold text or numbers"),
+        ([{"path": "a.png"}, {"path": "b.png"}], "the column 'path' must hold text or numbers"),
+        (["a.png", None], "row 2: path is empty"),
+    ],
+)
+def test_parquet_manifests_of_other_types(tmp_path, column, problem):
+    pd.DataFrame({"path": column, "label": ["x", "y"]}).to_parquet(tmp_path / "list.parquet")
+    with pytest.raises(UserError, match=problem):
+        list_items(tmp_path / "list.parquet")
+
+
+def test_a_parquet_manifest_with_any_byte_wrong_is_read_or_refused(tmp_path):
+    file = tmp_path / "list.parquet"
+    pd.DataFrame({"path": [f"{row}.png" for row in range(50)], "label": ["a", "b"] * 25}).to_parquet(file)
+    data = file.read_bytes()
+    for place in range(0, len(data), 17):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 0xA5]) + data[place + 1 :])
+        with contextlib.suppress(UserError):
+            list_items(file)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +393,9 @@ def test_one_class_is_too_few(tmp_path):
     paint(tmp_path / "only" / "1.png", (0, 0, 0), 1)
     with pytest.raises(UserError, match=r"at least two classes are needed, found 1 \(only\)"):
         list_items(tmp_path)
+    (tmp_path / "only").rename(tmp_path / "new\nline")
+    with pytest.raises(UserError, match=r"found 1 \('new\\nline'\)"):
+        list_items(tmp_path)
 
 
 def test_a_missing_source_and_an_unsupported_kind(tmp_path):
@@ -358,6 +404,9 @@ def test_a_missing_source_and_an_unsupported_kind(tmp_path):
     (tmp_path / "photos.rar").write_bytes(b"x")
     with pytest.raises(UserError, match="is of an unsupported kind"):
         list_items(tmp_path / "photos.rar")
+    os.mkfifo(tmp_path / "photos.zip")
+    with pytest.raises(UserError, match=r"photos\.zip' is neither a regular file nor a folder"):
+        list_items(tmp_path / "photos.zip")
 
 
 def test_a_loop_of_links_ends(photos):

@@ -41,7 +41,7 @@ class _Archive(Source):
         self._file = file
         self._plain_file = file  # the file to read from, uncompressed
         self._version = Folder(file.parent).state(file.name)[1]
-        self._members: dict[str, Any] = {}
+        self._members: dict[str, tuple[Any, int, object]] = {}  # by name: member, size, what distinguishes it
         self._repeated: set[str] = set()
         self._lock = threading.Lock()
 
@@ -49,22 +49,20 @@ class _Archive(Source):
     def _open(self, member: Any) -> IO[bytes]:
         """Open the content of a member."""
 
-    @staticmethod
-    @abstractmethod
-    def _describe(member: Any) -> tuple[int, str]:
-        """Return the size of a member, and what distinguishes it from others in the same archive."""
-
     def state(self, name: str) -> tuple[int, str | None]:
         if name not in self._members:
             return 0, None
-        size, described = self._describe(self._members[name])
+        _, size, mark = self._members[name]
         # What the archive says about a member proves nothing: the archive itself must be unchanged.
-        return size, self._version and f"{self._version} {described}"
+        return size, self._version and f"{self._version} {mark}"
 
-    def _add(self, name: str, member: Any, size: int, refusal: tuple[str, str] | None = None) -> None:
-        """Add a member, or refuse it; `refusal` is reason and detail."""
+    def _add(self, name: str, member: Any, size: int, mark: object, refusal: tuple[str, str] | None) -> None:
+        """Add a folder (no member) or a member, or refuse it; `refusal` is reason and detail."""
         plain = "/".join(PurePosixPath(name).parts)
-        if leads_out(name):
+        if member is None:
+            if plain and not is_hidden(plain) and not leads_out(name):
+                self.folders.append(plain)
+        elif leads_out(name):
             self.refused.append((name, "outside", "leads out of the archive"))
         elif is_hidden(plain):
             self.ignored.append((plain, "hidden"))
@@ -79,12 +77,7 @@ class _Archive(Source):
             refused = (plain, "repeated", "the archive holds another member of this name")
             self.refused += [refused, refused] if first else [refused]
         else:
-            self._members[plain] = member
-
-    def _add_folder(self, name: str) -> None:
-        plain = "/".join(PurePosixPath(name).parts)
-        if plain and not is_hidden(plain) and not leads_out(name):
-            self.folders.append(plain)
+            self._members[plain] = member, size, mark
 
     def opener(self) -> Callable[[], Source] | None:
         unpacked = self._plain_file != self._file
@@ -92,7 +85,7 @@ class _Archive(Source):
 
     def _read(self, name: str, count: int) -> bytes:
         try:
-            with self._lock, self._open(self._members[name]) as content:
+            with self._lock, self._open(self._members[name][0]) as content:
                 return content.read(count)
         except KeyError as error:
             raise ItemError("missing", "not in the archive") from error
@@ -118,18 +111,11 @@ class Zip(_Archive):
                 refusal = ("link", "a link in the archive")
             elif info.file_size > max(BOMB_MEMBER_BYTES, BOMB_RATIO * info.compress_size):
                 refusal = ("bomb", f"{info.compress_size} bytes in the archive that claim to be {info.file_size}")
-            if name.endswith("/"):
-                self._add_folder(name)
-            else:
-                self._add(name, info, info.file_size, refusal)
+            self._add(name, None if name.endswith("/") else info, info.file_size, info.CRC, refusal)
         self.files = list(self._members)
 
     def _open(self, member: zipfile.ZipInfo) -> IO[bytes]:
         return self._zip.open(member)
-
-    @staticmethod
-    def _describe(member: zipfile.ZipInfo) -> tuple[int, str]:
-        return member.file_size, str(member.CRC)
 
     def close(self) -> None:
         self._zip.close()
@@ -170,10 +156,7 @@ class Tar(_Archive):
                 refusal = ("missing", "a link to a file that is not in the archive")
             elif not content.isreg():
                 refusal = ("unreadable", "a device in the archive")
-            if member.isdir():
-                self._add_folder(member.name)
-            else:
-                self._add(member.name, content, content.size, refusal)
+            self._add(member.name, None if member.isdir() else content, content.size, content.offset_data, refusal)
         self.files = list(self._members)
 
     def _open(self, member: tarfile.TarInfo) -> IO[bytes]:
@@ -181,10 +164,6 @@ class Tar(_Archive):
         if content is None:
             raise tarfile.ReadError("a link to something that is not a file")
         return content
-
-    @staticmethod
-    def _describe(member: tarfile.TarInfo) -> tuple[int, str]:
-        return member.size, str(member.offset_data)
 
     def close(self) -> None:
         self._tar.close()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from headstart.data import duplicates, splits
 from headstart.data.splits import MAX_SHOWN
-from headstart.errors import UserError
+from headstart.errors import UserError, readable
 
 
 def check_bad_files(table: pd.DataFrame, source: str, max_bad_fraction: float) -> None:
@@ -23,7 +23,7 @@ def check_bad_files(table: pd.DataFrame, source: str, max_bad_fraction: float) -
     bad = table[table.reason != ""]
     if len(bad) <= max_bad_fraction * len(table):
         return
-    lines = [f"  {row.path}: {row.detail}" for row in bad.head(MAX_SHOWN).itertuples()]
+    lines = [f"  {readable(row.path)}: {row.detail}" for row in bad.head(MAX_SHOWN).itertuples()]
     more = f"\n  and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
     if (bad.reason == "missing").mean() > 0.5:
         more += "\nPaths start from the folder of the manifest, or from data.root if that is set."
@@ -53,7 +53,7 @@ def exclude_conflicts(table: pd.DataFrame, policy: str) -> None:
     if policy == "fail":
         first = conflict.item_id.iloc[0]
         raise UserError(
-            f"{', '.join(conflict[conflict.item_id == first].path)}: the same content under the labels "
+            f"{', '.join(map(readable, conflict[conflict.item_id == first].path))}: the same content under the labels "
             f"{labels[first]}; keep the right one, or let prepare leave such examples out with "
             "prepare.on_conflict=quarantine"
         )

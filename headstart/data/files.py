@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError, UserError, readable
 
 MAX_BYTES = 2**30  # of one file
 HEAD = 64  # bytes, enough to recognize a file format
@@ -173,7 +173,7 @@ def read_unchanged(source: Source, path: str, expected: str) -> bytes:
     except ItemError as error:
         reason = str(error)
     raise UserError(
-        f"{path} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
+        f"{readable(path)} has changed since prepare ran ({reason}); run `dvc repro --force prepare`, then `dvc repro`"
     )
 
 

@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from headstart.data.files import Source
-from headstart.data.listing import SPLIT_NAMES, FileKind, Item, Listing, printable
-from headstart.data.manifests import list_manifest
+from headstart.data.listing import SPLIT_NAMES, Item, Kind, Listing, printable
+from headstart.data.source_manifest import list_manifest
 from headstart.data.sources import is_manifest
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError, UserError, readable
 
 MAX_SHOWN = 5  # empty classes in a message
 
 
 def list_items(
-    opened: Source, source: str, kind: FileKind, root: str | None = None, group_by: str | None = None
+    opened: Source, source: str, kind: Kind, root: str | None = None, group_by: str | None = None
 ) -> Listing:
     """List the examples of `source`, which is `opened`, without reading them.
 
@@ -34,17 +34,18 @@ def list_items(
     Raises:
         UserError: if it cannot be read, has fewer than two classes, or an empty one.
     """
+    grouped = False
     if is_manifest(source):
         opened.watch()
         listing, grouped = list_manifest(source, root, group_by)
     else:
-        listing, grouped = _list_folders(source, opened, kind), False
+        listing = _list_folders(source, opened, kind)
     if group_by and not grouped:
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
+        found = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
         raise UserError(
-            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} "
-            f"({', '.join(listing.classes) or f'no {kind.noun} in a class folder'}); "
+            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({found}); "
             "put each class into a folder of its own, or give a .csv manifest with the columns path,label"
         )
     return listing
@@ -58,7 +59,7 @@ def similar_class_names(classes: Iterable[str]) -> list[list[str]]:
     return [sorted(names) for names in similar.values() if len(names) > 1]
 
 
-def _list_folders(source: str, opened: Source, kind: FileKind) -> Listing:
+def _list_folders(source: str, opened: Source, kind: Kind) -> Listing:
     """List `CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused]
@@ -66,24 +67,31 @@ def _list_folders(source: str, opened: Source, kind: FileKind) -> Listing:
     names = []
     for name in opened.files:
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in kind.unsupported and not _is_recognized(opened, name, suffix, kind):
-            advice = f"{suffix} files are not supported; {kind.unsupported[suffix]}"
-            refused.append((printable(name), "", "unsupported", advice))
-        elif suffix and suffix not in kind.suffixes and not _is_recognized(opened, name, suffix, kind):
-            ignored.append((printable(name), f"not {kind.noun} data by its suffix ({printable(suffix)}) and content"))
+        other = suffix in kind.unsupported or (suffix and suffix not in kind.suffixes)
+        if other and not _is_recognized(opened, name, suffix, kind):
+            if suffix in kind.unsupported:
+                advice = f"{suffix} files are not supported; {kind.unsupported[suffix]}"
+                refused.append((printable(name), "", "unsupported", advice))
+            else:
+                reason = f"not {kind.noun} data by its suffix ({printable(suffix)}) and content"
+                ignored.append((printable(name), reason))
         elif printable(name) != name:
             refused.append((printable(name), "", "bad_name", "its name is not UTF-8"))
         else:
             names.append(name)
 
-    unusable = [name for name, _, reason, _ in refused if reason != "outside"]
-    outer = _outer_folder(names or unusable)
-    depth = 1 if _has_splits(source, [name[len(outer) :] for name in names or unusable]) else 0
+    unusable = [(name, detail) for name, _, reason, detail in refused if reason != "outside"]
+    meant = names or [name for name, _ in unusable]
+    outer = _outer_folder(meant)
+    depth = 1 if _has_splits(source, [name[len(outer) :] for name in meant]) else 0
 
     def class_folder(name: str) -> str | None:
         """The label by the folders of a file, None if it is in no class folder."""
         parts = name[len(outer) :].split("/")
-        return _label(parts[depth]) if name.startswith(outer) and len(parts) >= depth + 2 else None
+        if not name.startswith(outer) or len(parts) < depth + 2:
+            return None
+        # Composed, since some file systems decompose accents; one text for all.
+        return sys.intern(unicodedata.normalize("NFC", parts[depth]))
 
     items = []
     for name in names:
@@ -94,19 +102,14 @@ def _list_folders(source: str, opened: Source, kind: FileKind) -> Listing:
             split = SPLIT_NAMES[name[len(outer) :].split("/")[0].lower()] if depth else None
             items.append(Item(name, label, split))
     labels = {item.label for item in items}
-    reasons = [(class_folder(name), detail) for name, _, reason, detail in refused if reason != "outside"]
+    reasons = [(class_folder(name), detail) for name, detail in unusable]
     folders = {class_folder(f"{folder}/") for folder in opened.folders} | {label for label, _ in reasons}
     if empty := sorted(folder for folder in folders if folder and folder not in labels):
         raise UserError(f"{source}: {_describe_empty(empty, reasons, kind)}")
     return Listing(sorted(items, key=lambda item: item.path), sorted(labels), refused, ignored)
 
 
-def _label(folder: str) -> str:
-    """Return a folder's name as a label: composed, since some file systems decompose accents; one text for all."""
-    return sys.intern(unicodedata.normalize("NFC", folder))
-
-
-def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kind: FileKind) -> str:
+def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kind: Kind) -> str:
     """Say which class folders have no usable file, and why the files that are there are refused."""
     names = f"{'s' if len(empty) > 1 else ''} " + ", ".join(map(repr, empty[:MAX_SHOWN]))
     names += f" and {len(empty) - MAX_SHOWN} more" if len(empty) > MAX_SHOWN else ""
@@ -118,7 +121,7 @@ def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kin
     return f"no usable {kind.noun} in the class folder{names}: {count} files there: {detail}"
 
 
-def _is_recognized(opened: Source, name: str, suffix: str, kind: FileKind) -> bool:
+def _is_recognized(opened: Source, name: str, suffix: str, kind: Kind) -> bool:
     try:
         return kind.recognizes(opened.head(name), suffix)
     except ItemError:
@@ -151,17 +154,26 @@ def _has_splits(source: str, names: list[str]) -> bool:
     return False
 
 
-def _group(items: list[Item], pattern: str) -> list[Item]:
-    """Return the items in the groups that `pattern` finds in their paths."""
+def compile_group_by(pattern: str) -> re.Pattern[str]:
+    """Compile the regular expression `prepare.group_by`.
+
+    Raises:
+        UserError: if it is none.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what later versions of Python may read differently
-            compiled = re.compile(pattern)
+            return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"params.yaml: prepare.group_by must be a column of the manifest or a regular expression, got {pattern!r} "
-            f"({error})"
+            "params.yaml: prepare.group_by must be a column of the manifest or a regular expression, got "
+            f"{pattern!r} ({error})"
         ) from error
+
+
+def _group(items: list[Item], pattern: str) -> list[Item]:
+    """Return the items in the groups that `pattern` finds in their paths."""
+    compiled = compile_group_by(pattern)
 
     def group(path: str) -> str | None:
         match = compiled.search(path)

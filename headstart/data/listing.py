@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 SPLIT_NAMES = {
     **dict.fromkeys(["train", "training"], "train"),
@@ -40,14 +42,21 @@ class Listing:
     ignored: list[tuple[str, str]]
 
 
-class FileKind(Protocol):
-    """What listing needs of a modality, see `headstart.modalities.base.Modality`."""
+class Kind(Protocol):
+    """What this folder needs of a modality, see `headstart.modalities.base.Modality`."""
 
+    name: str
     noun: str
     suffixes: Sequence[str]
     unsupported: dict[str, str]
 
     def recognizes(self, head: bytes, suffix: str) -> bool: ...
+    def decode(self, data: bytes) -> Any: ...
+    def item_id(self, item: Any) -> str: ...
+    def measures(self, item: Any) -> dict[str, float]: ...
+    def sketch(self, item: Any) -> np.ndarray: ...
+    def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+    def probes(self, size: int) -> list[bytes]: ...
 
 
 def printable(name: str) -> str:

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions, splits
 from headstart.data.inspection_cache import ItemInfo
+from headstart.data.layouts import compile_group_by
 from headstart.data.listing import Listing
+from headstart.data.sources import check_source, is_manifest
 from headstart.data.splits import SPLITS
-from headstart.errors import UserError
+from headstart.errors import UserError, readable
+from headstart.paths import is_address
 
 Reject = Callable[[dict[str, float]], "tuple[str, str] | None"]
+
+
+def check_data(params: Params) -> None:
+    """Check before a run what can be said of the data without reading them.
+
+    Raises:
+        UserError: naming the key, the rule and the value.
+    """
+    source, group_by = params.data.source, params.prepare.group_by
+    check_source(source, params.data.root)
+    if not is_address(source) and paths.PREPARED.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(
+            f"params.yaml: data.source {source!r} contains {paths.PREPARED}/, where prepare writes; put the examples "
+            "into a folder of their own, e.g. data/photos"
+        )
+    if group_by and not is_manifest(source):  # of a manifest it may be a column
+        compile_group_by(group_by)
 
 
 def tabulate(
@@ -36,40 +59,29 @@ def tabulate(
     """
     n = len(listing.items)
     descriptors = np.zeros((n + len(listing.refused), descriptor_dim), np.float16)
-    item_ids, file_hashes = np.zeros(n, "S32"), np.zeros(n, "S32")
-    reasons, details = [""] * n, [""] * n
-    measures: dict[str, np.ndarray] = {}
+    measures: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(n, np.float32))
+    found: list[tuple[str, ...]] = []
     progress = tqdm(infos, total=n, desc="prepare", unit=" files", disable=None)
     for row, info in enumerate(progress):
-        reasons[row], details[row] = info.reason, info.detail
-        item_ids[row], file_hashes[row] = info.item_id.encode(), info.file_hash.encode()
-        for name, value in info.measures.items():
-            if name not in measures:
-                measures[name] = np.zeros(n, np.float32)
-            measures[name][row] = value
-        if not info.reason and (rejection := reject(info.measures)):
-            reasons[row], details[row] = rejection
-        if info.descriptor:
-            descriptors[row] = np.frombuffer(info.descriptor, np.float16)
-        if reasons[row] and on_bad == "fail":
+        item = listing.items[row]
+        reason, detail = info.reason, info.detail
+        if not reason:
+            reason, detail = reject(info.measures) or ("", "")
+        if reason and on_bad == "fail":
             progress.close()
             raise UserError(
-                f"{listing.items[row].path}: {details[row]}; repair or remove it, or let prepare leave such files out "
-                "with prepare.on_bad=quarantine"
+                f"{readable(item.path)}: {detail}; repair or remove it, or let prepare leave such files out with "
+                "prepare.on_bad=quarantine"
             )
-    table = pd.DataFrame(
-        {
-            "path": [item.path for item in listing.items],
-            "label": [item.label for item in listing.items],
-            "split": pd.Series([item.split for item in listing.items], dtype=object),
-            "group": pd.Series([item.group for item in listing.items], dtype=object),
-            "reason": reasons,
-            "detail": details,
-            "item_id": item_ids.astype("U32"),
-            **measures,
-            "file_hash": file_hashes.astype("U32"),
-        }
-    )
+        for name, value in info.measures.items():
+            measures[name][row] = value
+        if info.descriptor:
+            descriptors[row] = np.frombuffer(info.descriptor, np.float16)
+        found.append((item.path, item.label, reason, detail, info.item_id, info.file_hash))
+    table = pd.DataFrame(found, columns=["path", "label", "reason", "detail", "item_id", "file_hash"])
+    for place, name in ((2, "split"), (3, "group")):
+        table.insert(place, name, pd.Series([getattr(item, name) for item in listing.items], dtype=object))
+    table = table.assign(**measures)
     if listing.refused:
         refused = pd.DataFrame(listing.refused, columns=["path", "label", "reason", "detail"])
         refused = refused.assign(**dict.fromkeys(measures, np.float32(0)), item_id="", file_hash="")

@@ -13,38 +13,52 @@ import secrets
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 from blake3 import blake3
 
 from headstart import paths
 from headstart.data.files import MAX_BYTES, Source, is_hidden, too_large
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError, UserError, one_line, readable
 
 # What storages call the hash or the time of a file, the most reliable first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "updated", "mtime", "created")
 
+_NEED_HOST = {"s3": "bucket", "s3a": "bucket", "gs": "bucket", "gcs": "bucket", "http": "host", "https": "host"}
 
-def filesystem(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system for `address`, and the path in it.
+
+def check_address(address: str) -> None:
+    """Check what can be said of an address without the network.
 
     Raises:
-        UserError: if the kind of address is unknown, or its driver is not installed.
+        UserError: if it names no host or bucket, its kind is unknown, or its driver is not installed.
     """
-    protocol = address.split("://")[0]
-    if re.search(r"::\w+://", address):
-        raise UserError(f"{address}: chained addresses are not supported; give the address of the files themselves")
+    protocol, _, rest = address.partition("://")
+    name, advice = readable(address), "give a path, or an s3://, gs:// or https:// address"
+    if "::" in protocol or re.search(r"::\w+://", address):
+        raise UserError(f"{name}: chained addresses are not supported; give the address of the files themselves")
     try:
-        return fsspec.core.url_to_fs(address)
+        named = urlsplit(address).netloc if protocol in _NEED_HOST else rest.strip("/")
+        if not named.strip():
+            raise UserError(f"{name}: no {_NEED_HOST.get(protocol, 'path')} after {protocol}://; {advice}")
+        fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise UserError(
-            f"{address}: the driver of {protocol}:// is not installed ({error}); run "
-            f"python -m pip install 'dvc[{protocol}]'"
+            f"{name}: the driver of {protocol}:// is not installed ({error}); run python -m pip install "
+            f"'dvc[{protocol}]'"
         ) from error
+    except ValueError as error:
+        raise UserError(f"{name}: {one_line(error)}; {advice}") from error
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system for `address`, and the path in it; raises UserError as `check_address`."""
+    check_address(address)
+    try:
+        return fsspec.core.url_to_fs(address)
     except Exception as error:  # drivers have errors of their own, and some connect at once
-        raise UserError(
-            f"{address}: {_first_line(error)}; give a path, or an s3://, gs:// or https:// address"
-        ) from error
+        raise UserError(f"{readable(address)}: cannot be opened ({one_line(error)})") from error
 
 
 class Remote(Source):
@@ -53,8 +67,8 @@ class Remote(Source):
     def __init__(self, address: str) -> None:
         super().__init__()
         self._address = address.rstrip("/")
-        self._fs, self._root = filesystem(self._address)
-        self._root = self._root.rstrip("/")
+        self._fs, root = filesystem(self._address)
+        self._root = root.rstrip("/")
         self._listed: dict[str, dict[str, Any]] = {}
         self._watching = False
 
@@ -67,7 +81,7 @@ class Remote(Source):
         try:
             found = self._fs.find(self._root, detail=True)
         except Exception as error:  # each driver has errors of its own
-            raise UserError(f"{self._address}: cannot be listed ({_first_line(error)})") from error
+            raise UserError(f"{self._address}: cannot be listed ({one_line(error)})") from error
         for path, info in sorted(found.items()):
             name = path[len(self._root) :].lstrip("/")
             if not name or name.endswith("/") or not path.startswith(self._root):
@@ -130,11 +144,11 @@ def fetch(address: str) -> Path:
             version = json.dumps([info.get(key) for key in ("size", *_VERSIONS)], default=str)
         return _download(fs, path, version)
     except FileNotFoundError as error:
-        raise UserError(f"{address}: there is no such file, or no answer ({_first_line(error)})") from error
+        raise UserError(f"{address}: there is no such file, or no answer ({one_line(error)})") from error
     except ItemError as error:
         raise UserError(f"{address}: {error}") from error
     except Exception as error:  # each driver has errors of its own
-        raise UserError(f"{address}: cannot be downloaded ({_first_line(error)})") from error
+        raise UserError(f"{address}: cannot be downloaded ({one_line(error)})") from error
 
 
 def _download(fs: Any, path: str, version: str | None) -> Path:
@@ -157,13 +171,9 @@ def _download(fs: Any, path: str, version: str | None) -> Path:
     except OSError as error:
         if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
             raise  # this disk is full, or read-only
-        raise ItemError("unreadable", f"cannot be downloaded: {_first_line(error)}") from error
+        raise ItemError("unreadable", f"cannot be downloaded: {one_line(error)}") from error
     except Exception as error:  # each driver has errors of its own
-        raise ItemError("unreadable", f"cannot be downloaded: {_first_line(error)}") from error
+        raise ItemError("unreadable", f"cannot be downloaded: {one_line(error)}") from error
     finally:
         Path(partial).unlink(missing_ok=True)
     return copy
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200] or type(error).__name__

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from headstart.data.archives import Tar, Zip
 from headstart.data.files import Folder, Source
-from headstart.data.remote import Remote, fetch
+from headstart.data.remote import Remote, check_address, fetch
 from headstart.errors import UserError
 from headstart.paths import is_address
 
@@ -21,22 +21,44 @@ def open_source(source: str, root: str | None = None) -> Source:
     Raises:
         UserError: if it does not exist, is damaged or of an unsupported kind.
     """
-    if is_manifest(source):
-        if root and not is_address(root) and not os.path.isdir(root):
-            raise UserError(
-                f"params.yaml: data.root {root!r} is not a folder; give the one that the manifest's paths start from"
-            )
-        return _folder(root or manifest_folder(source))
+    check_source(source, root)
     if is_archive(source):
         file = local_file(source)
         try:
             return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), source)) from error
+    place = (root or manifest_folder(source)) if is_manifest(source) else source
+    return Remote(place) if is_address(place) else Folder(Path(place))
+
+
+def check_source(source: str, root: str | None = None) -> None:
+    """Check what can be said of `source` and `root` without reading them and without the network.
+
+    Raises:
+        UserError: naming the key, the rule and the value.
+    """
+    for key, place in (("source", source), ("root", root)):
+        if place and is_address(place):
+            try:
+                check_address(place)
+            except UserError as error:
+                raise UserError(f"params.yaml: data.{key} {error}") from error
+    if root and not is_address(root) and not os.path.isdir(root):
+        raise UserError(
+            f"params.yaml: data.root {root!r} is not a folder; give the one that the manifest's paths start from"
+        )
     if is_address(source) or os.path.isdir(source):
-        return _folder(source)
-    local_file(source)
-    raise UserError(f"params.yaml: data.source {source!r} is of an unsupported kind; give {SUPPORTED}")
+        return
+    if not os.path.exists(source):
+        problem = "does not exist"
+    elif not os.path.isfile(source):
+        problem = "is neither a regular file nor a folder"
+    elif not is_manifest(source) and not is_archive(source):
+        problem = "is of an unsupported kind"
+    else:
+        return
+    raise UserError(f"params.yaml: data.source {source!r} {problem}; give the path of {SUPPORTED}")
 
 
 def is_manifest(source: str) -> bool:
@@ -62,20 +84,8 @@ def manifest_folder(source: str) -> str:
 
 
 def local_file(source: str) -> Path:
-    """Return the file `source`, or the local copy of it if it is an address.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if is_address(source):
-        return fetch(source)
-    if not os.path.isfile(source):
-        raise UserError(f"params.yaml: data.source {source!r} does not exist; give the path of {SUPPORTED}")
-    return Path(source)
-
-
-def _folder(source: str) -> Source:
-    return Remote(source) if is_address(source) else Folder(Path(source))
+    """Return the file `source`, or the local copy of it if it is an address; raises UserError as `fetch`."""
+    return fetch(source) if is_address(source) else Path(source)
 
 
 def _name(source: str) -> str:

@@ -9,21 +9,20 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from headstart.errors import UserError
+from headstart.errors import UserError, readable
 
 SPLITS = ("train", "val", "test")
 MAX_SHOWN = 5  # files or classes in a message
 
 
-def hash_position(key: str, seed: int) -> float:
-    """Return the place of `key` in [0, 1) by a seeded hash: the rule of TensorFlow Hub's retrain.py, by content."""
-    digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def hash_positions(keys: pd.Series, seed: int) -> np.ndarray:
-    """Return `hash_position` of each key."""
-    return keys.map({key: hash_position(key, seed) for key in keys.unique()}).to_numpy(np.float64)
+    """Return places in [0, 1) by a seeded hash: the rule of TensorFlow Hub's retrain.py, by content."""
+
+    def position(key: str) -> float:
+        digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    return keys.map({key: position(key) for key in keys.unique()}).to_numpy(np.float64)
 
 
 def hash_split(keys: pd.Series, seed: int, val_fraction: float, test_fraction: float) -> pd.Series:
@@ -115,15 +114,14 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
         UserError: naming the classes that have not, with what was left out of them and what to do.
     """
     good, left_out = table[table.reason == ""], table[table.reason != ""]
-    counts = good.groupby(["label", "split"]).size().unstack(fill_value=0)
-    counts = counts.reindex(index=classes, columns=list(SPLITS), fill_value=0)
+    counts = pd.crosstab(good.label, good.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
     small = counts[(counts == 0).any(axis=1)]
     if small.empty:
         return
     lines = []
     for name, row in small.head(MAX_SHOWN).iterrows():
         reasons = left_out.reason[left_out.label == name].value_counts()
-        line = f"  {name}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
+        line = f"  {readable(name)}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
         left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         lines.append(line + (f"; left out: {left}" if left else ""))
     more = f"\n  and {len(small) - MAX_SHOWN} more" if len(small) > MAX_SHOWN else ""

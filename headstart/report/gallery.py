@@ -13,6 +13,7 @@ from headstart import paths
 from headstart.config import Params
 from headstart.data.files import file_hash
 from headstart.data.predictions import PROBABILITY, classes_of, parse_predictions
+from headstart.data.prepared import load_manifest
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
@@ -91,8 +92,9 @@ def open_test_examples(params: Params, stack: ExitStack, problems: list[str]) ->
 
     Without a source it always raises, and `problems` says why.
     """
-    manifest = pd.read_parquet(paths.MANIFEST, columns=["path", "file_hash"], filters=[("split", "==", "test")])
-    hashes = dict(zip(manifest.path, manifest.file_hash, strict=True))
+    manifest = load_manifest()
+    tested = manifest[manifest.split == "test"]
+    hashes = dict(zip(tested.path, tested.file_hash, strict=True))
     try:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
     except UserError as error:

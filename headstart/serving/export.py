@@ -171,7 +171,7 @@ def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
     They are of the test split, or known ones if there is none.
     """
     from headstart.config import load_params
-    from headstart.data.manifest import load_split
+    from headstart.data.prepared import load_split
     from headstart.data.sources import open_source
     from headstart.modalities.loading import read_batches
 

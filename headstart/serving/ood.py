@@ -186,7 +186,7 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
     from tqdm import tqdm
 
     from headstart.config import load_params
-    from headstart.data.manifest import load_split
+    from headstart.data.prepared import load_split
     from headstart.data.sources import open_source
     from headstart.modalities.loading import read_batches
     from headstart.training import networks

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from headstart import paths
-from headstart.data.manifest import load_split
+from headstart.data.prepared import load_split
 from headstart.errors import UserError
 
 BLOCK_BYTES = 2**26  # of features, or of what is computed from them, that are in memory at once

@@ -17,7 +17,7 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
 from headstart.backbones.splitting import Split
 from headstart.config import Params
-from headstart.data.manifest import load_split
+from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features.activations import STORAGE, Inputs, RawExamples, cached_activations, choose_cache

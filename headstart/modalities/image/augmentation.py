@@ -59,11 +59,7 @@ def _crop(height: int, width: int, min_area: float, random: np.random.Generator)
     # If a side would be longer than the image, the other one keeps the area.
     across = np.clip(np.sqrt(area * aspect), area, 1)
     sides = max(1, round(height * area / across)), max(1, round(width * across))
-    return (
-        int(random.integers(height - sides[0] + 1)),
-        int(random.integers(width - sides[1] + 1)),
-        *sides,
-    )
+    return (int(random.integers(height - sides[0] + 1)), int(random.integers(width - sides[1] + 1)), *sides)
 
 
 def _jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:

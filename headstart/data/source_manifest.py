@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from headstart.data.archives import leads_out
 from headstart.data.listing import SPLIT_NAMES, Item, Listing
+from headstart.data.prepared import read_parquet
 from headstart.data.sources import is_csv, local_file, manifest_folder
-from headstart.errors import UserError, did_you_mean
+from headstart.errors import UserError, did_you_mean, one_line
 from headstart.paths import is_address
+
+COLUMNS = "a manifest has the columns path, label and optionally split, in UTF-8, separated by commas"
 
 
 def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[Listing, bool]:
@@ -30,23 +34,21 @@ def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[
     table = _read_table(source)
     grouped = group_by is not None and group_by in table
     columns = ["path", "label", *(["split"] if "split" in table else []), *([group_by] if grouped else [])]
-    rows = [table[column].astype(object).where(table[column].notna(), "").astype(str).tolist() for column in columns]
+    rows = [_as_text(source, table[column]) for column in columns]
     first = 2 if is_csv(source) else 1
     is_inside = _IsInside(root or manifest_folder(source))
     items, refused = [], []
     for number, values in enumerate(zip(*rows, strict=True), first):
         row = dict(zip(columns, values, strict=True))
-        where = f"{source}: row {number}"
         path, label = row["path"], sys.intern(row["label"])
-        if not path or not label:
-            raise UserError(f"{where}: {'label' if path else 'path'} is empty; fill it in or remove the row")
-        if "\0" in path:
-            raise UserError(f"{where}: path {path!r} contains a zero byte; write the file's name there")
-        split = None
-        if "split" in row:
-            if row["split"].lower() not in SPLIT_NAMES:
-                raise UserError(f"{where}: split must be train, val or test, got {row['split']!r}")
-            split = SPLIT_NAMES[row["split"].lower()]
+        for column, value in (("path", path), ("label", label)):
+            if not value.strip():
+                raise UserError(f"{source}: row {number}: {column} is empty; fill it in or remove the row")
+            if "\0" in value:
+                raise UserError(f"{source}: row {number}: {column} {value!r} contains a zero byte; write it without")
+        split = SPLIT_NAMES.get(row["split"].lower()) if "split" in row else None
+        if "split" in row and not split:
+            raise UserError(f"{source}: row {number}: split must be train, val or test, got {row['split']!r}")
         plain = path if "/" in path else path.replace("\\", "/")  # as written on Windows
         if leads_out(plain) or not is_inside(plain):
             refused.append((path, label, "outside", f"row {number}: leads out of {is_inside.root}"))
@@ -61,24 +63,35 @@ def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[
 
 def _read_table(source: str) -> pd.DataFrame:
     file = local_file(source)
-    try:
-        table = (
-            pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-            if is_csv(source)
-            else pd.read_parquet(file)
-        )
-    except (ValueError, OSError) as error:
-        advice = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
-        raise UserError(
-            f"{source}: not a readable {file.suffix} table ({str(error).splitlines()[0]}){advice}"
-        ) from error
+    if is_csv(source):
+        try:
+            with warnings.catch_warnings():  # pandas only warns of values beyond the header in the first row
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+        except pd.errors.ParserWarning as error:
+            raise UserError(f"{source}: rows have more values than the header; {COLUMNS}") from error
+        except (ValueError, OSError) as error:
+            advice = "save it as UTF-8" if isinstance(error, UnicodeError) else COLUMNS
+            raise UserError(f"{source}: not a readable .csv table ({one_line(error)}); {advice}") from error
+    else:
+        try:
+            table = read_parquet(file)
+        except ValueError as error:
+            raise UserError(f"{source}: {error}; write it again") from error
     for column in ("path", "label"):
         if column not in table:
-            raise UserError(
-                f"{source}: the column {column!r} is missing{did_you_mean(column, map(str, table.columns)) or ';'} "
-                "a manifest has the columns path, label and optionally split, in UTF-8, separated by commas"
-            )
+            near = did_you_mean(column, map(str, table.columns)) or ";"
+            raise UserError(f"{source}: the column {column!r} is missing{near} {COLUMNS}")
+    if table.empty:
+        raise UserError(f"{source}: it has no rows; {COLUMNS}")
     return table
+
+
+def _as_text(source: str, column: pd.Series) -> list[str]:
+    """Return text and numbers as text, a missing value as empty text."""
+    if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
+        raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
+    return column.astype(object).where(column.notna(), "").astype(str).tolist()
 
 
 class _IsInside:
