@@ -41,7 +41,8 @@ def change(file: Path, **columns: object) -> None:
 def test_a_damaged_table_is_refused(here, file, spoil, problem):
     spoil(file)
     load = prepared.load_manifest if file == paths.MANIFEST else prepared.load_files
-    with pytest.raises(UserError, match=f"^{file}: {problem}; delete it, then run `dvc checkout {file}`, or `dvc repro"):
+    remedy = f"; delete it, then run `dvc checkout {file}`, or `dvc repro prepare`$"
+    with pytest.raises(UserError, match=f"^{file}: {problem}{remedy}"):
         load()
 
 

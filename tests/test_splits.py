@@ -19,6 +19,7 @@ IMAGES = st.integers(0, 40)  # few, so that many files have the same content
 GROUPS = st.sampled_from([None, "p", "q", "r"])
 ROWS = st.lists(st.tuples(IMAGES, LABELS, GROUPS), min_size=1, max_size=60)
 GIVEN = st.lists(st.tuples(IMAGES, LABELS, st.sampled_from(["train", "val", "test"])), min_size=1, max_size=60)
+FRACTIONS = st.floats(0.05, 0.4)
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -121,7 +122,7 @@ def test_given_splits_stay_and_copies_are_left_out_of_the_others(rows, split):
 
 
 @many
-@given(st.lists(st.integers(3, 60), min_size=1, max_size=6), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
+@given(st.lists(st.integers(3, 60), min_size=1, max_size=6), FRACTIONS, FRACTIONS)
 def test_exact_fractions_hold_within_one_image_a_class(sizes, val_fraction, test_fraction):
     labels = pd.Series([f"class {number}" for number, size in enumerate(sizes) for _ in range(size)])
     keys = pd.Series([f"{row}" for row in range(len(labels))])
@@ -136,6 +137,18 @@ def test_exact_fractions_count_an_image_once():
     images = [4 * row for row in range(20)] + [0] * 60  # the first one sixty times more
     table = accepted(decide(images, ["a"] * 80, [None] * 80, split="exact"))
     assert table.split.value_counts().to_dict() == {"train": 10, "val": 5, "test": 5}
+
+
+@many
+@given(st.lists(st.lists(st.integers(1, 30), min_size=3, max_size=8), min_size=1, max_size=3), FRACTIONS, FRACTIONS)
+def test_exact_fractions_put_a_class_of_three_groups_into_all_splits(classes, val_fraction, test_fraction):
+    sizes = [
+        (f"{label}", f"{label} {unit}", size) for label, units in enumerate(classes) for unit, size in enumerate(units)
+    ]
+    labels, units = (pd.Series([row[column] for row in sizes for _ in range(row[2])]) for column in (0, 1))
+    found = splits.stratified_split(labels, units, units, 1, val_fraction, test_fraction)
+    assert (found.groupby(units).nunique() == 1).all()
+    assert (found.groupby(labels).nunique() == 3).all()
 
 
 def test_exact_fractions_with_groups_come_near():

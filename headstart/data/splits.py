@@ -37,6 +37,8 @@ def stratified_split(
 ) -> pd.Series:
     """Return the split of each example: in every class the fractions hold within one example if all units are single.
 
+    A class is in all splits that have a fraction if it has as many units and shares none with other classes.
+
     Args:
         labels: the class of each example.
         units: examples of the same unit stay in one split. Units of several examples are assigned first, the largest
@@ -48,6 +50,9 @@ def stratified_split(
     is_single = np.bincount(members)[members] == 1
     order = np.argsort(hash_positions(keys, seed), kind="stable")
     lacking = _targets(np.bincount(classes), val_fraction, test_fraction).tolist()
+    # What follows keeps a unit for each split in which a class still has none.
+    empty = np.tile([True, val_fraction > 0, test_fraction > 0], (len(lacking), 1))
+    units_left = np.bincount(np.unique(np.stack([classes, members]), axis=1)[0])
     result = np.zeros(len(labels), np.int64)  # places in SPLITS
 
     large = defaultdict(list)  # in the order of their first examples
@@ -58,26 +63,31 @@ def stratified_split(
         gains = [
             sum(min(count, max(lacking[label][split], 0)) / count for label, count in counts)
             + 1e-6 * sum(lacking[label][split] for label, _ in counts)
+            + sum(1e9 for label, _ in counts if empty[label, split] and units_left[label] <= empty[label].sum())
             for split in range(len(SPLITS))
         ]
         result[rows] = split = int(np.argmax(gains))
         for label, count in counts:
             lacking[label][split] -= count
+            empty[label, split] = False
+            units_left[label] -= 1
 
     rows = order[is_single[order]]
     rows = rows[np.argsort(classes[rows], kind="stable")]
     singles = np.bincount(classes[rows], minlength=len(lacking))
     ranks = np.arange(len(rows)) - (np.cumsum(singles) - singles)[classes[rows]]  # within the class
-    missing = np.maximum(np.round(lacking), 0).reshape(-1, len(SPLITS))[classes[rows]]
-    test, val = missing[:, SPLITS.index("test")], missing[:, SPLITS.index("val")]
+    _, val, test = np.maximum(np.round(lacking), 0).reshape(-1, len(SPLITS)).T
+    test = np.minimum(test, np.maximum(singles - empty[:, 0] - empty[:, 1], empty[:, 2]))
+    val = np.minimum(val, np.maximum(singles - test - empty[:, 0], empty[:, 1]))
+    test, val = test[classes[rows]], val[classes[rows]]
     result[rows] = np.select([ranks < test, ranks < test + val], [SPLITS.index("test"), SPLITS.index("val")], 0)
     return pd.Series(np.array(SPLITS, object)[result], index=labels.index)
 
 
 def _targets(counts: np.ndarray, val_fraction: float, test_fraction: float) -> np.ndarray:
-    """Return how many examples of each class belong to each split, (n_classes, 3): at least one if it has three."""
+    """Return how many examples of each class belong to each split, (n_classes, 3): at least one if it has enough."""
     val, test = np.round(counts * val_fraction), np.round(counts * test_fraction)
-    enough = counts >= len(SPLITS)
+    enough = counts >= 1 + (val_fraction > 0) + (test_fraction > 0)
     for target, fraction in ((val, val_fraction), (test, test_fraction)):
         if fraction:  # else the source itself has that split
             target[enough] = np.maximum(target[enough], 1)
@@ -132,7 +142,7 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
             "them together, a smaller prepare.near_distance takes fewer examples for copies."
         )
     if table.group.notna().any():
-        advice += " The examples of a group of prepare.group_by are in one split: a class needs several groups."
+        advice += " The examples of a group of prepare.group_by are in one split: a class needs three groups."
     raise UserError(
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + "\n".join(lines)
