@@ -20,7 +20,6 @@ from headstart.sqlite import is_damaged, open_wal, placeholders, remove
 
 MAX_CONTENTS = 5_000_000  # rows of each table, about a gigabyte: if there are more, the oldest are dropped
 SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
-SAMPLE = 500  # names in one query
 _FORMAT = 4
 
 
@@ -100,13 +99,6 @@ class InspectionCache:
         """Return a function that opens the same cache in another process."""
         return partial(InspectionCache, self._file, self._version.removeprefix(f"{_FORMAT} "))
 
-    def share_known(self, names: Sequence[str]) -> float:
-        """Estimate which share of these files is known, in [0, 1]; changed files count as known."""
-        sample = names[:: -(-len(names) // SAMPLE) or 1]
-        query = f"SELECT count(DISTINCT name) FROM versions WHERE name IN ({placeholders(sample)})"
-        rows = self._select(query, sample)
-        return rows[0][0] / len(sample) if rows and sample else 0.0
-
     def by_version(self, versions: dict[str, str | None]) -> dict[str, ItemInfo]:
         """Return what is known about files, given as name and version, that have not changed.
 
@@ -125,9 +117,13 @@ class InspectionCache:
         return {info.file_hash: info for info in (_info(*row) for row in self._select(query, file_hashes))}
 
     def put(self, rows: list[tuple[str, str | None, ItemInfo]]) -> None:
-        """Add name, version and what is known of files that could be read; without a version only by content."""
-        contents = [(self._today, *_as_row(info)) for *_, info in rows]
-        versions = [(self._today, name, version, info.file_hash) for name, version, info in rows if version]
+        """Add name, version and what is known of files; without a version only by content.
+
+        Files that cannot be used are not added: another version of a library may read them.
+        """
+        good = [row for row in rows if not row[2].reason]
+        contents = [(self._today, *_as_row(info)) for *_, info in good]
+        versions = [(self._today, name, version, info.file_hash) for name, version, info in good if version]
         with self._lock:
             try:
                 self._insert(f"contents (found, {_COLUMNS})", contents)
