@@ -83,7 +83,7 @@ class _Archive(Source):
         unpacked = self._plain_file != self._file
         return None if unpacked and os.name == "nt" else partial(type(self), self._plain_file)
 
-    def _read(self, name: str, count: int) -> bytes:
+    def read(self, name: str, count: int = -1) -> bytes:
         try:
             with self._lock, self._open(self._members[name][0]) as content:
                 return content.read(count)

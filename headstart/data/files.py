@@ -48,25 +48,13 @@ class Source(ABC):
         """Fill the attributes if opening the source has not; `read` does not need them."""
         return self
 
-    def read(self, name: str) -> bytes:
-        """Read a file; threads may call this at once.
+    @abstractmethod
+    def read(self, name: str, count: int = -1) -> bytes:
+        """Read a file, or its first `count` bytes; threads may call this at once.
 
         Raises:
             ItemError: if it cannot be read: missing, unreadable, too_large.
         """
-        return self._read(name, -1)
-
-    def head(self, name: str) -> bytes:
-        """Read the first HEAD bytes of a file, fewer of a shorter one.
-
-        Raises:
-            ItemError: as `read`.
-        """
-        return self._read(name, HEAD)
-
-    @abstractmethod
-    def _read(self, name: str, count: int) -> bytes:
-        """Read the first `count` bytes, all of them if it is negative."""
 
     @abstractmethod
     def state(self, name: str) -> tuple[int, str | None]:
@@ -130,7 +118,7 @@ class Folder(Source):
     def opener(self) -> Callable[[], Source] | None:
         return partial(Folder, self._root)
 
-    def _read(self, name: str, count: int) -> bytes:
+    def read(self, name: str, count: int = -1) -> bytes:
         try:
             state = os.stat(f"{self._root}/{name}")
             if not stat.S_ISREG(state.st_mode):  # opening a pipe would wait forever

@@ -56,7 +56,7 @@ class InspectionCache:
     """
 
     def __init__(self, file: Path, version: str) -> None:
-        self._file, self._version = file, f"{_FORMAT} {version}"
+        self._file, self._version = file, version
         self._lock = threading.Lock()
         self._today = int(time.time() // 86400)
         self._committed = 0.0
@@ -78,7 +78,8 @@ class InspectionCache:
         db = open_wal(file, SECONDS_TO_WAIT)
         db.execute("PRAGMA cache_size = -65536")  # KiB: hashes come in random order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
-        if db.execute("SELECT version FROM code").fetchall() != [(self._version,)]:
+        version = f"{_FORMAT} {self._version}"
+        if db.execute("SELECT version FROM code").fetchall() != [(version,)]:
             db.executescript(
                 f"""
                 BEGIN IMMEDIATE;
@@ -90,14 +91,14 @@ class InspectionCache:
                 COMMIT;
                 """
             )
-            db.execute("INSERT INTO code VALUES (?)", (self._version,))
+            db.execute("INSERT INTO code VALUES (?)", (version,))
             db.commit()
         db.execute(f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) LIMIT 1")
         return db
 
     def opener(self) -> Callable[[], InspectionCache]:
         """Return a function that opens the same cache in another process."""
-        return partial(InspectionCache, self._file, self._version.removeprefix(f"{_FORMAT} "))
+        return partial(InspectionCache, self._file, self._version)
 
     def by_version(self, versions: dict[str, str | None]) -> dict[str, ItemInfo]:
         """Return what is known about files, given as name and version, that have not changed.
@@ -161,7 +162,10 @@ class InspectionCache:
         if is_damaged(error):
             remove(self._file)
 
-    def close(self) -> None:
+    def __enter__(self) -> InspectionCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Commit, and drop the oldest rows if there are too many."""
         if self._db:
             try:
@@ -175,12 +179,6 @@ class InspectionCache:
                 self._db.close()
             except sqlite3.Error as error:
                 self._give_up(error)
-
-    def __enter__(self) -> InspectionCache:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _as_row(info: ItemInfo) -> list[object]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from headstart.data.files import Source
+from headstart.data.files import HEAD, Source
 from headstart.data.listing import SPLIT_NAMES, Item, Kind, Listing, printable
 from headstart.data.source_manifest import list_manifest
 from headstart.data.sources import is_manifest
@@ -123,7 +123,7 @@ def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kin
 
 def _is_recognized(opened: Source, name: str, suffix: str, kind: Kind) -> bool:
     try:
-        return kind.recognizes(opened.head(name), suffix)
+        return kind.recognizes(opened.read(name, HEAD), suffix)
     except ItemError:
         return False
 

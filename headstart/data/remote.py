@@ -92,10 +92,8 @@ class Remote(Source):
                 self.files.append(name)
                 self._listed[name] = info
         if not self.files:
-            raise UserError(
-                f"{self._address}: no files are listed there; over https:// give the address of an archive or a "
-                "manifest"
-            )
+            advice = "over https:// give the address of an archive or a manifest"
+            raise UserError(f"{self._address}: no files are listed there; {advice}")
         self.folders = sorted({str(folder) for name in self.files for folder in PurePosixPath(name).parents[:-1]})
         return self
 
@@ -104,8 +102,14 @@ class Remote(Source):
             self.scan()
         self._watching = True
 
-    def _read(self, name: str, count: int) -> bytes:
-        with self.copy(name).open("rb") as stream:
+    def read(self, name: str, count: int = -1) -> bytes:
+        if self._watching and self.state(name)[1] is None:
+            with contextlib.suppress(Exception):  # the download reports what is wrong
+                self._listed[name] = self._fs.info(f"{self._root}/{name}")
+        size, version = self.state(name)
+        if size > MAX_BYTES:
+            raise too_large()
+        with _download(self._fs, f"{self._root}/{name}", version).open("rb") as stream:
             return stream.read(count)
 
     def state(self, name: str) -> tuple[int, str | None]:
@@ -114,20 +118,6 @@ class Remote(Source):
         versions = (info.get(key) for key in _VERSIONS)
         # With the address: the same name and time can belong to another file elsewhere.
         return size, next((f"{self._address} {size} {value}" for value in versions if value), None)
-
-    def copy(self, name: str) -> Path:
-        """Return the local copy of a file, downloaded if there is none of this version.
-
-        Raises:
-            ItemError: if it cannot be downloaded.
-        """
-        if self._watching and self.state(name)[1] is None:
-            with contextlib.suppress(Exception):  # the download reports what is wrong
-                self._listed[name] = self._fs.info(f"{self._root}/{name}")
-        size, version = self.state(name)
-        if size > MAX_BYTES:
-            raise too_large()
-        return _download(self._fs, f"{self._root}/{name}", version)
 
 
 def fetch(address: str) -> Path:
@@ -168,11 +158,9 @@ def _download(fs: Any, path: str, version: str | None) -> Path:
         note.write_text(version or "", encoding="utf-8")
     except FileNotFoundError as error:
         raise ItemError("missing", "no such file") from error
-    except OSError as error:
-        if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
-            raise  # this disk is full, or read-only
-        raise ItemError("unreadable", f"cannot be downloaded: {one_line(error)}") from error
     except Exception as error:  # each driver has errors of its own
+        if getattr(error, "errno", None) is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+            raise  # this disk is full, or read-only
         raise ItemError("unreadable", f"cannot be downloaded: {one_line(error)}") from error
     finally:
         Path(partial).unlink(missing_ok=True)

@@ -7,9 +7,9 @@ registered in `modalities/__init__.py`; the defaults here are enough for arrays 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from blake3 import blake3
@@ -17,6 +17,8 @@ from blake3 import blake3
 if TYPE_CHECKING:
     import keras
     import pandas as pd
+
+    from headstart.config import Extract, FineTune, Prepare
 
 Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs, the first axis being the examples
 
@@ -34,19 +36,6 @@ def pad_batch(batch: Batch, size: int) -> Batch:
     return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in batch.items()}
 
 
-class AugmentationSettings(Protocol):
-    """The params of `extract` and of `fine_tune` that say how examples may be changed."""
-
-    @property
-    def crop(self) -> float | None: ...
-
-    @property
-    def flip(self) -> bool | None: ...
-
-    @property
-    def jitter(self) -> float: ...
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """How an example may be changed at random; a modality adds fields of its own.
@@ -59,9 +48,8 @@ class Augmentation:
         return repr(sorted(asdict(self).items()))
 
 
-class StillRecognized(Protocol):
-    def __call__(self, augmentation: Augmentation, view: int) -> bool:
-        """Whether the head classifies that view correctly for nearly all examples that it knows as they are."""
+# Whether the head classifies that view correctly for nearly all examples that it knows as they are.
+StillRecognized = Callable[[Augmentation, int], bool]
 
 
 class Modality:
@@ -131,12 +119,8 @@ class Modality:
         """
         return np.zeros((len(sketches), self.descriptor_dim), np.float16), {}
 
-    def reject(self, measures: dict[str, float], settings: Any) -> tuple[str, str] | None:
-        """Return reason and detail if an example is to be left out.
-
-        Args:
-            settings: the section `prepare` of params.yaml.
-        """
+    def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
+        """Return reason and detail if an example is to be left out."""
         return None
 
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
@@ -187,12 +171,12 @@ class Modality:
         inputs = {name: keras.Input(shape, name=name) for name, (shape, _) in self.spec(size).items()}
         return keras.Model(inputs, inputs, name="front")
 
-    def augmentation(self, settings: AugmentationSettings) -> Augmentation | None:
+    def augmentation(self, settings: Extract | FineTune) -> Augmentation | None:
         """Return the augmentation that the params spell out; None if examples stay as they are."""
         return None
 
     def choose_augmentation(
-        self, settings: AugmentationSettings, still_recognized: StillRecognized
+        self, settings: Extract | FineTune, still_recognized: StillRecognized
     ) -> Augmentation | None:
         """Return the augmentation for fine-tuning: as strong as `still_recognized` allows if a param leaves it open."""
         return self.augmentation(settings)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from headstart.errors import ItemError
-from headstart.modalities.base import Augmentation, AugmentationSettings, Batch, Modality, StillRecognized
+from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
 from headstart.modalities.image import decode, descriptors, pixels, probes
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
+    from headstart.config import Extract, FineTune, Prepare
+
 INPUT = "image"  # name of the encoder's input, and of an image in a request to the model server
-RESIZE_LAYER = "resize"
 MAX_REQUEST_BYTES = 2**25  # of one image file in a request
 THUMB = 96  # pixels, the longer side
 CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest first
@@ -55,7 +56,7 @@ class ImageModality(Modality):
         vectors, brightness, sharpness = descriptors.describe(sketches)
         return vectors, {"brightness": brightness, "sharpness": sharpness}
 
-    def reject(self, measures: dict[str, float], settings: Any) -> tuple[str, str] | None:
+    def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
         if min(measures["width"], measures["height"]) >= settings.min_size:
             return None
         shown = f"{measures['width']:.0f} x {measures['height']:.0f} pixels"
@@ -104,16 +105,15 @@ class ImageModality(Modality):
         import keras
 
         image = keras.Input((None, None, 3), name=INPUT)
-        resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name=RESIZE_LAYER)
+        resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name="resize")
         return keras.Model(image, {INPUT: resize(image)}, name="front")
 
-    def augmentation(self, settings: AugmentationSettings) -> ImageAugmentation | None:
+    def augmentation(self, settings: Extract | FineTune) -> ImageAugmentation | None:
         crop = 1.0 if settings.crop is None else settings.crop
-        wanted = ImageAugmentation(crop, bool(settings.flip), settings.jitter)
-        return None if wanted == ImageAugmentation(1.0, False, 0.0) else wanted
+        return _unless_plain(ImageAugmentation(crop, bool(settings.flip), settings.jitter))
 
     def choose_augmentation(
-        self, settings: AugmentationSettings, still_recognized: StillRecognized
+        self, settings: Extract | FineTune, still_recognized: StillRecognized
     ) -> ImageAugmentation | None:
         """Return flips if the head still recognizes mirrored images, and the strongest of CROPS that it recognizes.
 
@@ -125,8 +125,7 @@ class ImageModality(Modality):
         if crop is None:
             candidates = (ImageAugmentation(crop, flip, settings.jitter) for crop in CROPS)
             crop = next((one.crop for one in candidates if still_recognized(one, 1)), CROPS[-1])
-        wanted = ImageAugmentation(crop, flip, settings.jitter)
-        return None if wanted == ImageAugmentation(1.0, False, 0.0) else wanted
+        return _unless_plain(ImageAugmentation(crop, flip, settings.jitter))
 
     def probes(self, size: int) -> list[bytes]:
         return probes.files(size)
@@ -150,6 +149,10 @@ class ImageModality(Modality):
             return ""
         image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
         return f'<img src="{data_url(image)}" alt="" loading="lazy">'
+
+
+def _unless_plain(augmentation: ImageAugmentation) -> ImageAugmentation | None:
+    return None if augmentation == ImageAugmentation(1.0, False, 0.0) else augmentation
 
 
 def data_url(image: Image.Image, kind: str = "WEBP") -> str:
