@@ -6,11 +6,13 @@ the modality, file_hash. `reason` is why an example is left out, in one word, or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from headstart.data import duplicates, splits
-from headstart.data.splits import MAX_SHOWN
+from headstart.data.splits import MAX_SHOWN, SPLITS, and_more
 from headstart.errors import UserError, readable
 
 
@@ -23,15 +25,14 @@ def check_bad_files(table: pd.DataFrame, source: str, max_bad_fraction: float) -
     bad = table[table.reason != ""]
     if len(bad) <= max_bad_fraction * len(table):
         return
-    lines = [f"  {readable(row.path)}: {row.detail}" for row in bad.head(MAX_SHOWN).itertuples()]
-    more = f"\n  and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
-    if (bad.reason == "missing").mean() > 0.5:
-        more += "\nPaths start from the folder of the manifest, or from data.root if that is set."
+    lines = [f"{readable(row.path)}: {row.detail}" for row in bad.head(MAX_SHOWN).itertuples()]
+    missing = (bad.reason == "missing").mean() > 0.5
+    advice = "Paths start from the folder of the manifest, or from data.root if that is set.\n" if missing else ""
     raise UserError(
         f"{source}: {len(bad)} of {len(table)} files cannot be used:\n"
-        + "\n".join(lines)
-        + more
-        + f"\nRepair or remove them, or let prepare leave them out: prepare.max_bad_fraction is {max_bad_fraction}, "
+        + and_more(lines, len(bad))
+        + advice
+        + f"Repair or remove them, or let prepare leave them out: prepare.max_bad_fraction is {max_bad_fraction}, "
         f"{np.ceil(1e4 * len(bad) / len(table)) / 1e4:.4f} is needed."
     )
 
@@ -116,15 +117,17 @@ def connected(examples: pd.DataFrame, copies: pd.Series) -> pd.Series:
 def exclude_copies(table: pd.DataFrame, copies: pd.Series) -> None:
     """Leave out all examples but one of the same content, and near copies in another split than the first.
 
-    Which split keeps its examples: see `splits.split_priority`.
+    A val or test split of the source stays whole. Otherwise train is first: what an earlier, smaller version of the
+    data has trained on is then never tested on.
     """
     good = table.loc[copies.index]
-    given = [split for split in ("val", "test") if split in set(table.given.dropna())]
-    order = splits.split_priority(given)
+    given = set(table.given.dropna())
+    whole = [split for split in ("test", "val") if split in given]
+    order = [*whole, *(split for split in SPLITS if split not in whole)]
 
-    stays = splits.in_first_split(good.split, good.item_id, order)
+    stays = _in_first_split(good.split, good.item_id, order)
     spread = good[~stays.groupby(good.item_id).transform("all")]  # of the same content, in several splits
-    if not set(table.given.dropna()):  # only groups can have caused that
+    if not given:  # only groups can have caused that
         names = spread.group.groupby(spread.item_id).agg(lambda column: ", ".join(sorted(map(str, set(column)))))
         detail = "the same content in the groups " + spread.item_id.map(names) + ", which are in different splits"
         exclude(table, spread.index, "conflict", detail)
@@ -142,11 +145,17 @@ def exclude_copies(table: pd.DataFrame, copies: pd.Series) -> None:
     exclude(table, good.index[twice], "duplicate", "the manifest names it more than once")
 
     good = good[~again]
-    stays = splits.in_first_split(good.split, copies[good.index], order)
+    stays = _in_first_split(good.split, copies[good.index], order)
     kept = good[stays].groupby(copies[good.index[stays]])[["path", "split"]].first()
     first = kept.loc[copies[good.index[~stays]]]
     detail = [f"a near copy of {row.path}, which is in {row.split}" for row in first.itertuples()]
     exclude(table, good.index[~stays], "near_duplicate", detail)
+
+
+def _in_first_split(split: pd.Series, groups: pd.Series, order: Sequence[str]) -> pd.Series:
+    """Whether each example is in the split of its group that comes first in `order`."""
+    ranks = split.map({name: rank for rank, name in enumerate(order)})
+    return ranks == ranks.groupby(groups).transform("min")
 
 
 def exclude(table: pd.DataFrame, index: pd.Index, reason: str, detail: object) -> None:

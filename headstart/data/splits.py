@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,12 @@ from headstart.errors import UserError, readable
 
 SPLITS = ("train", "val", "test")
 MAX_SHOWN = 5  # files or classes in a message
+
+
+def and_more(lines: Iterable[str], total: int) -> str:
+    """Return the lines of a message that shows the first MAX_SHOWN of `total` things."""
+    more = [f"and {total - MAX_SHOWN} more"] if total > MAX_SHOWN else []
+    return "".join(f"  {line}\n" for line in [*lines, *more])
 
 
 def hash_positions(keys: pd.Series, seed: int) -> np.ndarray:
@@ -94,25 +100,6 @@ def _targets(counts: np.ndarray, val_fraction: float, test_fraction: float) -> n
     return np.stack([counts - val - test, val, test], axis=1)
 
 
-def split_priority(given: Sequence[str]) -> list[str]:
-    """Return the splits in the order in which they keep their examples if copies would be in two splits.
-
-    A val or test split of the source stays whole. Otherwise train is first: what an earlier, smaller version of the
-    data has trained on is then never tested on.
-
-    Args:
-        given: the splits that the source has itself.
-    """
-    first = [split for split in ("test", "val") if split in given]
-    return [*first, *(split for split in SPLITS if split not in first)]
-
-
-def in_first_split(splits: pd.Series, groups: pd.Series, order: Sequence[str]) -> pd.Series:
-    """Whether each example is in the split of its group that comes first in `order`."""
-    ranks = splits.map({split: rank for rank, split in enumerate(order)})
-    return ranks == ranks.groupby(groups).transform("min")
-
-
 def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> None:
     """Check that every class has an example in every split.
 
@@ -130,11 +117,10 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
         return
     lines = []
     for name, row in small.head(MAX_SHOWN).iterrows():
+        line = f"{readable(name)}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
         reasons = left_out.reason[left_out.label == name].value_counts()
-        line = f"  {readable(name)}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
         left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         lines.append(line + (f"; left out: {left}" if left else ""))
-    more = f"\n  and {len(small) - MAX_SHOWN} more" if len(small) > MAX_SHOWN else ""
     advice = "" if exact else " prepare.split=exact puts a class of three examples into all splits."
     if (left_out.reason == "near_duplicate").any():
         advice += (
@@ -145,8 +131,7 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
         advice += " The examples of a group of prepare.group_by are in one split: a class needs three groups."
     raise UserError(
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
-        + "\n".join(lines)
-        + more
-        + "\nAdd examples to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
+        + and_more(lines, len(small))
+        + "Add examples to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
         f"manifest with a split column).{advice} Larger prepare.val_fraction and prepare.test_fraction help, too."
     )
