@@ -39,7 +39,7 @@ FORMATTER = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_pos
 def check() -> None:
     """Check params.yaml and the files that it names."""
     from headstart import backbones, config
-    from headstart.data.preparation import check_data
+    from headstart.data.checks import check_data
 
     params = config.load_params()
     check_data(params)

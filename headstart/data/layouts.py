@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import unicodedata
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from headstart.data.checks import compile_group_by
 from headstart.data.files import HEAD, Source
 from headstart.data.listing import SPLIT_NAMES, Item, Kind, Listing, printable
 from headstart.data.source_manifest import list_manifest
@@ -152,23 +151,6 @@ def _has_splits(source: str, names: list[str]) -> bool:
             "give train and optionally val and test, with the class folders inside, and nothing else"
         )
     return False
-
-
-def compile_group_by(pattern: str) -> re.Pattern[str]:
-    """Compile the regular expression `prepare.group_by`.
-
-    Raises:
-        UserError: if it is none.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what later versions of Python may read differently
-            return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(
-            "params.yaml: prepare.group_by must be a column of the manifest or a regular expression, got "
-            f"{pattern!r} ({error})"
-        ) from error
 
 
 def _group(items: list[Item], pattern: str) -> list[Item]:

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions, splits
 from headstart.data.inspection_cache import ItemInfo
-from headstart.data.layouts import compile_group_by
 from headstart.data.listing import Listing
-from headstart.data.sources import check_source, is_manifest
 from headstart.data.splits import SPLITS
 from headstart.errors import UserError, readable
-from headstart.paths import is_address
 
 Reject = Callable[[dict[str, float]], "tuple[str, str] | None"]
-
-
-def check_data(params: Params) -> None:
-    """Check before a run what can be said of the data without reading them.
-
-    Raises:
-        UserError: naming the key, the rule and the value.
-    """
-    source, group_by = params.data.source, params.prepare.group_by
-    check_source(source, params.data.root)
-    if not is_address(source) and paths.PREPARED.resolve().is_relative_to(Path(source).resolve()):
-        raise UserError(
-            f"params.yaml: data.source {source!r} contains {paths.PREPARED}/, where prepare writes; put the examples "
-            "into a folder of their own, e.g. data/photos"
-        )
-    if group_by and not is_manifest(source):  # of a manifest it may be a column
-        compile_group_by(group_by)
 
 
 def tabulate(
