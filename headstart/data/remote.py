@@ -40,15 +40,18 @@ def check_address(address: str) -> None:
         raise UserError(f"{name}: chained addresses are not supported; give the address of the files themselves")
     try:
         named = urlsplit(address).netloc if protocol in _NEED_HOST else rest.strip("/")
-        if not named.strip():
-            raise UserError(f"{name}: no {_NEED_HOST.get(protocol, 'path')} after {protocol}://; {advice}")
+    except ValueError:  # brackets around what is no IPv6 address
+        named = ""
+    if not named.strip():
+        raise UserError(f"{name}: no {_NEED_HOST.get(protocol, 'path')} after {protocol}://; {advice}")
+    try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise UserError(
             f"{name}: the driver of {protocol}:// is not installed ({error}); run python -m pip install "
             f"'dvc[{protocol}]'"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # of an unknown kind, or what the driver raises when it is imported
         raise UserError(f"{name}: {one_line(error)}; {advice}") from error
 
 
