@@ -354,7 +354,7 @@ def test_after_a_kill_only_the_rest_is_computed(here):
     delete_stores()
     environment = {**{name: value for name, value in os.environ.items() if name != "DVC_ROOT"}, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.extract"],
+        [sys.executable, "-m", "pipeline", "extract"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment,
