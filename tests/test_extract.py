@@ -41,7 +41,7 @@ IMAGES = get_modality("image")
 def _engines_are_opened_once() -> Iterator[None]:
     """Building and converting a network takes seconds, and each test needs it several times."""
     encoders: dict[tuple, keras.Model] = {}
-    opened: dict[tuple, Engine] = {}
+    opened: dict[tuple, tuple[keras.Model, Engine]] = {}
     real_build, real_open = KerasApplication.build, encoding.open_engine
 
     def build(self: KerasApplication, *arguments: object) -> keras.Model:
@@ -56,8 +56,8 @@ def _engines_are_opened_once() -> Iterator[None]:
         encoder = make()
         key = (kind, id(encoder), *arguments)
         if key not in opened:
-            opened[key] = real_open(kind, lambda: encoder, spec, *arguments)
-        return opened[key]
+            opened[key] = encoder, real_open(kind, lambda: encoder, spec, *arguments)  # kept: its id must stay its own
+        return opened[key][1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KerasApplication, "build", build)
