@@ -1,7 +1,7 @@
 """What survives kills and outages: a small project in a temporary clone, disturbed at random moments.
 
-kills     `dvc repro` and everything it started are killed at a random moment; a `dvc repro` after that must give the same
-          bits as an undisturbed run, in every output.
+kills     `dvc repro` and everything it started are killed at a random moment; a `dvc repro` after that must give the
+          same bits as an undisturbed run, in every output.
 outages   a server of MLflow is killed at a random moment of `dvc repro` and comes back afterwards; `dvc repro` must
           succeed, and `headstart track` must complete the row of every run.
 
@@ -33,6 +33,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
+STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
 PER_CLASS = 12  # images of data/digits.zip
 CHANGES = {  # a run of seconds
     "train_head.epochs": 3,
@@ -43,7 +44,6 @@ CHANGES = {  # a run of seconds
     "evaluate.resamples": 100,
 }
 OUTPUTS = ("data/prepared", "features", "models", "metrics", "plots", "predictions", "reports")
-FRESH = ("features", "models", "predictions", ".dvc/cache", ".dvc/tmp")  # what an undisturbed start lacks
 
 
 class Clone:
@@ -78,10 +78,9 @@ class Clone:
 
     def forget(self) -> None:
         """Remove every result: outputs, DVC's cache, the feature store."""
-        for name in (*OUTPUTS, *FRESH, "dvc.lock"):
+        for name in (*OUTPUTS, ".dvc/cache", ".dvc/tmp", "dvc.lock"):
             path = self.root / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        subprocess.run(["git", "checkout", "-q", "--", *OUTPUTS], cwd=self.root, check=False)
 
     def outputs(self) -> dict[str, str]:
         """The sha256 of every output, by its path."""
@@ -93,7 +92,7 @@ class Clone:
 def few_digits(file: Path) -> None:
     """Write an archive of the first images of each class of data/digits.zip."""
     with zipfile.ZipFile(ROOT / "data/digits.zip") as source, zipfile.ZipFile(file, "w") as target:
-        classes = defaultdict(list)
+        classes: dict[str, list[str]] = defaultdict(list)
         for name in sorted(source.namelist()):
             if not name.endswith("/"):
                 classes[name.rsplit("/", 1)[0]].append(name)
@@ -146,7 +145,7 @@ def outages(clone: Clone, trials: int, draw: random.Random) -> Iterator[tuple[st
         output, _ = process.communicate()
         lost = "" if process.returncode == 0 else output.strip().splitlines()[-1]
         with mlflow_server(clone.root, address):
-            code, output = clone.run("headstart", "track")
+            code, output = clone.run(sys.executable, "-m", "headstart", "track")
             lost = lost or (output.strip().splitlines()[-1] if code else "")
             lost = lost or incomplete(address, 2 + trial)
         yield f"the server died after {moment:.1f} s of {seconds:.1f} s", lost
@@ -159,19 +158,19 @@ def incomplete(address: str, rows: int) -> str:
     client = MlflowClient(address)
     (experiment,) = client.search_experiments(filter_string="name = 'headstart'")
     runs = client.search_runs([experiment.experiment_id], max_results=50000)
-    children = defaultdict(set)
+    children: dict[str, set[str]] = defaultdict(set)
     for run in runs:
-        if parent := run.data.tags.get("mlflow.parentRunId"):
-            if run.info.status == "FINISHED":
-                children[parent].add(run.info.run_name)
+        parent = run.data.tags.get("mlflow.parentRunId")
+        if parent and run.info.status == "FINISHED":
+            children[parent].add(run.info.run_name)
     parents = [run for run in runs if "headstart.key" in run.data.tags]
     if len(parents) != rows:
         return f"{len(parents)} rows instead of {rows}"
-    for parent in parents:
-        if len(children[parent.info.run_id] & {"prepare", "extract", "train_head", "fine_tune", "evaluate"}) != 5:
-            return f"{parent.info.run_name} has only {sorted(children[parent.info.run_id])}"
-        if "accuracy" not in parent.data.metrics:
-            return f"{parent.info.run_name} has no accuracy"
+    for row in parents:
+        if missing := set(STAGES) - children[row.info.run_id]:
+            return f"{row.info.run_name} lacks {', '.join(sorted(missing))}"
+        if "accuracy" not in row.data.metrics:
+            return f"{row.info.run_name} has no accuracy"
     return ""
 
 
