@@ -19,12 +19,12 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parent.parent
-# Runs one stage as `python -m pipeline.STAGE` does and writes the seconds of its parts to the file named last.
+# Runs one stage as `python -m pipeline STAGE` does and writes the seconds of its parts to the file named last.
 STAGE = """
-import importlib, json, runpy, sys, time
+import importlib, json, sys, time
 name, parts_file = sys.argv[1:]
 begun = time.perf_counter()
-importlib.import_module(f"pipeline.{name}")
+stage_module = importlib.import_module(f"pipeline.{name}")
 imported = time.perf_counter()
 from headstart import tracking
 start, logged = tracking.start, []
@@ -41,7 +41,7 @@ def start_timed(*arguments):
     logger.finish = timed(logger.finish)
     return logger
 tracking.start = start_timed
-runpy.run_module(f"pipeline.{name}", run_name="__main__")
+stage_module.main()
 parts = {"imports": imported - begun, "logging": sum(logged)}
 json.dump(parts, open(parts_file, "w"))
 """

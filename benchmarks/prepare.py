@@ -118,7 +118,7 @@ def rows(count: int, classes: int) -> None:
         for turn in ("first", "again"):
             begun = time.perf_counter()
             environment = {**os.environ, "HEADSTART_TRACKING": "off"}
-            subprocess.run([sys.executable, "-m", "pipeline.prepare"], cwd=root, env=environment, check=True)
+            subprocess.run([sys.executable, "-m", "pipeline", "prepare"], cwd=root, env=environment, check=True)
             taken = time.perf_counter() - begun
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             print(f"{turn}: {taken:.0f} s, {count / taken:.0f} images/s, {peak:.2f} GiB at most")

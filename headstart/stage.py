@@ -10,9 +10,7 @@ def main() -> None:
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -24,11 +22,12 @@ from typing import Any
 
 import pandas as pd
 
-from headstart import backbones, costs, paths, provenance, tracking
+from headstart import backbones, costs, paths, tracking
 from headstart.config import Params, load_params
 from headstart.errors import UserError
-from headstart.lockfile import CODE, LOCK, SOURCE, Workspace, read_stages
+from headstart.lockfile import CODE, SOURCE, Workspace, read_stages
 from headstart.outputs import Outputs
+from headstart.restore import restore_outputs
 
 
 class Run:
@@ -87,6 +86,8 @@ def stage(name: str) -> Iterator[Run]:
     becomes of the log in MLflow.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     started, outputs, logger = time.time(), Outputs(through_links=False), tracking.NO_LOGGER
     try:
         params = load_params()
@@ -162,36 +163,3 @@ def explain(name: str, error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return f"out of memory ({line}); {SMALLER.get(name, 'free some memory')}"
     return None
-
-
-def restore_outputs(name: str) -> None:
-    """Bring back the outputs of `name` that dvc.lock has and the workspace lacks, from DVC's cache or from Git.
-
-    After `dvc pull`, metrics and plots are only in Git.
-    """
-    locked = read_stages(Workspace(), LOCK).get(name, {})
-    missing = [out for out in locked.get("outs", []) if not Path(out["path"]).exists()]
-    if not missing:
-        return
-    from dvc.repo import Repo  # a second to import, needed after a failure only
-
-    cache = Repo().cache.local
-    for out in missing:
-        cached, final = Path(cache.oid_to_path(out["md5"])), Path(out["path"])
-        if not (final.parent.is_dir() or not final.parent.exists()):
-            continue
-        content = None if cached.is_file() else provenance.committed(out["path"])
-        if content is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() != out["md5"]:
-            content = None  # of other results
-        if content is None and not cached.is_file():
-            continue
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{final.stem}.partial{final.suffix}")
-        try:
-            if content is None:
-                shutil.copyfile(cached, partial)
-            else:
-                partial.write_bytes(content)
-            os.replace(partial, final)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ Writes:  metrics/evaluate.json: the figures to compare;
          plots/confusion.csv: actual, predicted, a row per example; plots/classes.csv, reliability.csv,
          precision_recall.csv, roc.csv.
 Params:  seed, data, evaluate.
-Command: python -m pipeline.evaluate
+Command: python -m pipeline evaluate
 """
 
 from __future__ import annotations
@@ -84,7 +84,3 @@ def main() -> None:
             f"{accuracy['low']:.4f} to {accuracy['high']:.4f}), the head alone "
             f"{head_predictions.metrics()['accuracy']:.4f}: {gain['verdict']}; macro F1 {metrics['macro_f1']:.4f}"
         )
-
-
-if __name__ == "__main__":
-    main()

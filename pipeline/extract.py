@@ -5,7 +5,7 @@ Writes:  features/train.npy, val.npy, test.npy: (N, feature_dim) of extract.stor
          features/train_views.npy: (N, extract.views, feature_dim), augmented views of the training examples;
          features/meta.json: what they were made by.
 Params:  backbone, weights, seed, data, extract.
-Command: python -m pipeline.extract
+Command: python -m pipeline extract
 """
 
 from __future__ import annotations
@@ -59,7 +59,3 @@ def print_summary(run: Run, features: Features) -> None:
     if costs["from_store"]:
         line += f"; {costs['from_store']} from the feature store, {costs['seconds_saved']:.1f} s saved"
     print(line)
-
-
-if __name__ == "__main__":
-    main()

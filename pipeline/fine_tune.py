@@ -8,7 +8,7 @@ Writes:  models/model.keras: whole examples, for images (N, height, width, 3) RG
          plots/fine_tune.csv: a row per epoch; metrics/fine_tune.json; reports/fine_tune.json: `settings`, those that
          params.yaml leaves open, and the figures by which head and fine-tuned network were compared.
 Params:  backbone, weights, seed, data, fine_tune.
-Command: python -m pipeline.fine_tune
+Command: python -m pipeline fine_tune
 """
 
 from __future__ import annotations
@@ -113,7 +113,3 @@ def load_folds(params: Params, n_classes: int) -> list[Fold]:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
     print(f"fine_tune: cross-validation in {n_folds} folds of train and val: {n_folds} more trainings")
     return make_folds(concat(train_set, val_set), groups, n_folds, n_classes, settings, params.seed)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ Writes:  data/prepared/manifest.parquet, a row per example: item_id (of its cont
          detail), the files that are left out; ignored.csv (path, reason), the files that are not meant as examples;
          reports/prepare.json, counts; metrics/prepare.json.
 Params:  seed, data, prepare.
-Command: python -m pipeline.prepare
+Command: python -m pipeline prepare
 """
 
 from __future__ import annotations
@@ -82,7 +82,3 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
     alone = int(good.group.isna().sum())
     if 0 < alone < len(good):
         print(f"prepare: {alone} {noun}s have no group by prepare.group_by; each is split by itself")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ Writes:  models/head.keras: (N, feature_dim) float32 -> (N, n_classes), a temper
          plots/train_head.csv: a row per epoch; plots/train_head_search.csv: a row per trial; metrics/train_head.json;
          reports/train_head.json: `settings`, with nothing left open, and figures of val.
 Params:  seed, train_head.
-Command: python -m pipeline.train_head
+Command: python -m pipeline train_head
 """
 
 from __future__ import annotations
@@ -80,7 +80,3 @@ def print_summary(
             f"train_head: the head is linear, since there are {per_class:.0f} examples per class on average; "
             "set train_head.hidden to choose another"
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -182,7 +182,7 @@ def test_an_output_that_cannot_be_written(done):
     shutil.move(done.root / "data/prepared", done.root / "aside")
     (done.root / "data/prepared").write_text("a file in the place of the folder")
     try:
-        output = done.run("python -m pipeline.prepare", code=1)
+        output = done.run("python -m pipeline prepare", code=1)
         assert re.search(r"data/prepared/\S+: cannot be written", output)
         assert "Traceback" not in output
     finally:

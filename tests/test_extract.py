@@ -41,7 +41,7 @@ IMAGES = get_modality("image")
 def _engines_are_opened_once() -> Iterator[None]:
     """Building and converting a network takes seconds, and each test needs it several times."""
     encoders: dict[tuple, keras.Model] = {}
-    opened: dict[tuple, Engine] = {}
+    opened: dict[tuple, tuple[keras.Model, Engine]] = {}
     real_build, real_open = KerasApplication.build, encoding.open_engine
 
     def build(self: KerasApplication, *arguments: object) -> keras.Model:
@@ -56,8 +56,8 @@ def _engines_are_opened_once() -> Iterator[None]:
         encoder = make()
         key = (kind, id(encoder), *arguments)
         if key not in opened:
-            opened[key] = real_open(kind, lambda: encoder, spec, *arguments)
-        return opened[key]
+            opened[key] = encoder, real_open(kind, lambda: encoder, spec, *arguments)  # kept: its id must stay its own
+        return opened[key][1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KerasApplication, "build", build)
@@ -354,7 +354,7 @@ def test_after_a_kill_only_the_rest_is_computed(here):
     delete_stores()
     environment = {**{name: value for name, value in os.environ.items() if name != "DVC_ROOT"}, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.extract"],
+        [sys.executable, "-m", "pipeline", "extract"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=environment,

@@ -310,7 +310,7 @@ def test_after_kill_9_the_results_are_those_of_an_undisturbed_run(tmp_path, monk
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("DVC_ROOT", None)
 
-    command = [sys.executable, "-m", "pipeline.prepare"]
+    command = [sys.executable, "-m", "pipeline", "prepare"]
     running = subprocess.Popen(
         command, cwd=killed, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

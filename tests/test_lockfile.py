@@ -16,7 +16,7 @@ from headstart.errors import UserError
 from headstart.lockfile import Revision, Workspace, git_objects, is_as_locked, md5_of, up_to_date_stages
 
 DEFINITION = {
-    "cmd": "python -m pipeline.evaluate",
+    "cmd": "python -m pipeline evaluate",
     "params": ["seed", "evaluate"],
     "deps": ["${data.source}", "headstart/evaluation", "pipeline/evaluate.py"],
     "outs": ["predictions/test.csv"],
