@@ -210,9 +210,6 @@ COMMANDS = (
         "let predict flag examples unlike the training examples",
         "serving.ood:fit_ood",
         ["ood", "ood --rate 0.01"],
-        [
-            argument("--rate", type=float, default=0.05, help="share of the test examples that may be flagged"),
-            MODEL,
-        ],
+        [argument("--rate", type=float, default=0.05, help="share of the test examples that may be flagged"), MODEL],
     ),
 )

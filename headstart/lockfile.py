@@ -125,11 +125,12 @@ def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
         UserError: if it cannot be read, as with the marks of a merge conflict in it.
     """
     try:
-        stages = (yaml.load((tree.read(file) or b"").decode("utf-8"), SAFE_LOADER) or {}).get("stages") or {}
-        if not isinstance(stages, dict):
-            raise AttributeError("its stages are not a mapping")
+        content = yaml.load((tree.read(file) or b"").decode("utf-8"), SAFE_LOADER) or {}
+        stages = (content.get("stages") or {}) if isinstance(content, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise ValueError("it does not hold stages with keys and values")
         return stages
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: cannot be read: {' '.join(str(error).split())[:200]}; "
             f"run `git checkout HEAD -- {file}`, then `dvc repro`"
@@ -138,7 +139,7 @@ def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
 
 def code_deps(stages: dict[str, Any]) -> list[str]:
     """The files and folders of code that any stage depends on, sorted."""
-    return sorted({dep for stage in stages.values() for dep in stage["deps"] if dep.split("/")[0] in CODE})
+    return sorted({dep for stage in stages.values() for dep in stage.get("deps", []) if dep.split("/")[0] in CODE})
 
 
 def outs_of(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -191,8 +192,8 @@ def _matches(
         return False
     if not all(_is_same(locked[name], value) for name, value in wanted.items()):
         return False
-    deps = {dep["path"]: dep.get("md5") for dep in entry["deps"]}
-    for path in definition["deps"]:
+    deps = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
+    for path in definition.get("deps", []):
         # DVC itself compares the data source; the manifest tells what was in it.
         if path != SOURCE and (known.get(path) is None or deps.get(path) != known[path]):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,14 +80,15 @@ class _UniqueKeysLoader(yaml.SafeLoader):
 
 def parse_yaml(text: str, path: Path) -> dict[Any, Any]:
     """Read the content of a YAML file that messages call `path`; raises as `read_yaml`."""
+    restore = f"restore the file with `git checkout HEAD -- {path}`"
     try:
         raw = yaml.load(text, _UniqueKeysLoader)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for a date that does not exist
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {reason}; correct that, or {restore}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: must hold keys and values, got {type(raw).__name__}")
+        found = "nothing" if raw is None else type(raw).__name__
+        raise UserError(f"{path}: must hold keys and values such as `seed: 1`, got {found}; {restore}")
     return raw
 
 
@@ -107,7 +109,7 @@ def check(
     except ValidationError as error:
         lines = []
         for key, problem, detail in problems(section, error):
-            if detail["type"] == "extra_forbidden":
+            if detail["type"] in ("extra_forbidden", "invalid_key"):
                 problem = _explain_unknown(section, key, detail, declared, renamed or {})
             elif detail["type"] == "missing":
                 problem = f"is missing; add it as in the committed {path.name}"
@@ -120,6 +122,8 @@ def problems(section: type[BaseModel], error: ValidationError) -> Iterator[tuple
     seen = set()
     for detail in error.errors():
         annotation, location = _locate(section, detail["loc"])
+        if detail["type"] == "invalid_key":  # no text, such as 1 or null, which pydantic shows as a place in a list
+            location = [*location[:-1], json.dumps(detail["input"], default=str)]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         own_words = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
         if key not in seen:

@@ -139,9 +139,15 @@ def test_folders_have_the_fingerprint_that_dvc_gives_them(here):
     assert md5_of(Workspace(), "headstart/evaluation") == added["outs"][0]["md5"]
 
 
-@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n- a: b: c", "stages: [1]", "- 1"])
-def test_a_file_with_a_conflict_is_named_with_the_way_out(here, content):
-    Path("dvc.lock").write_text(content)
+DAMAGED = ["<<<<<<< HEAD\n- a: b: c", "stages: [1]", "stages: {evaluate: 1}", "- 1", "text", "[" * 3000,
+           "- " * 3000 + "1", "stages: {evaluate: 2020-13-45}", "a: \udce9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", [lockfile.SAFE_LOADER, yaml.SafeLoader])
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_is_named_with_the_way_out(here, monkeypatch, content, loader):
+    monkeypatch.setattr(lockfile, "SAFE_LOADER", loader)
+    Path("dvc.lock").write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=r"dvc\.lock: cannot be read: .*run `git checkout HEAD -- dvc\.lock`"):
         current()
 
@@ -149,3 +155,11 @@ def test_a_file_with_a_conflict_is_named_with_the_way_out(here, content):
 def test_an_entry_that_dvc_did_not_write_describes_nothing(here):
     Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"cmd": DEFINITION["cmd"]}}}))
     assert current() == []
+
+
+def test_a_stage_of_the_users_own_may_have_no_deps(here):
+    definition = yaml.safe_load(Path("dvc.yaml").read_text())
+    definition["stages"] |= {"mine": {"cmd": "true"}}
+    Path("dvc.yaml").write_text(yaml.safe_dump(definition))
+    assert lockfile.code_deps(definition["stages"]) == ["headstart/evaluation", "pipeline/evaluate.py"]
+    assert current() == ["evaluate"]

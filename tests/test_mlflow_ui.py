@@ -17,7 +17,7 @@ from test_registry import _light as _light  # fixtures
 from test_tracking import here as here
 
 from headstart.errors import UserError
-from headstart.tracking import ui
+from headstart.tracking import store, ui
 from headstart.tracking.rebuild import rebuild
 
 PATIENCE = 120_000  # milliseconds: the server shares the machine with the other tests
@@ -48,6 +48,22 @@ def test_the_ui_stays_on_localhost_and_names_its_page(here, monkeypatch, capsys)
     assert ui.ui(5001) == 0
     assert "http://tracking.example.org: open it" in capsys.readouterr().out
     assert len(commands) == 1
+
+
+def test_a_store_that_another_process_holds_is_one_message(here, monkeypatch):
+    monkeypatch.setattr(store.connected.__wrapped__, "__defaults__", (0.1,))  # seconds
+    with store.connected(), pytest.raises(UserError, match=r"mlflow\.db: .*; run `headstart ui` again later"):
+        ui.ui(free_port())
+
+
+def test_a_damaged_store_is_one_message(here):
+    for stage in recorded.STAGES:
+        recorded.leave(stage)
+    recorded.lock()
+    (here / "mlflow.db").write_text("no database" * 1000)
+    for command in (lambda: ui.ui(free_port()), rebuild):
+        with pytest.raises(UserError, match=r"^mlflow\.db: cannot be read .*move it away, then run `headstart track`"):
+            command()
 
 
 @pytest.fixture

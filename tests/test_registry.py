@@ -251,6 +251,56 @@ def test_two_clones_at_once_let_the_better_be_the_champion(here, monkeypatch, st
     assert rows() == {"0.0": "headstart 1", "0.1": "headstart 3", "0.2": "headstart 2"}
 
 
+@pytest.mark.parametrize(("mine", "others", "best"), [(0, 6, 2), (6, 0, 3), (2, 2, 2)])
+@pytest.mark.parametrize("champion", [True, False])
+def test_two_clones_that_take_the_alias_at_once_leave_it_with_the_better(
+    here, monkeypatch, mine, others, best, champion
+):
+    """Another clone judges its model, from beginning to end, right before this one moves the alias."""
+    for number, (name, wrong) in enumerate([("first", 20), ("mine", mine), ("other", others)]):
+        recorded.experiment(name, results={"wrong": wrong}, **{"train_head.dropout": number / 10})
+    if champion:
+        track_only("first")
+    whole, twin = MlflowClient.set_registered_model_alias, pytest.MonkeyPatch()
+
+    def meanwhile(*args, **kwargs):
+        twin.undo()
+        track_only("other")
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(store, "FileLock", lambda *_, **__: contextlib.nullcontext())  # each clone has its own
+    twin.setattr(MlflowClient, "set_registered_model_alias", meanwhile)
+    track_only("mine")
+    if not champion:
+        best -= 1
+    assert [number for number, (_, names) in versions().items() if "champion" in names] == [best]
+    assert sorted(filter(None, rows().values())) == [f"headstart {number}" for number in sorted(versions())]
+
+
+def test_going_back_by_hand_is_respected(here):
+    evaluate(0.1, wrong=20)
+    evaluate(0.2, wrong=0)
+    client().set_registered_model_alias("headstart", "champion", "1")
+    evaluate(0.3, wrong=6)  # better than version 1, though not than version 2
+    assert versions() == {1: ("first", []), 2: ("better", []), 3: ("better", ["champion"])}
+
+
+def test_what_another_clone_creates_first_is_used(here, monkeypatch):
+    """The search of this clone still shows nothing."""
+    evaluate(0.1, wrong=10)
+    evaluate(0.2, track=False, wrong=0)
+    for name, nothing in (("get_experiment_by_name", None), ("search_registered_models", [])):
+        late = pytest.MonkeyPatch()
+
+        def at_first(*args, nothing=nothing, late=late, **kwargs):
+            late.undo()
+            return nothing
+
+        late.setattr(MlflowClient, name, at_first)
+    rebuild()
+    assert versions() == {1: ("first", []), 2: ("better", ["champion"])}
+
+
 def test_two_clones_make_one_version_of_one_model(done, monkeypatch):
     def meanwhile(*args, **kwargs):
         twin.undo()

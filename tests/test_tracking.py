@@ -9,11 +9,13 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -279,7 +281,7 @@ def test_files_that_come_into_reach_later_are_added(done):
     assert row.data.tags["git_commit"] == revision
 
 
-def test_the_pages_of_the_workspace_are_in_its_row(done, monkeypatch, writes):
+def test_the_pages_of_the_workspace_are_in_its_row(done, monkeypatch, writes, capsys):
     page, current = Path("reports/report.html"), {}
     page.write_text("<p>results")
     monkeypatch.setattr("headstart.report.pages.current_pages", lambda _: current)
@@ -287,7 +289,9 @@ def test_the_pages_of_the_workspace_are_in_its_row(done, monkeypatch, writes):
     client, (row,), _, _ = found()
     assert page.as_posix() not in files(client, row, "reports")
     current[page] = "fingerprint"
+    capsys.readouterr()
     rebuild()
+    assert "; nothing had to be completed; the pages of the workspace were added" in capsys.readouterr().out
     assert page.as_posix() in files(client, row, "reports")
     writes.clear()
     rebuild()
@@ -393,6 +397,20 @@ def test_a_stage_that_lasts_is_shown_with_the_metrics_of_its_machine(tuning, mon
     assert len(curve("system/cpu_utilization_percentage")) == count
 
 
+def test_a_row_whose_stage_runs_is_not_closed(tuning):
+    logger = live.LiveLogger("fine_tune", load_params())
+    logger.log_epoch({"epoch": 1, "val_loss": 1.0})
+    until(lambda: len(curve()) == 1)
+    rebuild()  # adds the stages that ran before
+    _, (row,), stages, _ = found()
+    ran = by_stage(stages)
+    assert (row.info.status, ran.pop("fine_tune").info.status) == ("RUNNING", "RUNNING")
+    assert {run.info.status for run in ran.values()} == {"FINISHED"}
+    leave("fine_tune")
+    logger.finish()
+    assert {run.info.status for run in (*found()[1], *found()[2])} == {"FINISHED"}
+
+
 def test_a_stage_that_goes_on_after_a_kill_goes_on_in_its_run(tuning):
     killed = live.LiveLogger("fine_tune", load_params())
     killed.log_epoch({"epoch": 1, "val_loss": 1.0})
@@ -434,57 +452,127 @@ def test_a_run_that_was_deleted_meanwhile_is_made_again(tuning, capsys):
 # --- stores that do not answer
 
 
+def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    """An answer of HTTP."""
+    head = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "Connection: close"]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@dataclass(frozen=True)
+class BadServer:
+    """What a server sends: all of it after `wait` seconds, or a byte each `drip` seconds; nothing: it never answers."""
+
+    sends: bytes = b""
+    wait: float = 0
+    drip: float = 0
+    says: str = ""  # that the warning holds
+    resets: bool = False
+    is_down: bool = False
+
+
+JSON, HTML = "Content-Type: application/json", "Content-Type: text/html"
+BAD_SERVERS = {
+    "asks to wait an hour": BadServer(answer("503 Busy", b"", "Retry-After: 3600")),
+    "has a limit for an hour": BadServer(answer("429 Too many", b"", "Retry-After: 3600")),
+    "drips": BadServer(answer("200 OK", b" " * 200, JSON), drip=0.05, says="took longer than"),
+    "hangs": BadServer(says="took longer than"),
+    "is slow": BadServer(answer("200 OK", b"{}", JSON), wait=0.4),
+    "redirects to itself": BadServer(answer("302 Found", b"", "Location: /api/2.0/mlflow/experiments/get-by-name")),
+    "is a web site": BadServer(answer("200 OK", b"<html>welcome</html>", HTML)),
+    "does not speak HTTP": BadServer(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "resets": BadServer(resets=True),
+    "wants a login": BadServer(answer("401 Unauthorized", b"who?"), says="MLFLOW_TRACKING_USERNAME"),
+    "forbids": BadServer(
+        answer("403 Forbidden", b'{"error_code": "PERMISSION_DENIED", "message": "no"}', JSON),
+        says="MLFLOW_TRACKING_TOKEN",
+    ),
+    "is broken": BadServer(answer("500 Internal Server Error", b"oops")),
+    "answers nothing": BadServer(answer("200 OK", b"{}", JSON), says="does not answer as a tracking server of MLflow"),
+    "is down": BadServer(is_down=True),
+}
+
+
 @pytest.fixture
-def server(monkeypatch) -> Iterator[Callable[[bytes, float], None]]:
-    """Starts a server that answers each request with these bytes, one each so many seconds; nothing: it never does."""
+def serve(monkeypatch) -> Iterator[Callable[[BadServer], None]]:
+    """Starts a bad server, whose address MLFLOW_TRACKING_URI names."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        stack.callback(listening.shutdown, socket.SHUT_RDWR)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
 
-        def answer(connection: socket.socket, content: bytes, seconds: float) -> None:
+        def reply(connection: socket.socket, bad: BadServer) -> None:
             with contextlib.suppress(OSError):
                 connection.recv(65536)
-                for place in range(len(content)) if seconds else ():
-                    connection.sendall(content[place : place + 1])
-                    time.sleep(seconds)
-                if not seconds and content:
-                    connection.sendall(content)
+                time.sleep(bad.wait)
+                for place in range(len(bad.sends)) if bad.drip else ():
+                    connection.sendall(bad.sends[place : place + 1])
+                    time.sleep(bad.drip)
+                if bad.resets:  # what closes a connection then sends RST
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if bad.resets or bad.sends:
+                    if not bad.drip:
+                        connection.sendall(bad.sends)
                     connection.close()
 
-        def start(content: bytes, seconds: float) -> None:
-            def serve() -> None:
+        def start(bad: BadServer) -> None:
+            def accept() -> None:
                 with contextlib.suppress(OSError):
                     while True:
                         connection, _ = listening.accept()
                         stack.push(contextlib.suppress(OSError))
                         stack.callback(connection.shutdown, socket.SHUT_RDWR)
-                        threading.Thread(target=answer, args=(connection, content, seconds), daemon=True).start()
+                        threading.Thread(target=reply, args=(connection, bad), daemon=True).start()
 
-            threading.Thread(target=serve, daemon=True).start()
+            if bad.is_down:
+                listening.close()
+            else:
+                stack.callback(listening.shutdown, socket.SHUT_RDWR)
+                threading.Thread(target=accept, daemon=True).start()
 
         yield start
 
 
-BUSY = b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
-LIMIT = b"HTTP/1.1 429 Too many\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n"
-DRIP = b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n" + b" " * 200
-
-
-@pytest.mark.parametrize(("content", "seconds"), [(b"", 0), (BUSY, 0), (LIMIT, 0), (DRIP, 0.05)])
-def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, server, capfd, content, seconds):
-    server(content, seconds)
+@pytest.mark.parametrize("bad", [pytest.param(bad, id=name) for name, bad in BAD_SERVERS.items()])
+def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, serve, monkeypatch, capfd, bad):
+    deadline = 1.0
+    serve(bad)
     began = time.monotonic()
-    run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}], deadline=2)
-    assert time.monotonic() - began < 4
+    run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}], deadline=deadline)
+    assert time.monotonic() - began < deadline + 0.5
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("tracking: fine_tune is incomplete in MLflow: http://127.0.0.1:")
+    assert bad.says in line
+    assert line.endswith("; run `headstart track` to complete it")
+    leave("evaluate")
+    lock()
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"lacks all or parts of 1 experiment \(the workspace\): .*run `headstart track`"
+    ):
+        rebuild(deadline=deadline)
+    assert time.monotonic() - began < deadline + 3  # it also reads what Git and DVC have
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # now it works
+    rebuild()
+    _, (row,), stages, _ = found()
+    assert set(by_stage(stages)) == set(STAGES)
+    assert row.data.metrics["accuracy"] == 0.75
 
 
-def test_track_names_what_it_could_not_send(done, server):
+def test_a_process_does_not_wait_at_its_end_for_threads_that_mlflow_left_behind():
+    """Such as those that download files from a server that drips."""
+    program = (
+        "import time; from concurrent.futures import ThreadPoolExecutor; from headstart.tracking import store\n"
+        "try: store.within(0.2, lambda: ThreadPoolExecutor().submit(time.sleep, 60).result())\n"
+        "except TimeoutError: print('late')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "late\n"
+
+
+def test_track_names_what_it_could_not_send(done, serve):
     recorded.commit("results")
     recorded.experiment("other", **{"train_head.dropout": 0.5})
-    server(b"", 0)
+    serve(BAD_SERVERS["hangs"])
     began = time.monotonic()
     lacks = r"lacks all or parts of 2 experiments \(\w{7}, other\): took longer than 1 s; run `headstart track` again"
     with pytest.raises(UserError, match=lacks):
@@ -492,8 +580,8 @@ def test_track_names_what_it_could_not_send(done, server):
     assert time.monotonic() - began < 10
 
 
-def test_a_stage_whose_logging_is_interrupted_has_succeeded(tuning, server):
-    server(b"", 0)
+def test_a_stage_whose_logging_is_interrupted_has_succeeded(tuning, serve):
+    serve(BAD_SERVERS["hangs"])
     program = (
         "import signal; from headstart.stage import stage\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what is started with & ignores it

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+LIVE = "headstart.live"  # the run was begun by the stage itself
 CONTENT = "headstart.content"  # fingerprint of what the stage left behind; a run without it is not complete
 MISSING = "headstart.missing"  # files that were out of reach when the run was completed
 DESCRIBED = "headstart.described"  # how many stages the description covers, and its hash: another text is the user's
@@ -45,10 +46,21 @@ def fill(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, stage: st
     _log_description(client, row, snapshot)
     if stage == "evaluate" and VERSION in row.data.tags:  # of another model
         client.delete_tag(row.info.run_id, VERSION)
-    for shown in (run, row):
+    others = [
+        child
+        for child in children(client, row.info.experiment_id, row.info.run_id)
+        if child.info.run_id != run.info.run_id
+    ]
+    is_running = any(is_unfinished(child) and child.info.status == "RUNNING" for child in others)
+    for shown in (run,) if is_running else (run, row):
         client.set_terminated(shown.info.run_id, end_time=snapshot.times(stage)[1])
     # The last thing: a run without it is not complete.
     log(client, run, tags={MISSING: json.dumps(missing), CONTENT: snapshot.content(stage)})
+
+
+def is_unfinished(run: Run) -> bool:
+    """Whether a stage has begun the run, and has not completed it: it still runs, or it failed or was killed."""
+    return LIVE in run.data.tags and CONTENT not in run.data.tags
 
 
 def _changed(run: Run, metrics: dict[str, float]) -> list[Point]:

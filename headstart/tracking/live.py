@@ -49,6 +49,7 @@ class LiveLogger(StageLogger):
         if self._run is not None:
             with contextlib.suppress(Empty):
                 self._done.get(timeout=min(FAILURE_SECONDS, self._deadline))
+            store.abandon_threads()
 
     def finish(self) -> None:
         self._jobs.put(FINISH)
@@ -57,6 +58,7 @@ class LiveLogger(StageLogger):
         except Empty:
             outcome = TimeoutError(f"took longer than {self._deadline:g} s")
         if isinstance(outcome, Exception):
+            store.abandon_threads()
             reason = str(outcome) if isinstance(outcome, UserError) else f"{store.uri()}: {store.one_line(outcome)}"
             store.warn(f"{self._stage} is incomplete in MLflow: {reason}; run `headstart track` to complete it")
         elif outcome:

@@ -40,13 +40,14 @@ def rebuild(commits: int = 1, deadline: float = store.DEADLINE) -> None:
         found = sorted(_of_revisions(git, commits), key=lambda item: item[1].moment)
         workspace = snapshot.of_workspace(config.load_params())
         found += [("the workspace", workspace)] if workspace.key and workspace.stages else []
-        changed = set()
+        changed, new_pages = set(), False
         for place, (_, shot) in enumerate(found):
             try:
                 if place == 0:
                     store.within(deadline, functools.partial(_connect, deadline))
-                if store.within(PATIENCE, functools.partial(_complete, shot)):
-                    changed.add(shot.key)
+                lacked, pages_added = store.within(PATIENCE, functools.partial(_complete, shot))
+                changed |= {shot.key} if lacked else set()
+                new_pages |= pages_added
             except UserError:
                 raise
             except Exception as error:
@@ -54,7 +55,8 @@ def rebuild(commits: int = 1, deadline: float = store.DEADLINE) -> None:
                     f"{store.uri()} lacks all or parts of {_listed(found[place:])}: {store.one_line(error)}; run "
                     "`headstart track` again when it answers"
                 ) from error
-    print(f"track: MLflow shows {_listed(found)}; {len(changed) or 'nothing'} had to be completed")
+    note = "; the pages of the workspace were added" if new_pages else ""
+    print(f"track: MLflow shows {_listed(found)}; {len(changed) or 'nothing'} had to be completed{note}")
 
 
 def _connect(seconds: float) -> None:
@@ -62,15 +64,15 @@ def _connect(seconds: float) -> None:
         store.experiment_id(client)
 
 
-def _complete(shot: Snapshot) -> bool:
-    """Show one experiment and register its model; whether anything was missing."""
+def _complete(shot: Snapshot) -> tuple[bool, bool]:
+    """Show one experiment and register its model; whether any of that was missing, and whether it got new pages."""
     with store.connected() as client:
         row, changed = runs.show(client, shot)
         said = registry.register(client, row, shot)
-        changed |= shot.is_workspace and _log_pages(client, row, shot)
+        pages_added = shot.is_workspace and _log_pages(client, row, shot)
     if said:
         print(said)
-    return changed or bool(said)
+    return changed or bool(said), pages_added
 
 
 def _log_pages(client: MlflowClient, row: Run, shot: Snapshot) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,23 +27,14 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+# The alias that a verdict earns. It is that of the paired test, `first` without a champion, or `not comparable`: none.
+ALIASES = {"first": CHAMPION, "better": CHAMPION, "worse": CHALLENGER, "no evidence": CHALLENGER}
 DIGEST = "headstart.model_sha256"  # of models/model.keras
-VERDICT, JUDGED = "verdict", "headstart.judged"  # JUDGED is the last step: the version has its alias, if it gets one
+VERDICT, COMPARED = "verdict", "headstart.compared_with"  # COMPARED is the version that was the champion, or NONE
+JUDGED, NONE = "headstart.judged", "none"  # JUDGED is the last step: the version has its alias, if it gets one
 FOLDER = "model"  # of the row's artifacts
 TAGS = ("val_accuracy", "val_loss", "accuracy", "accuracy_low", "accuracy_high", "macro_f1", "log_loss")
 TRIES = 5  # other clones may move the champion meanwhile
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a comparison with the champion says: a verdict, the alias that the version gets, and why.
-
-    The verdict is that of the paired test, `first` without a champion, or `not comparable`.
-    """
-
-    verdict: str
-    alias: str | None
-    why: str
 
 
 def register(client: MlflowClient, row: Run, snapshot: Snapshot) -> str:
@@ -59,18 +49,19 @@ def register(client: MlflowClient, row: Run, snapshot: Snapshot) -> str:
     if content is None:
         return ""
     name, digest, said = store.model_name(), hashlib.sha256(content).hexdigest(), ""
-    version = _find_version(client, name, digest)
-    if version is None:
+    known = _versions(client, name, DIGEST, digest)
+    if not known:
         try:
             _upload(client, row, snapshot, content)
         except UserError as error:  # not a model of this version of the project
             client.set_tag(row.info.run_id, VERSION, "none")
             return f"tracking: the model of {row.info.run_name} is not registered: {error}"
-        version = _create_version(client, name, row, digest)
+        known = _create_version(client, name, row, digest)
+    version = known[0]
     if JUDGED not in version.tags:
-        judgement = _judge(client, name, version, snapshot)
+        why = _judge(client, name, version)
         client.set_model_version_tag(name, version.version, JUDGED, "true")
-        said = f"tracking: model {name}, version {version.version}: {judgement.why}"
+        said = f"tracking: model {name}, version {version.version}: {why}"
     client.set_tag(row.info.run_id, VERSION, f"{name} {version.version}")
     return said
 
@@ -81,10 +72,10 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(number) for model in models for alias, number in model.aliases.items()}
 
 
-def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """The version of a model, the first of several; None if there is none."""
-    found = client.search_model_versions(f"name = '{name}' AND tags.`{DIGEST}` = '{digest}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+def _versions(client: MlflowClient, name: str, tag: str, value: str) -> list[ModelVersion]:
+    """The versions that have a tag, the first one first."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.`{tag}` = '{value}'")
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def _upload(client: MlflowClient, row: Run, snapshot: Snapshot, content: bytes) -> None:
@@ -99,59 +90,82 @@ def _upload(client: MlflowClient, row: Run, snapshot: Snapshot, content: bytes) 
         client.log_artifacts(row.info.run_id, str(folder), FOLDER)
 
 
-def _create_version(client: MlflowClient, name: str, row: Run, digest: str) -> ModelVersion:
+def _create_version(client: MlflowClient, name: str, row: Run, digest: str) -> list[ModelVersion]:
     if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+        with store.may_exist():
+            client.create_registered_model(name)
     figures = {tag: f"{row.data.metrics[tag]:.4f}" for tag in TAGS if tag in row.data.metrics}
     tags = {tag if tag.startswith("val_") else f"test_{tag}": value for tag, value in figures.items()}
     tags |= {DIGEST: digest, "backbone": row.data.params["backbone"]}
     source = f"{row.info.artifact_uri}/{FOLDER}"
     version = client.create_model_version(name, source, run_id=row.info.run_id, tags=tags)
-    first = _find_version(client, name, digest) or version
-    if first.version != version.version:  # another clone was a moment earlier
+    known = _versions(client, name, DIGEST, digest)
+    if known[0].version != version.version:  # another clone was a moment earlier
         client.delete_model_version(name, version.version)
-    return first
+    return known
 
 
-def _judge(client: MlflowClient, name: str, version: ModelVersion, snapshot: Snapshot) -> Judgement:
-    """Describe a new version and give it its alias; if the champion changes meanwhile, compare again.
+def _judge(client: MlflowClient, name: str, version: ModelVersion) -> str:
+    """Describe a new version and give it its alias; returns the description.
 
-    The champion is looked up right before the alias is moved and after that: other clones move it too.
+    MLflow cannot move an alias only if nobody else has, and other clones judge versions of theirs meanwhile. So a
+    version says what it is compared with before it takes the alias, and looks afterwards for others that say the same:
+    whoever is last sees them all, and lets the best be the champion.
     """
-    number, against = str(version.version), None
-    judgement = Judgement("", CHAMPION, version.description or "")  # of one that has the alias already
+    number, why = str(version.version), version.description or ""
+    against, verdict = version.tags.get(COMPARED), version.tags.get(VERDICT, "")  # of one that was interrupted
+    settled: set[str] = set()  # versions whose turn was over when the champion was looked up
     for _ in range(TRIES):
+        judged = {str(other.version) for other in _versions(client, name, JUDGED, "true")}
         current = aliases(client, name)
-        champion = current.get(CHAMPION, "")
-        if champion == number:
-            break
-        if champion != against:
-            judgement, against = _compare(client, name, champion, snapshot), champion
-            client.update_model_version(name, number, judgement.why)
-            client.set_model_version_tag(name, number, VERDICT, judgement.verdict)
-        elif judgement.alias == CHAMPION:
+        champion = current.get(CHAMPION, NONE)
+        if champion not in (number, against):
+            settled, against = judged, champion
+            verdict, why = _compare(client, name, champion, number)
+            client.update_model_version(name, number, why)
+            for tag, value in ((VERDICT, verdict), (COMPARED, champion)):
+                client.set_model_version_tag(name, number, tag, value)
+        elif ALIASES.get(verdict) == CHAMPION:
             client.set_registered_model_alias(name, CHAMPION, number)
+            best = _best_rival(client, name, number, str(against), settled)
+            if best == number:
+                break
+            client.set_registered_model_alias(name, CHAMPION, best)
         else:
-            if judgement.alias and int(current.get(CHALLENGER, 0)) < int(number):
+            if verdict in ALIASES and int(current.get(CHALLENGER, 0)) < int(number):
                 client.set_registered_model_alias(name, CHALLENGER, number)
             break
-    return judgement
+    return why
 
 
-def _compare(client: MlflowClient, name: str, champion: str, snapshot: Snapshot) -> Judgement:
-    """Compare the model of `snapshot` with the version `champion` on the val examples that both have."""
-    if not champion:
-        return Judgement("first", CHAMPION, "The first version is the champion.")
+def _best_rival(client: MlflowClient, name: str, number: str, against: str, settled: set[str]) -> str:
+    """The best of version `number` and of those that others have compared with the same champion meanwhile."""
+    found = {number} | {
+        str(version.version)
+        for version in _versions(client, name, COMPARED, against)
+        if ALIASES.get(version.tags.get(VERDICT, "")) == CHAMPION and str(version.version) not in settled
+    }
+    best, *others = sorted(found, key=int)
+    for other in others:
+        if _compare(client, name, best, other)[0] == "better":
+            best = other
+    return best
+
+
+def _compare(client: MlflowClient, name: str, champion: str, number: str) -> tuple[str, str]:
+    """Verdict and description of a version, compared with the champion on the val examples that both have."""
+    if champion == NONE:
+        return "first", "The first version is the champion."
     named = f"the champion, version {champion}"
     try:
         base = _results(_download(client, name, champion), named)
-        head = _results(snapshot.read(paths.VAL_PREDICTIONS), "this version")
+        head = _results(_download(client, name, number), "this version")
         if set(base.classes) != set(head.classes):
             raise UserError("their classes differ")
         scores = pair_results(base, head).scores
     except UserError as error:
         why = f"It cannot be compared with {named}: {store.one_line(error)}. No alias was moved."
-        return Judgement("not comparable", None, why)
+        return "not comparable", why
     verdict = scores.verdict()
     words = {
         "better": f"The new champion. Better than version {champion}, the champion before it",
@@ -159,11 +173,10 @@ def _compare(client: MlflowClient, name: str, champion: str, snapshot: Snapshot)
         "no evidence": f"No evidence of a difference from {named}",
     }[verdict]
     before, now = (float(predictions.correct.mean()) for predictions in (scores.base, scores.head))
-    why = (
+    return verdict, (
         f"{words}: accuracy {before:.4f} -> {now:.4f} on the {len(scores.base.targets):,} val examples that both have; "
         f"{scores.fixed} fixed, {scores.regressed} regressed, McNemar's exact test p = {scores.p_value():.2g}."
     )
-    return Judgement(verdict, CHAMPION if verdict == "better" else CHALLENGER, why)
 
 
 def _download(client: MlflowClient, name: str, number: str) -> bytes | None:

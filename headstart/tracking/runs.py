@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headstart import provenance
 from headstart.tracking import store
-from headstart.tracking.fill import CONTENT, MISSING, fill
+from headstart.tracking.fill import CONTENT, LIVE, MISSING, fill, is_unfinished
 from headstart.tracking.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 STAGE = "headstart.stage"
-LIVE = "headstart.live"  # the run was begun by the stage itself
 RESTORED = "headstart.restored"  # it was made from what DVC recorded
 TRIES = 3  # another clone may delete what both create at once
 
@@ -54,7 +53,7 @@ def begin(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, Run]:
     """The row and the run of the stage that runs. A stage that goes on after it was killed goes on in the same run."""
     assert snapshot.running
     row, _ = _row(client, snapshot)
-    run = next(filter(_is_live, _stage_runs(client, row, snapshot.running)), None)
+    run = next(filter(is_unfinished, _stage_runs(client, row, snapshot.running)), None)
     run = run or _create(client, row, snapshot, snapshot.running)
     for shown in (row, run):
         client.update_run(shown.info.run_id, status="RUNNING")
@@ -112,7 +111,7 @@ def _show_stage(client: MlflowClient, row: Run, snapshot: Snapshot, stage: str) 
             fill(client, row, same, snapshot, stage)
             changed = True
     elif not complete or stage == snapshot.running:
-        run = next(filter(_is_live, runs), None) or _create(client, row, snapshot, stage)
+        run = next(filter(is_unfinished, runs), None) or _create(client, row, snapshot, stage)
         fill(client, row, run, snapshot, stage)
         for replaced in complete:
             store.delete(client, replaced)
@@ -133,7 +132,3 @@ def _create(client: MlflowClient, row: Run, snapshot: Snapshot, stage: str) -> R
     tags = {store.PARENT: row.info.run_id, STAGE: stage, (LIVE if stage == snapshot.running else RESTORED): "true"}
     start, _ = snapshot.times(stage)
     return client.create_run(row.info.experiment_id, start_time=start, tags=tags, run_name=stage)
-
-
-def _is_live(run: Run) -> bool:
-    return LIVE in run.data.tags and CONTENT not in run.data.tags

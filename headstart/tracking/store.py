@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent import futures
+from concurrent.futures import thread as futures_thread
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -40,6 +40,8 @@ ADDRESSES = (
     "http://... or https://... of a server, or sqlite:///mlflow.db, postgresql://..., mysql://... or mssql://... of a "
     "database; without it the runs are kept in mlflow.db"
 )
+
+LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to log in"
 
 T = TypeVar("T")
 Point = tuple[str, int, float]  # name, step, value
@@ -109,6 +111,9 @@ def _client() -> MlflowClient:
     except OperationalError:  # locked, or unreachable
         raise
     except (MlflowException, ImportError, ArgumentError, DatabaseError, ValueError) as error:
+        if is_embedded() and isinstance(error, DatabaseError):
+            advice = "move it away, then run `headstart track`, which makes it again from what Git and DVC have"
+            raise UserError(f"mlflow.db: cannot be read ({one_line(error)[:120]}); {advice}") from error
         if is_embedded() or (isinstance(error, MlflowException) and not is_rejection(error)):
             raise
         raise UserError(
@@ -118,8 +123,25 @@ def _client() -> MlflowClient:
 
 def is_rejection(error: BaseException) -> bool:
     """Whether MLflow would reject the same request again: it is not busy, and does not ask for a login."""
-    status: Any = getattr(error, "get_http_status_code", lambda: 500)()
-    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+    return 400 <= _status(error) < 500 and _status(error) not in (401, 403, 408, 429)
+
+
+def _status(error: BaseException) -> int:
+    """The status of HTTP that an error of MLflow stands for; 500 for any other error."""
+    status: int = getattr(error, "get_http_status_code", lambda: 500)()
+    return status
+
+
+@contextmanager
+def may_exist() -> Iterator[None]:
+    """Create what another clone may have created a moment earlier."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def experiment_id(client: MlflowClient) -> str:
@@ -127,7 +149,11 @@ def experiment_id(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(experiment_name())
     if experiment is None:
         artifacts = (workspace_root() / "mlartifacts").as_uri() if is_embedded() else None
-        return client.create_experiment(experiment_name(), artifact_location=artifacts)
+        with may_exist():
+            return client.create_experiment(experiment_name(), artifact_location=artifacts)
+        return experiment_id(client)
+    if not experiment.experiment_id:
+        raise ValueError("it does not answer as a tracking server of MLflow does")
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
@@ -189,7 +215,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     Raises:
         TimeoutError: if it takes longer than `seconds`.
     """
-    future: Future[T] = Future()
+    future: futures.Future[T] = futures.Future()
 
     def run() -> None:
         try:
@@ -200,10 +226,17 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     threading.Thread(target=run, name="tracking", daemon=True).start()
     try:
         return future.result(seconds)
-    except FutureTimeoutError:
+    except futures.TimeoutError:
         if future.done():  # `work` itself ran into a time limit
             raise
+        abandon_threads()
         raise TimeoutError(f"took longer than {seconds:g} s") from None
+
+
+def abandon_threads() -> None:
+    """Keep Python from waiting at its end for the threads of pools, in which MLflow downloads files."""
+    queues: Any = futures_thread._threads_queues  # the threads themselves are daemons, as the one that started them
+    queues.clear()
 
 
 def warn(message: str) -> None:
@@ -218,4 +251,5 @@ def one_line(error: BaseException) -> str:
         error = cause
         cause = None if error.__suppress_context__ else error.__context__
         cause = error.__cause__ or cause or getattr(error, "reason", None)
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    line = (" ".join(str(error).split()) or type(error).__name__)[:300]
+    return f"{line}; {LOGIN}" if _status(error) in (401, 403) else line

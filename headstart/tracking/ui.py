@@ -52,7 +52,7 @@ def ui(port: int) -> int:
     """Serve the MLflow UI on localhost until it is stopped; returns the exit code. A tracking server has its own.
 
     Raises:
-        UserError: if the port is taken.
+        UserError: if the port is taken, or the store cannot be opened.
     """
     if store.is_server():
         print(f"The tracking server is {store.uri()}: open it in a browser.")
@@ -60,9 +60,14 @@ def ui(port: int) -> int:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is already in use; choose another: headstart ui --port {port + 1}")
-    with store.connected() as client:
-        experiment = store.experiment_id(client)
-        _share_view(client, experiment)
+    try:
+        with store.connected() as client:
+            experiment = store.experiment_id(client)
+            _share_view(client, experiment)
+    except UserError:
+        raise
+    except Exception as error:  # another process holds it, or a database does not answer
+        raise UserError(f"{store.uri()}: {store.one_line(error)}; run `headstart ui` again later") from error
     # Without the last part the UI opens on its pages for language models.
     page = f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?workflowType=machine_learning"
     print(f"Open {page}\nor, the best experiment first, {page}&viewStateShareKey={VIEW}", flush=True)
