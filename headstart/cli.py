@@ -50,10 +50,10 @@ def check() -> None:
 
 def review(base: str, output: Path | None, link: list[tuple[str, str]]) -> None:
     """Write the review of the results in the workspace, with a link to their run in MLflow."""
-    from headstart import tracking
     from headstart.evaluation.review import review as write_review
+    from headstart.tracking import ui
 
-    run = tracking.run_address()
+    run = ui.run_address()
     write_review(base, output, dict(link) | ({"The run in MLflow": run} if run else {}))
 
 

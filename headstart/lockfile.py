@@ -54,55 +54,42 @@ class Workspace:
 
 
 class Revision:
-    """The files that Git has in a commit; `prefix` is the folder of the DVC repository in that of Git."""
+    """The files that Git has in a commit; `prefix` is the folder of the DVC repository in that of Git.
 
-    def __init__(self, git: GitObjects, revision: str, prefix: Path = Path()) -> None:
+    They are read through one process of Git, see `git_objects`: DVC's own file system of a revision reads through a
+    thread of pygit2, which can wait for ever.
+    """
+
+    def __init__(self, git: subprocess.Popen[bytes], revision: str, prefix: Path = Path()) -> None:
         self._git, self._revision, self._prefix = git, revision, prefix
 
     def read(self, path: Path) -> bytes | None:
-        return self._git.read(f"{self._revision}:{(self._prefix / path).as_posix()}")
+        name = f"{self._revision}:{(self._prefix / path).as_posix()}"
+        if "\n" in name:
+            return None
+        assert self._git.stdin
+        assert self._git.stdout
+        self._git.stdin.write(os.fsencode(name) + b"\n")
+        self._git.stdin.flush()
+        found = re.fullmatch(rb"[0-9a-f]+ (\w+) (\d+)\n", self._git.stdout.readline())
+        if not found:  # missing, or ambiguous
+            return None
+        data = self._git.stdout.read(int(found[2]) + 1)[:-1]
+        return data if found[1] == b"blob" else None
 
     def below(self, folder: Path) -> list[str]:
         top = (self._prefix / folder).as_posix()
-        return [name[len(top) + 1 :] for name in self._git.names(self._revision, top)]
-
-
-class GitObjects:
-    """Reads objects of a Git repository through one process of Git, see `git_objects`.
-
-    DVC's own file system of a revision reads through a thread of pygit2, which can wait for ever.
-    """
-
-    def __init__(self, root: Path, process: subprocess.Popen[bytes]) -> None:
-        self._root, self._process = root, process
-
-    def read(self, name: str) -> bytes | None:
-        """The content of `REVISION:PATH`, or None if there is no such file."""
-        if "\n" in name:
-            return None
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(os.fsencode(name) + b"\n")
-        self._process.stdin.flush()
-        found = re.fullmatch(rb"[0-9a-f]+ (\w+) (\d+)\n", self._process.stdout.readline())
-        if not found:  # missing, or ambiguous
-            return None
-        data = self._process.stdout.read(int(found[2]) + 1)[:-1]
-        return data if found[1] == b"blob" else None
-
-    def names(self, revision: str, folder: str) -> list[str]:
-        """The paths of all files below `folder` in a commit."""
-        command = ["git", "ls-tree", "-r", "--name-only", "-z", "--full-tree", revision, f"{folder}/"]
-        done = subprocess.run(command, cwd=self._root, capture_output=True, check=False)
-        return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+        command = ["git", "ls-tree", "-r", "--name-only", "-z", "--full-tree", self._revision, f"{top}/"]
+        done = subprocess.run(command, capture_output=True, check=False)
+        return [os.fsdecode(name)[len(top) + 1 :] for name in done.stdout.split(b"\0") if name]
 
 
 @contextmanager
-def git_objects(root: Path) -> Iterator[GitObjects]:
-    """The objects of the Git repository at `root`, for as long as the context lasts."""
+def git_objects(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Git that reads objects of the repository at `root`, for as long as the context lasts."""
     command = ["git", "cat-file", "--batch"]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield GitObjects(root, process)
+        yield process
 
 
 def md5_of(tree: Tree, path: str) -> str | None:

@@ -18,8 +18,8 @@ from test_registry import versions
 from test_tracking import by_stage, files, found
 from test_tracking import here as here
 
-from headstart import tracking
 from headstart.errors import UserError
+from headstart.tracking import ui
 from headstart.tracking.rebuild import rebuild
 
 
@@ -102,8 +102,8 @@ def test_a_pull_request_links_to_the_row_of_the_workspace(server, here):
     for stage in recorded.STAGES:
         recorded.leave(stage)
     recorded.lock()
-    assert tracking.run_address() is None
+    assert ui.run_address() is None
     rebuild()
     _, (row,), _, _ = found()
     experiment = row.info.experiment_id
-    assert tracking.run_address() == f"{server.uri}/#/experiments/{experiment}/runs/{row.info.run_id}"
+    assert ui.run_address() == f"{server.uri}/#/experiments/{experiment}/runs/{row.info.run_id}"

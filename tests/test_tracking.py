@@ -29,7 +29,7 @@ from headstart import provenance, tracking
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.lockfile import Revision, Workspace, git_objects
-from headstart.tracking import live, runs, snapshot, store
+from headstart.tracking import live, runs, snapshot, store, ui
 from headstart.tracking.rebuild import rebuild
 
 
@@ -665,7 +665,7 @@ def test_tracking_can_be_turned_off(done, monkeypatch, capsys):
     logger.finish()
     rebuild()
     assert "tracking is off" in capsys.readouterr().out
-    assert tracking.run_address() is None
+    assert ui.run_address() is None
     assert found()[1] == []
 
 

@@ -39,10 +39,3 @@ def start(stage: str, params: Params) -> StageLogger:
     except RuntimeError as error:  # no thread can be started
         store.warn(f"{stage} is not logged to MLflow: {error}; run `headstart track` to complete it")
         return NO_LOGGER
-
-
-def run_address() -> str | None:
-    """The address of the workspace's row, for a browser; None without a tracking server that has one. Never raises."""
-    from headstart.tracking import ui
-
-    return ui.run_address()

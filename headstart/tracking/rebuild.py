@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def _log_pages(client: MlflowClient, row: Run, shot: Snapshot) -> bool:
     return changed
 
 
-def _of_revisions(git: lockfile.GitObjects, commits: int) -> Iterator[tuple[str, Snapshot]]:
+def _of_revisions(git: subprocess.Popen[bytes], commits: int) -> Iterator[tuple[str, Snapshot]]:
     """Name and snapshot of DVC's experiments and of the last commits."""
     refs = git_text("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     revisions = [(ref[4], ref[1] + ref[2], ref[3]) for ref in map(EXPERIMENT.fullmatch, refs) if ref]

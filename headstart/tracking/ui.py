@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 def run_address() -> str | None:
-    """The address of the workspace's row; None without a tracking server that has one."""
+    """The address of the workspace's row; None without a tracking server that has one. Never raises."""
     if store.is_off() or not store.is_server():
         return None
     try:
