@@ -10,9 +10,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
 from headstart.config import PARAMS_FILE, Params
 from headstart.validation import describe, read_yaml
 
@@ -33,27 +30,27 @@ def parameters_page(defaults: dict[str, Any]) -> str:
     Args:
         defaults: the content of params.yaml.
     """
-    sections: dict[str, dict[str, FieldInfo]] = {"": {}}
-    introductions = {"": "Keys that several stages share."}
-    for name, field in Params.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            sections[name] = field.annotation.model_fields
-            introductions[name] = " ".join((field.annotation.__doc__ or "").split())
+    schema = Params.model_json_schema()
+    sections: dict[str, tuple[str, dict[str, Any]]] = {"": ("Keys that several stages share.", {})}
+    for name, field in schema["properties"].items():
+        if "$ref" in field:
+            section = schema["$defs"][field["$ref"].split("/")[-1]]
+            sections[name] = (" ".join(section["description"].split()), section["properties"])
         else:
-            sections[""][name] = field
+            sections[""][1][name] = field
     lines = [INTRODUCTION]
-    for name, fields in sections.items():
+    for name, (introduction, fields) in sections.items():
         values = defaults[name] if name else defaults
-        lines += [f"## {name or 'General'}", "", introductions[name], "", *_table(name, fields, values), ""]
+        lines += [f"## {name or 'General'}", "", introduction, "", *_table(name, fields, values), ""]
     return "\n".join(lines)
 
 
-def _table(section: str, fields: dict[str, FieldInfo], defaults: dict[str, Any]) -> Iterator[str]:
+def _table(section: str, fields: dict[str, Any], defaults: dict[str, Any]) -> Iterator[str]:
     yield from ("| key | default | values | what it does |", "|---|---|---|---|")
     for name, field in fields.items():
         key = f"{section}.{name}".lstrip(".")
         default = defaults[name] if isinstance(defaults[name], str) else json.dumps(defaults[name])
-        yield f"| `{key}` | `{default}` | {describe(field)} | {' '.join((field.description or '').split())} |"
+        yield f"| `{key}` | `{default}` | {describe(field)} | {' '.join(field['description'].split())} |"
 
 
 if __name__ == "__main__":

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
-import annotated_types
 import yaml
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, Strict, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails
 
 from headstart.errors import UserError, did_you_mean
 
+RULE = "rule"  # the key of a JSON schema that holds the words of a Rule
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -35,6 +33,9 @@ class Rule:
     """The rule in words, for a type whose validator or constraints do not say it well."""
 
     text: str
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), RULE: self.text}
 
 
 def read_number(value: Any) -> Any:
@@ -119,16 +120,16 @@ def check(
 
 def problems(section: type[BaseModel], error: ValidationError) -> Iterator[tuple[str, str, ErrorDetails]]:
     """Yield the dotted key of each mistake, what is wrong with its value, and pydantic's details; a key only once."""
-    seen = set()
+    schema, seen = section.model_json_schema(), set()
     for detail in error.errors():
-        annotation, location = _locate(section, detail["loc"])
+        found, location = _locate(schema, detail["loc"])
         if detail["type"] == "invalid_key":  # no text, such as 1 or null, which pydantic shows as a place in a list
             location = [*location[:-1], json.dumps(detail["input"], default=str)]
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         own_words = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
         if key not in seen:
             seen.add(key)
-            yield key, own_words or f"must be {describe(annotation)}, got {detail['input']!r}", detail
+            yield key, own_words or f"must be {describe(found)}, got {detail['input']!r}", detail
 
 
 def _explain_unknown(
@@ -137,69 +138,50 @@ def _explain_unknown(
     if key in renamed:
         return f"was renamed to {renamed[key]}"
     *parents, name = detail["loc"]
-    known = _unwrap(_locate(section, parents)[0])[0].model_fields
+    known = _locate(section.model_json_schema(), parents)[0]["properties"]
     return f"is not a known key{did_you_mean(str(name), known) or f'; remove it, or declare it in {declared}'}"
 
 
-def describe(annotation: Any) -> str:
-    """Say which values a type takes, e.g. `in [0, 1) or null`, `an integer in [1, 9]`, `'avg' or 'max'`."""
-    *others, last = _alternatives(annotation)
+def describe(schema: dict[str, Any]) -> str:
+    """Say which values a JSON schema takes, e.g. `in [0, 1) or null`, `an integer in [1, 9]`, `'avg' or 'max'`."""
+    *others, last = _alternatives(schema)
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _alternatives(annotation: Any) -> list[str]:
-    base, metadata = _unwrap(annotation)
-    rule = next((item.text for item in metadata if isinstance(item, Rule)), None)
-    if rule:
-        return [rule, "null"] if type(None) in get_args(base) else [rule]
-    if get_origin(base) in (Union, types.UnionType):
-        return [words for part in get_args(base) for words in _alternatives(part)]
-    if get_origin(base) is Literal:
-        return [repr(value) for value in get_args(base)]
-    if get_origin(base) is list:
-        return ["a list of values"]
-    simple = {bool: ["true", "false"], str: ["a non-empty string"], type(None): ["null"]}
-    simple |= {int: [f"an integer in {_interval(metadata)}"], float: [f"in {_interval(metadata)}"]}
-    return simple.get(base, ["a section with keys of its own"])
+def _alternatives(schema: dict[str, Any]) -> list[str]:
+    choices = schema.get("anyOf", [])
+    if RULE in schema:
+        return [schema[RULE], "null"] if {"type": "null"} in choices else [schema[RULE]]
+    if choices:
+        return [words for choice in choices for words in _alternatives(choice)]
+    if "enum" in schema or "const" in schema:
+        return [repr(value) for value in schema.get("enum", [schema.get("const")])]
+    words = {"boolean": ["true", "false"], "string": ["a non-empty string"], "null": ["null"]}
+    words |= {"array": ["a list of values"], "object": ["a section with keys of its own"]}
+    words |= {"integer": [f"an integer in {_interval(schema)}"], "number": [f"in {_interval(schema)}"]}
+    return words[schema.get("type", "object")]
 
 
-def _interval(metadata: Sequence[Any]) -> str:
-    low, high = "(-inf", "inf)"
-    for item in metadata:
-        if isinstance(item, annotated_types.Gt):
-            low = f"({item.gt}"
-        elif isinstance(item, annotated_types.Ge):
-            low = f"[{item.ge}"
-        elif isinstance(item, annotated_types.Lt):
-            high = f"{item.lt})"
-        elif isinstance(item, annotated_types.Le):
-            high = f"{item.le}]"
+def _interval(schema: dict[str, Any]) -> str:
+    # A constraint behind a validator, such as that of Int, keeps pydantic's own name.
+    lows = {"minimum": "[", "ge": "[", "exclusiveMinimum": "(", "gt": "("}
+    highs = {"maximum": "]", "le": "]", "exclusiveMaximum": ")", "lt": ")"}
+    low = next((f"{bracket}{schema[name]}" for name, bracket in lows.items() if name in schema), "(-inf")
+    high = next((f"{schema[name]}{bracket}" for name, bracket in highs.items() if name in schema), "inf)")
     return f"{low}, {high}"
 
 
-def _unwrap(annotation: Any) -> tuple[Any, list[Any]]:
-    """Return the bare type of a field or of an Annotated type, and all of its metadata."""
-    if isinstance(annotation, FieldInfo):
-        base, metadata = annotation.annotation, list(annotation.metadata)
-    elif get_origin(annotation) is Annotated:
-        base, *metadata = get_args(annotation)
-    else:
-        return annotation, []
-    return base, [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
-
-
-def _locate(section: type[BaseModel], location: Sequence[int | str]) -> tuple[Any, list[int | str]]:
-    """Return the type at `location` and the keys that lead there; pydantic adds the alternatives of a union to them."""
-    annotation: Any = section
+def _locate(root: dict[str, Any], location: Sequence[int | str]) -> tuple[dict[str, Any], list[int | str]]:
+    """Return the schema at `location` and the keys that lead there, without the alternatives that pydantic adds."""
+    schema = root
     for depth, part in enumerate(location):
-        base = _unwrap(annotation)[0]
-        if get_origin(base) in (Union, types.UnionType):
-            choices = [choice for choice in get_args(base) if choice is not type(None)]
-            if len(choices) > 1:
-                return annotation, list(location[:depth])
-            base = _unwrap(choices[0])[0]
-        if isinstance(base, type) and issubclass(base, BaseModel):
-            annotation = base.model_fields.get(str(part))
-        else:  # of a list or a dict
-            annotation = get_args(base)[-1]
-    return annotation, list(location)
+        choices = [choice for choice in schema.get("anyOf", [schema]) if choice != {"type": "null"}]
+        if len(choices) > 1:
+            return schema, list(location[:depth])
+        (schema,) = choices
+        if "properties" in schema:
+            schema = schema["properties"].get(str(part), {})
+        else:  # a list or a dict
+            schema = schema.get("items") or schema.get("additionalProperties") or {}
+        schema = root["$defs"][schema["$ref"].split("/")[-1]] if "$ref" in schema else schema
+    return schema, list(location)
