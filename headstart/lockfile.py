@@ -13,6 +13,8 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,7 +176,7 @@ def _matches(
     tree: Tree, entry: dict[str, Any], definition: dict[str, Any], params: dict[str, Any], known: dict[str, str | None]
 ) -> bool:
     locked = entry.get("params", {}).get("params.yaml", {})
-    wanted = {name: _value(params, name) for name in definition.get("params", [])}
+    wanted = {name: reduce(getitem, name.split("."), params) for name in definition.get("params", [])}
     if entry["cmd"] != definition["cmd"] or locked.keys() != wanted.keys():
         return False
     if not all(_is_same(locked[name], value) for name, value in wanted.items()):
@@ -186,13 +188,6 @@ def _matches(
             return False
     in_git = {path for path, options in outs_of(definition) if options.get("cache") is False}
     return all(md5_of(tree, out["path"]) == out["md5"] for out in entry["outs"] if out["path"] in in_git)
-
-
-def _value(params: dict[str, Any], name: str) -> Any:
-    """A section or a leaf of params.yaml by its dotted name; KeyError if there is none."""
-    for part in name.split("."):
-        params = params[part]
-    return params
 
 
 def _is_same(locked: Any, value: Any) -> bool:

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +164,7 @@ def lock(stages: Sequence[str] = STAGES) -> None:
         deps = [
             {"path": path, "md5": md5_of(Workspace(), path)} for path in definition["deps"] if path != lockfile.SOURCE
         ]
-        values = {name: lockfile._value(params, name) for name in definition["params"]}
+        values = {name: reduce(getitem, name.split("."), params) for name in definition["params"]}
         entries[stage] = {"cmd": definition["cmd"], "deps": deps, "params": {"params.yaml": values}, "outs": outs}
     lockfile.LOCK.write_text(yaml.safe_dump({"schema": "2.0", "stages": entries}))
 

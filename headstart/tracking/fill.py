@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from headstart.tracking import describe
 from headstart.tracking.snapshot import Snapshot, numbers
-from headstart.tracking.store import PARENT, Point, children, delete_children, is_deleted, log
+from headstart.tracking.store import PARENT, Point, children, finish_deletion, log
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,11 +46,8 @@ def fill(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, stage: st
     _log_description(client, row, snapshot)
     if stage == "evaluate" and VERSION in row.data.tags:  # of another model
         client.delete_tag(row.info.run_id, VERSION)
-    others = [
-        child
-        for child in children(client, row.info.experiment_id, row.info.run_id)
-        if child.info.run_id != run.info.run_id
-    ]
+    under = children(client, row.info.experiment_id, row.info.run_id)
+    others = [child for child in under if child.info.run_id != run.info.run_id]
     is_running = any(is_unfinished(child) and child.info.status == "RUNNING" for child in others)
     for shown in (run,) if is_running else (run, row):
         client.set_terminated(shown.info.run_id, end_time=snapshot.times(stage)[1])
@@ -91,8 +88,7 @@ def _log_trials(client: MlflowClient, run: Run, snapshot: Snapshot) -> None:
             points = [(key, 0, float(trial.pop(key))) for key in TRIAL_METRICS]
             log(client, made, {f"train_head.{key}": str(value) for key, value in trial.items()}, points)
             client.set_terminated(made.info.run_id, end_time=end)
-    if is_deleted(client, run):
-        delete_children(client, run)
+    finish_deletion(client, run)
 
 
 def _log_files(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, stage: str) -> list[str]:

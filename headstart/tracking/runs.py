@@ -44,8 +44,8 @@ def show(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, bool]:
         except (MlflowException, LookupError) as error:
             if not tries_left or (isinstance(error, MlflowException) and not store.is_rejection(error)):
                 raise
-        if row and store.is_deleted(client, row):
-            store.delete_children(client, row)
+        if row:
+            store.finish_deletion(client, row)
     raise RuntimeError(f"the row of {snapshot.name} was deleted {TRIES} times while it was written")
 
 

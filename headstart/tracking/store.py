@@ -170,20 +170,16 @@ def children(client: MlflowClient, experiment: str, run: str) -> list[Run]:
 
 
 def delete(client: MlflowClient, run: Run) -> None:
-    """Delete a run, then those under it: whoever adds one meanwhile looks at the run afterwards, see `is_deleted`."""
+    """Delete a run, then those under it: whoever adds one meanwhile calls `finish_deletion` afterwards."""
     client.delete_run(run.info.run_id)
-    delete_children(client, run)
+    finish_deletion(client, run)
 
 
-def delete_children(client: MlflowClient, run: Run) -> None:
-    """Delete the runs under a run."""
-    for child in children(client, run.info.experiment_id, run.info.run_id):
-        delete(client, child)
-
-
-def is_deleted(client: MlflowClient, run: Run) -> bool:
-    """Whether a run was deleted meanwhile."""
-    return client.get_run(run.info.run_id).info.lifecycle_stage == "deleted"
+def finish_deletion(client: MlflowClient, run: Run) -> None:
+    """Delete the runs under a run if it was deleted itself, perhaps by another clone."""
+    if client.get_run(run.info.run_id).info.lifecycle_stage == "deleted":
+        for child in children(client, run.info.experiment_id, run.info.run_id):
+            delete(client, child)
 
 
 def log(
