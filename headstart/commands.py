@@ -57,6 +57,8 @@ def text_and_url(text: str) -> tuple[str, str]:
 
 RUN = "a revision, the name of an experiment, or a .csv file of predictions"
 MODEL = argument("--model", type=Path, default=paths.MODEL, metavar="FILE", help="the model")
+FORMAT = argument("--format", choices=["text", "markdown", "json"], default="text", help="of the output")
+COMMITS = argument("--commits", type=int, default=1, metavar="N", help="look at the last N commits")
 OUTPUT = argument("--output", type=Path, metavar="FILE", help="write to this file instead of printing")
 
 COMMANDS = (
@@ -109,7 +111,7 @@ COMMANDS = (
         [
             argument("base", metavar="BASE", help=RUN),
             argument("head", nargs="?", metavar="HEAD", default="workspace", help="likewise"),
-            argument("--format", choices=["text", "markdown", "json"], default="text", help="of the output"),
+            FORMAT,
             OUTPUT,
         ],
     ),
@@ -129,8 +131,8 @@ COMMANDS = (
             argument("--by", choices=["val_loss", "val_accuracy"], default="val_loss", help="rank by this"),
             argument("--heads", action="store_true", help="rank the heads, also of runs that were fine-tuned"),
             argument("--test", action="store_true", help="also show test accuracy; it does not change the order"),
-            argument("--format", choices=["text", "markdown", "json"], default="text", help="of the output"),
-            argument("--commits", type=int, default=1, metavar="N", help="look at the last N commits"),
+            FORMAT,
+            COMMITS,
         ],
     ),
     Command(
@@ -151,7 +153,7 @@ COMMANDS = (
         "complete the runs in MLflow from what Git and DVC have",
         "tracking.rebuild:rebuild",
         ["track", "track --commits 10"],
-        [argument("--commits", type=int, default=1, metavar="N", help="look at the last N commits")],
+        [COMMITS],
     ),
     Command(
         "ui",
