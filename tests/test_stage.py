@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, write_params
 
 from headstart import costs, paths, tracking
@@ -131,3 +134,35 @@ def test_a_stage_that_is_stopped_cleans_up(here, number, code):
     process.send_signal(number)
     assert process.wait(60) == code
     assert list(Path("models").iterdir()) == []
+
+
+def test_a_failure_brings_the_outputs_of_the_last_good_run_back(here, capsys):
+    """DVC removes them before it starts a stage. Metrics are in Git alone; those of other results are not taken."""
+    files = {"models/head.keras": "cached", "metrics/train_head.json": "{}", "reports/train_head.json": "other results"}
+    files |= {"folder/out.json": "cached too"}
+    outs = [{"path": name, "md5": hashlib.md5(content.encode()).hexdigest()} for name, content in files.items()]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"train_head": {"cmd": "x", "outs": outs}}}))
+    Path(".dvc").mkdir()
+    Path(".dvc/config").touch()
+    for place in (0, 3):
+        cached = Path(".dvc/cache/files/md5", outs[place]["md5"][:2], outs[place]["md5"][2:])
+        cached.parent.mkdir(parents=True)
+        cached.write_text(files[outs[place]["path"]])
+    for name, content in (("metrics/train_head.json", "{}"), ("reports/train_head.json", "these results")):
+        Path(name).parent.mkdir()
+        Path(name).write_text(content)
+    git = "git -c user.name=x -c user.email=x@example.org"
+    subprocess.run(f"git init -q && git add metrics reports && {git} commit -qm x", shell=True, check=True)
+    shutil.rmtree("metrics")
+    shutil.rmtree("reports")
+    Path("folder").touch()  # a file where an output's folder should be
+
+    def work(running: Run) -> None:
+        running.path(OUT).write_text("half")
+        raise UserError("too few")
+
+    assert run(work, capsys) == (1, "train_head: too few\n")
+    assert OUT.read_text() == "cached"
+    assert Path("metrics/train_head.json").read_text() == "{}"
+    assert not Path("reports").exists()
+    assert [file.name for file in OUT.parent.iterdir()] == [OUT.name]
