@@ -19,6 +19,14 @@ MAX_AGE_SECONDS = 86400  # of partial files that killed runs have left behind
 DECIMALS = 6  # of metrics and probabilities in text files: beyond them is the noise of float32
 
 
+def spreadsheet_safe(text: str) -> str:
+    """Return `text` with an apostrophe before it if a spreadsheet would take it for a formula.
+
+    For files that people open, not for those that a stage reads. Source: https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 class Outputs:
     """Collects outputs under temporary names beside their final ones; `commit` renames them.
 

@@ -14,9 +14,9 @@ from blake3 import blake3
 
 from headstart import costs, paths
 from headstart.config import Params, load_params
-from headstart.errors import UserError
-from headstart.lockfile import Workspace, is_as_locked, md5_of, up_to_date_stages
-from headstart.outputs import Outputs
+from headstart.errors import UserError, one_line
+from headstart.evaluation.formatting import write_text
+from headstart.lockfile import LOCK, Workspace, is_as_locked, md5_of, read_stages, up_to_date_stages
 
 OUT_OF_DATE = (
     "According to dvc.lock, these results are not those of the current params.yaml and code. Run `dvc repro` to update "
@@ -103,7 +103,7 @@ def make_pages(if_stale: bool = False) -> None:
         fingerprint = page.fingerprint(params, remarks)
         if if_stale and _fingerprint_of(page.file) == fingerprint:
             continue
-        _write(page.file, page.render(params, remarks, fingerprint))
+        write_text(_render(page, params, remarks, fingerprint), page.file)
         print(f"report: {page.file}")
     if len(skipped) == len(PAGES):
         raise UserError(skipped[0])
@@ -127,10 +127,24 @@ def _fingerprint_of(file: Path) -> str:
     return match[1].decode() if match else ""
 
 
-def _write(file: Path, text: str) -> None:
-    outputs = Outputs()
+def _render(page: Page, params: Params, remarks: list[str], fingerprint: str) -> str:
     try:
-        outputs.path(file).write_text(text, encoding="utf-8")
-        outputs.commit()
-    finally:
-        outputs.discard()
+        return page.render(params, remarks, fingerprint)
+    except UserError:
+        raise
+    except Exception as error:
+        damaged = changed_files(page)
+        if not damaged:  # then the mistake is ours
+            raise
+        raise UserError(
+            f"{page.file} cannot be made ({type(error).__name__}: {one_line(error)}), since these files are not those "
+            f"that dvc.lock records: {', '.join(damaged)}; run `dvc checkout --force {damaged[0]}`, or `dvc repro`"
+        ) from error
+
+
+def changed_files(page: Page) -> list[str]:
+    """Return the files that a page is made from and that differ from dvc.lock, or are not in it."""
+    entries = read_stages(Workspace(), LOCK).values()
+    locked = {out["path"]: out for entry in entries for out in entry.get("outs", [])}
+    files = [file.as_posix() for file in page.needed]
+    return [file for file in files if file not in locked or not is_as_locked(locked[file])]
