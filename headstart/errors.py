@@ -42,8 +42,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'resnet50'?` for the nearest of `known`, or an empty string if none is near."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
-
-
-def one_line(error: BaseException) -> str:
-    """Return what `error` says, or its type if it says nothing, on one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

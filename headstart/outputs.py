@@ -19,12 +19,13 @@ MAX_AGE_SECONDS = 86400  # of partial files that killed runs have left behind
 DECIMALS = 6  # of metrics and probabilities in text files: beyond them is the noise of float32
 
 
-def spreadsheet_safe(text: str) -> str:
-    """Return `text` with an apostrophe before it if a spreadsheet would take it for a formula.
+def spreadsheet_safe(cell: Any) -> Any:
+    """Return text that a spreadsheet would take for a formula with an apostrophe before it, and all else as it is.
 
-    For files that people open, not for those that a stage reads. Source: https://owasp.org/www-community/attacks/CSV_Injection
+    For files that people open; a stage would read another name. Source: OWASP, CSV Injection.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if is_formula else cell
 
 
 class Outputs:

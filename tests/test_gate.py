@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -175,8 +176,19 @@ def test_a_damaged_report_is_named(run, spoil):
     report = json.loads(paths.report("evaluate").read_text())
     spoil(report["final"])
     paths.report("evaluate").write_text(json.dumps(report))
-    with pytest.raises(UserError, match=r"^reports/evaluate\.json is not what its stage writes .*run `dvc repro`"):
+    with pytest.raises(UserError, match=r"^reports/evaluate\.json is not what its stage writes .*or run `dvc repro`"):
         run()
+
+
+def test_predictions_that_were_changed_are_not_compared(run):
+    write_run(file=Path("base.csv"))
+    lock = {"outs": [{"path": str(paths.PREDICTIONS), "md5": hashlib.md5(paths.PREDICTIONS.read_bytes()).hexdigest()}]}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": lock}}))
+    assert run("base.csv", max_drop=0)[0] == 0
+    write_run(CORRECT + 1, paths.PREDICTIONS)
+    code, _, reasons = run("base.csv", max_drop=0)
+    assert code == 1
+    assert "max_drop cannot be checked: predictions/test.csv is not that of dvc.lock; run `dvc repro`" in reasons
 
 
 def test_results_of_other_params_are_not_judged(run, monkeypatch):
@@ -190,7 +202,7 @@ def test_a_drop_of_exactly_the_bound_holds(tmp_path, bound, status):
     """0.98 - 0.96 is a little more than 0.02 in floating point."""
     accuracy = {"metric": "accuracy", "base": 0.98, "head": 0.96, "difference": -0.02, "low": -0.03, "high": -0.01}
     comparison = {"verdict": "worse", "base": "a", "head": "b", "metrics": [accuracy], "examples": {"compared": 300},
-                  "fixed": 0, "regressed": 6, "p": 0.03}  # fmt: skip
+                  "fixed": 0, "regressed": 6, "p": 0.03, "outdated": []}  # fmt: skip
     write_params(tmp_path / "params.yaml", **{"gate.max_drop": bound})
     rules = load_params(tmp_path / "params.yaml").gate
     verdicts = judge(rules, Figures(0.96, 9.5, {}), lambda: comparison)

@@ -331,12 +331,13 @@ def test_without_results_there_is_no_page(workspace, file):
         (paths.curves("fine_tune"), "epoch,loss\n1,x\n"),
         (paths.ROC, "<<<<<<< HEAD\n"),
         (paths.MANIFEST, "no table"),
+        (paths.PREDICTIONS, "path,item_id,label,predicted,p_ant,p_cow\na,1,ant,cow,0.4,0.6\n"),
     ],
 )
 def test_damaged_results_are_named(workspace, file, content):
     workspace(["ant", "bee"], examples=2)
     file.write_text(content)
-    with pytest.raises(UserError, match=rf"{file}.*; (run `dvc|`git|the columns must be)"):
+    with pytest.raises(UserError, match=rf"{file}.*; (run `dvc|restore it|the columns must be)"):
         make_pages()
     assert not paths.RESULTS_PAGE.exists()
 

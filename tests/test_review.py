@@ -118,7 +118,14 @@ def test_the_file_appears_whole(here):
 def test_losses_that_are_not_numbers_are_not_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("plots").mkdir()
-    for content in ("epoch,loss\n1,0.5\n2,nan\n", "epoch,loss\n1,0.5\n2,inf\n", ""):
+    for content in (
+        "epoch,loss\n",
+        "epoch,loss\n1,a\n2,b\n",
+        "loss\n1\n2\n",
+        "epoch,loss\n1,0.5\n2,nan\n",
+        "epoch,loss\n1,0.5\n2,inf\n",
+        "",
+    ):
         Path("plots/train_head.csv").write_text(content)
         assert curves() == []
     Path("plots/train_head.csv").write_text("epoch,loss\n1,0.5\n2,0.4\n")

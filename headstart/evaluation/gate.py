@@ -164,6 +164,8 @@ def _drop(bound: float | None, compare: Callable[[], dict[str, Any]] | None) -> 
         comparison = compare()
     except UserError as error:
         return Verdict("max_drop", bound, str(error), UNKNOWN)
+    if WORKSPACE in comparison["outdated"]:
+        return Verdict("max_drop", bound, f"{paths.PREDICTIONS} is not that of dvc.lock; run `dvc repro`", UNKNOWN)
     accuracy = next(row for row in comparison["metrics"] if row["metric"] == "accuracy")
     drop = accuracy["base"] - accuracy["head"]
     is_larger = drop > bound and not math.isclose(drop, bound)  # 0.98 - 0.96 is above 0.02

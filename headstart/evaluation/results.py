@@ -19,7 +19,7 @@ from headstart.lockfile import PARAMS, Revision, Tree, Workspace
 
 WORKSPACE = "workspace"
 COSTS = (*(f"{stage}_seconds" for stage in costs.RESULTS), "examples_per_second", "latency_ms")
-REPAIR = "`git checkout` a good version, or run `dvc repro`"
+REPAIR = "restore it by `git checkout` or `dvc checkout --force`, or run `dvc repro`"
 
 Read = Callable[[Path], bytes | None]
 
@@ -33,7 +33,7 @@ class Results:
         predictions: of the test split, indexed by item_id, see `parse_predictions`.
         params: the sections of params.yaml; empty if there is only a file of predictions.
         costs: seconds, rates, latency and size by name, as far as they are known.
-        outdated: whether the predictions are known to come from other params or code than those beside them.
+        outdated: whether the predictions are known not to be those of the params and code beside them.
     """
 
     name: str
@@ -72,6 +72,9 @@ def _load(name: str, tree: Tree, read_output: Read, advice: str) -> Results:
     params = parse_params(tree.read(PARAMS), name)
     is_recorded = tree.read(lockfile.PIPELINE) is not None
     outdated = is_recorded and "evaluate" not in lockfile.up_to_date_stages(tree, params)
+    if isinstance(tree, Workspace):  # anybody can write there
+        locked = locked_outputs(tree).get("evaluate", {}).get(content.as_posix())
+        outdated = outdated or locked not in (None, lockfile.md5_of(tree, content.as_posix()))
     size = numbers(parse_figures(read_output(report), f"{name}: {report}")).get("model_mb")
     known = read_costs(tree) | ({} if size is None else {"model_mb": size})
     return Results(name, parse_predictions(predictions, f"{name}: {content}"), params, known, outdated)

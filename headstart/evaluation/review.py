@@ -122,12 +122,12 @@ def curves() -> list[str]:
     charts = []
     for stage, title in (("train_head", "Training of the head"), ("fine_tune", "Fine-tuning")):
         try:
-            table = pd.read_csv(paths.curves(stage))
-        except (OSError, ValueError):  # one picture less
+            table = pd.read_csv(paths.curves(stage)).astype(float)
+            epochs = table["epoch"].dropna()
+        except (OSError, KeyError, ValueError):  # one picture less
             continue
-        table = table.apply(pd.to_numeric, errors="coerce")
         shown = [name for name in COLOURS if name in table and np.isfinite(table[name]).all()]
-        if len(table) < 2 or not shown or "epoch" not in table or table.epoch.isna().any():
+        if len(epochs) < max(2, len(table)) or not shown:
             continue
         palette = ", ".join(COLOURS[name] for name in shown)
         chart = [
@@ -135,7 +135,7 @@ def curves() -> list[str]:
             f"%%{{init: {{'themeVariables': {{'xyChart': {{'plotColorPalette': '{palette}'}}}}}}}}%%",
             "xychart-beta",
             f'    title "{title}: loss (blue), on val (red)"',
-            f'    x-axis "epoch" {int(table.epoch.iloc[0])} --> {int(table.epoch.iloc[-1])}',
+            f'    x-axis "epoch" {int(epochs.iloc[0])} --> {int(epochs.iloc[-1])}',
             *(f"    line [{', '.join(f'{value:.4f}' for value in table[name])}]" for name in shown),
             "```",
         ]

@@ -137,8 +137,8 @@ def _render(page: Page, params: Params, remarks: list[str], fingerprint: str) ->
         if not damaged:  # then the mistake is ours
             raise
         raise UserError(
-            f"{page.file} cannot be made ({type(error).__name__}: {one_line(error)}), since these files are not those "
-            f"that dvc.lock records: {', '.join(damaged)}; run `dvc checkout --force {damaged[0]}`, or `dvc repro`"
+            f"{page.file} cannot be made, since these files are not those that dvc.lock records: {', '.join(damaged)} "
+            f"({one_line(error)}); run `dvc checkout --force {damaged[0]}`, or `dvc repro`"
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from headstart import costs, paths
 from headstart.config import Params
+from headstart.errors import UserError
 from headstart.report import charts, findings
 from headstart.report.confusions import confusion
 from headstart.report.gallery import gallery, load_predictions
@@ -34,6 +35,9 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
     reports = {stage: read_report(stage) for stage in costs.RESULTS if stage != "extract"}
     fine_tune, evaluation = reports["fine_tune"], reports["evaluate"]
     table, probabilities, classes = load_predictions()
+    if classes != [row["class"] for row in evaluation["final"]["classes"]] or len(table) != evaluation["examples"]:
+        files = f"{paths.PREDICTIONS} and {paths.report('evaluate')}"
+        raise UserError(f"{files} come from two runs; run `dvc checkout --force {paths.PREDICTIONS}`, or `dvc repro`")
     reliability = read_table(paths.RELIABILITY)
     head_curves, tuned_curves = (read_table(paths.curves(stage)) for stage in ("train_head", "fine_tune"))
     confused = confusion(table, classes)
@@ -59,8 +63,8 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
             *charts.training_curves("fine-tuning", tuned_curves, fine_tune.get("last_epoch")),
         ],
         reliability=charts.reliability_diagram(reliability),
-        precision_recall=charts.precision_recall_curve(read_table(paths.PRECISION_RECALL)),
-        roc=charts.roc_curve(read_table(paths.ROC)),
+        precision_recall=charts.share_curve("precision-recall curve", read_table(paths.PRECISION_RECALL)),
+        roc=charts.share_curve("ROC curve", read_table(paths.ROC)),
         confusion=confused,
         rows=findings.per_class(evaluation),
         first_rows=FIRST_ROWS,

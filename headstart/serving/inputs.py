@@ -137,7 +137,7 @@ def _fetch(address: str) -> bytes | ItemError:
         status = getattr(error.__cause__, "status", None)
         if status not in (None, 404):
             return ItemError("unreadable", f"the server answers with status {status}")
-        said = one_line(error.__cause__) if error.__cause__ and not status else ""
+        said = "" if status else " ".join(str(error.__cause__ or "").split())[:200]
         return ItemError("missing", f"no such file, or no answer ({said})" if said else "no such file")
     except Exception as error:  # each driver has errors of its own
         return ItemError("unreadable", one_line(error))
