@@ -63,22 +63,14 @@ class Page:
         return digest.hexdigest(length=16)
 
 
+RESULTS = (
+    *map(paths.report, ("evaluate", "prepare", "train_head", "fine_tune")),
+    *map(paths.curves, ("train_head", "fine_tune")),
+    *(paths.PREDICTIONS, paths.MANIFEST, paths.RELIABILITY, paths.PRECISION_RECALL, paths.ROC),
+)
 PAGES = (
     Page(paths.DATA_PAGE, "prepare", (paths.FILES, paths.IGNORED, paths.CLASSES, paths.report("prepare"))),
-    Page(
-        paths.RESULTS_PAGE,
-        "evaluate",
-        (
-            paths.report("evaluate"),
-            paths.PREDICTIONS,
-            paths.MANIFEST,
-            *(paths.report(stage) for stage in ("prepare", "train_head", "fine_tune")),
-            *(paths.curves(stage) for stage in ("train_head", "fine_tune")),
-            paths.RELIABILITY,
-            paths.PRECISION_RECALL,
-            paths.ROC,
-        ),
-    ),
+    Page(paths.RESULTS_PAGE, "evaluate", RESULTS),
 )
 
 
