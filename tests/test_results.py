@@ -337,7 +337,7 @@ def test_without_results_there_is_no_page(workspace, file):
 def test_damaged_results_are_named(workspace, file, content):
     workspace(["ant", "bee"], examples=2)
     file.write_text(content)
-    with pytest.raises(UserError, match=rf"{file}.*; (run `dvc|restore it|the columns must be)"):
+    with pytest.raises(UserError, match=rf"{file}.*; (run `dvc|restore it|delete it|the columns must be)"):
         make_pages()
     assert not paths.RESULTS_PAGE.exists()
 
