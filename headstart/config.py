@@ -199,9 +199,9 @@ class Gate(Section):
     """What `headstart gate` asks of a run. No stage reads it, so that a change re-runs nothing."""
 
     min_accuracy: UpTo1 | None
-    """Lowest accuracy on test; null: not asked."""
+    """Lowest accuracy on test; null: no rule."""
     min_recall: UpTo1 | None
-    """Lowest recall of any class on test; null: not asked."""
+    """Lowest recall of any class on test; null: no rule."""
     min_recall_of: Annotated[
         dict[str, UpTo1],
         BeforeValidator(_read_class_names),
@@ -209,12 +209,12 @@ class Gate(Section):
     ]
     """Lowest recall of single classes, in place of min_recall; {}: none."""
     max_drop: UpTo1 | None
-    """By how much accuracy may be worse than that of another run if McNemar's test says that it is worse; null: not
-    asked."""
+    """By how much accuracy may be worse than that of another run if McNemar's test says that it is worse; null: no
+    rule."""
     max_latency_ms: Positive | None
-    """Milliseconds from one decoded example to its probabilities; null: not asked."""
+    """Milliseconds from one decoded example to its probabilities; null: no rule."""
     max_model_mb: Positive | None
-    """Size of models/model.keras in megabytes (10^6 bytes); null: not asked."""
+    """Size of models/model.keras in megabytes (10^6 bytes); null: no rule."""
 
 
 class Params(Section):

@@ -19,6 +19,15 @@ MAX_AGE_SECONDS = 86400  # of partial files that killed runs have left behind
 DECIMALS = 6  # of metrics and probabilities in text files: beyond them is the noise of float32
 
 
+def spreadsheet_safe(cell: Any) -> Any:
+    """Return text that a spreadsheet would take for a formula with an apostrophe before it, and all else as it is.
+
+    For files that people open; a stage would read another name. Source: OWASP, CSV Injection.
+    """
+    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if is_formula else cell
+
+
 class Outputs:
     """Collects outputs under temporary names beside their final ones; `commit` renames them.
 

@@ -14,6 +14,8 @@ Command: python -m pipeline evaluate
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.special import softmax
 from tqdm import tqdm
@@ -23,9 +25,9 @@ from headstart.data.predictions import prediction_table
 from headstart.data.prepared import load_classes, load_split
 from headstart.data.sources import open_source
 from headstart.evaluation.metrics import Predictions
-from headstart.evaluation.paired import PairedPredictions
+from headstart.evaluation.paired import NO_EVIDENCE, PairedPredictions
 from headstart.evaluation.shipped_model import compare_whole_images, latency_ms
-from headstart.framework import take_gpus
+from headstart.framework import keras, take_gpus
 from headstart.modalities.loading import read_batches
 from headstart.stage import stage
 from headstart.training import heads, networks
@@ -44,10 +46,8 @@ def main() -> None:
 
         head_probabilities = softmax(heads.logits(head, load_features("test")), axis=1)
         with open_source(params.data.source, params.data.root) as source:
-            batch_size = networks.PREDICTION_BATCH
-            batches = read_batches(
-                source, model.modality, list(test.path), list(test.file_hash), model.size, batch_size
-            )
+            files, batch_size = (list(test.path), list(test.file_hash)), networks.PREDICTION_BATCH
+            batches = read_batches(source, model.modality, *files, model.size, batch_size)
             bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)
             probabilities = np.concatenate([model.predict(batch) for batch in bar])
             whole_images = compare_whole_images(model, source, test, probabilities, seed)
@@ -81,6 +81,15 @@ def main() -> None:
         run.cost(latency_ms=latency_ms(model))
         print(
             f"evaluate: {len(test)} test examples: accuracy {accuracy['value']:.4f} (95 % interval "
-            f"{accuracy['low']:.4f} to {accuracy['high']:.4f}), the head alone "
-            f"{head_predictions.metrics()['accuracy']:.4f}: {gain['verdict']}; macro F1 {metrics['macro_f1']:.4f}"
+            f"{accuracy['low']:.4f} to {accuracy['high']:.4f}); {compare_with_head(head, model, gain)}"
+            f"macro F1 {metrics['macro_f1']:.4f}"
         )
+
+
+def compare_with_head(head: keras.Model, model: networks.Classifier, gain: dict[str, Any]) -> str:
+    """Return how the fine-tuned network compares with the head alone; nothing if the head itself was selected."""
+    shipped = model.network.get_layer("head").get_weights()
+    if all(map(np.array_equal, head.get_weights(), shipped)):  # fine-tuning changes them
+        return ""
+    verdict = "no evidence of a difference" if gain["verdict"] == NO_EVIDENCE else gain["verdict"]
+    return f"the head alone {gain['metrics'][0]['base']:.4f}: {verdict}; "

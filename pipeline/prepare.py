@@ -30,6 +30,7 @@ from headstart.data.preparation import decide, make_manifest, summarize, tabulat
 from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.modalities import get_modality
+from headstart.outputs import spreadsheet_safe
 from headstart.stage import stage
 
 
@@ -53,8 +54,9 @@ def main() -> None:
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
         run.json(paths.CLASSES, listing.classes)
-        run.csv(paths.QUARANTINE, left_out[["path", "label", "reason", "detail"]].sort_values("path"))
-        run.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]))
+        quarantine = left_out[["path", "label", "reason", "detail"]].sort_values("path")
+        run.csv(paths.QUARANTINE, quarantine.map(spreadsheet_safe))
+        run.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]).map(spreadsheet_safe))
         summary = summarize(table, copies, outliers, listing)
         run.report(summary)
         run.metrics({"examples": len(good), "quarantined": len(left_out)})

@@ -14,7 +14,7 @@ from conftest import Project, write_params
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.evaluation.compare import compare, compare_results, pair_results
-from headstart.evaluation.formatting import comparison_as_markdown, comparison_as_text
+from headstart.evaluation.formatting import comparison_as_markdown, comparison_as_text, escape_markdown
 from headstart.evaluation.metrics import Predictions, bootstrap_interval
 from headstart.evaluation.results import flatten, load_results, parse_figures, parse_params
 
@@ -91,7 +91,26 @@ def test_the_predicted_class_counts_if_rounded_probabilities_are_equal(tmp_path)
     assert compare_tables(tmp_path, rows, rows)["metrics"][0]["base"] == 1
 
 
-@pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}", b"[]", b"\xff"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("macro_f1", "macro_f1"), ("[256]", "[256]"), ("_a_ __b__", r"\_a\_ \_\_b\_\_"), ("[a](b)", r"[a\](b)"),
+        ("`a` *b* #1", r"\`a\` \*b\* \#1"), ("<b>@a|", "&#60;b&#62;&#64;a&#124;"),
+    ],
+)  # fmt: skip
+def test_only_what_markdown_would_interpret_is_escaped(name, shown):
+    assert escape_markdown(name) == shown
+    assert escape_markdown(f"run `dvc repro`: {name}", keep_code=True).startswith("run `dvc repro`: ")
+
+
+def test_names_of_runs_are_escaped(tmp_path):
+    runs = [load_results(write(tmp_path / f"{name}*<img>.csv", table(40))) for name in "ab"]
+    made = comparison_as_markdown(compare_results(*runs))
+    assert "<img" not in made
+    assert r"a\*&#60;img" in made
+
+
+@pytest.mark.parametrize("content", [b"<<<<<<< HEAD\n{}", b"[]", b"\xff", b'{"loss": NaN}', b"[" * 100_000])
 def test_figures_that_git_could_not_merge_are_refused(content):
     with pytest.raises(UserError, match=r"^other: metrics/evaluate\.json (is not JSON|does not hold figures)"):
         parse_figures(content, "other: metrics/evaluate.json")
@@ -103,6 +122,7 @@ def test_markdown_shows_names_as_they_are(tmp_path):
     made = comparison_as_markdown(compare_tables(tmp_path, base, head))
     assert "<img" not in made
     assert "a&#124;b\\*c" in made
+    assert "\\_" not in made  # macro_f1 needs no escape
     assert made.count("</details>") == made.count("<details>") == 2
 
 
@@ -185,7 +205,7 @@ def test_revisions_and_the_workspace(repository, capsys):
     assert text.startswith("workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference -0.")
     assert "The results of workspace do not belong to its params and code; run `dvc repro`." in text
     compare("HEAD~1", "HEAD", "markdown", Path("report.md"))
-    assert "**HEAD is better** than HEAD~1" in Path("report.md").read_text()
+    assert r"**HEAD is better** than HEAD\~1" in Path("report.md").read_text()
 
 
 def test_params_are_leaves_as_config_has_them(tmp_path):

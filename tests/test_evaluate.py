@@ -11,6 +11,8 @@ import pytest
 from conftest import SMALL, run_stages, write_params
 
 from headstart import paths
+from headstart.training import networks
+from pipeline.evaluate import compare_with_head
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,19 @@ def test_the_report_has_both_models_with_intervals(report):
     values = [{name: row["value"] for name, row in report[model]["metrics"].items()} for model in ("final", "head")]
     assert values[0] == pytest.approx(values[1], abs=1e-5)
     assert (report["gain"]["fixed"], report["gain"]["regressed"], report["gain"]["verdict"]) == (0, 0, "no evidence")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("no evidence", "no evidence of a difference"), ("better", "better"), ("worse", "worse")]
+)
+def test_only_a_fine_tuned_network_is_compared_with_the_head(report, verdict, words):
+    gain = {**report["gain"], "verdict": verdict}
+    (head, _), model = networks.load(paths.HEAD), networks.load_classifier(paths.MODEL)
+    assert compare_with_head(head, model, gain) == ""
+    kernel = model.network.get_layer("head").weights[0]
+    kernel.assign(kernel + 1e-6)
+    accuracy = report["head"]["metrics"]["accuracy"]["value"]
+    assert compare_with_head(head, model, gain) == f"the head alone {accuracy:.4f}: {words}; "
 
 
 def test_plots_cover_all_test_examples(report):

@@ -169,6 +169,21 @@ def board(**figures: list[float]) -> list[Entry]:
     ]
 
 
+def test_params_are_shown_as_they_are():
+    """An integer beside null is no float, and no NaN."""
+    a, b = board(val_loss=[0.3, 0.5], val_accuracy=[0.9, 0.8])
+    entries = [replace(a, params={"epochs": 3, "crop": True}), replace(b, params={"epochs": None, "crop": False})]
+    assert [row[3:5] for row in to_table(rank(entries, "val_loss"), test=False).rows] == [["3", "yes"], ["none", "no"]]
+
+
+@pytest.mark.parametrize("report", [{"final": 3}, {"final": {"metrics": {"accuracy": {"value": "much"}}}}, {}])
+def test_figures_that_a_report_lacks_are_left_out(report):
+    cache = {**CACHE, "evaluate report": json.dumps(report).encode()}
+    figures = read_entry("some-name", experiment(), cache.get, heads=False).figures
+    assert (figures["accuracy"], figures["val_accuracy"]) == (0.912346, 0.9)
+    assert "accuracy_low" not in figures
+
+
 def test_val_ranks_and_test_never_does():
     entries = board(val_loss=[0.5, 0.3, 0.4], val_accuracy=[0.95, 0.8, 0.9], accuracy=[0.1, 0.2, 0.99],
                     accuracy_low=[0, 0.1, 0.9], accuracy_high=[0.2, 0.3, 1.0])  # fmt: skip

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from test_remote import serve
 
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
+from headstart.outputs import spreadsheet_safe
 from headstart.serving import inputs, ood, predict
+from headstart.serving.model_file import read_model_info
 from headstart.training import networks
 
 IMAGE = get_modality("image")
@@ -114,6 +118,32 @@ print("tensorflow" in sys.modules)
     ]  # fmt: skip
 
 
+def test_a_damaged_model_is_named(here):
+    """Whichever bytes of it are damaged: one message, or the answers of a model."""
+    file, random = Path("models/model.keras"), np.random.default_rng(0)
+    good = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        places = {entry.filename: entry.header_offset for entry in archive.infolist()}
+    for name, content in (
+        ("headstart.json", "[]"), ("headstart.json", '{"modality": "smell", "size": 32}'), ("headstart.json", "{"),
+        ("headstart.json", '{"modality": ["image"], "size": "x"}'), ("classes.json", "5"), ("classes.json", "[" * 9**5),
+    ):  # fmt: skip
+        rewritten = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(rewritten, "w") as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, content if entry.filename == name else old.read(entry))
+        file.write_bytes(rewritten.getvalue())
+        with pytest.raises(UserError, match=r"^models/model.keras is not a model of this pipeline"):
+            read_model_info(file)
+    for place in (*places.values(), *random.integers(0, len(good), 60)):
+        for offset in (0, 6, 8, 26, 30, 60):
+            damaged = bytearray(good)
+            damaged[min(place + offset, len(good) - 1)] ^= random.integers(1, 256)
+            file.write_bytes(damaged)
+            with suppress(UserError):
+                read_model_info(file)
+
+
 def test_predictions_are_those_of_the_model(here, capsys):
     files = sorted((here / "photos").rglob("*.png"))
     classifier = networks.load_classifier(here / "models/model.keras")
@@ -163,6 +193,36 @@ def test_csv_and_json_and_text_agree(here, capsys):
     assert predict.predict(["photos/red"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=2)[2] for line in lines] == [row["path"] for row in found]
+
+
+def test_a_spreadsheet_runs_no_name(here, capsys):
+    (here / "=cmd").mkdir()
+    paint(here / "=cmd/1.png", (200, 40, 40), 5)
+    assert predict.predict(["=cmd"], "csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["path"] == "'=cmd/1.png"
+    assert [row["path"] for row in rows(capsys, "=cmd")] == ["=cmd/1.png"]
+    for name in ("+1", "-1", "@x", "\t=1", "\r=1"):
+        assert spreadsheet_safe(name) == f"'{name}"
+    assert spreadsheet_safe("a=1") == "a=1"
+
+
+def test_every_garbage_file_is_answered_or_reported(here, capsys):
+    good = (here / "photos/red/000.png").read_bytes()
+    random = np.random.default_rng(0)
+    folder = here / "garbage"
+    folder.mkdir()
+    for number in range(60):
+        data = bytearray(good)
+        for place in random.integers(0, len(data), 8):
+            data[place] = random.integers(256)
+        (folder / f"flipped{number}.png").write_bytes(data)
+        (folder / f"cut{number}.png").write_bytes(good[: number * len(good) // 60])
+        (folder / f"random{number}.png").write_bytes(good[:number] + random.bytes(200))
+    assert predict.predict(["garbage"]) == 1
+    printed = capsys.readouterr()
+    reported = [line for line in printed.err.splitlines() if line.startswith("garbage/")]
+    assert len(reported) + len(printed.out.splitlines()) == 180
 
 
 def test_a_file_is_written_whole_or_not_at_all(here, capsys, monkeypatch):

@@ -133,6 +133,17 @@ def test_bad_files_stop_the_stage_with_their_reasons(run, photos):
     assert pd.read_csv(paths.QUARANTINE).path.tolist() == ["red/cut.jpg"]
 
 
+def test_a_spreadsheet_runs_no_name_of_the_quarantine(run, photos):
+    folder = photos(count=4)
+    (folder / "=1+1").mkdir()
+    for number in range(4):
+        paint(folder / "=1+1" / f"{number}.png", (9, 9, 9), number)
+    (folder / "=1+1" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    manifest = run(folder, **{"prepare.max_bad_fraction": 0.1, "prepare.split": "exact"})
+    assert pd.read_csv(paths.QUARANTINE).iloc[0, :2].tolist() == ["'=1+1/cut.jpg", "'=1+1"]
+    assert "=1+1/0.png" in set(manifest.path)  # which stages read
+
+
 def test_a_row_without_its_file_is_a_bad_file(run, photos):
     folder = photos(count=2)
     (folder / "list.csv").write_text("path,label\nred/000.png,red\nred/lost.png,blue\n")

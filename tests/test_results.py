@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT, SMALL, write_params
 from PIL import Image
 
@@ -319,10 +321,34 @@ def test_without_results_there_is_no_page(workspace, file):
     assert not paths.RESULTS_PAGE.exists()
 
 
-def test_damaged_results_are_named(workspace):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *((paths.report("evaluate"), text) for text in ("{", "[]", "{}", '{"final": 3}', '{"model_mb": NaN}')),
+        *((paths.report(stage), "{}") for stage in ("prepare", "train_head", "fine_tune")),
+        *((paths.PREDICTIONS, text) for text in ("", "path,label", "\0", "<<<<<<< HEAD")),
+        *((paths.RELIABILITY, text) for text in ("", "confidence\nmuch\n", "other\n1\n")),
+        (paths.curves("fine_tune"), "epoch,loss\n1,x\n"),
+        (paths.ROC, "<<<<<<< HEAD\n"),
+        (paths.MANIFEST, "no table"),
+        (paths.PREDICTIONS, "path,item_id,label,predicted,p_ant,p_cow\na,1,ant,cow,0.4,0.6\n"),
+    ],
+)
+def test_damaged_results_are_named(workspace, file, content):
     workspace(["ant", "bee"], examples=2)
-    paths.report("evaluate").write_text("{")
-    with pytest.raises(UserError, match=r"reports/evaluate\.json: not JSON"):
+    file.write_text(content)
+    with pytest.raises(UserError, match=rf"{file}.*; (run `dvc|restore it|delete it|the columns must be)"):
+        make_pages()
+    assert not paths.RESULTS_PAGE.exists()
+
+
+def test_only_files_that_differ_from_the_record_are_called_damaged(workspace):
+    workspace(["ant", "bee"], examples=2)
+    outs = [{"path": str(file), "md5": hashlib.md5(file.read_bytes()).hexdigest()} for file in pages.PAGES[1].needed]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"all": {"outs": outs}}}))
+    assert pages.changed_files(pages.PAGES[1]) == []
+    paths.report("prepare").write_text("{}")
+    with pytest.raises(UserError, match=r"dvc\.lock records: reports/prepare\.json \(.*run `dvc checkout --force"):
         make_pages()
 
 

@@ -51,16 +51,34 @@ def test_it_compares_with_the_base(here, capsys):
 
 def test_without_results_of_the_base_it_says_so_and_shows_the_run(here):
     report = make_report("main", {})
-    assert "**Nothing to compare with**: main: predictions/test.csv does not exist" in report
+    assert "**Nothing to compare with**: main: predictions/test.csv does not exist; `dvc pull`, or" in report
     assert "| accuracy | 0.9333 | 0.8400 to 0.9700 |" in report
 
 
 def test_params_that_differ_from_the_base_are_shown_as_they_are(here):
     write_params(Path("params.yaml"), **{"train_head.hidden": [256], "prepare.group_by": f"(a|b){EVIL}"})
     report = make_report("main", {})
-    assert r"| train\_head.hidden | null | \[256\] |" in report
-    assert r"| prepare.group\_by | null | (a&#124;b)&#60;/details&#62;" in report
+    assert "| train_head.hidden | none | [256] |" in report
+    assert "| prepare.group_by | none | (a&#124;b)&#60;/details&#62;" in report
     assert "<img" not in report
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (paths.PREDICTIONS, "<<<<<<< HEAD"),
+        (paths.report("evaluate"), "{"),
+        (paths.report("evaluate"), '{"final": {"metrics": {"accuracy": {"value": NaN}}}}'),
+        (paths.report("evaluate"), '{"final": {"metrics": {"accuracy": {"value": "much"}}}}'),
+        (paths.report("evaluate"), '{"final": 3}'),
+        (paths.metrics("evaluate"), "[]"),
+    ],
+)
+def test_a_damaged_file_is_named(here, file, content):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"{file}.* (is not JSON|is not what|not predictions|does not hold)"):
+        make_report("main", {})
 
 
 def test_a_base_that_does_not_exist_is_a_mistake(here):
@@ -100,7 +118,14 @@ def test_the_file_appears_whole(here):
 def test_losses_that_are_not_numbers_are_not_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("plots").mkdir()
-    for content in ("epoch,loss\n1,0.5\n2,nan\n", "epoch,loss\n1,0.5\n2,inf\n", ""):
+    for content in (
+        "epoch,loss\n",
+        "epoch,loss\n1,a\n2,b\n",
+        "loss\n1\n2\n",
+        "epoch,loss\n1,0.5\n2,nan\n",
+        "epoch,loss\n1,0.5\n2,inf\n",
+        "",
+    ):
         Path("plots/train_head.csv").write_text(content)
         assert curves() == []
     Path("plots/train_head.csv").write_text("epoch,loss\n1,0.5\n2,0.4\n")

@@ -6,14 +6,13 @@ McNemar's exact test judges accuracy; intervals are 95 %, by resampling examples
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from headstart.data.predictions import PROBABILITY
+from headstart.data.predictions import PROBABILITY, classes_of
 from headstart.errors import UserError
 from headstart.evaluation.formatting import comparison_as_markdown, comparison_as_text, write_text
 from headstart.evaluation.metrics import Predictions
@@ -35,12 +34,10 @@ def compare(base: str, head: str = WORKSPACE, format: str = "text", output: Path
     """
     comparison = compare_results(load_results(base), load_results(head))
     formats = {"text": comparison_as_text, "markdown": comparison_as_markdown}
-    made = formats[format](comparison) if format in formats else json.dumps(comparison, indent=2) + "\n"
-    write_text(made, output)
+    write_text(formats[format](comparison) if format in formats else json.dumps(comparison, indent=2) + "\n", output)
 
 
-@dataclass(frozen=True)
-class PairedResults:
+class PairedResults(NamedTuple):
     """What two runs have in common.
 
     Attributes:
@@ -76,22 +73,18 @@ def pair_results(base: Results, head: Results, top_k: int = 1) -> PairedResults:
             "the same data"
         )
     a, b = a.loc[chosen], b.loc[chosen]
-    scores = PairedPredictions(*(_predictions_for(classes, run, rows, base, head, top_k)
-                            for run, rows in ((base, a), (head, b))))  # fmt: skip
+    other = set(base.classes) != known
+    scores = PairedPredictions(*(_predictions_for(classes, rows, top_k, other) for rows in (a, b)))
     return PairedResults(scores, a, b, classes, int((~is_same).sum()))
 
 
-def _predictions_for(
-    classes: list[str], run: Results, rows: pd.DataFrame, base: Results, head: Results, top_k: int
-) -> Predictions:
-    """The predictions of `run` among `classes`; if it predicts any other class, the answer is wrong."""
-    targets = pd.Index(classes).get_indexer(rows.label)
+def _predictions_for(classes: list[str], rows: pd.DataFrame, top_k: int, other: bool) -> Predictions:
+    """The predictions in `rows` among `classes`, and `other` than these, which no label is."""
+    targets, answers = (pd.Index(classes).get_indexer(rows[name]) for name in ("label", "predicted"))
     known = rows[[PROBABILITY + name for name in classes]].to_numpy(np.float64)
-    answers = pd.Index(classes).get_indexer(rows.predicted)  # -1: none of them
-    if set(base.classes) == set(head.classes):
+    if not other:
         return Predictions(targets, known, top_k, answers=answers)
-    # One more class for both runs, which no label has.
-    others = pd.Index(run.classes).difference(classes)
+    others = pd.Index(classes_of(rows)).difference(classes)
     probabilities = np.column_stack([known, rows[PROBABILITY + others].to_numpy(np.float64).max(axis=1, initial=0.0)])
     return Predictions(targets, probabilities, top_k, other=True, answers=np.where(answers < 0, len(classes), answers))
 
@@ -102,8 +95,9 @@ def compare_results(base: Results, head: Results) -> dict[str, Any]:
     Raises:
         UserError: if the runs do not share two examples and two classes.
     """
-    settings = {name: _setting(head.params, name, default) for name, default in DEFAULTS.items()}
-    paired = pair_results(base, head, settings["evaluate.top_k"])
+    asked = {name: value for name, value in flatten(head.params).items() if isinstance(value, int) and value >= 0}
+    top_k, resamples, seed = (asked.get(name, default) for name, default in DEFAULTS.items())
+    paired = pair_results(base, head, top_k)
     scores, a, b = paired.scores, paired.base, paired.head
     changed = np.flatnonzero(scores.base.correct != scores.head.correct)
     return {
@@ -117,7 +111,7 @@ def compare_results(base: Results, head: Results) -> dict[str, Any]:
             "relabelled": paired.relabelled,
         },
         "classes_left_out": sorted(set(base.classes) ^ set(head.classes)),
-        **scores.summary(settings["evaluate.resamples"], settings["seed"]),
+        **scores.summary(resamples, seed),
         "classes": scores.per_class(paired.classes).to_dict("records"),
         "changed_predictions": [
             {"item_id": a.index[row], "path": b.path.iloc[row], "label": a.label.iloc[row],
@@ -131,11 +125,6 @@ def compare_results(base: Results, head: Results) -> dict[str, Any]:
             if base.params and head.params and pair["base"] != pair["head"]
         },
     }  # fmt: skip
-
-
-def _setting(params: dict[str, Any], name: str, default: int) -> int:
-    value = flatten(params).get(name)
-    return value if isinstance(value, int) and value >= 0 else default
 
 
 def _side_by_side(base: dict[str, Any], head: dict[str, Any]) -> dict[str, dict[str, Any]]:

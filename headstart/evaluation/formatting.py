@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from headstart.errors import UserError
 from headstart.outputs import Outputs
 
 MAX_ROWS = 20  # of a table in text and Markdown
-# Letters that mean something in Markdown or HTML; on GitHub @, $ and ~ start a mention, a formula, a strike-through.
-_ESCAPES = str.maketrans(
-    {**{letter: f"\\{letter}" for letter in "\\`*_[]#"}, **{letter: f"&#{ord(letter)};" for letter in "<>&|@$~"}}
-)
+# What means something in Markdown: underscores do so only at the edge of a word, brackets before an address.
+_MARKS = re.compile(r"[\\`*#~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
+_CODE_OR_MARKS = re.compile(r"(`[\w ./:=-]+`)|" + _MARKS.pattern)
+# What means something in tables and HTML; on GitHub @ and $ start a mention and a formula.
+_ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "<>&|@$"})
 
 
 class Table(NamedTuple):
@@ -28,14 +30,15 @@ class Table(NamedTuple):
     numeric: tuple[str, ...] = ()
 
 
-def describe(comparison: dict[str, Any]) -> str:
-    """Return one sentence of Markdown: the verdict, and what it rests on."""
+def describe(comparison: dict[str, Any], markdown: bool = False) -> str:
+    """Return one sentence: the verdict, and what it rests on."""
     accuracy = next(row for row in comparison["metrics"] if row["metric"] == "accuracy")
-    base, head = comparison["base"], comparison["head"]
+    bold = "**" if markdown else ""
+    base, head = (escape_markdown(comparison[name]) if markdown else comparison[name] for name in ("base", "head"))
     verdict = {
-        "better": f"**{head} is better** than {base}",
-        "worse": f"**{head} is worse** than {base}",
-        "no evidence": f"**No evidence** that {head} differs in accuracy from {base}",
+        "better": f"{bold}{head} is better{bold} than {base}",
+        "worse": f"{bold}{head} is worse{bold} than {base}",
+        "no evidence": f"{bold}No evidence{bold} that {head} differs in accuracy from {base}",
     }[comparison["verdict"]]
     return (
         f"{verdict}: accuracy {accuracy['base']:.4f} ({base}) -> {accuracy['head']:.4f} ({head}), difference "
@@ -79,47 +82,51 @@ def tables(comparison: dict[str, Any]) -> dict[str, Table]:
               [["fixed" if row["fixed"] else "regressed", row["path"], row["label"], row["base"], row["head"]]
                for row in changes]),
         Table("Cost", ["", "base", "head", "ratio"],
-              [[name, *map(_number, pair.values()), _ratio(**pair)] for name, pair in comparison["cost"].items()]),
+              [_cost(name, **pair) for name, pair in comparison["cost"].items()]),
         Table("Params", ["", "base", "head"],
               [[name, *map(to_cell, pair.values())] for name, pair in comparison["params"].items()]),
     ]  # fmt: skip
-    return {
-        table.title: table._replace(
-            rows=table.rows[:MAX_ROWS],
-            note=f"and {hidden:,} more: --format json has all" if (hidden := len(table.rows) - MAX_ROWS) > 0 else "",
-        )
-        for table in made
-        if table.rows
-    }
+    for place, table in enumerate(made):
+        if (hidden := len(table.rows) - MAX_ROWS) > 0:
+            made[place] = table._replace(rows=table.rows[:MAX_ROWS], note=f"and {hidden:,} more: --format json has all")
+    return {table.title: table for table in made if table.rows}
+
+
+def _cost(name: str, base: float | None, head: float | None) -> list[str]:
+    ratio = f"{head / base:.2f}" if base and head is not None else ""
+    return [name, *("" if value is None else f"{value:.4g}" for value in (base, head)), ratio]
 
 
 def to_cell(value: Any) -> str:
-    """Return a param or figure as text: JSON, but for text itself."""
+    """Return a param or figure as text; one that does not exist, or is null, is `none`."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _ratio(base: float | None, head: float | None) -> str:
-    return f"{head / base:.2f}" if base and head is not None else ""
 
 
 def comparison_as_text(comparison: dict[str, Any]) -> str:
     """Return a comparison for a terminal."""
-    parts = ["\n".join([describe(comparison).replace("**", ""), *caveats(comparison)])]
-    for table in tables(comparison).values():
-        drawn = pd.DataFrame(table.rows, columns=table.header).to_string(index=False)
-        parts.append(f"{table.title}\n{drawn}" + (f"\n{table.note}" if table.note else ""))
+    parts = ["\n".join([describe(comparison), *caveats(comparison)])]
+    parts += [f"{table.title}\n{text_table(table)}" for table in tables(comparison).values()]
     return "\n\n".join(parts) + "\n"
 
 
 def comparison_as_markdown(comparison: dict[str, Any]) -> str:
     """Return a comparison for a pull request."""
-    parts = [describe(comparison), *map(escape_markdown, caveats(comparison))]
-    parts += [markdown_table(table, folded=table.title != "Metrics") for table in tables(comparison).values()]
-    return "\n\n".join(parts) + "\n"
+    shown = [markdown_table(table, folded=table.title != "Metrics") for table in tables(comparison).values()]
+    return "\n\n".join([verdict_as_markdown(comparison), *shown]) + "\n"
+
+
+def verdict_as_markdown(comparison: dict[str, Any]) -> str:
+    """Return the verdict and its caveats as paragraphs."""
+    sentences = [escape_markdown(sentence, keep_code=True) for sentence in caveats(comparison)]
+    return "\n\n".join([describe(comparison, markdown=True), *sentences])
+
+
+def text_table(table: Table) -> str:
+    """Return a table for a terminal, without its title."""
+    drawn = pd.DataFrame(table.rows, columns=table.header).to_string(index=False)
+    return f"{drawn}\n{table.note}" if table.note else drawn
 
 
 def markdown_table(table: Table, folded: bool = True) -> str:
@@ -133,9 +140,15 @@ def markdown_table(table: Table, folded: bool = True) -> str:
     return f"**{table.title}**\n\n{body}"
 
 
-def escape_markdown(text: str) -> str:
-    """Return `text`, such as the name of a file or class, so that Markdown and HTML show it as it is, on one line."""
-    return " ".join(text.translate(_ESCAPES).split())
+def escape_markdown(text: str, keep_code: bool = False) -> str:
+    """Return `text`, such as the name of a file or class, so that Markdown and HTML show it as it is, on one line.
+
+    Args:
+        keep_code: whether commands between backticks, as messages have them, stay code.
+    """
+    marks = _CODE_OR_MARKS if keep_code else _MARKS
+    escaped = marks.sub(lambda found: found[0] if found.lastindex else f"\\{found[0]}", text)
+    return " ".join(escaped.translate(_ENTITIES).split())
 
 
 def write_text(text: str, file: Path | None) -> None:

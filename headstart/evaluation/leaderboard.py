@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,18 +18,9 @@ from typing import Any
 import pandas as pd
 
 from headstart import paths
-from headstart.errors import UserError
-from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, to_cell, write_text
-from headstart.evaluation.results import (
-    WORKSPACE,
-    flatten,
-    locked_outputs,
-    numbers,
-    one_line,
-    parse_figures,
-    parse_params,
-    read_costs,
-)
+from headstart.errors import UserError, one_line
+from headstart.evaluation import results
+from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, text_table, to_cell, write_text
 from headstart.lockfile import PARAMS, Revision, Tree, Workspace, git_objects, up_to_date_stages
 
 NOT_DONE = ("Queued", "Running", "Failed")
@@ -82,16 +74,15 @@ def leaderboard(
     ranked = rank(entries, by)
     table, notes = to_table(ranked, test), explain(entries, waiting, by, test)
     if format == "json":
-        rows = ranked.astype(object).where(ranked.notna(), None)
-        rows = rows.drop(columns=[] if test else TEST_FIGURES, errors="ignore")
+        rows = ranked.where(ranked.notna(), None).drop(columns=[] if test else TEST_FIGURES, errors="ignore")
         made = json.dumps(rows.to_dict("records"), indent=2)
     elif not table.rows:
         made = "\n\n".join(["No experiment has a head yet.", *notes])
     elif format == "markdown":
-        made = markdown_table(table, folded=False) + "\n\n" + "\n".join(map(escape_markdown, notes))
+        sentences = (escape_markdown(note, keep_code=True) for note in notes)
+        made = "\n\n".join([markdown_table(table, folded=False), *sentences])
     else:
-        drawn = pd.DataFrame(table.rows, columns=table.header).to_string(index=False)
-        made = drawn + "\n\n" + "\n".join(notes)
+        made = text_table(table) + "\n\n" + "\n".join(notes)
     write_text(made + "\n", None)
 
 
@@ -109,7 +100,6 @@ def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, i
     from dvc.scm import SCMError
 
     entries: list[Entry] = []
-    waiting: dict[str, int] = {}
     try:
         with Repo() as repo, git_objects(Path(repo.scm.root_dir)) as git:
             root, cache = Path(repo.root_dir), repo.cache.local
@@ -118,11 +108,11 @@ def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, i
                 file = Path(cache.oid_to_path(md5))
                 return file.read_bytes() if file.is_file() else None
 
-            for row in exp_show(num=commits):
+            rows = exp_show(num=commits)
+            for row in rows:
                 if row["State"] in NOT_DONE:
-                    waiting[row["State"]] = waiting.get(row["State"], 0) + 1
                     continue
-                is_here = row["rev"] == WORKSPACE
+                is_here = row["rev"] == results.WORKSPACE
                 tree = Workspace(root) if is_here else Revision(git, row["rev"], root.relative_to(repo.scm.root_dir))
                 try:
                     entry = read_entry(row["Experiment"] or row["rev"], tree, read_cached, heads)
@@ -137,7 +127,7 @@ def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, i
                     entries.append(entry)
     except (DvcException, SCMError) as error:
         raise UserError(f"there are no experiments here ({one_line(error)}); run it in a clone") from error
-    return entries, waiting
+    return entries, Counter(row["State"] for row in rows if row["State"] in NOT_DONE)
 
 
 def read_entry(name: str, tree: Tree, read_cached: Callable[[str], bytes | None], heads: bool) -> Entry:
@@ -152,64 +142,59 @@ def read_entry(name: str, tree: Tree, read_cached: Callable[[str], bytes | None]
     Raises:
         UserError: if a file cannot be read, as with the marks of a merge conflict in it.
     """
-    params = parse_params(tree.read(PARAMS), name)
-    leaves = {key: value for key, value in flatten(params).items() if not key.startswith("gate.")}
+    params = results.parse_params(tree.read(PARAMS), name)
+    leaves = {key: value for key, value in results.flatten(params).items() if not key.startswith("gate.")}
     try:
-        reached, outputs = up_to_date_stages(tree, params), locked_outputs(tree)
+        reached, outputs = up_to_date_stages(tree, params), results.locked_outputs(tree)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     if "train_head" not in reached:
         return Entry([name], leaves, reached)
 
-    def read_metrics(stage: str) -> dict[str, Any]:
-        return parse_figures(tree.read(paths.metrics(stage)), f"{name}: {paths.metrics(stage)}")
+    def read_metrics(stage: str) -> dict[str, float]:
+        file = paths.metrics(stage)
+        return results.numbers(results.parse_figures(tree.read(file), f"{name}: {file}"))
 
-    def read_report(stage: str) -> dict[str, Any]:
+    def read_report(stage: str) -> dict[str, float]:
         file = paths.report(stage)
-        return parse_figures(read_cached(outputs[stage].get(file.as_posix(), "")), f"{name}: {file}")
+        content = read_cached(outputs[stage].get(file.as_posix(), ""))
+        return results.numbers(results.parse_figures(content, f"{name}: {file}"))
 
     is_head = heads or "fine_tune" not in reached
     stage, figure = ("train_head", "head_val_loss") if is_head else ("fine_tune", "val_loss")
-    costs = read_costs(tree, reached)
+    costs = results.read_costs(tree, reached)
     known = {
         "val_loss": read_metrics(stage).get(figure),
         "val_accuracy": read_report(stage).get("val_accuracy"),
         "seconds": sum(costs.get(f"{stage}_seconds", 0) for stage in reached) or None,
         "examples_per_second": costs.get("examples_per_second"),
     }
-    if "evaluate" in reached:
-        report = read_report("evaluate")
-        accuracy = report["head" if heads else "final"]["metrics"]["accuracy"] if report else {}
-        known |= {"accuracy": accuracy.get("value"), "accuracy_low": accuracy.get("low"),
-                  "accuracy_high": accuracy.get("high")}  # fmt: skip
-        if not heads:
-            known |= {"accuracy": read_metrics("evaluate").get("accuracy"), "latency_ms": costs.get("latency_ms")}
-            known |= {"model_mb": report.get("model_mb")}
-    figures = numbers(known)
-    if "val_loss" not in figures:
+    if known["val_loss"] is None:
         raise UserError(f"{name}: {paths.metrics(stage)} lacks {figure}; run `dvc repro`")
+    if "evaluate" in reached:
+        report, accuracy = read_report("evaluate"), f"{'head' if heads else 'final'}/metrics/accuracy"
+        known |= {figure: report.get(f"{accuracy}/{part}")
+                  for figure, part in zip(TEST_FIGURES, ("value", "low", "high"), strict=True)}  # fmt: skip
+        if not heads:
+            known |= {"accuracy": read_metrics("evaluate").get("accuracy"), "latency_ms": costs.get("latency_ms"),
+                      "model_mb": report.get("model_mb")}  # fmt: skip
     data = outputs["prepare"].get(paths.MANIFEST.as_posix(), "") if "prepare" in reached else ""
-    return Entry([name], leaves, reached, figures, data)
+    return Entry([name], leaves, reached, {key: value for key, value in known.items() if value is not None}, data)
 
 
 def rank(entries: list[Entry], by: str) -> pd.DataFrame:
     """Return a row per entry with figures, the best first: rank, experiment, reached, figures, differing params."""
-    ranked = [entry for entry in entries if entry.figures]
     sign = 1 if by == "val_loss" else -1
-    ranked.sort(key=lambda entry: sign * entry.figures[by] if by in entry.figures else math.inf)
-    keys = list(dict.fromkeys(key for entry in ranked for key in entry.params))
+    ranked = [entry for entry in entries if entry.figures]
+    ranked.sort(key=lambda entry: sign * entry.figures.get(by, sign * math.inf))
+    keys = dict.fromkeys(key for entry in ranked for key in entry.params)
     differing = [key for key in keys if len({json.dumps(entry.params.get(key)) for entry in ranked}) > 1]
     rows = [
-        {
-            "rank": number,
-            "experiment": ", ".join(entry.names),
-            "reached": entry.reached[-1],
-            **entry.figures,
-            **{key: entry.params.get(key) for key in differing},
-        }
+        {"rank": number, "experiment": ", ".join(entry.names), "reached": entry.reached[-1], **entry.figures,
+         **{key: entry.params.get(key) for key in differing}}
         for number, entry in enumerate(ranked, 1)
-    ]
-    return pd.DataFrame(rows)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, dtype=object)  # else an integer beside null would become a float
 
 
 def to_table(ranked: pd.DataFrame, test: bool) -> Table:

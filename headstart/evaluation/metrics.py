@@ -154,25 +154,21 @@ class Predictions:
                 intervals[name] = wilson_interval(round(value * count), count)
             else:
                 intervals[name] = bootstrap_interval(partial(self.metric_of, name), count, resamples, seed)
+        random, (low, high) = np.random.default_rng(seed), intervals["calibration_error"]
+        errors = [
+            expected_calibration_error(self.confidence, random.random(count) < self.confidence)
+            for _ in range(resamples)
+        ]
         error = expected_calibration_error(self.confidence, self.correct)
-        low, high = intervals["calibration_error"]
-        by_chance = error <= self._calibration_error_by_chance(resamples, seed)
+        by_chance = error <= np.quantile(errors, LEVEL)
         intervals["calibration_error"] = (0.0 if by_chance else max(0.0, min(low, 2 * error - high)), high)
         return intervals
-
-    def _calibration_error_by_chance(self, draws: int, seed: int) -> float:
-        """The error that 95 % of test sets stay below if answers are correct as often as the confidence says."""
-        random, count = np.random.default_rng(seed), len(self.confidence)
-        errors = [
-            expected_calibration_error(self.confidence, random.random(count) < self.confidence) for _ in range(draws)
-        ]
-        return float(np.quantile(errors, LEVEL))
 
     def summary(self, classes: list[str], resamples: int, seed: int) -> dict[str, Any]:
         """Return `metrics` with their intervals and `per_class`, as JSON can hold them; null for missing values."""
         intervals = self.intervals(resamples, seed)
         metrics = {
-            name: dict(zip(("value", "low", "high"), (value, *intervals[name]), strict=True))
+            name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]}
             for name, value in self.metrics().items()
         }
         rows = self.per_class(classes).astype(object)
@@ -186,10 +182,8 @@ class Predictions:
             self.targets, self.predicted, labels=np.arange(self.n_classes), zero_division=0
         )
         hits = np.bincount(self.targets[self.correct], minlength=self.n_classes)
-        intervals = [
-            wilson_interval(*pair) if pair[1] else (np.nan, np.nan) for pair in zip(hits, support, strict=True)
-        ]
-        low, high = np.array(intervals).T
+        pairs = zip(hits, support, strict=True)
+        low, high = np.array([wilson_interval(*pair) if pair[1] else (np.nan, np.nan) for pair in pairs]).T
         average_precision, roc_auc = self._ranking()
         return pd.DataFrame(
             {"class": classes, "precision": precision, "recall": np.where(support > 0, recall, np.nan),
@@ -222,10 +216,9 @@ class Predictions:
         """Return a row per bin of confidence that has examples: confidence, accuracy (means), low, high, examples."""
         bins = np.minimum((self.confidence * BINS).astype(int), BINS - 1)
         rows = []
-        for number in np.unique(bins):
-            inside = bins == number
-            low, high = wilson_interval(self.correct[inside].sum(), inside.sum())
-            rows.append((self.confidence[inside].mean(), self.correct[inside].mean(), low, high, int(inside.sum())))
+        for inside in (bins == number for number in np.unique(bins)):
+            interval = wilson_interval(self.correct[inside].sum(), inside.sum())
+            rows.append((self.confidence[inside].mean(), self.correct[inside].mean(), *interval, int(inside.sum())))
         return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high", "examples"])
 
     def curves(self) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -12,6 +12,8 @@ from scipy.stats import binomtest
 
 from headstart.evaluation.metrics import LEVEL, Predictions, bootstrap_interval
 
+NO_EVIDENCE = "no evidence"  # of a difference
+
 
 @dataclass(frozen=True)
 class PairedPredictions:
@@ -21,31 +23,23 @@ class PairedPredictions:
     head: Predictions
 
     @cached_property
-    def _fixed(self) -> np.ndarray:
-        return ~self.base.correct & self.head.correct
-
-    @cached_property
-    def _regressed(self) -> np.ndarray:
-        return self.base.correct & ~self.head.correct
-
-    @property
     def fixed(self) -> int:
         """How many examples only head classifies correctly."""
-        return int(self._fixed.sum())
+        return int((~self.base.correct & self.head.correct).sum())
 
-    @property
+    @cached_property
     def regressed(self) -> int:
         """How many examples only base classifies correctly."""
-        return int(self._regressed.sum())
+        return int((self.base.correct & ~self.head.correct).sum())
 
     def p_value(self) -> float:
         """Return the p-value of McNemar's exact test, two-sided: whether both have the same accuracy."""
         return _mcnemar(self.fixed, self.regressed)
 
     def verdict(self) -> str:
-        """Return `better` or `worse`, by accuracy and McNemar's test at 5 %, else `no evidence`."""
+        """Return `better` or `worse`, by accuracy and McNemar's test at 5 %, else NO_EVIDENCE."""
         if self.p_value() > 1 - LEVEL:
-            return "no evidence"
+            return NO_EVIDENCE
         return "better" if self.fixed > self.regressed else "worse"
 
     def summary(self, resamples: int, seed: int) -> dict[str, Any]:
@@ -60,14 +54,13 @@ class PairedPredictions:
 
     def differences(self, resamples: int, seed: int) -> pd.DataFrame:
         """Return a row per metric: metric, base, head, difference, low, high; the interval by resampling in pairs."""
-        base, head, count = self.base.metrics(), self.head.metrics(), len(self.base.targets)
-        rows = []
+        base, head, rows = self.base.metrics(), self.head.metrics(), []
         for metric in [name for name in base if name in head]:
 
             def difference(rows: np.ndarray, metric: str = metric) -> float:
                 return self.head.metric_of(metric, rows) - self.base.metric_of(metric, rows)
 
-            low, high = bootstrap_interval(difference, count, resamples, seed)
+            low, high = bootstrap_interval(difference, len(self.base.targets), resamples, seed)
             rows.append((metric, base[metric], head[metric], head[metric] - base[metric], low, high))
         return pd.DataFrame(rows, columns=["metric", "base", "head", "difference", "low", "high"])
 
@@ -76,18 +69,17 @@ class PairedPredictions:
 
         Columns: class, examples, base, head (recalls), fixed, regressed, p.
         """
-        targets = self.base.targets
-        examples, base, head, fixed, regressed = (
-            np.bincount(targets[rows], minlength=len(classes))
-            for rows in (slice(None), self.base.correct, self.head.correct, self._fixed, self._regressed)
+        answers = pd.DataFrame({"base": self.base.correct, "head": self.head.correct})
+        answers = answers.assign(fixed=answers["head"] > answers.base, regressed=answers["head"] < answers.base)
+        groups = answers.groupby(self.base.targets)
+        table = groups[["base", "head"]].mean().join(groups[["fixed", "regressed"]].sum())
+        table = table.assign(**{"class": np.array(classes)[table.index], "examples": groups.size()})
+        table = table[table.fixed + table.regressed > 0]
+        table["p"] = [_mcnemar(row.fixed, row.regressed) for row in table.itertuples()]
+        order = np.argsort(-abs(table.fixed - table.regressed), kind="stable")
+        return table.iloc[order][["class", "examples", "base", "head", "fixed", "regressed", "p"]].reset_index(
+            drop=True
         )
-        changed = np.flatnonzero(fixed + regressed)
-        rows = [
-            (classes[label], examples[label], base[label] / examples[label], head[label] / examples[label],
-             fixed[label], regressed[label], _mcnemar(fixed[label], regressed[label]))
-            for label in changed[np.argsort(-abs(fixed - regressed)[changed], kind="stable")]
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=["class", "examples", "base", "head", "fixed", "regressed", "p"])
 
 
 def _mcnemar(fixed: int, regressed: int) -> float:

@@ -12,24 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from headstart import costs, paths
+from headstart import costs, lockfile, paths
 from headstart.data.predictions import classes_of, parse_predictions
-from headstart.errors import UserError
-from headstart.lockfile import (
-    LOCK,
-    PARAMS,
-    PIPELINE,
-    Revision,
-    Tree,
-    Workspace,
-    git_objects,
-    read_stages,
-    up_to_date_stages,
-)
+from headstart.errors import UserError, one_line
+from headstart.lockfile import PARAMS, Revision, Tree, Workspace
 
 WORKSPACE = "workspace"
 COSTS = (*(f"{stage}_seconds" for stage in costs.RESULTS), "examples_per_second", "latency_ms")
-REPAIR = "`git checkout` a good version, or run `dvc repro`"
+REPAIR = "restore it by `git checkout` or `dvc checkout --force`, or run `dvc repro`"
+
+Read = Callable[[Path], bytes | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Results:
         predictions: of the test split, indexed by item_id, see `parse_predictions`.
         params: the sections of params.yaml; empty if there is only a file of predictions.
         costs: seconds, rates, latency and size by name, as far as they are known.
-        outdated: whether the predictions are known to come from other params or code than those beside them.
+        outdated: whether the predictions are known not to be those of the params and code beside them.
     """
 
     name: str
@@ -59,7 +51,7 @@ def load_results(name: str) -> Results:
     """Load what `name` stands for: `workspace`, a .csv file, a revision or an experiment.
 
     Raises:
-        UserError: if there is no such thing, or it has no predictions.
+        UserError: if there is no such thing, or its predictions are missing or damaged.
     """
     if name == WORKSPACE:
         return _load(name, Workspace(), Workspace().read, "run `dvc repro`")
@@ -72,19 +64,24 @@ def load_results(name: str) -> Results:
         raise UserError(f"{name}: {error.strerror}; give a file of predictions such as {paths.PREDICTIONS}") from error
 
 
-def _load(name: str, tree: Tree, read_output: Callable[[Path], bytes | None], advice: str) -> Results:
-    content = read_output(paths.PREDICTIONS)
-    if content is None:
-        raise UserError(f"{name}: {paths.PREDICTIONS} does not exist; {advice}")
+def _load(name: str, tree: Tree, read_output: Read, advice: str) -> Results:
+    content, report = paths.PREDICTIONS, paths.report("evaluate")
+    predictions = read_output(content)
+    if predictions is None:
+        raise UserError(f"{name}: {content} does not exist; {advice}")
     params = parse_params(tree.read(PARAMS), name)
-    outdated = tree.read(PIPELINE) is not None and "evaluate" not in up_to_date_stages(tree, params)
-    report = parse_figures(read_output(paths.report("evaluate")), f"{name}: {paths.report('evaluate')}")
-    known = read_costs(tree) | numbers({"model_mb": report.get("model_mb")})
-    return Results(name, parse_predictions(content, f"{name}: {paths.PREDICTIONS}"), params, known, outdated)
+    is_recorded = tree.read(lockfile.PIPELINE) is not None
+    outdated = is_recorded and "evaluate" not in lockfile.up_to_date_stages(tree, params)
+    if isinstance(tree, Workspace):  # anybody can write there
+        locked = locked_outputs(tree).get("evaluate", {}).get(content.as_posix())
+        outdated = outdated or locked not in (None, lockfile.md5_of(tree, content.as_posix()))
+    size = numbers(parse_figures(read_output(report), f"{name}: {report}")).get("model_mb")
+    known = read_costs(tree) | ({} if size is None else {"model_mb": size})
+    return Results(name, parse_predictions(predictions, f"{name}: {content}"), params, known, outdated)
 
 
 @contextmanager
-def open_revision(name: str) -> Iterator[tuple[Revision, Callable[[Path], bytes | None]]]:
+def open_revision(name: str) -> Iterator[tuple[Revision, Read]]:
     """Open a Git revision or DVC experiment: what Git has, and what reads outputs from DVC's cache, else its remote.
 
     Raises:
@@ -113,7 +110,7 @@ def open_revision(name: str) -> Iterator[tuple[Revision, Callable[[Path], bytes 
         except (OSError, DvcException):  # not made there, or neither in the cache nor in a remote
             return None
 
-    with git_objects(git_root) as git:
+    with lockfile.git_objects(git_root) as git:
         yield Revision(git, commit, prefix), read_output
 
 
@@ -121,15 +118,28 @@ def parse_figures(content: bytes | None, name: str) -> dict[str, Any]:
     """Parse a JSON file of figures, which messages call `name`; empty if there is no file.
 
     Raises:
-        UserError: if it holds something else, such as the marks of a merge conflict.
+        UserError: if it holds something else, such as the marks of a merge conflict, or NaN, which no stage writes.
     """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it holds {constant}")
+
     try:
-        figures = json.loads(content or b"{}")
-    except ValueError as error:
-        raise UserError(f"{name} is not JSON ({error}); {REPAIR}") from error
+        figures = json.loads(content or b"{}", parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not JSON ({one_line(error)}); {REPAIR}") from error
     if not isinstance(figures, dict):
         raise UserError(f"{name} does not hold figures by name; {REPAIR}")
     return figures
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turn an error about the content of a file into a UserError that names the file."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{name} is not what its stage writes ({type(error).__name__}: {error}); {REPAIR}") from error
 
 
 def parse_params(content: bytes | None, name: str) -> dict[str, Any]:
@@ -158,16 +168,27 @@ def flatten(params: dict[str, Any]) -> dict[str, Any]:
     return leaves
 
 
+def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the finite numbers in `values`, nested ones under names joined by slashes; all else is left out."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            found[f"{prefix}{name}"] = float(value)
+    return found
+
+
 def read_costs(tree: Tree, stages: Collection[str] = tuple(costs.RESULTS)) -> dict[str, float]:
     """Return COSTS of the results of `stages` that dvc.lock records, as far as this machine knows them.
 
     Raises:
         UserError: if dvc.lock cannot be read.
     """
-    known: dict[str, float] = {}
-    for stage, md5s in locked_outputs(tree).items():
-        if stage in stages and stage in costs.RESULTS and costs.RESULTS[stage].as_posix() in md5s:
-            known |= numbers(costs.read(stage, md5s[costs.RESULTS[stage].as_posix()]))
+    md5s, known = locked_outputs(tree), dict[str, float]()
+    for stage in stages:
+        md5 = md5s.get(stage, {}).get(costs.RESULTS[stage].as_posix())
+        known |= numbers(costs.read(stage, md5)) if md5 else {}
     return {name: known[name] for name in COSTS if name in known}
 
 
@@ -177,14 +198,5 @@ def locked_outputs(tree: Tree) -> dict[str, dict[str, str]]:
     Raises:
         UserError: if dvc.lock cannot be read.
     """
-    lock = read_stages(tree, LOCK)
+    lock = lockfile.read_stages(tree, lockfile.LOCK)
     return {stage: {out["path"]: out.get("md5", "") for out in entry.get("outs", [])} for stage, entry in lock.items()}
-
-
-def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """Return those figures that are finite numbers."""
-    return {name: value for name, value in figures.items() if type(value) in (int, float) and math.isfinite(value)}
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib and scikit-learn's displays, in the colours of the page's style sheet."""
+"""Charts as inline SVG, drawn by matplotlib in the colours of the page's style sheet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.calibration import CalibrationDisplay
-from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
 BINS = 24  # of a histogram
 POINTS = 300  # of a curve at most
+UNIT_SQUARE: dict[str, Any] = {"xlim": (0, 1), "ylim": (0, 1), "aspect": "equal"}
 # CSS variables of templates/page.html, each under a stand-in: matplotlib does not know them, and they change with the
 # reader's light or dark mode.
 _COLOURS = {name: f"#00000{number}" for number, name in enumerate(("soft", "line", "train", "val", "test"), 1)}
@@ -107,47 +106,27 @@ def training_curves(name: str, table: pd.DataFrame, best: int | None) -> list[tu
 
 
 def reliability_diagram(table: pd.DataFrame) -> Markup:
-    """Draw accuracy against confidence, bin by bin: confidence, accuracy, low, high (an interval), examples."""
+    """Draw accuracy against confidence, bin by bin: confidence, accuracy, low, high (an interval)."""
 
     def plot(axes: Axes) -> None:
         errors = np.clip([table.accuracy - table.low, table.high - table.accuracy], 0, None)
         axes.errorbar(table.confidence, table.accuracy, errors, fmt="none", ecolor=TEST, alpha=0.6)
-        display = CalibrationDisplay(table.accuracy.to_numpy(), table.confidence.to_numpy(), None)
-        display.plot(ax=axes, name="test", ref_line=False, color=TEST, marker="o", linestyle="none")
+        axes.plot(table.confidence, table.accuracy, color=TEST, marker="o", linestyle="none")
         axes.plot([0, 1], [0, 1], color=SOFT, linestyle="--", linewidth=1)
-        _unit_square(axes, "confidence", "accuracy")
+        axes.set(xlabel="confidence", ylabel="accuracy", **UNIT_SQUARE)
 
     return draw("reliability diagram", (4.2, 3.4), plot)
 
 
-def precision_recall_curve(table: pd.DataFrame) -> Markup:
-    """Draw precision by recall over all pairs of example and class: recall, precision."""
+def share_curve(name: str, table: pd.DataFrame) -> Markup:
+    """Draw the second column of `table` by the first one, both of them shares."""
+    x, y = table.columns
 
     def plot(axes: Axes) -> None:
-        PrecisionRecallDisplay(table.precision.to_numpy(), table.recall.to_numpy()).plot(ax=axes)
-        _unit_square(axes, "recall", "precision")
+        axes.plot(table[x], table[y], color=TEST, linewidth=1.8, solid_joinstyle="round")
+        axes.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), **UNIT_SQUARE)
 
-    return draw("precision-recall curve", (4.2, 3.4), plot)
-
-
-def roc_curve(table: pd.DataFrame) -> Markup:
-    """Draw the ROC curve over all pairs of example and class: false_positive_rate, true_positive_rate."""
-
-    def plot(axes: Axes) -> None:
-        display = RocCurveDisplay(fpr=table.false_positive_rate.to_numpy(), tpr=table.true_positive_rate.to_numpy())
-        display.plot(ax=axes)
-        _unit_square(axes, "false positive rate", "true positive rate")
-
-    return draw("ROC curve", (4.2, 3.4), plot)
-
-
-def _unit_square(axes: Axes, x_label: str, y_label: str) -> None:
-    """Give a display of scikit-learn the labels, limits and colour of this page."""
-    axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    if legend := axes.get_legend():
-        legend.remove()
-    if len(axes.lines) == 1:
-        axes.lines[0].set(color=TEST, linewidth=1.8, solid_joinstyle="round")
+    return draw(name, (4.2, 3.4), plot)
 
 
 def histogram(name: str, values: pd.Series) -> Markup:

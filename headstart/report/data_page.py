@@ -5,7 +5,7 @@ Reads what prepare writes, and the data source for thumbnails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,8 +21,7 @@ from headstart.data.splits import SPLITS
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.report import charts
-from headstart.report.rendering import read_json, render
-from headstart.report.thumbnails import Thumbnails
+from headstart.report.rendering import Read, read_report, render, thumbnails
 
 # What is shown of each; the rest is counted. A page with a few thousand thumbnails of three kilobytes opens at once.
 SAMPLES, SAMPLED_CLASSES, LISTED_CLASSES = 8, 120, 1000
@@ -63,7 +62,7 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
     ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
     with ExitStack() as stack:
         remarks = list(remarks)
-        read: Callable[[str], bytes] = _unreadable
+        read: Read = _unreadable
         try:
             read = stack.enter_context(open_source(params.data.source, params.data.root)).read
         except UserError as error:
@@ -74,10 +73,10 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
             remarks=remarks,
             source=params.data.source,
             params={"seed": params.seed, **params.prepare.model_dump()},
-            counts=read_json(paths.report("prepare")),
+            counts=read_report("prepare"),
             splits=SPLITS,
             reasons=REASONS,
-            thumbnail=Thumbnails(read, modality),
+            thumbnail=thumbnails(read, modality),
             classes=_classes(good, classes),
             listed=LISTED_CLASSES,
             classes_without_samples=max(0, len(classes) - SAMPLED_CLASSES),
@@ -109,25 +108,16 @@ def _classes(good: pd.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
     sampled = good[good.label.isin(counts.index[:SAMPLED_CLASSES])].sort_values("item_id")
     samples = {label: rows.head(SAMPLES).to_dict("records") for label, rows in sampled.groupby("label")}
     return [
-        {
-            "name": name,
-            "counts": {split: row[split] for split in SPLITS},
-            "widths": {split: 100 * row[split] / largest for split in SPLITS},
-            "total": row["total"],
-            "samples": samples.get(name, []),
-        }
-        for name, row in zip(counts.index, counts.to_dict("records"), strict=True)
-    ]
+        {"name": name, "counts": row, "widths": {split: 100 * row[split] / largest for split in SPLITS},
+         "total": row["total"], "samples": samples.get(name, [])}
+        for name, row in counts.to_dict("index").items()
+    ]  # fmt: skip
 
 
 def _left_out(left_out: pd.DataFrame) -> list[dict[str, Any]]:
     """Reason, count and the first rows of each, the most frequent first."""
     return [
-        {
-            "reason": reason,
-            "count": int(count),
-            "rows": left_out[left_out.reason == reason].head(ROWS).to_dict("records"),
-        }
+        {"reason": reason, "count": count, "rows": left_out[left_out.reason == reason].head(ROWS).to_dict("records")}
         for reason, count in left_out.reason.value_counts().items()
     ]
 
@@ -139,11 +129,8 @@ def _copy_groups(table: pd.DataFrame) -> dict[str, Any]:
     summary = summary.sort_values(["labels", "count", "first"], ascending=[False, False, True])
     first = summary.head(GROUPS)
     members = dict(list(rows[rows.copies.isin(first.index)].groupby("copies")))
-    return {
-        "count": len(summary),
-        "files": len(rows),
-        "groups": [
-            {**group, "rows": members[number].head(PER_GROUP).to_dict("records")}
-            for number, group in first.to_dict("index").items()
-        ],
-    }
+    groups = [
+        {**group, "rows": members[number].head(PER_GROUP).to_dict("records")}
+        for number, group in first.to_dict("index").items()
+    ]
+    return {"count": len(summary), "files": len(rows), "groups": groups}

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from headstart.evaluation.paired import NO_EVIDENCE
+
 # When the page warns.
 WIDE = 0.03  # half of the interval of accuracy
 FEW = 20  # test examples of a class
@@ -15,12 +17,7 @@ BELOW = 0.1  # recall of a class below accuracy, with all of its interval
 NAMED = 8  # classes that a warning names
 MISCALIBRATED = 0.05  # calibration error, if bins beyond chance hold a tenth of the examples
 
-NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "log_loss": "log loss",
-    "calibration_error": "calibration error",
-}
+NAMES = {"macro_f1": "macro F1", "log_loss": "log loss", "calibration_error": "calibration error"}
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
@@ -28,8 +25,8 @@ class Caveat(NamedTuple):
     """A sentence, the classes that it is about, and how many more there are."""
 
     sentence: str
-    classes: list[str]
-    more: int
+    classes: list[str] = []  # noqa: RUF012  a named tuple's default, never changed
+    more: int = 0
 
 
 def headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,19 +34,18 @@ def headline(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     gains = {row["metric"]: row for row in evaluation["gain"]["metrics"]}
     rows = []
     for name, final in evaluation["final"]["metrics"].items():
-        head, gain = evaluation["head"]["metrics"][name], gains[name]
-        low, high = min(final["low"], head["low"]), max(final["high"], head["high"])
-        lower = name in LOWER_IS_BETTER
+        head, gain, lower = evaluation["head"]["metrics"][name], gains[name], name in LOWER_IS_BETTER
+        ends = min(final["low"], head["low"]), max(final["high"], head["high"])
         significant = gain["low"] > 0 or gain["high"] < 0
         if name == "accuracy":  # it has a test of its own
-            significant = evaluation["gain"]["verdict"] != "no evidence"
+            significant = evaluation["gain"]["verdict"] != NO_EVIDENCE
         rows.append(
             {
-                "name": NAMES.get(name) or name.replace("_", "-", 1).replace("_", " "),  # top_3_accuracy
+                "name": NAMES.get(name) or name.replace("_", "-", 1).replace("_", " "),  # accuracy, top_3_accuracy
                 "share": name != "log_loss",
                 "lower": lower,
-                "final": final | _bar(final["value"], final["low"], final["high"], low, high),
-                "head": head | _bar(head["value"], head["low"], head["high"], low, high),
+                "final": final | _bar(final["value"], final["low"], final["high"], *ends),
+                "head": head | _bar(head["value"], head["low"], head["high"], *ends),
                 "gain": gain,
                 "change": ("good" if (gain["difference"] < 0) == lower else "bad") if significant else "",
             }
@@ -77,8 +73,7 @@ def selection(fine_tune: dict[str, Any], confidence: float) -> str:
     if "tuned_val_loss" not in fine_tune:
         return "The head on the frozen backbone was selected: fine_tune.unfreeze leaves nothing to train."
     better = fine_tune["selected"] == "fine_tuned"
-    name = "fine-tuned network" if better else "head"
-    return f"The {name} was selected: {explain(fine_tune, better, confidence)}."
+    return f"The {'fine-tuned network' if better else 'head'} was selected: {explain(fine_tune, better, confidence)}."
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
@@ -104,25 +99,18 @@ def caveats(evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFr
     if high - low > 200 * WIDE:
         yield Caveat(
             f"There are only {count:,} test examples: the true accuracy may be anything from {low:.1f} to {high:.1f} "
-            "%. Do not trust smaller differences between runs; `headstart compare` tests them on paired predictions.",
-            [],
-            0,
+            "%. Do not trust smaller differences between runs; `headstart compare` tests them on paired predictions."
         )
     rows = evaluation["final"]["classes"]
     few = [row["class"] for row in sorted(rows, key=lambda row: row["support"]) if row["support"] < FEW]
     if few:
         noun, their = ("class has", "its") if len(few) == 1 else ("classes have", "their")
         yield _about_classes(f"{len(few):,} {noun} fewer than {FEW} test examples, so {their} metrics are noisy:", few)
-    low_recall = [
-        row
-        for row in rows
-        if row["recall"] is not None
-        and row["recall_high"] < accuracy["value"]
-        and row["recall"] < accuracy["value"] - BELOW
-    ]
+    known = sorted((row for row in rows if row["recall"] is not None), key=lambda row: row["recall"])
+    value = accuracy["value"]
+    low_recall = [row for row in known if row["recall_high"] < value and row["recall"] < value - BELOW]
     if low_recall:
         noun = "class has" if len(low_recall) == 1 else "classes have"
-        low_recall.sort(key=lambda row: row["recall"])
         names = [f"{row['class']} ({100 * row['recall']:.0f} %)" for row in low_recall]
         yield _about_classes(f"{len(low_recall):,} {noun} a recall significantly below the accuracy:", names)
     error = evaluation["final"]["metrics"]["calibration_error"]["value"]
@@ -133,14 +121,10 @@ def caveats(evaluation: dict[str, Any], fine_tuned: bool, reliability: pd.DataFr
         yield Caveat(
             f"The probabilities are miscalibrated: the network is {direction}. Its mean confidence is "
             f"{100 * confidence:.1f} % and its accuracy {100 * accuracy['value']:.1f} %; calibration error "
-            f"{100 * error:.1f} %.",
-            [],
-            0,
+            f"{100 * error:.1f} %."
         )
     if fine_tuned and evaluation["gain"]["verdict"] == "worse":
-        yield Caveat(
-            "On the test split, the head alone is better than the fine-tuned network that was selected.", [], 0
-        )
+        yield Caveat("On the test split, the head alone is better than the fine-tuned network that was selected.")
 
 
 def _about_classes(sentence: str, names: list[str]) -> Caveat:

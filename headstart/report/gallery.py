@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,13 +16,11 @@ from headstart.data.prepared import load_manifest
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
-from headstart.report.thumbnails import Thumbnails
+from headstart.report.rendering import Read, thumbnails
 
 # What is shown of each; the rest is counted.
 WORST, PAIRS, PER_PAIR, UNSURE = 24, 6, 8, 16
 WRONG_MAPS, CORRECT_MAPS = 6, 4
-
-Read = Callable[[str], bytes]
 
 
 def load_predictions() -> tuple[pd.DataFrame, np.ndarray, list[str]]:
@@ -63,7 +60,7 @@ def gallery(
     problems: list[str] = []
     with ExitStack() as stack:
         read = open_test_examples(params, stack, problems)
-        thumbnail = Thumbnails(read, get_modality(params.data.kind))
+        thumbnail = thumbnails(read, get_modality(params.data.kind))
 
         def shots(rows: pd.DataFrame) -> list[dict[str, Any]]:
             return [
@@ -136,14 +133,9 @@ def _looks(rows: pd.DataFrame, read: Read) -> tuple[list[dict[str, Any]], str]:
             continue
     if not shown:
         return [], ""
-    classes = np.array([[row.answer, row.target] for row in shown])
-    pictures, size = attention.pictures(classifier, files, classes)
-    return [
-        {
-            **row._asdict(),
-            "plain": plain,
-            "answered": answered,
-            "labelled": labelled if row.answer != row.target else None,
-        }
-        for row, (plain, answered, labelled) in zip(shown, pictures, strict=True)
-    ], size
+    pictures, size = attention.pictures(classifier, files, np.array([[row.answer, row.target] for row in shown]))
+    looks = []
+    for row, (plain, answered, labelled) in zip(shown, pictures, strict=True):
+        look = {"plain": plain, "answered": answered, "labelled": labelled if row.answer != row.target else None}
+        looks.append(row._asdict() | look)
+    return looks, size

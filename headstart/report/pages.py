@@ -14,9 +14,9 @@ from blake3 import blake3
 
 from headstart import costs, paths
 from headstart.config import Params, load_params
-from headstart.errors import UserError
-from headstart.lockfile import Workspace, is_as_locked, md5_of, up_to_date_stages
-from headstart.outputs import Outputs
+from headstart.errors import UserError, one_line
+from headstart.evaluation.formatting import write_text
+from headstart.lockfile import LOCK, Workspace, is_as_locked, md5_of, read_stages, up_to_date_stages
 
 OUT_OF_DATE = (
     "According to dvc.lock, these results are not those of the current params.yaml and code. Run `dvc repro` to update "
@@ -63,22 +63,14 @@ class Page:
         return digest.hexdigest(length=16)
 
 
+RESULTS = (
+    *map(paths.report, ("evaluate", "prepare", "train_head", "fine_tune")),
+    *map(paths.curves, ("train_head", "fine_tune")),
+    *(paths.PREDICTIONS, paths.MANIFEST, paths.RELIABILITY, paths.PRECISION_RECALL, paths.ROC),
+)
 PAGES = (
     Page(paths.DATA_PAGE, "prepare", (paths.FILES, paths.IGNORED, paths.CLASSES, paths.report("prepare"))),
-    Page(
-        paths.RESULTS_PAGE,
-        "evaluate",
-        (
-            paths.report("evaluate"),
-            paths.PREDICTIONS,
-            paths.MANIFEST,
-            *(paths.report(stage) for stage in ("prepare", "train_head", "fine_tune")),
-            *(paths.curves(stage) for stage in ("train_head", "fine_tune")),
-            paths.RELIABILITY,
-            paths.PRECISION_RECALL,
-            paths.ROC,
-        ),
-    ),
+    Page(paths.RESULTS_PAGE, "evaluate", RESULTS),
 )
 
 
@@ -103,7 +95,7 @@ def make_pages(if_stale: bool = False) -> None:
         fingerprint = page.fingerprint(params, remarks)
         if if_stale and _fingerprint_of(page.file) == fingerprint:
             continue
-        _write(page.file, page.render(params, remarks, fingerprint))
+        write_text(_render(page, params, remarks, fingerprint), page.file)
         print(f"report: {page.file}")
     if len(skipped) == len(PAGES):
         raise UserError(skipped[0])
@@ -127,10 +119,24 @@ def _fingerprint_of(file: Path) -> str:
     return match[1].decode() if match else ""
 
 
-def _write(file: Path, text: str) -> None:
-    outputs = Outputs()
+def _render(page: Page, params: Params, remarks: list[str], fingerprint: str) -> str:
     try:
-        outputs.path(file).write_text(text, encoding="utf-8")
-        outputs.commit()
-    finally:
-        outputs.discard()
+        return page.render(params, remarks, fingerprint)
+    except UserError:
+        raise
+    except Exception as error:
+        damaged = changed_files(page)
+        if not damaged:  # then the mistake is ours
+            raise
+        raise UserError(
+            f"{page.file} cannot be made, since these files are not those that dvc.lock records: {', '.join(damaged)} "
+            f"({one_line(error)}); run `dvc checkout --force {damaged[0]}`, or `dvc repro`"
+        ) from error
+
+
+def changed_files(page: Page) -> list[str]:
+    """Return the files that a page is made from and that differ from dvc.lock, or are not in it."""
+    entries = read_stages(Workspace(), LOCK).values()
+    locked = {out["path"]: out for entry in entries for out in entry.get("outs", [])}
+    files = [file.as_posix() for file in page.needed]
+    return [file for file in files if file not in locked or not is_as_locked(locked[file])]

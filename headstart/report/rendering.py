@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from headstart.errors import UserError
+from headstart import paths
+from headstart.errors import ItemError
+from headstart.evaluation.results import naming, parse_figures
+from headstart.modalities import Modality
+
+NOT_THERE = Markup('<span class="none">not available</span>')
+
+Read = Callable[[str], bytes]
 
 
 def render(template: str, **values: Any) -> str:
@@ -28,16 +38,38 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read an object from a JSON file.
+def thumbnails(read: Read, modality: Modality) -> Callable[[str], Markup]:
+    """Return what shows a file by its path as HTML: a picture, a quotation or a player, or a note that there is none.
+
+    Args:
+        read: returns the bytes of a file, or raises ItemError.
+    """
+
+    @cache
+    def show(path: str) -> Markup:
+        try:
+            return Markup(modality.show(read(path))) or NOT_THERE
+        except ItemError:
+            return NOT_THERE
+
+    return show
+
+
+def read_report(stage: str) -> dict[str, Any]:
+    """Read reports/STAGE.json.
 
     Raises:
-        UserError: if the file holds something else.
+        UserError: if it holds something else.
     """
-    try:
-        values = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); run `dvc checkout --force {file}` or `dvc repro`") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: not a JSON object; run `dvc checkout --force {file}` or `dvc repro`")
-    return values
+    file = paths.report(stage)
+    return parse_figures(file.read_bytes(), str(file))
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read a CSV file of figures.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    with naming(str(file)):
+        return pd.read_csv(file).astype(float)

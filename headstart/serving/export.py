@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headstart import paths
-from headstart.errors import UserError
+from headstart.errors import UserError, one_line
 from headstart.outputs import MAX_AGE_SECONDS
-from headstart.serving.runtimes import FORMATS, Format
+from headstart.serving.runtimes import FORMATS
 
 if TYPE_CHECKING:
     import keras
@@ -117,26 +117,26 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
     partial = folder.with_name(f".{folder.name}.partial.{os.getpid()}")
     try:
         partial.mkdir()
-        compared = _write_and_compare(name, form, classifier, network, partial)
+        compared = _write_and_compare(name, classifier, network, partial)
         (partial / CLASSES).write_text(json.dumps(classifier.classes, ensure_ascii=False) + "\n", encoding="utf-8")
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shape = ", ".join(["N", *("any" if length is None else str(length) for length in network.inputs[0].shape[1:])])
-    print(f"export: {folder / form.file}: {network.inputs[0].name} ({shape}), {network.inputs[0].dtype}")
-    print(f"export: {compared}")
+    (tensor,) = network.inputs
+    shape = ", ".join(["N", *("any" if length is None else str(length) for length in tensor.shape[1:])])
+    print(f"export: {folder / form.file}: {tensor.name} ({shape}), {tensor.dtype}\nexport: {compared}")
 
 
-def _write_and_compare(name: str, form: Format, classifier: Classifier, network: keras.Model, partial: Path) -> str:
+def _write_and_compare(name: str, classifier: Classifier, network: keras.Model, partial: Path) -> str:
     """Write the network into `partial`, run it, and return in words how close it comes to Keras."""
-    batch, what = load_test_batch(classifier)
+    form, (batch, what) = FORMATS[name], load_test_batch(classifier)
     examples = batch.astype(network.inputs[0].dtype)
     try:
         form.write(network, partial / form.file)
         expected, answer = classifier.network.predict(examples, verbose=0), form.run(partial / form.file, examples)
     except Exception as error:  # converters and runtimes have errors of many kinds
-        line = (" ".join(str(error).split()) or type(error).__name__)[:300]
-        raise UserError(f"{name}: this model cannot be converted and run ({line}); choose another format") from error
+        problem = f"{name}: this model cannot be converted and run ({one_line(error)})"
+        raise UserError(f"{problem}; choose another format") from error
     difference, changed = compare(expected, answer)
     version = importlib.metadata.version(form.runtime)
     words = f"{len(examples)} {what}: {form.runtime} {version} and Keras differ by at most {difference:.1e}"
@@ -183,10 +183,9 @@ def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
             files = list(rows.path), list(rows.file_hash)
             (batch,) = read_batches(source, modality, *files, size, len(rows))
         what = "examples of the test split"
-    except (UserError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (UserError, AttributeError, OSError, LookupError, TypeError, ValueError) as error:  # missing or damaged
         batch = modality.batch([modality.load(data, size) for data in modality.probes(size)])
-        what = f"generated examples, because the test split is not there ({reason})"
+        what = f"generated examples, because the test split is not there ({one_line(error)})"
     return next(iter(batch.values())), what
 
 

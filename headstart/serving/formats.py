@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from headstart.outputs import DECIMALS
+from headstart.outputs import DECIMALS, spreadsheet_safe
 
 FLAG = "unlike the training data"
 # Characters that end a line, move the cursor, or reverse the direction of text.
@@ -37,29 +37,6 @@ class Prediction(NamedTuple):
         return self.distance is not None and self.distance > 1
 
 
-class Tally:
-    """Passes on the predictions for inputs that could be read; counts them, and collects the others.
-
-    Attributes:
-        read, flagged: counts.
-        problems: name of an input, and why it could not be read.
-    """
-
-    def __init__(self, predictions: Iterable[Prediction]) -> None:
-        self._predictions = predictions
-        self.read = self.flagged = 0
-        self.problems: list[tuple[str, str]] = []
-
-    def __iter__(self) -> Iterator[Prediction]:
-        for prediction in self._predictions:
-            if prediction.problem:
-                self.problems.append((prediction.name, prediction.problem))
-            else:
-                self.read += 1
-                self.flagged += prediction.is_flagged
-                yield prediction
-
-
 def printable(name: str) -> str:
     """Return `name` with its control characters escaped as Python writes them."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], name)
@@ -77,12 +54,14 @@ def write_text(stream: TextIO, classes: list[str], predictions: Iterable[Predict
 
 def write_csv(stream: TextIO, classes: list[str], predictions: Iterable[Prediction]) -> None:
     """Write a row per input; `distance` and `unlike` are empty if they are not known."""
+    columns = ["path", "label", "probability", "distance", "unlike"]
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", "distance", "unlike", *(f"p_{name}" for name in classes)])
+    writer.writerow([*columns, *(f"p_{name}" for name in classes)])
     for prediction in predictions:
         row = _row(classes, prediction)
-        known = (row.get("distance", ""), str(row["unlike"]).lower() if "unlike" in row else "")
-        writer.writerow([row["path"], row["label"], row["probability"], *known, *row["probabilities"].values()])
+        row |= {name: spreadsheet_safe(row[name]) for name in ("path", "label")}
+        row |= {"unlike": str(row["unlike"]).lower()} if "unlike" in row else {}
+        writer.writerow([*(row.get(name, "") for name in columns), *row["probabilities"].values()])
 
 
 def write_json(stream: TextIO, classes: list[str], predictions: Iterable[Prediction]) -> None:

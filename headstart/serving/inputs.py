@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headstart.data.files import Folder
 from headstart.data.remote import filesystem
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
 
@@ -39,22 +39,22 @@ def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
     for name in given:
         if name == STDIN:
             for line in _read_stdin():
-                found += (_examples_below(Path(line), modality) or [line]) if os.path.isdir(line) else [line]
+                found += (_examples_below(line, modality) or [line]) if os.path.isdir(line) else [line]
         elif is_address(name) or os.path.isfile(name):
             found.append(name)
         elif os.path.isdir(name):
-            examples = _examples_below(Path(name), modality)
+            found += (examples := _examples_below(name, modality))
             if not examples:
                 raise UserError(f"{name}: {_no_example(modality)}")
-            found += examples
         elif os.path.exists(name):
             raise UserError(f"{name} is neither a file nor a folder")
         elif glob.has_magic(name):
-            matches = [match for match in sorted(glob.glob(name, recursive=True)) if os.path.isfile(match)]
-            examples = [match for match in matches if _has_suffix(match, modality)]
+            matches = sorted(glob.glob(name, recursive=True))
+            found += (
+                examples := [match for match in matches if os.path.isfile(match) and _has_suffix(match, modality)]
+            )
             if not examples:
                 raise UserError(f"{name}: no {modality.noun} matches this pattern ({', '.join(modality.suffixes)})")
-            found += examples
         else:
             raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
     if not found:
@@ -77,8 +77,8 @@ def _read_stdin() -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _examples_below(folder: Path, modality: Modality) -> list[str]:
-    return sorted(str(folder / name) for name in Folder(folder).scan().files if _has_suffix(name, modality))
+def _examples_below(folder: str, modality: Modality) -> list[str]:
+    return sorted(str(Path(folder, name)) for name in Folder(Path(folder)).scan().files if _has_suffix(name, modality))
 
 
 def _has_suffix(name: str, modality: Modality) -> bool:
@@ -137,8 +137,8 @@ def _fetch(address: str) -> bytes | ItemError:
         status = getattr(error.__cause__, "status", None)
         if status not in (None, 404):
             return ItemError("unreadable", f"the server answers with status {status}")
-        cause = " ".join(str(error.__cause__ or "").split())[:200]
-        return ItemError("missing", "no such file" if status or not cause else f"no such file, or no answer ({cause})")
+        said = "" if status else " ".join(str(error.__cause__ or "").split())[:200]
+        return ItemError("missing", f"no such file, or no answer ({said})" if said else "no such file")
     except Exception as error:  # each driver has errors of its own
-        return ItemError("unreadable", " ".join(str(error).split())[:200] or type(error).__name__)
+        return ItemError("unreadable", one_line(error))
     return bytes(data) if len(data) <= MAX_BYTES else ItemError("too_large", f"larger than {MAX_BYTES >> 20} MiB")

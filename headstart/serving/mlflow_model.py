@@ -12,18 +12,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from headstart.serving.model_file import read_model_info
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from mlflow.models.model import ModelInfo
-
-    from headstart.modalities import Modality
 
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
@@ -35,32 +27,10 @@ def save_model(folder: Path, model_file: Path) -> None:
     Raises:
         UserError: if `model_file` is not a model of this pipeline.
     """
-    with _description(model_file) as description:
-        import mlflow.pyfunc
-
-        mlflow.pyfunc.save_model(folder, **description)
-
-
-def log_model(model_file: Path, name: str = "model", **options: Any) -> ModelInfo:
-    """Log the model to the active run of MLflow.
-
-    Args:
-        options: further arguments of `mlflow.pyfunc.log_model`, such as registered_model_name.
-
-    Raises:
-        UserError: if `model_file` is not a model of this pipeline.
-    """
-    with _description(model_file) as description:
-        import mlflow.pyfunc
-
-        return mlflow.pyfunc.log_model(name=name, **description, **options)
-
-
-@contextmanager
-def _description(model_file: Path) -> Iterator[dict[str, Any]]:
-    """The arguments of `mlflow.pyfunc.save_model` and `log_model`, as long as the context lasts."""
     _, modality, size = read_model_info(model_file)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow.pyfunc
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
@@ -71,20 +41,22 @@ def _description(model_file: Path) -> Iterator[dict[str, Any]]:
         inputs=Schema([ColSpec("string", modality.column)]),
         outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    example = base64.b64encode(min(modality.probes(size), key=len, default=b"")).decode()
+    with tempfile.TemporaryDirectory() as scratch:
         files = imported_modules(CODE)
         for file in files:
-            copy = Path(folder) / file.relative_to(ROOT)
+            copy = Path(scratch) / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        yield {
-            "python_model": str(CODE),
-            "artifacts": {"model": str(model_file)},
-            "code_paths": [str(Path(folder) / CODE.relative_to(ROOT).parts[0])],
-            "signature": signature,
-            "input_example": _input_example(modality, size),
-            "pip_requirements": pinned_requirements(files),
-        }
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(CODE),
+            artifacts={"model": str(model_file)},
+            code_paths=[str(Path(scratch) / CODE.relative_to(ROOT).parts[0])],
+            signature=signature,
+            input_example=pd.DataFrame({modality.column: [example]}),
+            pip_requirements=pinned_requirements(files),
+        )
 
 
 def imported_modules(module: Path) -> list[Path]:
@@ -123,11 +95,3 @@ def _imported_names(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
-
-
-def _input_example(modality: Modality, size: int) -> pd.DataFrame:
-    """A row as the server takes it."""
-    import pandas as pd
-
-    example = min(modality.probes(size), key=len, default=b"")
-    return pd.DataFrame({modality.column: [base64.b64encode(example).decode()]})

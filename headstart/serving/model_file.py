@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from headstart.errors import UserError
+from headstart.errors import UserError, one_line
 from headstart.modalities import Modality, get_modality
 
 ABOUT = "headstart.json"  # written by headstart.training.networks.save
+# What a damaged archive, or JSON of another shape, raises; RuntimeError if it is encrypted or nested too deeply.
+DAMAGES = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 class ModelInfo(NamedTuple):
@@ -39,8 +42,8 @@ def read_model_info(model_file: Path) -> ModelInfo:
         with zipfile.ZipFile(model_file) as archive:
             classes, about = (json.loads(archive.read(name)) for name in ("classes.json", ABOUT))
         return ModelInfo(list(classes), get_modality(about["modality"]), int(about["size"]))
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
+    except (*DAMAGES, UserError) as error:
         raise UserError(
-            f"{model_file} is not a model of this pipeline ({error}); give the one that fine_tune wrote, "
+            f"{model_file} is not a model of this pipeline ({one_line(error)}); give the one that fine_tune wrote, "
             "models/model.keras"
         ) from error

@@ -11,7 +11,6 @@ lies nearer.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,8 +19,9 @@ import numpy as np
 
 from headstart import paths
 from headstart.data.files import file_hash
-from headstart.errors import UserError
+from headstart.errors import UserError, one_line
 from headstart.outputs import Outputs
+from headstart.serving.model_file import DAMAGES
 
 if TYPE_CHECKING:
     from headstart.modalities import Batch
@@ -126,8 +126,8 @@ class Scorer:
 
     def __call__(self, batch: Batch, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features (b, feature_dim) and probabilities (b, n_classes) of b <= batch_size examples."""
-        both = self._predict(self._network, batch, batch_size)
-        return both[:, : self._feature_dim], both[:, self._feature_dim :]
+        features, probabilities = np.split(self._predict(self._network, batch, batch_size), [self._feature_dim], axis=1)
+        return features, probabilities
 
     def run(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """Return features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
@@ -142,10 +142,10 @@ def detector_file(model_file: Path) -> Path:
 
 def save(detector: Detector, model_file: Path) -> Path:
     """Write the detector beside its model, whole or not at all, the features in float16; return the file."""
-    file = detector_file(model_file)
+    file, digest = detector_file(model_file), np.array(file_hash(model_file.read_bytes()))
     outputs, values = Outputs(), {**detector._asdict(), "features": detector.features.astype(np.float16)}
     try:
-        np.savez(outputs.path(file), model=np.array(file_hash(model_file.read_bytes())), **values)
+        np.savez(outputs.path(file), model=digest, **values)
         outputs.commit()
     finally:
         outputs.discard()
@@ -163,13 +163,11 @@ def load(model_file: Path) -> Detector:
         raise UserError(f"{file} does not exist; {FIT}")
     try:
         with np.load(file, allow_pickle=False) as values:
-            model = str(values["model"])
-            detector = Detector(
-                normalize(values["features"].astype(np.float32)),
-                *(float(values["threshold"]), float(values["rate"]), int(values["flagged"]), int(values["tested"])),
-            )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read ({error}); {FIT}") from error
+            model, features = str(values["model"]), normalize(values["features"].astype(np.float32))
+            numbers = (values[name].item() for name in ("threshold", "rate", "flagged", "tested"))
+            detector = Detector(features, *numbers)
+    except DAMAGES as error:
+        raise UserError(f"{file} cannot be read ({one_line(error)}); {FIT}") from error
     if model != file_hash(model_file.read_bytes()):
         raise UserError(f"{file} is of another model; {FIT}")
     return detector

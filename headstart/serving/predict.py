@@ -25,7 +25,7 @@ from headstart.errors import ItemError, UserError
 from headstart.machine import cores
 from headstart.outputs import Outputs
 from headstart.serving import ood
-from headstart.serving.formats import FLAG, FORMATS, Prediction, Tally, printable
+from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
 from headstart.serving.inputs import find_inputs, read_input
 from headstart.serving.model_file import read_model_info
 
@@ -55,29 +55,35 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         classifier, detector = networks.load_classifier(model), _load_detector(model)
         hidden = True if not file and sys.stdout.isatty() else None  # lines and a progress bar would mix
         bar = tqdm(total=len(names), desc="predict", unit=" examples", disable=hidden)
-        tally = Tally(predictions(names, classifier, detector, bar))
-        try:
-            with _open(file) as stream:
-                FORMATS[format](stream, classifier.classes, tally)
-            outputs.commit()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UserError(
-                f"{output or 'standard output'}: cannot be written: {error.strerror or error}; choose another file, or "
-                "free some space"
-            ) from error
+        flags, problems = [], []
+
+        def readable() -> Iterator[Prediction]:
+            for prediction in predictions(names, classifier, detector, bar):
+                if prediction.problem:
+                    problems.append(f"{printable(prediction.name)}: {prediction.problem}")
+                else:
+                    flags.append(prediction.is_flagged)
+                    yield prediction
+
+        with _open(file) as stream:
+            FORMATS[format](stream, classifier.classes, readable())
+        outputs.commit()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        problem = f"{output or 'standard output'}: cannot be written: {error.strerror or error}"
+        raise UserError(f"{problem}; choose another file, or free some space") from error
     finally:
         outputs.discard()
-    for name, problem in tally.problems:
-        print(f"{printable(name)}: {problem}", file=sys.stderr)
-    if tally.flagged and detector:
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+    if any(flags) and detector:
         print(
-            f"predict: {tally.flagged} of {tally.read} examples are {FLAG}, so their labels may mean nothing; of the "
-            f"test split {detector.share_flagged:.1%} are flagged",
+            f"predict: {sum(flags)} of {len(flags)} examples are {FLAG}, so their labels may mean nothing; of the test "
+            f"split {detector.share_flagged:.1%} are flagged",
             file=sys.stderr,
         )
-    return 1 if tally.problems else 0
+    return int(bool(problems))
 
 
 def _load_detector(model_file: Path) -> ood.Detector | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,8 +42,11 @@ class Format(NamedTuple):
         return self.file if self.file != "." else "saved_model.pb"
 
 
-def _write_saved_model(model: keras.Model, folder: Path) -> None:
-    model.export(folder, format="tf_saved_model", verbose=False)
+def _write(keras_name: str, model: keras.Model, file: Path) -> None:
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras' own, about NumPy 2
+        model.export(str(file), format=keras_name, verbose=False)
 
 
 def _run_saved_model(folder: Path, examples: np.ndarray) -> np.ndarray:
@@ -52,22 +56,11 @@ def _run_saved_model(folder: Path, examples: np.ndarray) -> np.ndarray:
     return loaded.serve(examples).numpy()
 
 
-def _write_onnx(model: keras.Model, file: Path) -> None:
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras' own, about NumPy 2
-        model.export(file, format="onnx", verbose=False)
-
-
 def _run_onnx(file: Path, examples: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: examples})[0]
-
-
-def _write_openvino(model: keras.Model, file: Path) -> None:
-    model.export(str(file), format="openvino", verbose=False)
 
 
 def _run_openvino(file: Path, examples: np.ndarray) -> np.ndarray:
@@ -76,10 +69,6 @@ def _run_openvino(file: Path, examples: np.ndarray) -> np.ndarray:
     # By default it computes in bfloat16 if the processor can.
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(compiled(examples)[0])
-
-
-def _write_litert(model: keras.Model, file: Path) -> None:
-    model.export(str(file), format="litert", verbose=False)
 
 
 def _run_litert(file: Path, examples: np.ndarray) -> np.ndarray:
@@ -96,16 +85,18 @@ def _run_litert(file: Path, examples: np.ndarray) -> np.ndarray:
 
 FORMATS = {
     "onnx": Format(
-        *("model.onnx", _write_onnx, _run_onnx, "onnxruntime"),
+        *("model.onnx", partial(_write, "onnx"), _run_onnx, "onnxruntime"),
         packages={"onnx": "onnx>=1.17", "tf2onnx": "tf2onnx>=1.17", "onnxruntime": "onnxruntime>=1.20"},
     ),
-    "openvino": Format("model.xml", _write_openvino, _run_openvino, "openvino", also_written=("model.bin",)),
+    "openvino": Format(
+        *("model.xml", partial(_write, "openvino"), _run_openvino, "openvino"), also_written=("model.bin",)
+    ),
     "litert": Format(
-        *("model.tflite", _write_litert, _run_litert, "ai-edge-litert"),
+        *("model.tflite", partial(_write, "litert"), _run_litert, "ai-edge-litert"),
         packages={"ai_edge_litert": "ai-edge-litert>=2.0"},
     ),
     "saved_model": Format(
-        *(".", _write_saved_model, _run_saved_model, "tensorflow"),
+        *(".", partial(_write, "tf_saved_model"), _run_saved_model, "tensorflow"),
         whole=True,
         also_written=("assets", "fingerprint.pb", "saved_model.pb", "variables", "variables/variables.*"),
     ),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart import paths
-from headstart.errors import UserError
+from headstart.errors import UserError, one_line
 from headstart.serving.mlflow_model import save_model
 from headstart.serving.model_file import read_model_info
 
@@ -73,7 +73,7 @@ async def guard(request: Request, call_next: Callable[[Request], Awaitable[Respo
         problem = await asyncio.to_thread(find_problem, await request.body(), column)
         response = _error(400, problem) if problem else await call_next(request)
     except Exception as error:  # whatever it is, the next request is answered
-        print(f"serve: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        print(f"serve: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         return _error(500, "internal error; the server's log has the reason")
     return await _without_trace(response) if response.status_code >= 400 and not problem else response
 
@@ -85,7 +85,7 @@ def find_problem(body: bytes, column: str) -> str:
     except RecursionError:
         return "the JSON is nested too deeply"
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"not JSON: {' '.join(str(error).split())[:200]}"
+        return f"not JSON: {one_line(error)}"
     except ValueError:  # Python's limit for integers
         return "the JSON has a number of too many digits"
     forms = [name for name in FORMS if name in content] if isinstance(content, dict) else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headstart.tracking import describe
-from headstart.tracking.snapshot import Snapshot, numbers
+from headstart.tracking.snapshot import Snapshot, mlflow_metrics
 from headstart.tracking.store import PARENT, Point, children, finish_deletion, log
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fill(client: MlflowClient, row: Run, run: Run, snapshot: Snapshot, stage: st
     """Complete the run of `stage` and what the row shows of it; what is there already is not written again."""
     row, run = client.get_run(row.info.run_id), client.get_run(run.info.run_id)
     metrics = snapshot.report(stage) | snapshot.metrics(stage)
-    metrics |= {f"cost/{name}": value for name, value in numbers(snapshot.costs(stage)).items()}
+    metrics |= {f"cost/{name}": value for name, value in mlflow_metrics(snapshot.costs(stage)).items()}
     curves = [(f"epoch/{name}", epoch, value) for name, epoch, value in snapshot.curves(stage)]
     log(client, run, snapshot.param_texts(stage), _changed(run, metrics) + _unknown(client, run, curves))
     figures = describe.row_figures(snapshot, stage)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pandas as pd
 
 from headstart import costs, paths, provenance
 from headstart.config import Params
+from headstart.evaluation.results import numbers
 from headstart.lockfile import LOCK, Tree, Workspace, is_as_locked, md5_of, outs_of, read_stages, up_to_date_stages
 
 MAX_ARTIFACT_BYTES = 200 * 2**20  # larger files stay with DVC alone
@@ -134,11 +134,11 @@ class Snapshot:
 
     def metrics(self, stage: str) -> dict[str, float]:
         """The figures that people compare: metrics/STAGE.json."""
-        return numbers(self.json(paths.metrics(stage)))
+        return mlflow_metrics(self.json(paths.metrics(stage)))
 
     def report(self, stage: str) -> dict[str, float]:
         """The figures in reports/STAGE.json, nested ones under joined names, e.g. `final/metrics/accuracy/low`."""
-        return numbers(self.json(paths.report(stage)))
+        return mlflow_metrics(self.json(paths.report(stage)))
 
     def costs(self, stage: str) -> dict[str, Any]:
         """What the result of `stage` cost, if it was computed on this machine."""
@@ -191,13 +191,10 @@ def of_revision(
     return Snapshot(tree, params, tags, moment, cached=cached)
 
 
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers in `values` under names that MLflow takes, nested ones joined by slashes; words are left out."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        joined = prefix + (re.sub(r"[^\w.\- ]", "_", str(name)).strip(".") or "_")
-        if isinstance(value, dict):
-            found |= numbers(value, f"{joined}/")
-        elif isinstance(value, (int, float)) and math.isfinite(value):
-            found[joined] = float(value)
-    return found
+def mlflow_metrics(values: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers in `values` under names that MLflow takes, nested ones joined by slashes."""
+
+    def clean(part: str) -> str:
+        return re.sub(r"[^\w.\- ]", "_", part).strip(".") or "_"
+
+    return {"/".join(map(clean, name.split("/"))): value for name, value in numbers(values).items()}
