@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
 
+from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.config import Params
 from headstart.data.sources import open_source
+from headstart.errors import damaged
 from headstart.features.engines import Engine, open_engine
 from headstart.features.extraction import Extraction, ViewIndex, fingerprint_inputs
 from headstart.features.store import FeatureStore, open_store
@@ -23,6 +27,30 @@ from headstart.modalities import get_modality
 
 BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the modality
+
+
+class FeaturesMeta(BaseModel, extra="allow", frozen=True):
+    """What features/meta.json says about the encoder of the features; more keys are for people to read."""
+
+    size: Annotated[int, Field(ge=1)]
+    pooling: Literal["avg", "max", "flatten"]
+    engine: Literal["openvino", "tensorflow"]
+    weights_sha256: str
+
+
+def read_meta() -> FeaturesMeta:
+    """Read features/meta.json.
+
+    Raises:
+        UserError: if it is not what extract wrote.
+    """
+    try:
+        return FeaturesMeta(**json.loads(paths.FEATURES_META.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        place, problem = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise damaged(paths.FEATURES_META, f"{place}: {problem}", "extract") from error
+    except (ValueError, TypeError) as error:
+        raise damaged(paths.FEATURES_META, f"must be a JSON object ({error})", "extract") from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from headstart.errors import UserError
 from headstart.framework import keras
 from headstart.head_config import ResolvedHead
 from headstart.training import calibration, checkpoint, heads, networks
-from headstart.training.examples import FeatureSet
+from headstart.training.examples import FeatureSet, split_folds
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, train
 from headstart.training.verdict import PairedScores
 
@@ -62,19 +59,8 @@ def make_folds(
     Raises:
         UserError: if each class has fewer examples than there are folds.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a class has fewer examples than there are folds
-            splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-            parts = list(splitter.split(groups, examples.targets, groups))
-    except ValueError as error:
-        raise UserError(
-            f"params.yaml: fine_tune.folds {n_folds}: no class has so many examples in train and val; lower it, or 0"
-        ) from error
     trained = []
-    for train_rows, held_out in parts:
-        if not len(held_out):
-            continue
+    for train_rows, held_out in split_folds(examples.targets, groups, n_folds, seed, "fine_tune.folds"):
         # Early stopping sees the examples that the head is scored on, which favours the head a little.
         held_out_set = examples.subset(held_out)
         head, _ = heads.train(examples.subset(train_rows), held_out_set, n_classes, settings, seed, progress=False)

@@ -21,6 +21,7 @@ from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features.activations import STORAGE, Inputs, RawExamples, cached_activations, choose_cache
+from headstart.features.encoding import FeaturesMeta
 from headstart.features.engines import Engine, open_engine
 from headstart.framework import device_name, gpu_names, keras, policy, tf
 from headstart.lockfile import Workspace, md5_of
@@ -33,7 +34,7 @@ PROJECT = Path(__file__).parents[2]
 CODE = ("backbones", "data", "features", "framework.py", "modalities", "training")  # what shapes a training
 
 
-def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
+def build_encoder(params: Params, meta: FeaturesMeta, precision: str) -> keras.Model:
     """Return the encoder that the features were extracted with.
 
     Args:
@@ -43,8 +44,8 @@ def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras
         UserError: if the weights have changed since.
     """
     with policy(precision):
-        encoder = get_backbone(params.backbone).build(params.weights, meta["size"], meta["pooling"], params.seed)
-    if weights_sha256(encoder) != meta["weights_sha256"]:
+        encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed)
+    if weights_sha256(encoder) != meta.weights_sha256:
         raise UserError(
             f"the weights of {params.backbone} are not those that the features were extracted with; "
             "run `dvc repro --force extract`"
@@ -57,7 +58,7 @@ def build_plan(
     params: Params,
     encoder: keras.Model,
     head: keras.Model,
-    meta: dict[str, Any],
+    meta: FeaturesMeta,
     folds: Sequence[Fold],
     batch_size: int | None,
 ) -> Iterator[Plan | None]:
@@ -68,7 +69,7 @@ def build_plan(
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, size, modality = params.fine_tune, meta["size"], get_modality(params.data.kind)
+    settings, size, modality = params.fine_tune, meta.size, get_modality(params.data.kind)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)
@@ -97,7 +98,7 @@ def build_plan(
             split.size if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
             passes=len(examples) * epochs * (1 + len(folds) + refits),
-            fast=meta["engine"] == "openvino",
+            fast=meta.engine == "openvino",
             work=splitting.work_below(base, split) if split else 0.0,
         )
         where = "cached activations" if cached else f"the {modality.noun}s"
@@ -141,10 +142,10 @@ def build_plan(
 
 
 def _lower_engine(
-    params: Params, meta: dict[str, Any], split: Split, batch_size: int | None
+    params: Params, meta: FeaturesMeta, split: Split, batch_size: int | None
 ) -> tuple[Engine, dict[str, Any]]:
     """Return the engine that runs the frozen blocks, and what the feature store knows their activations by."""
-    kind = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+    kind = "tensorflow" if meta.engine == "tensorflow" else "auto"
     # CPUs always have float32, and it is fast enough there.
     precision = params.fine_tune.precision if gpu_names() else "float32"
 
@@ -153,16 +154,16 @@ def _lower_engine(
 
     recipe = {
         "backbone": params.backbone,
-        "size": meta["size"],
+        "size": meta.size,
         "pooling": f"cut-{'-'.join(map(str, split.places))}",
         "precision": precision,
         "storage": STORAGE,
     }
-    spec = get_modality(params.data.kind).spec(meta["size"])
+    spec = get_modality(params.data.kind).spec(meta.size)
     return open_engine(kind, build, spec, precision, batch_size, "fine_tune"), recipe
 
 
-def _fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
+def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
     """Return 16 hexadecimal digits that stand for everything that shapes the trainings."""
     settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
