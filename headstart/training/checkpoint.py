@@ -18,6 +18,7 @@ from headstart.training.history import History
 from headstart.training.verdict import PairedScores
 
 MAX_AGE_SECONDS = 7 * 86400.0
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged .npz file raises
 SCORES = ("losses", "brier_scores", "correct")  # fields of PairedScores
 
 
@@ -75,7 +76,7 @@ class Checkpoint:
                 text = json.loads(saved["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("it belongs to another network")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             print(f"{self.file}: cannot be used ({error}); fine-tuning starts from the beginning", file=sys.stderr)
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)

@@ -5,23 +5,14 @@ Each example is scored by a head and by a network that were trained without it.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
-import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from headstart.framework import keras
 from headstart.head_config import ResolvedHead
-from headstart.training import calibration, checkpoint, heads, networks
+from headstart.training import calibration, heads, networks
 from headstart.training.examples import FeatureSet, split_folds
-from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, train
 from headstart.training.verdict import PairedScores
 
 
@@ -94,62 +85,3 @@ class CrossValResult:
             for place, name in enumerate(("head", "tuned"))
             for kind, values in (("loss", self.scores.losses), ("accuracy", self.scores.correct))
         }
-
-
-def cross_validate(
-    network: keras.Model,
-    head: keras.Model,
-    folds: Sequence[Fold],
-    make_job: Callable[[Fold, OnEpochEnd], TrainingJob],
-    targets: np.ndarray,
-    epochs: int,
-    checkpoints: Path,
-) -> CrossValResult:
-    """Train `network`, which ends with the layers of `head`, once per fold, and restore it.
-
-    Args:
-        targets: (N,) int32, of all examples.
-        checkpoints: how the names of the folds' files begin, from which a killed run resumes.
-    """
-    start = networks.get_state(network)
-    logits = np.zeros((2, len(targets), head.output_shape[-1]), np.float32)
-    progress = tqdm(total=len(folds) * epochs, desc=f"fine_tune: {len(folds)} folds", unit=" epochs", disable=None)
-
-    def on_epoch_end(epochs_before: int, row: dict[str, float]) -> None:
-        progress.update(epochs_before + row["epoch"] - progress.n)
-
-    for number, fold in enumerate(folds):
-        file = checkpoints.with_name(f"{checkpoints.name}-fold{number}.npz")
-        tuned = _read_logits(file, fold.logits.shape)
-        resumed = ", as it was before the run was stopped" if tuned is not None else ""
-        if tuned is None:
-            networks.set_state(network, start)
-            head.set_weights(fold.head)
-            result = train(make_job(fold, partial(on_epoch_end, number * epochs)))
-            # A training that ended with NaN has learned nothing: all classes are equally likely.
-            finished = result.last_epoch == epochs and np.isfinite(result.logits).all()
-            tuned = result.logits if finished else np.zeros_like(fold.logits)
-            with contextlib.suppress(OSError):  # a killed run then starts this fold again
-                checkpoint.write_arrays(file, logits=tuned)
-            del result
-            gc.collect()  # the optimizer has reference cycles
-        logits[:, fold.held_out] = fold.logits, tuned
-        before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
-        progress.update((number + 1) * epochs - progress.n)
-        name = f"fold {number + 1} of {len(folds)}{resumed}"
-        progress.write(f"fine_tune: {name}: {after} of {len(tuned)} classified correctly, {before} by the head")
-    progress.close()
-    networks.set_state(network, start)
-    scores = PairedScores.empty(targets)
-    for each in logits:
-        scores.add(each)
-    return CrossValResult(scores, calibration.fit_temperature(logits[1], targets))
-
-
-def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            logits = arrays["logits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # the fold is trained again
-        return None
-    return logits if logits.shape == shape else None

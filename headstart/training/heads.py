@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.head_config import ResolvedHead
 from headstart.training import networks
@@ -199,7 +200,7 @@ def _train_by_lbfgs(
     layer = head.get_layer(networks.LOGITS_LAYER)
     feature_dim, n_classes = layer.kernel.shape
     n_kernel = feature_dim * n_classes  # the parameters are the kernel, then the bias
-    history, predict = History(head.weights), _compile_predict(head)
+    history, predict = History(head.weights, keep_last=True), _compile_predict(head)
     views = [None, *(np.full(len(train_set), number + 1) for number in range(train_set.views.shape[1]))]
     smoothing = settings.label_smoothing
     latest: dict[str, float] = {}
@@ -244,7 +245,8 @@ def _train_by_lbfgs(
             "very large scale; more train_head.weight_decay helps, or optimizer=adam",
             file=sys.stderr,
         )
-    history.keep_converged()
+    if not np.isfinite([history.kept["loss"], history.kept["val_loss"]]).all():
+        raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
     return history
 
 

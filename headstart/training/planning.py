@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from headstart.config import Params
 from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
-from headstart.features.activations import STORAGE, Inputs, RawExamples, cached_activations, choose_cache
+from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, choose_cache
 from headstart.features.encoding import FeaturesMeta
 from headstart.features.engines import Engine, open_engine
+from headstart.features.extraction import open_extraction
+from headstart.features.views import ViewLoader
 from headstart.framework import device_name, gpu_names, keras, policy, tf
 from headstart.lockfile import Workspace, md5_of
 from headstart.modalities import get_modality
@@ -69,7 +71,7 @@ def build_plan(
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, size, modality = params.fine_tune, meta.size, get_modality(params.data.kind)
+    settings, modality = params.fine_tune, get_modality(params.data.kind)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)
@@ -85,12 +87,12 @@ def build_plan(
     split = splitting.find_split(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        augmentation = None
+        loader = ViewLoader(source, modality, meta.size)
         if views:
-            joined = keras.Model(encoder.input, head(encoder.output))
-            val = examples[n_train:]
-            augmentation = defaults.choose_augmentation(settings, joined, val, source, modality, size, params.seed)
-        views = views if augmentation else 0  # they would all be the same
+            joined, val = keras.Model(encoder.input, head(encoder.output)), examples[n_train:]
+            augmentation = defaults.choose_augmentation(settings, joined, val, loader, params.seed)
+            loader = replace(loader, augmentation=augmentation)
+        views = views if loader.augmentation else 0  # they would all be the same
         # Folds and the refit train on examples of val too.
         augmented = examples.assign(split="train") if folds or refits else examples
         cached, reason = choose_cache(
@@ -103,13 +105,12 @@ def build_plan(
         )
         where = "cached activations" if cached else f"the {modality.noun}s"
         print(f"fine_tune: {epochs} epochs from {where}: {reason}")
-        inputs: Inputs = RawExamples(examples, source, modality, size, augmentation)
+        inputs: Inputs = RawExamples(examples, loader)
         trained_part = encoder
         if split and cached:
             engine, recipe = _lower_engine(params, meta, split, batch_size)
-            inputs = stack.enter_context(
-                cached_activations(engine, recipe, augmented, source, modality, split, size, augmentation, views)
-            )
+            extraction = open_extraction(engine, recipe, augmented, loader, views, "fine_tune")
+            inputs = Activations(stack.enter_context(extraction), split)
             trained_part = splitting.upper_model(encoder, split)
         start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in trained_part.inputs}
         network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
@@ -117,7 +118,7 @@ def build_plan(
             "epochs": epochs,
             "ema": defaults.choose_ema_momentum(settings, epochs, n_train),
             "views": views,
-            **(asdict(augmentation) if augmentation else {}),
+            **(asdict(loader.augmentation) if loader.augmentation else {}),
             "trunk_cache": cached,
             "folds": len(folds),
             "refit": refits,
