@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
@@ -159,6 +161,8 @@ class KerasApplication(Backbone):
                 # Keras only warns if a file lacks a layer, and leaves that layer random.
                 warnings.filterwarnings("error", message="Skipping nested container")
                 base.load_weights(file)
+            if not all(np.isfinite(weights).all() for weights in base.get_weights()):
+                raise ValueError("they are NaN or infinite")
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(

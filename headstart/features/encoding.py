@@ -39,11 +39,7 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
 
 
 def read_meta() -> FeaturesMeta:
-    """Read features/meta.json.
-
-    Raises:
-        UserError: if it is not what extract wrote.
-    """
+    """Read features/meta.json. Raises UserError if it is not what extract wrote."""
     try:
         return FeaturesMeta(**json.loads(paths.FEATURES_META.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -38,7 +38,7 @@ class OutOfMemoryError(Exception):
 
 
 class Engine:
-    """Runs an encoder that `build` builds, see the subclasses; calls may come from several threads.
+    """Runs an encoder; calls may come from several threads. Arguments of the subclasses are those of `open_engine`.
 
     Attributes:
         name: `tensorflow` or `openvino`.
@@ -97,7 +97,7 @@ class OpenVINOEngine(Engine):
     """The Keras model, compiled by OpenVINO for the CPU.
 
     There is one stream of one thread per core: streams do not wait for each other as the threads of a batch do, and the
-    bits do not depend on the number of cores. Arguments as for `open_engine`.
+    bits do not depend on the number of cores.
     """
 
     name = "openvino"
@@ -139,10 +139,7 @@ class OpenVINOEngine(Engine):
 
 
 class TensorFlowEngine(Engine):
-    """The Keras model itself as a compiled graph, a copy on each GPU, or one on the CPU.
-
-    Arguments as for `open_engine`, and the names of TensorFlow's devices; by default all GPUs, else the CPU.
-    """
+    """The Keras model itself as a compiled graph, a copy on each of `devices`: by default all GPUs, else the CPU."""
 
     name = "tensorflow"
 

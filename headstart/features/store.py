@@ -101,37 +101,27 @@ class FeatureStore:
 
     def get(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the features of `keys`, (n, feature_dim), and the places of those that are missing or damaged."""
-        features = np.zeros((len(keys), self._dim), self.dtype)
-        found: dict[bytes, bytes] = {}
+        features, found = np.zeros((len(keys), self._dim), self.dtype), {}
         for part in _parts(keys):
             query = f"SELECT key, feature, digest FROM features WHERE key IN ({placeholders(part)})"
-            rows = self._db.execute(query, part)
-            found |= {key: feature for key, feature, digest in rows if self._is_intact(key, feature, digest)}
-        bad = []
+            for key, feature, digest in self._db.execute(query, part):
+                if is_intact(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize:
+                    found[key] = feature
         for place, key in enumerate(keys):
             if key in found:
                 features[place] = np.frombuffer(found[key], self.dtype)
-            else:
-                bad.append(place)
-        return features, bad
-
-    def _is_intact(self, key: bytes, feature: bytes, digest: bytes) -> bool:
-        return is_intact(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize
+        return features, [place for place, key in enumerate(keys) if key not in found]
 
     def seconds_per_row(self) -> float:
         """Return how long a row took to compute, on average; 0 if none was."""
         about = dict(self._db.execute("SELECT name, value FROM about WHERE name != 'inputs'"))
         return about["seconds"] / about["computed"] if about["computed"] else 0.0
 
-    def close(self) -> None:
-        """Close the database."""
-        self._db.close()
-
     def __enter__(self) -> FeatureStore:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._db.close()
 
 
 @contextmanager
@@ -166,7 +156,7 @@ def open_store(inputs: dict[str, Any], feature_dim: int, dtype: str) -> Iterator
         except sqlite3.DatabaseError as error:
             if not is_damaged(error):
                 raise
-            store.close()
+            stack.close()
             remove(store.file)
             raise DamagedStoreError(f"{store.file} is damaged ({error}) and removed") from error
 

@@ -23,11 +23,7 @@ SCORES = ("losses", "brier_scores", "correct")  # fields of PairedScores
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file, whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write an .npz file, whole or not at all. Raises OSError if it cannot be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
     try:

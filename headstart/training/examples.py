@@ -25,7 +25,7 @@ class FeatureSet:
     Attributes:
         features: (N, feature_dim) float32 or float16, mapped or not.
         targets: (N,) int32.
-        views: (N, views, feature_dim), features of augmented views; the second axis may be empty.
+        views: (N, views, feature_dim), of augmented views; the second axis may be empty.
     """
 
     features: np.ndarray

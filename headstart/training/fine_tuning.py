@@ -102,12 +102,10 @@ class TrainingJob:
     """What to train, on what, and how.
 
     Attributes:
-        network: gives logits; its trainable variables are trained.
-        held_out: the examples that it is scored on.
-        scales: a factor of the learning rate for each trainable variable.
+        network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
+        held_out: the examples that it is scored on; after each epoch if `watch_val`.
         ema_momentum: of the exponential moving average of the weights; 0: there is none.
         checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
-        watch_val: whether to score the held-out examples after each epoch.
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
 
@@ -173,11 +171,7 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
 
 
 class _EachEpoch(keras.callbacks.Callback):
-    """Scores the network after each epoch, by its exponential moving average if there is one, and saves a checkpoint.
-
-    Attributes:
-        history, scores: see TrainResult.
-    """
+    """After each epoch, scores the network, by the moving average of its weights if any, and saves a checkpoint."""
 
     def __init__(self, job: TrainingJob, trainer: Trainer) -> None:
         super().__init__()
@@ -211,12 +205,12 @@ class _EachEpoch(keras.callbacks.Callback):
         self._job.train_set.set_epoch(epoch)  # Keras calls the dataset's own on_epoch_end before the first epoch, too
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        logs, optimizer, averaged = dict(logs or {}), self._trainer.optimizer, bool(self._job.ema_momentum)
+        logs, optimizer, unaveraged = dict(logs or {}), self._trainer.optimizer, []
         if not np.isfinite(logs["loss"]):
             self._stop(f"loss is NaN in epoch {epoch + 1}: training stops")
             return
-        unaveraged = [keras.ops.convert_to_numpy(variable) for variable in self._variables] if averaged else []
-        if averaged:
+        if self._job.ema_momentum:
+            unaveraged = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
             optimizer.finalize_variable_values(self._variables)
         finite = self._record(epoch + 1, {**logs, "learning_rate": float(optimizer.learning_rate)})
         for variable, value in zip(self._variables, unaveraged, strict=False):
@@ -224,8 +218,7 @@ class _EachEpoch(keras.callbacks.Callback):
         if finite:
             self._save()
         else:
-            advice = "a lower fine_tune.learning_rate helps"
-            self._stop(f"val loss is NaN after epoch {epoch + 1}: training stops; {advice}")
+            self._stop(f"val loss is NaN after epoch {epoch + 1}: training stops; lower fine_tune.learning_rate")
 
     def _record(self, epoch: int, logs: dict[str, float]) -> bool:
         """Record an epoch; return False if the network gives NaN."""

@@ -18,13 +18,11 @@ from headstart.training.verdict import PairedScores
 
 @dataclass(frozen=True)
 class Fold:
-    """Held-out examples, and a head trained on the others.
+    """The rows (n,) to train on, those (m,) to score, and a head that was trained on the former.
 
     Attributes:
-        train_rows: (n,) the rows to train on.
-        held_out: (m,) the rows to score.
-        head: weights of a head that was trained on `train_rows`.
-        logits: (m, n_classes) float32 of that head for `held_out`.
+        head: its weights.
+        logits: (m, n_classes) float32 of the head for `held_out`.
     """
 
     train_rows: np.ndarray
@@ -68,12 +66,7 @@ def make_folds(
 
 @dataclass(frozen=True)
 class CrossValResult:
-    """The result of cross-validation.
-
-    Attributes:
-        scores: of the heads, and of the fine-tuned networks.
-        temperature: fitted to the logits of the fine-tuned networks.
-    """
+    """The scores of the heads and of the fine-tuned networks, and a temperature for the logits of the latter."""
 
     scores: PairedScores
     temperature: float

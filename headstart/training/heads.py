@@ -42,14 +42,8 @@ def train(
         UserError: if the loss is NaN from the first epoch on.
     """
     keras.utils.set_random_seed(seed)
-    head = networks.build_head(
-        train_set.features.shape[1],
-        n_classes,
-        settings.hidden,
-        settings.activation,
-        settings.batch_norm,
-        settings.dropout,
-    )
+    dim, form = train_set.dim, (settings.hidden, settings.activation, settings.batch_norm, settings.dropout)
+    head = networks.build_head(dim, n_classes, *form)
     weights = class_weights(train_set.targets, n_classes, settings.class_weight)
     if settings.optimizer == "lbfgs":
         return head, _train_by_lbfgs(head, train_set, val_set, weights, settings)
@@ -118,7 +112,6 @@ def _train_by_gradient_descent(
 
 
 def _make_optimizer(settings: ResolvedHead, steps: int) -> keras.optimizers.Optimizer:
-    """Return the optimizer of `settings` for a training of that many steps."""
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)

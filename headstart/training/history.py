@@ -41,11 +41,7 @@ class History:
             self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
 
     def restore(self) -> None:
-        """Restore the weights that are kept.
-
-        Raises:
-            UserError: if the loss was NaN from the first epoch on.
-        """
+        """Restore the weights that are kept. Raises UserError if the loss was NaN from the first epoch on."""
         if not self.kept:
             raise UserError("loss is NaN from the first epoch on: training diverged; lower the learning_rate")
         for variable, value in zip(self._variables, self.weights, strict=True):

@@ -27,16 +27,15 @@ PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
 
 
 def build_head(
-    feature_dim: int,
+    dim: int,
     n_classes: int,
     hidden: Sequence[int],
     activation: str = "relu",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: float = 0,
 ) -> keras.Model:
     """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones."""
-    features = keras.Input((feature_dim,), name="features")
-    x = features
+    x = features = keras.Input((dim,), name="features")
     for number, units in enumerate(hidden, 1):
         x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x) if dropout else x
         x = keras.layers.Dense(units, name=f"hidden_{number}")(x)

@@ -30,18 +30,12 @@ class Plan:
     """What all trainings share.
 
     Attributes:
-        settings: as in params.yaml.
-        network: inputs -> logits; its trainable variables are trained.
-        head: the model whose layers are its last ones.
+        network: inputs -> logits; its trainable variables are trained, and its last layers are those of `head`.
         start: the state of the network before training.
-        inputs: of the examples of train, then of val.
-        targets: (N,) int32, of these examples.
-        n_train: how many of them are in train.
+        inputs, targets: of the examples of train, `n_train` of them, then of val; targets are (N,) int32.
         scales: a factor of the learning rate for each trainable variable.
-        epochs: of every training.
         views: how many augmented views each example has.
         refits: whether a better network is trained again on train and val.
-        seed: of the order of examples, and of mixup.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
     """

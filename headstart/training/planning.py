@@ -37,14 +37,7 @@ CODE = ("backbones", "data", "features", "framework.py", "modalities", "training
 
 
 def build_encoder(params: Params, meta: FeaturesMeta, precision: str) -> keras.Model:
-    """Return the encoder that the features were extracted with.
-
-    Args:
-        meta: features/meta.json.
-
-    Raises:
-        UserError: if the weights have changed since.
-    """
+    """Return the encoder that the features were extracted with. Raises UserError if the weights have changed since."""
     with policy(precision):
         encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed)
     if weights_sha256(encoder) != meta.weights_sha256:
@@ -67,7 +60,6 @@ def build_plan(
     """Yield the plan to fine-tune `encoder` and `head` in place; None if no layer of the encoder is to be trained.
 
     Args:
-        meta: features/meta.json.
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
@@ -142,9 +134,7 @@ def build_plan(
         )
 
 
-def _lower_engine(
-    params: Params, meta: FeaturesMeta, split: Split, batch_size: int | None
-) -> tuple[Engine, dict[str, Any]]:
+def _lower_engine(params: Params, meta: FeaturesMeta, split: Split, batch: int | None) -> tuple[Engine, dict[str, Any]]:
     """Return the engine that runs the frozen blocks, and what the feature store knows their activations by."""
     kind = "tensorflow" if meta.engine == "tensorflow" else "auto"
     # CPUs always have float32, and it is fast enough there.
@@ -161,7 +151,7 @@ def _lower_engine(
         "storage": STORAGE,
     }
     spec = get_modality(params.data.kind).spec(meta.size)
-    return open_engine(kind, build, spec, precision, batch_size, "fine_tune"), recipe
+    return open_engine(kind, build, spec, precision, batch, "fine_tune"), recipe
 
 
 def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], folds: Sequence[Fold]) -> str:

@@ -19,12 +19,11 @@ class FineTuneResult:
     """The result of fine-tuning.
 
     Attributes:
-        trained: the training on train.
-        cross_val: the result of cross-validation; None if val was used instead.
+        trained: the training on train; `finished` if it reached its last epoch.
+        cross_val: None if val was used instead.
         better: whether the fine-tuned network is better than the head, and is selected.
         confidence: that it is better, in [0, 1].
         temperature: of its logits.
-        finished: whether the training on train reached its last epoch.
         refitted: whether it was trained again on train and val.
     """
 
