@@ -76,8 +76,8 @@ def train(
     network, chosen = network or make_network(), settings(**changes)
     train_set, val_set = (points or Points()).batches(batch_size=chosen.batch_size)
     scales, checkpoint = [1.0] * len(network.trainable_variables), Checkpoint(folder / "state.npz")
-    shared = (network, train_set, val_set, scales, chosen, epochs, chosen.ema)
-    result = fine_tuning.train(TrainingJob(*shared, checkpoint, True, on_epoch_end))
+    job = TrainingJob(network, train_set, val_set, scales, chosen, epochs, checkpoint, True, on_epoch_end)
+    result = fine_tuning.train(job)
     if checkpoint.file.is_file():
         checkpoint.file.unlink()
     return network, result

@@ -13,6 +13,7 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
+from headstart.training.defaults import choose_ema_momentum
 from headstart.training.history import History
 from headstart.training.optimizers import LayerwiseAdamW
 from headstart.training.verdict import PairedScores
@@ -104,7 +105,6 @@ class TrainingJob:
     Attributes:
         network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
         held_out: the examples that it is scored on; after each epoch if `watch_val`.
-        ema_momentum: of the exponential moving average of the weights; 0: there is none.
         checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
@@ -115,10 +115,14 @@ class TrainingJob:
     scales: Sequence[float]
     settings: FineTune
     epochs: int
-    ema_momentum: float
     checkpoint: Checkpoint | None
     watch_val: bool
     on_epoch_end: OnEpochEnd
+
+    @property
+    def ema_momentum(self) -> float:
+        """Momentum of the exponential moving average of the weights; 0: there is none."""
+        return choose_ema_momentum(self.settings, self.epochs, len(self.train_set.targets))
 
 
 def train(job: TrainingJob) -> TrainResult:

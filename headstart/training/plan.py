@@ -16,7 +16,7 @@ from tqdm import tqdm
 from headstart.config import FineTune
 from headstart.features.activations import Inputs
 from headstart.framework import keras
-from headstart.training import calibration, defaults, networks
+from headstart.training import calibration, networks
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import UNREADABLE, Checkpoint, write_arrays
 from headstart.training.examples import class_weights
@@ -151,7 +151,6 @@ class Plan:
             scales=self.scales,
             settings=settings,
             epochs=self.epochs,
-            ema_momentum=defaults.choose_ema_momentum(settings, self.epochs, len(train_rows)),
             checkpoint=None if checkpoint is None else Checkpoint(self._checkpoint_file(checkpoint)),
             watch_val=watch_val,
             on_epoch_end=on_epoch_end,
