@@ -143,7 +143,7 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, flo
     with build_plan(params, encoder, head, meta, folds, None) as plan:
         assert plan, "nothing is trained"
         once = replace(plan, refits=False)
-        result = selection.fine_tune(once, folds, params.fine_tune.confidence, lambda _: None)
+        result = selection.fine_tune(once, lambda _: None)
         tuned = test_logits(encoder, head, meta.size) / result.temperature
         if result.better and result.finished and plan.refits:
             plan.refit(result.trained)

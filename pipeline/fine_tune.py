@@ -69,7 +69,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     result = None
     with devices.scope(), build_plan(params, encoder, head, meta, folds, batch_size) as plan:
         if plan:
-            result = fine_tune(plan, folds, settings.confidence, run.log_epoch)
+            result = fine_tune(plan, run.log_epoch)
 
     better = result is not None and result.better
     report: dict[str, Any] = {f"head_{name}": value for name, value in head_metrics.items()}

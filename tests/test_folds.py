@@ -79,9 +79,9 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, 
     monkeypatch.setattr(plan, "train", train)
     start, targets, checkpoints = networks.get_state(network), examples.targets, tmp_path / "state"
     tried = plan.Plan(
-        settings, network, head, start, inputs, targets, EXAMPLES, [1.0] * 4, 20, 0, False, 0, checkpoints, {}
+        settings, network, head, start, inputs, targets, EXAMPLES, [1.0] * 4, 20, 0, False, made, 0, checkpoints, {}
     )
-    result = tried.cross_validate(made)
+    result = tried.cross_validate()
     assert len(train_accuracy) == 2
     assert min(train_accuracy) > 0.9
     assert result.metrics()["tuned_folds_accuracy"] < 0.6

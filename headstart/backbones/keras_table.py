@@ -13,6 +13,7 @@ INSIDE = "inside the network"  # its first layers do it
 PREPROCESSING = (TF, CAFFE, TORCH, INSIDE)
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5"
 _EFFICIENTNET_BLOCK, _RESNET_BLOCK = r"(block\d+[a-z]+)_", r"(conv\d_block\d+)_"
 
 # By the module of keras.applications; {} is what distinguishes the networks of a family.
@@ -28,12 +29,7 @@ FAMILIES = {
     ),
     "inception_v3": Family("InceptionV3", TF, "inception_v3" + _KERNELS, r"(mixed\d+)$", True),
     "mobilenet": Family("MobileNet", TF, "mobilenet_1_0_{size}_tf_no_top.h5", r"(conv)_(?:pad|dw|pw)_(\d+)"),
-    "mobilenet_v2": Family(
-        "MobileNetV2",
-        TF,
-        "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5",
-        r"(block_\d+|expanded_conv)_",
-    ),
+    "mobilenet_v2": Family("MobileNetV2", TF, _MOBILENET_V2, r"(block_\d+|expanded_conv)_"),
     "mobilenet_v3": Family(
         "MobileNetV3{}", INSIDE, "weights_mobilenet_v3_{}_224_1.0_float_no_top_v2.h5", r"(expanded_conv(?:_\d+)?)_"
     ),

@@ -88,16 +88,11 @@ class FeatureStore:
         """Store (n, feature_dim) features, which took that long to compute, under n keys: all or none of them."""
         blobs = [row.tobytes() for row in features.astype(self.dtype, copy=False)]
         rows = [(key, blob, _digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # commits, or rolls back
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
             self._db.execute("UPDATE about SET value = value + ? WHERE name = 'computed'", (len(rows),))
             self._db.execute("UPDATE about SET value = value + ? WHERE name = 'seconds'", (seconds,))
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def get(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the features of `keys`, (n, feature_dim), and the places of those that are missing or damaged."""

@@ -36,6 +36,7 @@ class Plan:
         scales: a factor of the learning rate for each trainable variable.
         views: how many augmented views each example has.
         refits: whether a better network is trained again on train and val.
+        folds: of cross-validation; empty if val is used instead.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
     """
@@ -51,13 +52,14 @@ class Plan:
     epochs: int
     views: int
     refits: bool
+    folds: Sequence[Fold]
     seed: int
     checkpoints: Path
     chosen: dict[str, Any]
 
-    def cross_validate(self, folds: Sequence[Fold]) -> CrossValResult:
+    def cross_validate(self) -> CrossValResult:
         """Train once per fold, and restore the network."""
-        start, epochs, targets = networks.get_state(self.network), self.epochs, self.targets
+        folds, epochs, targets = self.folds, self.epochs, self.targets
         logits = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32)
         description = f"fine_tune: {len(folds)} folds"
         with tqdm(total=len(folds) * epochs, desc=description, unit=" epochs", disable=None) as progress:
@@ -69,7 +71,7 @@ class Plan:
                 file = self._checkpoint_file(f"-fold{number}")
                 tuned, resumed = _read_logits(file, fold.logits.shape), ", as it was before the run was stopped"
                 if tuned is None:
-                    networks.set_state(self.network, start)
+                    networks.set_state(self.network, self.start)
                     tuned, resumed = self._train_fold(fold, partial(advance, number * epochs)), ""
                     with contextlib.suppress(OSError):  # a killed run then starts this fold again
                         write_arrays(file, logits=tuned)
@@ -79,7 +81,7 @@ class Plan:
                 progress.update((number + 1) * epochs - progress.n)
                 name = f"fold {number + 1} of {len(folds)}{resumed}"
                 progress.write(f"fine_tune: {name}: {after} of {len(tuned)} classified correctly, {before} by the head")
-        networks.set_state(self.network, start)
+        networks.set_state(self.network, self.start)
         scores = PairedScores.empty(targets)
         for each in logits:
             scores.add(each)
@@ -159,6 +161,6 @@ class Plan:
 
 def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     with contextlib.suppress(*UNREADABLE), np.load(file, allow_pickle=False) as arrays:
-        if arrays["logits"].shape == shape:
-            return arrays["logits"]
+        logits = arrays["logits"]
+        return logits if logits.shape == shape else None
     return None  # the fold is trained again

@@ -128,6 +128,7 @@ def build_plan(
             epochs=epochs,
             views=views,
             refits=refits,
+            folds=folds,
             seed=params.seed,
             checkpoints=paths.cache_path("fine_tune") / _fingerprint(params, meta, chosen, folds),
             chosen=chosen,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from headstart.training import calibration
 from headstart.training.fine_tuning import OnEpochEnd, TrainResult
-from headstart.training.folds import CrossValResult, Fold
+from headstart.training.folds import CrossValResult
 from headstart.training.plan import Plan
 
 
@@ -58,18 +57,16 @@ class FineTuneResult:
         }
 
 
-def fine_tune(plan: Plan, folds: Sequence[Fold], confidence: float, on_epoch_end: OnEpochEnd) -> FineTuneResult:
+def fine_tune(plan: Plan, on_epoch_end: OnEpochEnd) -> FineTuneResult:
     """Train on train, compare with the head on val or by cross-validation, and refit on train and val if better.
 
     Args:
-        folds: those that the plan was built with; empty if val is used.
-        confidence: with which the network must be better.
         on_epoch_end: called after each epoch of the training on train.
     """
-    cross_val = plan.cross_validate(folds) if folds else None
+    cross_val = plan.cross_validate() if plan.folds else None
     trained = plan.train(on_epoch_end)
     finished = trained.last_epoch == plan.epochs
-    better, found = (cross_val or trained).scores.verdict(confidence)
+    better, found = (cross_val or trained).scores.verdict(plan.settings.confidence)
     if cross_val:
         temperature = cross_val.temperature
         better = better and finished  # folds show nothing about a training that stopped
