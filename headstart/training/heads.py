@@ -42,8 +42,9 @@ def train(
         UserError: if the loss is NaN from the first epoch on.
     """
     keras.utils.set_random_seed(seed)
-    dim, form = train_set.dim, (settings.hidden, settings.activation, settings.batch_norm, settings.dropout)
-    head = networks.build_head(dim, n_classes, *form)
+    head = networks.build_head(
+        train_set.dim, n_classes, settings.hidden, settings.activation, settings.batch_norm, settings.dropout
+    )
     weights = class_weights(train_set.targets, n_classes, settings.class_weight)
     if settings.optimizer == "lbfgs":
         return head, _train_by_lbfgs(head, train_set, val_set, weights, settings)
