@@ -161,7 +161,7 @@ class KerasApplication(Backbone):
                 # Keras only warns if a file lacks a layer, and leaves that layer random.
                 warnings.filterwarnings("error", message="Skipping nested container")
                 base.load_weights(file)
-            if not all(np.isfinite(weights).all() for weights in base.get_weights()):
+            if not all(np.isfinite(weights.numpy()).all() for weights in base.weights):
                 raise ValueError("they are NaN or infinite")
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:200]

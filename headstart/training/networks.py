@@ -167,7 +167,7 @@ def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
-        if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        if not all(np.isfinite(weights.numpy()).all() for weights in model.weights):
             raise ValueError("its weights are NaN or infinite")
     except Exception as error:  # Keras raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
