@@ -78,8 +78,8 @@ def test_truncated_features_and_those_of_another_length_are_refused(here):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "must be a JSON object"),
-        ("[1, 2]", "must be a JSON object"),
+        ("", "Invalid JSON"),
+        ("[1, 2]", "Input should be an object"),
         ("{}", "size: Field required"),
         ('{"size": "large", "pooling": "avg", "engine": "openvino", "weights_sha256": "0"}', "size: Input should be"),
         ('{"size": 32, "pooling": "mean", "engine": "openvino", "weights_sha256": "0"}', "pooling: Input should be"),

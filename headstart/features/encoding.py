@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,12 +40,11 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
 def read_meta() -> FeaturesMeta:
     """Read features/meta.json. Raises UserError if it is not what extract wrote."""
     try:
-        return FeaturesMeta(**json.loads(paths.FEATURES_META.read_text(encoding="utf-8")))
+        return FeaturesMeta.model_validate_json(paths.FEATURES_META.read_bytes())
     except ValidationError as error:
-        place, problem = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
-        raise damaged(paths.FEATURES_META, f"{place}: {problem}", "extract") from error
-    except (ValueError, TypeError) as error:
-        raise damaged(paths.FEATURES_META, f"must be a JSON object ({error})", "extract") from error
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise damaged(paths.FEATURES_META, problem, "extract") from error
 
 
 @dataclass(frozen=True)
