@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import random
 import statistics
@@ -54,6 +53,7 @@ from headstart.config import load_params
 from headstart.data.prepared import load_classes, load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
+from headstart.features.encoding import read_meta
 from headstart.framework import device_name, keras, make_repeatable
 from headstart.modalities import get_modality
 from headstart.modalities.loading import read_batches
@@ -110,7 +110,7 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     Args:
         cosine: whether the learning rate decays; else it stays.
     """
-    params, meta = set_params(changes), json.loads(paths.FEATURES_META.read_text())
+    params, meta = set_params(changes), read_meta()
     make_repeatable(params.seed)
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
     base, train_set = encoder.get_layer(BACKBONE_LAYER), load_split("train")
@@ -126,16 +126,16 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     steps = epochs * -(-len(train_set) // batch_size)
     rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
     network.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    activations = split.unpack(outputs_for(lower, train_set, meta["size"]))
+    activations = split.unpack(outputs_for(lower, train_set, meta.size))
     clock = time.perf_counter()
     network.fit(activations, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
     seconds = time.perf_counter() - clock
-    return test_logits(encoder, head, meta["size"]), seconds
+    return test_logits(encoder, head, meta.size), seconds
 
 
 def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
     """Logits of the test images, by the network trained on train and by the one that is shipped, if any; seconds."""
-    params, meta = set_params(changes), json.loads(paths.FEATURES_META.read_text())
+    params, meta = set_params(changes), read_meta()
     start = time.perf_counter()
     make_repeatable(params.seed)
     encoder, (head, classes) = build_encoder(params, meta, params.fine_tune.precision), networks.load(paths.HEAD)
@@ -143,13 +143,13 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, flo
     with build_plan(params, encoder, head, meta, folds, None) as plan:
         assert plan, "nothing is trained"
         once = replace(plan, refits=False)
-        result = selection.fine_tune(once, folds, params.fine_tune.confidence, lambda _: None)
-        tuned = test_logits(encoder, head, meta["size"]) / result.temperature
+        result = selection.fine_tune(once, lambda _: None)
+        tuned = test_logits(encoder, head, meta.size) / result.temperature
         if result.better and result.finished and plan.refits:
             plan.refit(result.trained)
         plan.delete_checkpoints()
     seconds = time.perf_counter() - start
-    shipped = test_logits(encoder, head, meta["size"]) / result.temperature if result.better else None
+    shipped = test_logits(encoder, head, meta.size) / result.temperature if result.better else None
     return tuned, shipped, seconds
 
 

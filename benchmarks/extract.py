@@ -39,8 +39,9 @@ from headstart.backbones.base import BACKBONE_LAYER
 from headstart.backbones.keras_applications import KerasApplication
 from headstart.data.files import Folder, file_hash
 from headstart.features import engines
-from headstart.features.extraction import Extraction, ViewIndex
+from headstart.features.extraction import Extraction
 from headstart.features.store import FeatureStore
+from headstart.features.views import ViewIndex, ViewLoader
 from headstart.framework import device_name, keras, tf
 from headstart.modalities import Batch, get_modality
 from headstart.modalities.image.decode import decode
@@ -108,12 +109,13 @@ def speed(photos: Path, choices: list[str]) -> None:
         repeats = -(-len(names) // run.batch_size)
 
         def whole(run: engines.Engine = run, side: int = side) -> None:
-            index = ViewIndex(manifest, 0, None, IMAGES, side)
+            loader = ViewLoader(source, IMAGES, side)
+            index = ViewIndex(manifest, 0, loader)
             with (
                 tempfile.TemporaryDirectory() as folder,
                 FeatureStore(Path(folder) / "s.sqlite", {}, run.feature_dim, "float32") as store,
             ):
-                extraction = Extraction(index, source, IMAGES, run, store, side, None)
+                extraction = Extraction(index, loader, run, store)
                 extraction.compute(store.missing(index.keys), 0)
                 np.save(Path(folder) / "test.npy", extraction.features(range(len(names))))
 

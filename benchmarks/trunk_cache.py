@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,6 +31,7 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import Params, load_params
 from headstart.data.prepared import load_split
+from headstart.features.encoding import FeaturesMeta, read_meta
 from headstart.framework import device_name, keras, tf
 from headstart.training import networks
 from headstart.training.planning import build_encoder, build_plan
@@ -62,7 +62,7 @@ class Clock(keras.callbacks.Callback):
         return [after - before for before, after in zip(self.ends[1:], self.ends[2:], strict=False)]
 
 
-def ours(params: Params, meta: dict[str, Any]) -> tuple[list[float], float, float]:
+def ours(params: Params, meta: FeaturesMeta) -> tuple[list[float], float, float]:
     """Seconds of epochs, those before the first one, and val accuracy."""
     clock, start = Clock(), time.perf_counter()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
@@ -73,9 +73,9 @@ def ours(params: Params, meta: dict[str, Any]) -> tuple[list[float], float, floa
     return clock.seconds(), clock.ends[0] - start, result.history.kept["val_accuracy"]
 
 
-def plain_keras(params: Params, meta: dict[str, Any]) -> tuple[list[float], float, float]:
+def plain_keras(params: Params, meta: FeaturesMeta) -> tuple[list[float], float, float]:
     """What the guides of Keras show, from files."""
-    size, clock = meta["size"], Clock()
+    size, clock = meta.size, Clock()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
     blocks = get_backbone(params.backbone).blocks(encoder)
     trained = splitting.select_blocks(blocks, params.fine_tune.unfreeze)
@@ -94,7 +94,7 @@ def plain_keras(params: Params, meta: dict[str, Any]) -> tuple[list[float], floa
     return clock.seconds(), 0.0, history["val_accuracy"][-1]
 
 
-Way = Callable[[Params, dict[str, Any]], tuple[list[float], float, float]]
+Way = Callable[[Params, FeaturesMeta], tuple[list[float], float, float]]
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def main() -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / image.path, target)
         apply_overrides("params.yaml", [f"fine_tune.{change}" for change in PLAIN])
-        params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+        params, meta = load_params(), read_meta()
         images = len(load_split("train"))
         times: dict[Way, list[float]] = {ours: [], plain_keras: []}
         accuracy: dict[Way, float] = {}

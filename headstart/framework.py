@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 from headstart import locks
@@ -17,7 +17,7 @@ from headstart.machine import cores
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _discard_stderr() -> Iterator[None]:
     """Discard what is written to file descriptor 2, which is below Python's own stderr."""
     stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 2)
@@ -34,14 +34,12 @@ def _quiet() -> Iterator[None]:
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**24))  # no limit; the default is 64 GB
 
-if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+_QUIET = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from here on; errors are still raised
+with _discard_stderr() if _QUIET else nullcontext():
     import keras
     import tensorflow as tf
-else:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # from here on; errors are still raised
-    with _quiet():
-        import keras
-        import tensorflow as tf
+if _QUIET:
     tf.get_logger().setLevel("ERROR")  # it warns about functions compiled often, as in a search
 
 for _gpu in tf.config.list_physical_devices("GPU"):  # by default the first process takes all memory

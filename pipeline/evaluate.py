@@ -41,10 +41,11 @@ def main() -> None:
     with stage("evaluate") as run:
         take_gpus("evaluate")
         params, seed, test, classes = run.params, run.params.seed, load_split("test"), load_classes()
-        head, _ = networks.load(paths.HEAD)
-        model = networks.load_classifier(paths.MODEL)
+        features, model = load_features("test"), networks.load_classifier(paths.MODEL)
+        networks.check_classes(paths.MODEL, model.classes, "fine_tune")
+        head, _ = networks.load_head(features.dim)
 
-        head_probabilities = softmax(heads.logits(head, load_features("test")), axis=1)
+        head_probabilities = softmax(heads.logits(head, features), axis=1)
         with open_source(params.data.source, params.data.root) as source:
             files, batch_size = (list(test.path), list(test.file_hash)), networks.PREDICTION_BATCH
             batches = read_batches(source, model.modality, *files, model.size, batch_size)

@@ -44,18 +44,16 @@ def extract(run: Run, batch_size: int | None) -> None:
 
 def print_summary(run: Run, features: Features) -> None:
     """Say what it cost."""
-    costs, noun = features.costs(), get_modality(run.params.data.kind).noun
+    costs, meta, noun = features.costs(), features.meta, get_modality(run.params.data.kind).noun
     views = f" and {costs['views']} augmented views" if costs["views"] else ""
     print(
-        f"extract: {costs['examples']} {noun}s{views} through {run.params.backbone} at size {features.meta['size']}, "
-        f"{features.dim} features each"
+        f"extract: {costs['examples']} {noun}s{views} through {meta['backbone']} at size {meta['size']}, "
+        f"{meta['feature_dim']} features each"
     )
     line = f"extract: {costs['computed']} computed"
     if costs["computed"]:
-        line += (
-            f" in {costs['seconds']:.1f} s, {costs['examples_per_second']:.0f} {noun}s/s by {features.engine.name} in "
-            f"{run.params.extract.precision} on {costs['device']}"
-        )
+        rate = f"{costs['examples_per_second']:.0f} {noun}s/s by {meta['engine']} in {meta['precision']}"
+        line += f" in {costs['seconds']:.1f} s, {rate} on {costs['device']}"
     if costs["from_store"]:
         line += f"; {costs['from_store']} from the feature store, {costs['seconds_saved']:.1f} s saved"
     print(line)

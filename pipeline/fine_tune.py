@@ -32,6 +32,7 @@ from headstart.config import Params
 from headstart.data.predictions import prediction_table
 from headstart.data.prepared import load_split
 from headstart.errors import UserError
+from headstart.features.encoding import read_meta
 from headstart.features.extraction import retry_on_oom
 from headstart.framework import distribution, make_repeatable, take_gpus
 from headstart.head_config import ResolvedHead
@@ -57,19 +58,18 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     params, settings = run.params, run.params.fine_tune
     model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
-    meta: dict[str, Any] = json.loads(paths.FEATURES_META.read_text(encoding="utf-8"))
-    devices = distribution()
+    meta = read_meta()
+    val_set, devices = load_features("val"), distribution()
     with devices.scope():
         encoder = build_encoder(params, meta, settings.precision)
-        head, classes = networks.load(paths.HEAD)
-    val_set = load_features("val")
+        head, classes = networks.load_head(val_set.dim)
     val_logits = heads.logits(head, val_set)
     metrics = head_metrics = calibration.val_metrics(val_logits, val_set.targets)
     folds = load_folds(params, len(classes)) if settings.unfreeze != "none" else []
     result = None
     with devices.scope(), build_plan(params, encoder, head, meta, folds, batch_size) as plan:
         if plan:
-            result = fine_tune(plan, folds, settings.confidence, run.log_epoch)
+            result = fine_tune(plan, run.log_epoch)
 
     better = result is not None and result.better
     report: dict[str, Any] = {f"head_{name}": value for name, value in head_metrics.items()}
@@ -86,8 +86,8 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     else:
         head, _ = networks.load(paths.HEAD)
     modality = get_modality(params.data.kind)
-    model = networks.join(modality.front(meta["size"]), final, head)
-    networks.save(model, model_file, classes, modality=modality.name, size=meta["size"])
+    model = networks.join(modality.front(meta.size), final, head)
+    networks.save(model, model_file, classes, modality=modality.name, size=meta.size)
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"

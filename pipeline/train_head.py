@@ -32,7 +32,8 @@ def main() -> None:
         take_gpus("train_head")
         make_repeatable(run.params.seed)
         classes, groups = load_classes(), load_split("train").connected.to_numpy()
-        train_set, val_set = load_features("train"), load_features("val")
+        train_set = load_features("train")
+        val_set = load_features("val", train_set.dim)
 
         best, trials = search(train_set, val_set, len(classes), groups, params, run.params.seed)
         settings = resolve_head(params.choice(**best), len(train_set), len(classes))

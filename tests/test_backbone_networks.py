@@ -71,6 +71,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
     build("mobilenetv3small").get_layer(BACKBONE_LAYER).save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(UserError, match=r"other\.weights\.h5: these weights do not fit tiny"):
         build("tiny", str(tmp_path / "other.weights.h5"))
+    base = build("tiny").get_layer(BACKBONE_LAYER)
+    base.set_weights([np.full_like(weights, np.nan) for weights in base.get_weights()])
+    base.save_weights(tmp_path / "nan.weights.h5")
+    with pytest.raises(UserError, match=r"nan\.weights\.h5: these weights do not fit .*\(they are NaN or infinite\)"):
+        build("tiny", str(tmp_path / "nan.weights.h5"))
     with pytest.raises(UserError, match=r"weights file '.*none\.h5' does not exist"):
         build("tiny", str(tmp_path / "none.h5"))
 

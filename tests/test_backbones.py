@@ -27,7 +27,7 @@ def test_a_row_fits_keras(name):
     row = get_backbone(name)
     assert isinstance(row, KerasApplication)
     assert hasattr(getattr(keras.applications, row.module), "preprocess_input")
-    assert row.preprocessing in PREPROCESSING.values()
+    assert row.preprocessing in PREPROCESSING
     assert row.min_size <= row.default_size
 
 

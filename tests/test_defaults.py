@@ -15,6 +15,7 @@ from headstart.config import load_params
 from headstart.data.files import Folder, file_hash
 from headstart.errors import UserError
 from headstart.features import activations
+from headstart.features.views import ViewLoader
 from headstart.modalities import get_modality
 from headstart.modalities.image import CROPS
 from headstart.modalities.image.augmentation import ImageAugmentation
@@ -101,9 +102,8 @@ def test_augmentation_is_as_strong_as_the_head_can_bear(tmp_path, stripes):
     """A mirror image is of the other class, and a strong crop loses the stripe."""
 
     def choose(network: keras.Model, examples: pd.DataFrame, **changes: object) -> ImageAugmentation:
-        settings = SETTINGS.model_copy(update=changes)
-        modality, source = get_modality("image"), Folder(tmp_path)
-        return defaults.choose_augmentation(settings, network, examples, source, modality, 32, 0)
+        settings, loader = SETTINGS.model_copy(update=changes), ViewLoader(Folder(tmp_path), get_modality("image"), 32)
+        return defaults.choose_augmentation(settings, network, examples, loader, 0)
 
     network = side_network(3)
     found = choose(network, stripes)

@@ -149,8 +149,8 @@ def test_out_of_memory_is_reported_with_the_batch_size(images):
     def exhausted(_):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nmore")
 
-    one._graphs.get()
-    one._graphs.put(exhausted)
+    one.pool.get()
+    one.pool.put(exhausted)
     with pytest.raises(engines.OutOfMemoryError, match="OOM when allocating tensor") as raised:
         one({"image": images[:4]})
     assert raised.value.batch_size == 4
@@ -182,11 +182,11 @@ def build_here():
     made.append({variable.value.device[-5:] for variable in encoder.weights})
     return encoder
 engine = TensorFlowEngine(build_here, SPEC, "float32", 4, ["/CPU:0", "/CPU:1"])
-graphs = [engine._graphs.get() for _ in range(2)]
+graphs = [engine.pool.get() for _ in range(2)]
 images = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
 print(made, [graph({"image": images[:4]}).device[-5:] for graph in graphs], engine.parallel)
 for graph in graphs:
-    engine._graphs.put(graph)
+    engine.pool.put(graph)
 batches = [{"image": images[start:start + 4]} for start in range(0, 24, 4)]
 one = TensorFlowEngine(build_small, SPEC, "float32", 4)
 print((np.concatenate(list(engine.map(batches))) == np.concatenate(list(one.map(batches)))).all())

@@ -8,6 +8,7 @@ import pytest
 
 from headstart import paths
 from headstart.errors import UserError
+from headstart.features.encoding import read_meta
 from headstart.training import examples
 
 ROWS = 6
@@ -39,10 +40,55 @@ def test_features_come_with_their_targets_mapped_into_memory(here):
     assert val_set.rows(np.arange(2)).dtype == np.float32
 
 
-def test_features_of_another_manifest_are_refused(here):
-    np.save(paths.TRAIN_VIEWS, np.zeros((ROWS + 1, 2, 4), np.float32))
-    with pytest.raises(UserError, match=r"train_views\.npy has 7 rows, the manifest 6"):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "must be a complete .npy file of numbers"),
+        (b"no array at all", "must be a complete .npy file of numbers"),
+        (b"PK\x03\x04 no archive", "must be a complete .npy file of numbers"),
+        (np.zeros((ROWS, 4), object), "must be a complete .npy file of numbers"),
+        (np.zeros((ROWS, 4), np.int64), "must hold float32 or float16, got int64"),
+        (np.zeros((ROWS + 1, 4), np.float32), "must have the shape (6, any) for this manifest, got (7, 4)"),
+        (np.zeros((ROWS, 1, 4), np.float32), "must have the shape (6, any) for this manifest, got (6, 1, 4)"),
+        (np.zeros((ROWS, 5), np.float32), "must have the shape (6, any, 5) for this manifest, got (6, 2, 4)"),
+        (np.full((ROWS, 4), np.nan, np.float16), "must hold finite numbers, got NaN or infinity"),
+    ],
+    ids=str,
+)
+def test_features_that_extract_did_not_write_are_refused(here, content, problem):
+    file = paths.FEATURES["train"]
+    file.write_bytes(content) if isinstance(content, bytes) else np.save(file, content)
+    with pytest.raises(UserError) as refused:
         examples.load_features("train")
+    wrong = paths.TRAIN_VIEWS if "any, 5" in problem else file
+    assert (
+        str(refused.value) == f"{wrong}: {problem}; delete it, then run `dvc checkout {wrong}`, or `dvc repro extract`"
+    )
+
+
+def test_truncated_features_and_those_of_another_length_are_refused(here):
+    file = paths.FEATURES["val"]
+    with pytest.raises(UserError, match=r"val\.npy: must have the shape \(3, 5\) for this manifest, got \(3, 4\)"):
+        examples.load_features("val", 5)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"val\.npy: must be a complete \.npy file of numbers; delete it"):
+        examples.load_features("val")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "Invalid JSON"),
+        ("[1, 2]", "Input should be an object"),
+        ("{}", "size: Field required"),
+        ('{"size": "large", "pooling": "avg", "engine": "openvino", "weights_sha256": "0"}', "size: Input should be"),
+        ('{"size": 32, "pooling": "mean", "engine": "openvino", "weights_sha256": "0"}', "pooling: Input should be"),
+    ],
+)
+def test_a_description_of_features_that_extract_did_not_write_is_refused(here, content, problem):
+    paths.FEATURES_META.write_text(content)
+    with pytest.raises(UserError, match=rf"meta\.json: {problem}.*; delete it, then run `dvc checkout"):
+        read_meta()
 
 
 def test_blocks_cover_all_rows_and_are_bounded_by_features_and_classes():

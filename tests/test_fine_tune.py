@@ -22,23 +22,15 @@ from headstart.config import load_params
 from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
-from headstart.features import activations
+from headstart.features import extraction
+from headstart.features.encoding import read_meta
 from headstart.modalities import get_modality
 from headstart.modalities.loading import read_batches
 from headstart.training import batches, heads, networks, plan, planning
 from headstart.training.examples import load_features
 
-QUICK = {
-    **SMALL,
-    **SHORT,
-    "data.source": "photos",
-    "train_head.learning_rate": 0.01,
-    "train_head.epochs": 10,
-    "fine_tune.epochs": 4,
-    "fine_tune.confidence": 0.5,
-    "fine_tune.crop": 0.8,
-    "fine_tune.flip": True,
-}
+QUICK = {**SMALL, **SHORT, "data.source": "photos", "train_head.learning_rate": 0.01, "train_head.epochs": 10}
+QUICK |= {"fine_tune.epochs": 4, "fine_tune.confidence": 0.5, "fine_tune.crop": 0.8, "fine_tune.flip": True}
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +85,11 @@ def test_a_better_network_is_selected_and_shipped_as_it_was_scored(here):
     assert report["tuned_confidence"] > 0.5
     assert report["tuned_brier_score"] < report["head_brier_score"]
     assert (report["last_epoch"], report["finished"]) == (4, True)
-    assert json.loads(paths.metrics("fine_tune").read_text()) == {
-        "val_loss": pytest.approx(report["val_loss"], abs=1e-6)
-    }
+    metrics = json.loads(paths.metrics("fine_tune").read_text())
+    assert metrics == {"val_loss": pytest.approx(report["val_loss"], abs=1e-6)}
     probabilities = val_predictions()
     assert predict_val(networks.load_classifier(paths.MODEL)) == pytest.approx(probabilities, abs=0.01)
-    targets = load_split("val").target.to_numpy()
-    loss = -np.log(probabilities[np.arange(len(targets)), targets]).mean()
+    loss = -np.log(probabilities[np.arange(len(probabilities)), load_split("val").target]).mean()
     assert loss == pytest.approx(report["val_loss"], rel=0.01)
 
 
@@ -135,29 +125,23 @@ def test_cached_activations_change_no_result(here):
 
 
 def test_cached_activations_are_not_computed_again(here, monkeypatch):
-    computed, original = [], activations.Extraction.compute
+    computed, original = [], extraction.Extraction.compute
 
     def compute(self, chosen, known):
         computed.append(len(chosen))
         return original(self, chosen, known)
 
-    monkeypatch.setattr(activations.Extraction, "compute", compute)
+    monkeypatch.setattr(extraction.Extraction, "compute", compute)
     fine_tune(trunk_cache="on", views=2, epochs=1)
     fine_tune(trunk_cache="on", views=2, epochs=1, learning_rate=0.001)
-    n_train, n_val = (len(load_split(split)) for split in ("train", "val"))
-    assert computed == [3 * n_train + n_val, 0]
+    assert computed == [3 * len(load_split("train")) + len(load_split("val")), 0]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all"}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all"}])
 def test_a_float32_model_is_shipped_however_it_was_trained(here, changes):
-    report = fine_tune(learning_rate=0.001, **changes)
-    assert np.isfinite(report["tuned_val_loss"])
+    assert np.isfinite(fine_tune(learning_rate=0.001, **changes)["tuned_val_loss"])
     model, _ = networks.load(paths.MODEL)
     assert {layer.dtype_policy.compute_dtype for layer in model.layers} == {"float32"}
-    if changes.get("unfreeze") == "all":
-        assert report["settings"]["trunk_cache"] is False
 
 
 def test_batch_norm_of_backbone_and_head_stays_frozen(here):
@@ -168,19 +152,18 @@ def test_batch_norm_of_backbone_and_head_stays_frozen(here):
     model, _ = networks.load(paths.MODEL)
     backbone = get_backbone("short").build("none", 32, "avg", load_params().seed).get_layer(BACKBONE_LAYER)
     shipped = model.get_layer("encoder").get_layer(BACKBONE_LAYER)
-    compared = 0
-    for before, after in ((backbone, shipped), (head, model.get_layer("head"))):
-        for layer in before.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                compared += 1
-                for old, new in zip(layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True):
-                    assert (old == new).all()
-    assert compared == 5
+    pairs = [
+        (layer.get_weights(), after.get_layer(layer.name).get_weights())
+        for before, after in ((backbone, shipped), (head, model.get_layer("head")))
+        for layer in before.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(pairs) == 5
+    assert all((old == new).all() for pair in pairs for old, new in zip(*pair, strict=True))
 
 
 def test_weights_that_changed_since_extraction_are_refused(here):
-    meta = json.loads(paths.FEATURES_META.read_text())
-    paths.FEATURES_META.write_text(json.dumps({**meta, "weights_sha256": "0"}))
+    paths.FEATURES_META.write_text(read_meta().model_copy(update={"weights_sha256": "0"}).model_dump_json())
     with pytest.raises(UserError, match="weights of short are not those that the features were extracted with"):
         fine_tune()
 
@@ -220,20 +203,9 @@ def test_a_training_that_becomes_nan_is_compared_as_it_was_before(here, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("refit", "expected"),
-    [
-        (False, ["training resumes after epoch 2 of 4"]),
-        pytest.param(
-            True,
-            [
-                "training had finished when the run was stopped after epoch 4 of 4",
-                "training resumes after epoch 2 of 4",
-            ],
-            marks=pytest.mark.slow,
-        ),
-    ],
+    ("refit", "finished"), [(False, ""), pytest.param(True, "training had finished", marks=pytest.mark.slow)]
 )
-def test_a_killed_stage_resumes_to_the_same_file(here, monkeypatch, capsys, refit, expected):
+def test_a_killed_stage_resumes_to_the_same_file(here, monkeypatch, capsys, refit, finished):
     fine_tune(confidence=0, refit=refit)
     whole, save = paths.MODEL.read_bytes(), plan.Checkpoint.save
 
@@ -249,13 +221,14 @@ def test_a_killed_stage_resumes_to_the_same_file(here, monkeypatch, capsys, refi
     capsys.readouterr()
     fine_tune(confidence=0, refit=refit)
     printed = capsys.readouterr().out
-    assert all(line in printed for line in expected)
+    assert "training resumes after epoch 2 of 4" in printed
+    assert finished in printed
     assert paths.MODEL.read_bytes() == whole
 
 
 def test_a_training_with_other_kernels_does_not_resume(here, monkeypatch):
     """Their last digits differ."""
-    params, meta = load_params(), json.loads(paths.FEATURES_META.read_text())
+    params, meta = load_params(), read_meta()
     encoder, head = planning.build_encoder(params, meta, "float32"), networks.load(paths.HEAD)[0]
     found = []
     for kernels in ("0", "0", "1"):
@@ -299,8 +272,7 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
 
 @pytest.mark.parametrize("failure", [pytest.param("NaN", marks=pytest.mark.slow), "worse"])
 def test_a_refit_that_fails_is_discarded(here, monkeypatch, capsys, failure):
-    refit, read, train = plan.Plan.refit, batches.Batches.__getitem__, plan.train
-    kept = []
+    refit, read, train, kept = plan.Plan.refit, batches.Batches.__getitem__, plan.train, []
 
     def next_class(self, index: int):
         inputs, targets, weights = read(self, index)

@@ -18,7 +18,6 @@ from headstart.errors import UserError
 from headstart.training import folds, heads, networks, plan
 from headstart.training.batches import Batches
 from headstart.training.examples import FeatureSet
-from headstart.training.fine_tuning import TrainingJob
 from headstart.training.head_settings import resolve_head
 from headstart.training.verdict import PairedScores
 from pipeline import fine_tune
@@ -61,32 +60,30 @@ def test_each_example_is_held_out_once_and_its_group_with_it(examples):
         assert not set(groups[fold.train_rows]) & set(groups[fold.held_out])
 
 
-def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path):
+def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, monkeypatch):
     keras.utils.set_random_seed(0)
     head = networks.build_head(FEATURES, CLASSES, [])
     x = keras.Input((FEATURES,), name="x")
     logits = networks.without_softmax(head)(keras.layers.Dense(FEATURES, "relu")(x))
     network = keras.Model({"x": x}, logits)
-    before = network.get_weights()
-    settings = PARAMS.fine_tune.model_copy(update={"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0})
-    inputs, ones = Features(examples.features), np.ones(CLASSES, np.float32)
-    train_accuracy = []
+    before, made, train_accuracy, original = network.get_weights(), make_folds(examples, 2), [], plan.train
+    changes = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
+    settings, inputs = PARAMS.fine_tune.model_copy(update=changes), Features(examples.features)
 
-    def make_job(fold: folds.Fold, on_epoch_end) -> TrainingJob:
-        assert (head.get_weights()[0] == fold.head[0]).all()
-        train_set = Batches(inputs, examples.targets, fold.train_rows, ones, 8, 0, seed=0)
-        val_set = Batches(inputs, examples.targets, fold.held_out, ones, 8, 0, seed=None)
+    def train(job):
+        assert any((head.get_weights()[0] == fold.head[0]).all() for fold in made)
+        result = original(job)
+        train_accuracy.append(result.history.rows[-1]["accuracy"])
+        return result
 
-        def record(row: dict[str, float]) -> None:
-            on_epoch_end(row)
-            train_accuracy.append(row.get("accuracy"))
-
-        return TrainingJob(network, train_set, val_set, [1.0] * 4, settings, 20, 0.5, None, False, record)
-
-    result = folds.cross_validate(
-        network, head, make_folds(examples, 2), make_job, examples.targets, 20, tmp_path / "state"
+    monkeypatch.setattr(plan, "train", train)
+    start, targets, checkpoints = networks.get_state(network), examples.targets, tmp_path / "state"
+    tried = plan.Plan(
+        settings, network, head, start, inputs, targets, EXAMPLES, [1.0] * 4, 20, 0, False, made, 0, checkpoints, {}
     )
-    assert train_accuracy[-1] > 0.9
+    result = tried.cross_validate()
+    assert len(train_accuracy) == 2
+    assert min(train_accuracy) > 0.9
     assert result.metrics()["tuned_folds_accuracy"] < 0.6
     assert result.metrics()["head_folds_accuracy"] < 0.6
     assert not result.scores.verdict(0.75)[0]
@@ -94,9 +91,7 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path):
 
 
 def test_more_folds_than_examples_of_a_class_are_refused(examples):
-    with pytest.raises(
-        UserError, match=r"params.yaml: fine_tune.folds 21: no class has so many examples in train and val; lower it"
-    ):
+    with pytest.raises(UserError, match=r"params.yaml: fine_tune.folds 21: no class has so many examples; lower it"):
         make_folds(examples, 21)
 
 
@@ -180,7 +175,8 @@ def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(
                 inputs = {name: np.full(array.shape, np.nan, np.float32) for name, array in inputs.items()}
             return inputs, *rest
 
-        monkeypatch.setattr(Batches, "__getitem__", nan_after_the_first_epoch)
+        if job.checkpoint:  # no fold
+            monkeypatch.setattr(Batches, "__getitem__", nan_after_the_first_epoch)
         return original(job)
 
     monkeypatch.setattr(plan, "train", train)
@@ -190,14 +186,15 @@ def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(
 
 
 def test_a_fold_that_stops_with_nan_counts_as_nothing_learned(here, monkeypatch):
-    original = folds.train
+    original = plan.train
 
     def train(job):
         result = original(job)
-        result.history.kept = {"epoch": 1}
+        if not job.checkpoint:
+            result.history.kept = {"epoch": 1}
         return result
 
-    monkeypatch.setattr(folds, "train", train)
+    monkeypatch.setattr(plan, "train", train)
     report = run_fine_tune()
     assert report["selected"] == "head"
     assert report["tuned_folds_loss"] == pytest.approx(np.log(3), abs=1e-4)
@@ -211,7 +208,7 @@ def test_a_run_killed_in_a_fold_resumes_to_the_same_file(here, monkeypatch, caps
     run_fine_tune()
     whole, state = paths.MODEL.read_bytes(), paths.cache_path("fine_tune")
     assert not list(state.iterdir())
-    trained, original = [], folds.train
+    trained, original = [], plan.train
 
     def killed(job):
         if trained:
@@ -220,13 +217,13 @@ def test_a_run_killed_in_a_fold_resumes_to_the_same_file(here, monkeypatch, caps
         return original(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folds, "train", killed)
+        patch.setattr(plan, "train", killed)
         with pytest.raises(SystemExit):
             run_fine_tune()
     assert len(list(state.iterdir())) == 1
-    monkeypatch.setattr(folds, "train", lambda job: (trained.append(job), original(job))[1])
+    monkeypatch.setattr(plan, "train", lambda job: (trained.append(job), original(job))[1])
     run_fine_tune()
-    assert len(trained) == 2
+    assert len([job for job in trained if not job.checkpoint]) == 2
     assert "fold 1 of 2, as it was before the run was stopped:" in capsys.readouterr().out
     assert paths.MODEL.read_bytes() == whole
     assert not list(state.iterdir())

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.errors import UserError
 from headstart.modalities import get_modality
@@ -70,6 +71,40 @@ def test_other_files_are_refused(tmp_path):
     networks.save(networks.build_head(4, 2, []), tmp_path / "three.keras", ["a", "b", "c"])
     with pytest.raises(UserError, match=r"2 outputs and the class names \['a', 'b', 'c'\]"):
         networks.load(tmp_path / "three.keras")
+    head = networks.build_head(4, 2, [])
+    head.set_weights([np.full((4, 2), np.nan), np.zeros(2)])
+    networks.save(head, tmp_path / "nan.keras", ["a", "b"])
+    with pytest.raises(
+        UserError, match=r"nan\.keras is not .* damaged \(its weights are NaN or infinite\); .* delete it"
+    ):
+        networks.load(tmp_path / "nan.keras")
+
+
+@pytest.mark.parametrize("place", [0.02, 0.2, 0.5, 0.8])
+def test_damaged_files_are_refused(tmp_path, place):
+    networks.save(networks.build_head(4, 2, [3]), tmp_path / "head.keras", ["a", "b"])
+    data = bytearray((tmp_path / "head.keras").read_bytes())
+    start = int(place * len(data))
+    data[start : start + 200] = bytes(200)
+    (tmp_path / "damaged.keras").write_bytes(data)
+    (tmp_path / "truncated.keras").write_bytes(data[:start])
+    for name in ("damaged", "truncated"):
+        with pytest.raises(UserError, match=rf"{name}\.keras is not a model .*delete it, then run `dvc checkout`"):
+            networks.load(tmp_path / f"{name}.keras")
+
+
+def test_a_head_for_other_features_or_classes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in (paths.HEAD, paths.CLASSES):
+        file.parent.mkdir(parents=True)
+    networks.save(networks.build_head(4, 2, []), paths.HEAD, ["a", "b"])
+    paths.CLASSES.write_text('["a", "b"]')
+    assert networks.load_head(4)[1] == ["a", "b"]
+    with pytest.raises(UserError, match=r"head\.keras: must take 5 features, got .*`dvc repro train_head`"):
+        networks.load_head(5)
+    paths.CLASSES.write_text('["a", "c"]')
+    with pytest.raises(UserError, match=r"head\.keras: must have the classes of data.prepared.classes\.json, got a, b"):
+        networks.load_head(4)
 
 
 def test_a_head_is_no_classifier(tmp_path):

@@ -168,6 +168,7 @@ def test_every_form_of_unfreeze(mobilenet, unfreeze, first, count):
     ("unfreeze", "message"),
     [
         ("blok_13", "fine_tune.unfreeze 'blok_13' is not a block or layer of the backbone; did you mean 'block_13'"),
+        ("nosuch", "of the backbone; its blocks are stem, expanded_conv, block_1, .*, block_16$"),
         (19, "fine_tune.unfreeze 19: the backbone has 18 blocks; use all"),
     ],
 )

@@ -17,11 +17,7 @@ def register(backbone: Backbone) -> None:
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the backbone of that name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the backbone of that name; raises UserError if there is none."""
     if name not in BACKBONES:
         raise UserError(
             f"{PARAMS_FILE}: backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES) or ';'} "
@@ -37,11 +33,7 @@ def cached_backbones() -> list[str]:
 
 
 def check_params(params: Params) -> None:
-    """Check the params that depend on the backbone and the modality.
-
-    Raises:
-        UserError: naming the key, the rule and the value.
-    """
+    """Raise UserError if params do not fit the backbone or its modality, naming the key, the rule and the value."""
     backbone, modality = get_backbone(params.backbone), get_modality(params.data.kind)
     if backbone.modality != modality.name:
         raise UserError(

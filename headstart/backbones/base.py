@@ -25,12 +25,7 @@ BACKBONE_LAYER, POOL_LAYER = "backbone", "pool"
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that belong together.
-
-    Attributes:
-        name: e.g. `block_13` or `conv5_block3`.
-        layers: in the order of the network.
-    """
+    """Layers that belong together, in the order of the network, and their name, e.g. `conv5_block3`."""
 
     name: str
     layers: tuple[keras.Layer, ...]
@@ -63,11 +58,7 @@ class Backbone:
     min_size: int = 1
 
     def check(self, params: Params) -> None:
-        """Check the params that this backbone restricts.
-
-        Raises:
-            UserError: naming the key, the rule and the value.
-        """
+        """Raise UserError if params do not fit this backbone, naming the key, the rule and the value."""
         size = params.extract.size
         if size is not None and size < self.min_size:
             raise UserError(f"{PARAMS_FILE}: extract.size must be at least {self.min_size} for {self.name}, got {size}")

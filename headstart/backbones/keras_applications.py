@@ -7,8 +7,11 @@ import os
 import re
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.config import PARAMS_FILE, Params
@@ -21,49 +24,52 @@ TINY_WEIGHTS = Path(__file__).parent / "weights" / "tiny.weights.h5"
 INPUT = "image"  # of the encoder, see ImageModality.spec
 STEM, TOP = "stem", "top"  # the layers before the first block, and after the last one
 
-# How each family names the layers of a block; the groups give the name of the block. A layer without a match belongs to
-# the block before it, in Inception to the one after it: there only the last layers of a block have its name.
-BLOCK_NAMES = {
-    "convnext": r"convnext_[a-z]+_(stage_\d+_block_\d+|downsampling_block_[1-9])",
-    "densenet": r"(conv\d_block\d+)_",
-    "efficientnet": r"(block\d+[a-z]+)_",
-    "efficientnet_v2": r"(block\d+[a-z]+)_",
-    "inception_resnet_v2": r"(mixed_\d[ab]|block\d+_\d+)",
-    "inception_v3": r"(mixed\d+)$",
-    "mobilenet": r"(conv)_(?:pad|dw|pw)_(\d+)",
-    "mobilenet_v2": r"(block_\d+|expanded_conv)_",
-    "mobilenet_v3": r"(expanded_conv(?:_\d+)?)_",
-    "nasnet": r"(?!activation|concatenate).*?_((?:stem_|reduce_)?\d+)$",
-    "resnet": r"(conv\d_block\d+)_",
-    "resnet_v2": r"(conv\d_block\d+)_",
-    "vgg16": r"(block\d)_",
-    "vgg19": r"(block\d)_",
-    "xception": r"(block\d+)_",
-}
-NAMED_BY_THE_END = ("inception_resnet_v2", "inception_v3")
-
 
 @dataclass(frozen=True)
+class Family:
+    """What the networks of a module of `keras.applications` share; {} in a text is what distinguishes one of them.
+
+    Attributes:
+        constructor: function of `keras.applications`.
+        preprocessing: what its `preprocess_input` makes of RGB in [0, 255], in words.
+        weights_file: name of the ImageNet weights in Keras' cache; `{size}` is the size that they were trained at.
+        block_name: pattern of the names of a block's layers; its groups give the name of the block. A layer without a
+            match belongs to the block before it.
+        named_by_the_end: it belongs to the block after it: only the last layers of a block have its name.
+    """
+
+    constructor: str
+    preprocessing: str
+    weights_file: str
+    block_name: str
+    named_by_the_end: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class KerasApplication(Backbone):
     """A row of the table in `keras_table.py`: (N, size, size, 3) RGB in [0, 255] -> (N, feature_dim).
 
     Attributes:
-        constructor: function of `keras.applications`.
-        module: module of `keras.applications` with its `preprocess_input`.
-        weights_file: name of its ImageNet weights in Keras' cache; `{size}` is the size that they were trained at.
-        weight_sizes: possible values of `{size}`; any other image size takes the last one.
+        module: module of `keras.applications`.
+        variant: what distinguishes the network in its family.
+        weight_sizes: sizes that there are ImageNet weights for; any other image size takes the last one.
         pinned_size: whether Keras has ImageNet weights for the default size only.
         arguments: further arguments of the constructor.
         weights_sha256: of the weights file, hexadecimal, if it comes with this repository.
     """
 
-    constructor: str = ""
-    module: str = ""
-    weights_file: str = ""
+    family: Family
+    module: str
+    variant: str
     weight_sizes: tuple[int, ...] = ()
     pinned_size: bool = False
     arguments: tuple[tuple[str, float], ...] = ()
     weights_sha256: str = ""
+
+    @property
+    def constructor(self) -> str:
+        """Name of the function of `keras.applications`."""
+        return self.family.constructor.format(self.variant)
 
     def check(self, params: Params) -> None:
         super().check(params)
@@ -78,7 +84,7 @@ class KerasApplication(Backbone):
         if self.weights_sha256:
             return TINY_WEIGHTS
         trained_at = size if size in self.weight_sizes else (self.weight_sizes or (0,))[-1]
-        return keras_models() / self.weights_file.format(size=trained_at)
+        return keras_models() / self.family.weights_file.format(self.variant.lower(), size=trained_at)
 
     def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
         from headstart.framework import keras
@@ -89,11 +95,8 @@ class KerasApplication(Backbone):
         base.trainable = False
         image = keras.Input((size, size, 3), name=INPUT)
         feature_map = base(self.preprocess(image), training=False)
-        pool = {
-            "avg": keras.layers.GlobalAveragePooling2D,
-            "max": keras.layers.GlobalMaxPooling2D,
-            "flatten": keras.layers.Flatten,
-        }[pooling](name=POOL_LAYER)
+        layers = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D", "flatten": "Flatten"}
+        pool = getattr(keras.layers, layers[pooling])(name=POOL_LAYER)
         return keras.Model({INPUT: image}, pool(feature_map), name="encoder")
 
     def preprocess(self, image: keras.KerasTensor) -> keras.KerasTensor:
@@ -105,7 +108,7 @@ class KerasApplication(Backbone):
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return all layers, in blocks by the names that the family gives its layers."""
         layers = encoder.get_layer(BACKBONE_LAYER).layers
-        pattern, backwards = re.compile(BLOCK_NAMES[self.module]), self.module in NAMED_BY_THE_END
+        pattern, backwards = re.compile(self.family.block_name), self.family.named_by_the_end
         found: dict[str, list[keras.Layer]] = {}
         name = ""
         for layer in reversed(layers) if backwards else layers:
@@ -118,33 +121,37 @@ class KerasApplication(Backbone):
         return [Block(name, tuple(layers)) for name, layers in found.items()]
 
     def _network(self, weights: str, size: int) -> keras.Model:
-        """Build the network without its top.
-
-        Raises:
-            UserError: if the weights are not available, or do not fit.
-        """
+        """Build the network without its top; raises as `build`."""
         from headstart.framework import keras
 
-        constructor, arguments = getattr(keras.applications, self.constructor), dict(self.arguments)
-        shape = (size, size, 3)
+        build = partial(
+            getattr(keras.applications, self.constructor),
+            include_top=False,
+            input_shape=(size, size, 3),
+            **dict(self.arguments),
+        )
         with warnings.catch_warnings():
             # MobileNets warn that an unusual size takes the weights of the default one, as weight_sizes says.
             warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
+            if weights == "none":
+                return build(weights=None)
             if weights == "pretrained" and not self.weights_sha256:
                 try:
-                    return constructor(include_top=False, weights="imagenet", input_shape=shape, **arguments)
+                    return build(weights="imagenet")
                 except Exception as error:
                     raise self._no_weights(self.weights_path(size), error) from error
-            file = None if weights == "none" else Path(weights)
-            if weights == "pretrained":
-                file = _verified(self.weights_path(size), self.weights_sha256)
-            elif file and not file.is_file():
+            file = self.weights_path(size) if weights == "pretrained" else Path(weights)
+            if weights != "pretrained" and not file.is_file():
                 raise UserError(
                     f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
                 )
-            base = constructor(include_top=False, weights=None, input_shape=shape, **arguments)
-            if file:
-                self._load(base, file)
+            if weights == "pretrained" and _sha256(file) != self.weights_sha256:
+                raise UserError(
+                    f"{file}: not the weights that keras_table.py lists by their sha256; restore them (git checkout "
+                    f"-- headstart/backbones/weights/{file.name}), or name the file in `weights:` of params.yaml"
+                )
+            base = build(weights=None)
+            self._load(base, file)
             return base
 
     def _load(self, base: keras.Model, file: Path) -> None:
@@ -154,6 +161,8 @@ class KerasApplication(Backbone):
                 # Keras only warns if a file lacks a layer, and leaves that layer random.
                 warnings.filterwarnings("error", message="Skipping nested container")
                 base.load_weights(file)
+            if not all(np.isfinite(weights.numpy()).all() for weights in base.weights):
+                raise ValueError("they are NaN or infinite")
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(
@@ -185,15 +194,5 @@ def keras_models() -> Path:
     return Path(os.environ.get("KERAS_HOME") or home / ".keras") / "models"
 
 
-def _verified(file: Path, sha256: str) -> Path:
-    """Return `file` if it has that hash.
-
-    Raises:
-        UserError: if it has not.
-    """
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise UserError(
-            f"{file}: not the weights that keras_table.py lists by their sha256; restore them "
-            f"(git checkout -- headstart/backbones/weights/{file.name}), or name the file in `weights:` of params.yaml"
-        )
-    return file
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

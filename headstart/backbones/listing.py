@@ -6,19 +6,14 @@ from headstart.backbones import BACKBONES, cached_backbones, get_backbone
 
 
 def print_backbones(name: str | None = None) -> None:
-    """Print all backbones, or the blocks of the one called `name`, which loads TensorFlow.
+    """Print a row per backbone, or per block of the one called `name`, which loads TensorFlow.
 
     Raises:
         UserError: if there is no backbone of that name.
     """
-    if name is None:
-        print_table()
-    else:
-        print_blocks(name)
-
-
-def print_table() -> None:
-    """Print a row per backbone."""
+    if name is not None:
+        _print_blocks(name)
+        return
     here = set(cached_backbones())
     print(
         f"{'backbone':<18} {'of':<6} {'features':>8} {'weights':>9} {'size':>5} {'min':>5}  {'here':<5} preprocessing"
@@ -35,7 +30,7 @@ def print_table() -> None:
     )
 
 
-def print_blocks(name: str) -> None:
+def _print_blocks(name: str) -> None:
     """Print a row per block, from the input to the output."""
     backbone = get_backbone(name)
     blocks = backbone.blocks(backbone.build("none", backbone.default_size, "avg", seed=0))

@@ -41,7 +41,7 @@ def select_blocks(blocks: list[Block], unfreeze: float | str) -> list[Block]:
     if unfreeze not in names:
         raise UserError(
             f"params.yaml: fine_tune.unfreeze {unfreeze!r} is not a block or layer of the backbone"
-            f"{did_you_mean(str(unfreeze), names) or ';'} `headstart backbones NAME` lists the blocks"
+            f"{did_you_mean(str(unfreeze), names) or ';'} its blocks are {', '.join(block.name for block in blocks)}"
         )
     trained = layers[layers.index(names[unfreeze]) :]
     parts = [Block(block.name, tuple(layer for layer in block.layers if layer in trained)) for block in blocks]

@@ -6,21 +6,18 @@ Both return the same view of an example for the same number, up to the rounding 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from headstart.backbones.splitting import MIN_WORK, Split
-from headstart.data.files import Source
 from headstart.errors import UserError
-from headstart.features import store
-from headstart.features.engines import Engine
-from headstart.features.extraction import Extraction, ViewIndex, fingerprint_inputs, load_views
+from headstart.features.extraction import Extraction
+from headstart.features.views import ViewLoader
 from headstart.machine import cores
-from headstart.modalities import Augmentation, Batch, Modality
+from headstart.modalities import Batch
 from headstart.modalities.loading import prefetch
 
 MAX_BYTES = 20 * 10**9  # of activations that are cached if fine_tune.trunk_cache is auto
@@ -45,29 +42,20 @@ class Inputs(Protocol):
 class RawExamples:
     """The examples themselves, loaded and augmented each time."""
 
-    def __init__(
-        self,
-        manifest: pd.DataFrame,
-        source: Source,
-        modality: Modality,
-        size: int,
-        augmentation: Augmentation | None,
-    ) -> None:
-        self._paths, self._hashes = list(manifest.path), list(manifest.file_hash)
-        self._source, self._modality, self._size, self._augmentation = source, modality, size, augmentation
-        self.workers, self.mixes = cores(), modality.mixes
+    def __init__(self, manifest: pd.DataFrame, loader: ViewLoader) -> None:
+        self._files, self._loader = list(zip(manifest.path, manifest.file_hash, strict=True)), loader
+        self.workers, self.mixes = cores(), loader.modality.mixes
 
-    def _load(self, row: int, view: int) -> np.ndarray:
-        path, file_hash = self._paths[row], self._hashes[row]
-        return next(load_views(self._source, self._modality, path, file_hash, [view], self._size, self._augmentation))
+    def _load(self, rows: Iterable[int], view: int) -> list[np.ndarray]:
+        return [next(self._loader.load(*self._files[row], [view])) for row in rows]
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
-        return self._modality.batch([self._load(row, view) for row in rows])
+        return self._loader.modality.batch(self._load(rows, view))
 
     def batches(self, view: int, batch_size: int) -> Iterator[Batch]:
         """Yield batches of that view of all examples in order, loaded ahead by threads."""
-        loaded = prefetch(lambda rows: (self._load(row, view) for row in rows), len(self._paths), batch_size)
-        return map(self._modality.batch, loaded)
+        loaded = prefetch(lambda rows: self._load(rows, view), len(self._files), batch_size)
+        return map(self._loader.modality.batch, loaded)
 
 
 class Activations:
@@ -75,40 +63,14 @@ class Activations:
 
     workers, mixes = 1, True
 
-    def __init__(self, extraction: Extraction, index: ViewIndex, split: Split) -> None:
-        self._extraction, self._index, self._split = extraction, index, split
+    def __init__(self, extraction: Extraction, split: Split) -> None:
+        self._extraction, self._split = extraction, split
         self._lock = threading.Lock()  # Keras reads in threads of its own
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
         with self._lock:
-            found = self._extraction.features(self._index.first[rows] + view)
+            found = self._extraction.features(self._extraction.index.first[rows] + view)
         return self._split.unpack(found.astype(np.float32))
-
-
-@contextmanager
-def cached_activations(
-    engine: Engine,
-    recipe: dict[str, Any],
-    manifest: pd.DataFrame,
-    source: Source,
-    modality: Modality,
-    split: Split,
-    size: int,
-    augmentation: Augmentation | None,
-    views: int,
-) -> Iterator[Activations]:
-    """Compute the activations that the store lacks: of all examples, and of `views` augmented views of those in train.
-
-    Args:
-        engine: runs the frozen blocks, `splitting.lower_model`.
-        recipe: what distinguishes their activations from others.
-    """
-    index = ViewIndex(manifest, views, augmentation, modality, size)
-    inputs = fingerprint_inputs(engine, recipe, modality, size)
-    with store.open_store(inputs, engine.feature_dim, STORAGE) as activations:
-        extraction = Extraction(index, source, modality, engine, activations, size, augmentation, "fine_tune")
-        extraction.complete()
-        yield Activations(extraction, index, split)
 
 
 def choose_cache(

@@ -112,13 +112,13 @@ def _databases() -> list[Path]:
     return sorted(file for file in folder().glob("*.sqlite") if file.is_file())
 
 
-def _connect(file: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=SECONDS_TO_WAIT)
+def _connect(file: Path, mode: str) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True, timeout=SECONDS_TO_WAIT))
 
 
 def _read(file: Path) -> tuple[int, dict[str, Any]]:
     """Return how many rows a database has, and the inputs of its features."""
-    with closing(_connect(file, "ro")) as db:
+    with _connect(file, "ro") as db:
         rows = db.execute("SELECT count(*) FROM features").fetchone()[0]
         inputs = db.execute("SELECT value FROM about WHERE name = 'inputs'").fetchone()
     return rows, json.loads(inputs[0]) if inputs else {}
@@ -127,7 +127,7 @@ def _read(file: Path) -> tuple[int, dict[str, Any]]:
 def _verify(file: Path) -> tuple[int, int]:
     """Return how many rows are intact, and how many were damaged and are removed."""
     used = file.stat()
-    with closing(_connect(file, "rw")) as db, db:
+    with _connect(file, "rw") as db, db:
         total = db.execute("SELECT count(*) FROM features").fetchone()[0]
         rows = db.execute("SELECT rowid, key, feature, digest FROM features")
         bar = tqdm(rows, total=total, desc=file.stem, unit=" rows", disable=None)

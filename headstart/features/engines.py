@@ -10,10 +10,10 @@ import importlib
 import importlib.metadata
 import queue
 import sys
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ class OutOfMemoryError(Exception):
         self.batch_size = batch_size
 
 
-class Engine(ABC):
-    """Runs an encoder; calls may come from several threads.
+class Engine:
+    """Runs an encoder; calls may come from several threads. Arguments of the subclasses are those of `open_engine`.
 
     Attributes:
         name: `tensorflow` or `openvino`.
@@ -46,6 +46,7 @@ class Engine(ABC):
         device: its name if its rounding has no fingerprint, since kernels may be chosen by timing them; else empty.
         batch_size: most examples per call.
         parallel: how many calls keep the device busy.
+        pool: what computes a full batch, once for each of these calls.
         feature_dim: of the features.
         weights_sha256: see `backbones.base.weights_sha256`.
     """
@@ -53,10 +54,11 @@ class Engine(ABC):
     name: str
     arithmetic: dict[str, str]
     device = ""
-    batch_size: int
-    parallel: int
-    feature_dim: int
-    weights_sha256: str
+
+    def __init__(self, encoder: keras.Model, batch_size: int, parallel: int) -> None:
+        self.batch_size, self.parallel, self.feature_dim = batch_size, parallel, encoder.output_shape[1]
+        self.weights_sha256 = weights_sha256(encoder)
+        self.pool: queue.SimpleQueue[Callable[[Batch], Any]] = queue.SimpleQueue()
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Compute the features, (b, feature_dim) float32, of a batch of b <= batch_size examples.
@@ -67,9 +69,14 @@ class Engine(ABC):
         count = batch_length(batch)
         return self._run(pad_batch(batch, self.batch_size))[:count]
 
-    @abstractmethod
     def _run(self, batch: Batch) -> np.ndarray:
-        """Compute the features of a full batch."""
+        compute = self.pool.get()
+        try:
+            return np.asarray(compute(batch))
+        except tf.errors.ResourceExhaustedError as error:
+            raise OutOfMemoryError(self.batch_size, str(error).split("\n")[0][:200]) from error
+        finally:
+            self.pool.put(compute)
 
     def map(self, batches: Iterable[Batch]) -> Generator[np.ndarray, None, None]:
         """Yield the features of each batch in order; several batches are computed at once."""
@@ -91,14 +98,6 @@ class OpenVINOEngine(Engine):
 
     There is one stream of one thread per core: streams do not wait for each other as the threads of a batch do, and the
     bits do not depend on the number of cores.
-
-    Args:
-        build: builds the encoder.
-        spec: of its inputs, see `Modality.spec`.
-        precision: float32, bfloat16 or float16, of the arithmetic.
-
-    Raises:
-        UserError: if the CPU does not support that precision.
     """
 
     name = "openvino"
@@ -112,14 +111,10 @@ class OpenVINOEngine(Engine):
                 f"params.yaml: extract.precision {precision}: this processor does not support it; use float32, or "
                 "extract.engine tensorflow, which is slow at it"
             )
-        encoder = build()
-        self.batch_size = batch_size or OPENVINO_BATCH
-        self.parallel = cores()
-        self.feature_dim = encoder.output_shape[1]
-        self.weights_sha256 = weights_sha256(encoder)
+        encoder, names = build(), list(spec)
+        super().__init__(encoder, batch_size or OPENVINO_BATCH, cores())
         self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
-        self._names = list(spec)
-        graph = tf.function(lambda *arrays: encoder(dict(zip(self._names, arrays, strict=True)), training=False))
+        graph = tf.function(lambda *arrays: encoder(dict(zip(names, arrays, strict=True)), training=False))
         signature = [tf.TensorSpec((None, *shape), _computed(dtype)) for shape, dtype in spec.values()]
         model = openvino.convert_model(graph.get_concrete_function(*signature))
         shapes = ([self.batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
@@ -134,28 +129,17 @@ class OpenVINOEngine(Engine):
             "ENABLE_CPU_PINNING": False,  # decoding threads need the cores, too
         }
         compiled = core.compile_model(preprocessor.build(), "CPU", settings)
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.parallel):
-            self._requests.put(compiled.create_infer_request())
 
-    def _run(self, batch: Batch) -> np.ndarray:
-        request = self._requests.get()
-        try:
-            request.infer({number: batch[name] for number, name in enumerate(self._names)}, share_inputs=True)
+        def compute(request: Any, batch: Batch) -> np.ndarray:
+            request.infer({number: batch[name] for number, name in enumerate(names)}, share_inputs=True)
             return request.get_output_tensor(0).data.copy()
-        finally:
-            self._requests.put(request)
+
+        for _ in range(self.parallel):
+            self.pool.put(partial(compute, compiled.create_infer_request()))
 
 
 class TensorFlowEngine(Engine):
-    """The Keras model itself as a compiled graph, a copy on each GPU, or one on the CPU.
-
-    Args:
-        build: builds the encoder.
-        spec: of its inputs, see `Modality.spec`.
-        precision: float32, or mixed with bfloat16 or float16.
-        devices: names of TensorFlow's devices; by default all GPUs, else the CPU.
-    """
+    """The Keras model itself as a compiled graph, a copy on each of `devices`: by default all GPUs, else the CPU."""
 
     name = "tensorflow"
 
@@ -165,37 +149,25 @@ class TensorFlowEngine(Engine):
         spec: Spec,
         precision: str,
         batch_size: int | None,
-        devices: list[str] | None = None,
+        devices: Sequence[str] = (),
     ) -> None:
         gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
         devices = devices or gpus or ["/CPU:0"]
-        self.batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # a batch of one has other bits
-        self.parallel = 2 * len(devices) if gpus else len(devices)  # one is copied to the GPU while one is computed
-        # With some networks TensorFlow's rounding depends on the batch size.
-        self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(self.batch_size)}
-        if gpus:
-            self.device = ", ".join(sorted(set(gpu_names())))
         encoders = []
         for device in devices:
             with tf.device(device), policy(precision):
                 encoders.append(build())
-        self.feature_dim = encoders[0].output_shape[1]
-        self.weights_sha256 = weights_sha256(encoders[0])
-        signature = {name: tf.TensorSpec((self.batch_size, *shape), dtype) for name, (shape, dtype) in spec.items()}
-        self._graphs: queue.SimpleQueue[Callable[[Batch], tf.Tensor]] = queue.SimpleQueue()
+        batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # a batch of one has other bits
+        copies = 2 if gpus else 1  # one batch is copied to the GPU while one is computed
+        super().__init__(encoders[0], batch_size, copies * len(devices))
+        # With some networks TensorFlow's rounding depends on the batch size.
+        self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(batch_size)}
+        if gpus:
+            self.device = ", ".join(sorted(set(gpu_names())))
+        signature = {name: tf.TensorSpec((batch_size, *shape), dtype) for name, (shape, dtype) in spec.items()}
         graphs = [_graph(encoder, device, signature) for encoder, device in zip(encoders, devices, strict=True)]
-        for _ in range(self.parallel // len(devices)):
-            for graph in graphs:
-                self._graphs.put(graph)
-
-    def _run(self, batch: Batch) -> np.ndarray:
-        graph = self._graphs.get()
-        try:
-            return graph(batch).numpy()
-        except tf.errors.ResourceExhaustedError as error:
-            raise OutOfMemoryError(self.batch_size, str(error).split("\n")[0][:200]) from error
-        finally:
-            self._graphs.put(graph)
+        for graph in graphs * copies:
+            self.pool.put(graph)
 
 
 def _graph(encoder: keras.Model, device: str, signature: dict[str, tf.TensorSpec]) -> Callable[[Batch], tf.Tensor]:
@@ -205,11 +177,11 @@ def _graph(encoder: keras.Model, device: str, signature: dict[str, tf.TensorSpec
         inputs = {name: tf.cast(array, _computed(array.dtype.name)) for name, array in batch.items()}
         return tf.cast(encoder(inputs, training=False), tf.float32)
 
-    def on_device(batch: Batch) -> tf.Tensor:
+    def compute(batch: Batch) -> tf.Tensor:
         with tf.device(device):
             return run({name: tf.constant(array) for name, array in batch.items()})
 
-    return on_device
+    return compute
 
 
 def _computed(dtype: str) -> str:

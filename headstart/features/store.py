@@ -88,50 +88,35 @@ class FeatureStore:
         """Store (n, feature_dim) features, which took that long to compute, under n keys: all or none of them."""
         blobs = [row.tobytes() for row in features.astype(self.dtype, copy=False)]
         rows = [(key, blob, _digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # commits, or rolls back
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)
             self._db.execute("UPDATE about SET value = value + ? WHERE name = 'computed'", (len(rows),))
             self._db.execute("UPDATE about SET value = value + ? WHERE name = 'seconds'", (seconds,))
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
     def get(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the features of `keys`, (n, feature_dim), and the places of those that are missing or damaged."""
-        features = np.zeros((len(keys), self._dim), self.dtype)
-        found: dict[bytes, bytes] = {}
+        features, found = np.zeros((len(keys), self._dim), self.dtype), {}
         for part in _parts(keys):
             query = f"SELECT key, feature, digest FROM features WHERE key IN ({placeholders(part)})"
-            rows = self._db.execute(query, part)
-            found |= {key: feature for key, feature, digest in rows if self._is_intact(key, feature, digest)}
-        bad = []
+            for key, feature, digest in self._db.execute(query, part):
+                if is_intact(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize:
+                    found[key] = feature
         for place, key in enumerate(keys):
             if key in found:
                 features[place] = np.frombuffer(found[key], self.dtype)
-            else:
-                bad.append(place)
-        return features, bad
-
-    def _is_intact(self, key: bytes, feature: bytes, digest: bytes) -> bool:
-        return is_intact(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize
+        return features, [place for place, key in enumerate(keys) if key not in found]
 
     def seconds_per_row(self) -> float:
         """Return how long a row took to compute, on average; 0 if none was."""
         about = dict(self._db.execute("SELECT name, value FROM about WHERE name != 'inputs'"))
         return about["seconds"] / about["computed"] if about["computed"] else 0.0
 
-    def close(self) -> None:
-        """Close the database."""
-        self._db.close()
-
     def __enter__(self) -> FeatureStore:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._db.close()
 
 
 @contextmanager
@@ -166,7 +151,7 @@ def open_store(inputs: dict[str, Any], feature_dim: int, dtype: str) -> Iterator
         except sqlite3.DatabaseError as error:
             if not is_damaged(error):
                 raise
-            store.close()
+            stack.close()
             remove(store.file)
             raise DamagedStoreError(f"{store.file} is damaged ({error}) and removed") from error
 

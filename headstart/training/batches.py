@@ -16,8 +16,7 @@ class Batches(keras.utils.PyDataset):
     of the classes are 1, so that a sum of weighted losses is their mean. Epoch n is the same whatever came before it.
 
     Args:
-        inputs: reads the examples of rows.
-        targets: (n,) int32, of all rows of `inputs`.
+        inputs, targets: of n examples; targets are (n,) int32.
         rows: (N,), those that are used.
         weights: (n_classes,) float32, of the classes.
         views: how many augmented views there are; epochs take the plain examples, then view after view, and again.

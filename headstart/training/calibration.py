@@ -17,12 +17,11 @@ BLOCK = 2**18  # logits that are worked on at once
 
 def log_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return (N,) float64: the cross-entropy of each row of (N, n_classes) logits against (N,) int targets."""
-    return np.concatenate(
-        [
-            -log_softmax(logits[rows].astype(np.float64), axis=1)[np.arange(len(targets[rows])), targets[rows]]
-            for rows in row_blocks(logits)
-        ]
-    )
+    losses = []
+    for rows in row_blocks(logits):
+        log_probabilities = log_softmax(logits[rows].astype(np.float64), axis=1)
+        losses.append(-log_probabilities[np.arange(len(log_probabilities)), targets[rows]])
+    return np.concatenate(losses)
 
 
 def brier_score(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -18,15 +18,12 @@ from headstart.training.history import History
 from headstart.training.verdict import PairedScores
 
 MAX_AGE_SECONDS = 7 * 86400.0
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged .npz file raises
 SCORES = ("losses", "brier_scores", "correct")  # fields of PairedScores
 
 
 def write_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file, whole or not at all.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write an .npz file, whole or not at all. Raises OSError if it cannot be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
     try:
@@ -75,7 +72,7 @@ class Checkpoint:
                 text = json.loads(saved["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("it belongs to another network")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             print(f"{self.file}: cannot be used ({error}); fine-tuning starts from the beginning", file=sys.stderr)
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)

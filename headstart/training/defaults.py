@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pandas as pd
 
 from headstart.config import FineTune
-from headstart.data.files import Source
 from headstart.features.activations import RawExamples
+from headstart.features.views import ViewLoader
 from headstart.framework import keras
-from headstart.modalities import Augmentation, Modality
+from headstart.modalities import Augmentation
 from headstart.training import networks
 
 # As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
@@ -65,13 +68,7 @@ def choose_refit(settings: FineTune, examples: pd.DataFrame) -> bool:
 
 
 def choose_augmentation(
-    settings: FineTune,
-    network: keras.Model,
-    examples: pd.DataFrame,
-    source: Source,
-    modality: Modality,
-    size: int,
-    seed: int,
+    settings: FineTune, network: keras.Model, examples: pd.DataFrame, loader: ViewLoader, seed: int
 ) -> Augmentation | None:
     """Return the augmentation that `settings` ask for, or the strongest with which examples are still recognized.
 
@@ -82,16 +79,15 @@ def choose_augmentation(
     sample = examples.sample(min(PROBES, len(examples)), random_state=seed)
 
     def correct(augmentation: Augmentation | None, view: int) -> np.ndarray:
-        batches = RawExamples(sample, source, modality, size, augmentation).batches(view, networks.PREDICTION_BATCH)
+        changed = RawExamples(sample, replace(loader, augmentation=augmentation))
+        batches = changed.batches(view, networks.PREDICTION_BATCH)
         predicted = [networks.predict(network, batch, networks.PREDICTION_BATCH).argmax(axis=1) for batch in batches]
         return np.concatenate(predicted) == sample.target.to_numpy()
 
-    plain: list[np.ndarray] = []  # filled when it is first needed
+    correct_as_is = cache(lambda: correct(None, 0))
 
     def still_recognized(augmentation: Augmentation, view: int) -> bool:
-        if not plain:
-            plain.append(correct(None, 0))
-        known = plain[0]
+        known = correct_as_is()
         return bool(known.any() and correct(augmentation, view)[known].mean() >= STILL_RECOGNIZED)
 
-    return modality.choose_augmentation(settings, still_recognized)
+    return loader.modality.choose_augmentation(settings, still_recognized)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from headstart import paths
 from headstart.data.prepared import load_split
-from headstart.errors import UserError
+from headstart.errors import UserError, damaged
 
 BLOCK_BYTES = 2**26  # of features, or of what is computed from them, that are in memory at once
 
@@ -22,12 +25,17 @@ class FeatureSet:
     Attributes:
         features: (N, feature_dim) float32 or float16, mapped or not.
         targets: (N,) int32.
-        views: (N, views, feature_dim), features of augmented views; the second axis may be empty.
+        views: (N, views, feature_dim), of augmented views; the second axis may be empty.
     """
 
     features: np.ndarray
     targets: np.ndarray
     views: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+        return self.features.shape[1]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -50,7 +58,7 @@ class FeatureSet:
 
     def block_rows(self, n_classes: int = 0) -> int:
         """Return how many rows a block has, of features and, in float64 and twice, of logits."""
-        return max(1, BLOCK_BYTES // (4 * max(self.features.shape[1], 4 * n_classes)))
+        return max(1, BLOCK_BYTES // (4 * max(self.dim, 4 * n_classes)))
 
     def blocks(self, n_classes: int) -> Iterator[slice]:
         """Yield all rows in order, in blocks of bounded size."""
@@ -75,22 +83,57 @@ def class_weights(targets: np.ndarray, n_classes: int, kind: str | None) -> np.n
     return np.float32(len(targets) / (n_classes * np.maximum(np.bincount(targets, minlength=n_classes), 1)))
 
 
-def load_features(split: str) -> FeatureSet:
-    """Return the examples of a split in manifest order; augmented views are of train only.
+def split_folds(
+    targets: np.ndarray, groups: np.ndarray, n_folds: int, seed: int, key: str
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split N examples into stratified folds, and return the rows to train on and the held-out rows of each.
+
+    Args:
+        targets, groups: (N,); examples of a group are in one fold.
+        key: the param that asks for the folds, for messages.
 
     Raises:
-        UserError: if the features are not those of the manifest.
+        UserError: if each class has fewer examples than there are folds.
+    """
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a class has fewer examples than there are folds
+            folds = list(splitter.split(groups, targets, groups))
+    except ValueError as error:
+        raise UserError(f"params.yaml: {key} {n_folds}: no class has so many examples; lower it") from error
+    return [(train_rows, held_out) for train_rows, held_out in folds if len(held_out)]
+
+
+def load_features(split: str, dim: int | None = None) -> FeatureSet:
+    """Return the examples of a split in manifest order; augmented views are of train only.
+
+    Args:
+        dim: the length that feature vectors must have; None: any.
+
+    Raises:
+        UserError: if the features are damaged, or not those of the manifest.
     """
     examples = load_split(split)
-    features = _load(paths.FEATURES[split], len(examples))
+    features = _load(paths.FEATURES[split], (len(examples), dim))
     views = np.empty((len(examples), 0, features.shape[1]), np.float32)
     if split == "train":
-        views = _load(paths.TRAIN_VIEWS, len(examples))
+        views = _load(paths.TRAIN_VIEWS, (len(examples), None, features.shape[1]))
     return FeatureSet(features, examples.target.to_numpy(), views)
 
 
-def _load(file: Path, n_rows: int) -> np.ndarray:
-    features = np.load(file, mmap_mode="r", allow_pickle=False)
-    if len(features) != n_rows:
-        raise UserError(f"{file} has {len(features)} rows, the manifest {n_rows}; run `dvc repro`")
+def _load(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Map the finite floats of a file into memory; their shape must be `shape`, where None stands for any length."""
+    try:
+        features = np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, TypeError, EOFError, SyntaxError, TokenError) as error:  # all of them from a wrong header
+        raise damaged(file, "must be a complete .npy file of numbers", "extract") from error
+    if features.dtype not in (np.float32, np.float16):
+        raise damaged(file, f"must hold float32 or float16, got {features.dtype}", "extract")
+    if features.ndim != len(shape) or any(side not in (None, n) for n, side in zip(features.shape, shape, strict=True)):
+        expected = ", ".join("any" if side is None else str(side) for side in shape)
+        raise damaged(file, f"must have the shape ({expected}) for this manifest, got {features.shape}", "extract")
+    rows = max(1, BLOCK_BYTES // max(1, features[:1].nbytes))
+    if not all(np.isfinite(features[start : start + rows]).all() for start in range(0, len(features), rows)):
+        raise damaged(file, "must hold finite numbers, got NaN or infinity", "extract")
     return features

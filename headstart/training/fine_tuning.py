@@ -13,6 +13,7 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
+from headstart.training.defaults import choose_ema_momentum
 from headstart.training.history import History
 from headstart.training.optimizers import LayerwiseAdamW
 from headstart.training.verdict import PairedScores
@@ -70,43 +71,6 @@ class Trainer(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
 
-class _EachEpoch(keras.callbacks.Callback):
-    """Scores the model after each epoch, by its exponential moving average if there is one, and saves a checkpoint."""
-
-    def __init__(
-        self,
-        train_set: Batches,
-        record: Callable[[int, dict[str, float]], bool],
-        save: Callable[[], None],
-        averaged: bool,
-    ) -> None:
-        super().__init__()
-        self._train_set, self._record, self._save, self._averaged = train_set, record, save, averaged
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._train_set.set_epoch(epoch)  # Keras calls the dataset's own on_epoch_end before the first epoch, too
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        logs = dict(logs or {})
-        if not np.isfinite(logs["loss"]):
-            print(f"fine_tune: loss is NaN in epoch {epoch + 1}: training stops", file=sys.stderr)
-            self.model.stop_training = True
-            return
-        variables = self.model.trainable_variables
-        unaveraged = [keras.ops.convert_to_numpy(variable) for variable in variables] if self._averaged else []
-        if self._averaged:
-            self.model.optimizer.finalize_variable_values(variables)
-        finite = self._record(epoch + 1, {**logs, "learning_rate": float(self.model.optimizer.learning_rate)})
-        for variable, value in zip(variables, unaveraged, strict=False):
-            variable.assign(value)
-        if not finite:
-            advice = "a lower fine_tune.learning_rate helps"
-            print(f"fine_tune: val loss is NaN after epoch {epoch + 1}: training stops; {advice}", file=sys.stderr)
-            self.model.stop_training = True
-            return
-        self._save()
-
-
 @dataclass(frozen=True)
 class TrainResult:
     """The end of one training.
@@ -139,12 +103,9 @@ class TrainingJob:
     """What to train, on what, and how.
 
     Attributes:
-        network: gives logits; its trainable variables are trained.
-        held_out: the examples that it is scored on.
-        scales: a factor of the learning rate for each trainable variable.
-        ema_momentum: of the exponential moving average of the weights; 0: there is none.
+        network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
+        held_out: the examples that it is scored on; after each epoch if `watch_val`.
         checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
-        watch_val: whether to score the held-out examples after each epoch.
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
 
@@ -154,10 +115,14 @@ class TrainingJob:
     scales: Sequence[float]
     settings: FineTune
     epochs: int
-    ema_momentum: float
     checkpoint: Checkpoint | None
     watch_val: bool
     on_epoch_end: OnEpochEnd
+
+    @property
+    def ema_momentum(self) -> float:
+        """Momentum of the exponential moving average of the weights; 0: there is none."""
+        return choose_ema_momentum(self.settings, self.epochs, len(self.train_set.targets))
 
 
 def train(job: TrainingJob) -> TrainResult:
@@ -185,66 +150,103 @@ def train(job: TrainingJob) -> TrainResult:
 
 
 def _train(job: TrainingJob, parts: int) -> TrainResult:
-    settings, checkpoint, epochs = job.settings, job.checkpoint, job.epochs
-    trainer = Trainer(job.network, settings.label_smoothing, parts)
-    optimizer = make_optimizer(job, epochs * len(job.train_set))
+    trainer = Trainer(job.network, job.settings.label_smoothing, parts)
+    optimizer = make_optimizer(job, job.epochs * len(job.train_set))
     trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels: the same bits would not come again
-    variables = trainer.trainable_variables
-    trainer.optimizer.build(variables)
-    history = History(variables, keep_last=True)
-    random = [variable for variable in trainer.variables if "int" in variable.dtype]  # the states of dropout's seeds
-    state = [*variables, *random, *trainer.optimizer.variables]
-    scores = PairedScores.empty(job.held_out.targets)
+    trainer.optimizer.build(trainer.trainable_variables)
     job.held_out.set_parts(parts)
-
-    def record(epoch: int, logs: dict[str, float]) -> bool:
-        """Record an epoch; return False if the network gives NaN."""
-        val = ""
-        if job.watch_val or not epoch:
-            logits = trainer.predict(job.held_out, verbose=0)
-            if not np.isfinite(logits).all():
-                return False
-            loss, accuracy = scores.add(logits)
-            logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
-            val = f", val loss {loss:.4f}, val accuracy {accuracy:.4f}"
-        history.append(epoch, **logs)
-        if epoch and checkpoint:
-            print(f"fine_tune: epoch {epoch} of {epochs}: loss {logs['loss']:.4f}{val}", flush=True)
-        job.on_epoch_end(history.rows[-1])
-        return True
-
-    def save() -> None:
-        if checkpoint:
-            checkpoint.save(state, history, scores)
-
-    if not checkpoint or not checkpoint.load(state, history, scores):
-        if not record(0, {}):
-            raise UserError(
-                "the network gives NaN for val before any training; "
-                "try fine_tune.precision=float32, or keep the head alone with fine_tune.unfreeze=none"
-            )
-        save()
-    done = history.rows[-1]["epoch"]
-    if done:
-        how = "had finished when the run was stopped" if done == epochs else "resumes"
-        print(f"fine_tune: training {how} after epoch {done} of {epochs}")
-        job.on_epoch_end(history.rows[-1])  # so that a progress bar starts there
-    each_epoch = _EachEpoch(job.train_set, record, save, bool(job.ema_momentum))
+    each_epoch = _EachEpoch(job, trainer)
+    done = each_epoch.start()
     try:
         trainer.fit(
             job.train_set,
             initial_epoch=done,
-            epochs=epochs,
+            epochs=job.epochs,
             callbacks=[each_epoch, keras.callbacks.TerminateOnNaN()],
             shuffle=False,  # of the batches: each epoch of the dataset has an order of its own
-            verbose=1 if sys.stdout.isatty() and checkpoint else 0,
+            verbose=1 if sys.stdout.isatty() and job.checkpoint else 0,
         )
     except (KeyboardInterrupt, SystemExit):
-        where = f"after epoch {history.rows[-1]['epoch']}" if checkpoint else "with this fold"
+        where = f"after epoch {each_epoch.history.rows[-1]['epoch']}" if job.checkpoint else "with this fold"
         print(f"fine_tune: stopped; the same command resumes {where}", file=sys.stderr)
         raise
-    history.restore()
-    return TrainResult(history, trainer.predict(job.held_out, verbose=0), scores)
+    each_epoch.history.restore()
+    return TrainResult(each_epoch.history, trainer.predict(job.held_out, verbose=0), each_epoch.scores)
+
+
+class _EachEpoch(keras.callbacks.Callback):
+    """After each epoch, scores the network, by the moving average of its weights if any, and saves a checkpoint."""
+
+    def __init__(self, job: TrainingJob, trainer: Trainer) -> None:
+        super().__init__()
+        self._job, self._trainer, self._variables = job, trainer, trainer.trainable_variables
+        random = [variable for variable in trainer.variables if "int" in variable.dtype]  # states of dropout's seeds
+        self._state = [*self._variables, *random, *trainer.optimizer.variables]
+        self.history, self.scores = History(self._variables, keep_last=True), PairedScores.empty(job.held_out.targets)
+
+    def start(self) -> int:
+        """Resume from the checkpoint, or score the network before training; return how many epochs are done.
+
+        Raises:
+            UserError: if the network gives NaN before any training.
+        """
+        job = self._job
+        if not job.checkpoint or not job.checkpoint.load(self._state, self.history, self.scores):
+            if not self._record(0, {}):
+                raise UserError(
+                    "the network gives NaN for val before any training; "
+                    "try fine_tune.precision=float32, or keep the head alone with fine_tune.unfreeze=none"
+                )
+            self._save()
+        done = self.history.rows[-1]["epoch"]
+        if done:
+            how = "had finished when the run was stopped" if done == job.epochs else "resumes"
+            print(f"fine_tune: training {how} after epoch {done} of {job.epochs}")
+            job.on_epoch_end(self.history.rows[-1])  # so that a progress bar starts there
+        return done
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._job.train_set.set_epoch(epoch)  # Keras calls the dataset's own on_epoch_end before the first epoch, too
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        logs, optimizer, unaveraged = dict(logs or {}), self._trainer.optimizer, []
+        if not np.isfinite(logs["loss"]):
+            self._stop(f"loss is NaN in epoch {epoch + 1}: training stops")
+            return
+        if self._job.ema_momentum:
+            unaveraged = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+            optimizer.finalize_variable_values(self._variables)
+        finite = self._record(epoch + 1, {**logs, "learning_rate": float(optimizer.learning_rate)})
+        for variable, value in zip(self._variables, unaveraged, strict=False):
+            variable.assign(value)
+        if finite:
+            self._save()
+        else:
+            self._stop(f"val loss is NaN after epoch {epoch + 1}: training stops; lower fine_tune.learning_rate")
+
+    def _record(self, epoch: int, logs: dict[str, float]) -> bool:
+        """Record an epoch; return False if the network gives NaN."""
+        job, val = self._job, ""
+        if job.watch_val or not epoch:
+            logits = self._trainer.predict(job.held_out, verbose=0)
+            if not np.isfinite(logits).all():
+                return False
+            loss, accuracy = self.scores.add(logits)
+            logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
+            val = f", val loss {loss:.4f}, val accuracy {accuracy:.4f}"
+        self.history.append(epoch, **logs)
+        if epoch and job.checkpoint:
+            print(f"fine_tune: epoch {epoch} of {job.epochs}: loss {logs['loss']:.4f}{val}", flush=True)
+        job.on_epoch_end(self.history.rows[-1])
+        return True
+
+    def _save(self) -> None:
+        if self._job.checkpoint:
+            self._job.checkpoint.save(self._state, self.history, self.scores)
+
+    def _stop(self, reason: str) -> None:
+        print(f"fine_tune: {reason}", file=sys.stderr)
+        self._trainer.stop_training = True
 
 
 def make_optimizer(job: TrainingJob, steps: int) -> keras.optimizers.Optimizer:

@@ -12,6 +12,7 @@ from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.head_config import ResolvedHead
 from headstart.training import networks
@@ -42,12 +43,7 @@ def train(
     """
     keras.utils.set_random_seed(seed)
     head = networks.build_head(
-        train_set.features.shape[1],
-        n_classes,
-        settings.hidden,
-        settings.activation,
-        settings.batch_norm,
-        settings.dropout,
+        train_set.dim, n_classes, settings.hidden, settings.activation, settings.batch_norm, settings.dropout
     )
     weights = class_weights(train_set.targets, n_classes, settings.class_weight)
     if settings.optimizer == "lbfgs":
@@ -117,7 +113,6 @@ def _train_by_gradient_descent(
 
 
 def _make_optimizer(settings: ResolvedHead, steps: int) -> keras.optimizers.Optimizer:
-    """Return the optimizer of `settings` for a training of that many steps."""
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
@@ -199,7 +194,7 @@ def _train_by_lbfgs(
     layer = head.get_layer(networks.LOGITS_LAYER)
     feature_dim, n_classes = layer.kernel.shape
     n_kernel = feature_dim * n_classes  # the parameters are the kernel, then the bias
-    history, predict = History(head.weights), _compile_predict(head)
+    history, predict = History(head.weights, keep_last=True), _compile_predict(head)
     views = [None, *(np.full(len(train_set), number + 1) for number in range(train_set.views.shape[1]))]
     smoothing = settings.label_smoothing
     latest: dict[str, float] = {}
@@ -244,7 +239,8 @@ def _train_by_lbfgs(
             "very large scale; more train_head.weight_decay helps, or optimizer=adam",
             file=sys.stderr,
         )
-    history.keep_converged()
+    if not np.isfinite([history.kept["loss"], history.kept["val_loss"]]).all():
+        raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
     return history
 
 

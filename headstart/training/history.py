@@ -37,24 +37,11 @@ class History:
         row = {"epoch": epoch, **{name: float(value) for name, value in values.items()}}
         self.rows.append(row)
         if self._keep_last or row["val_loss"] < self.kept.get("val_loss", float("inf")):
-            self._keep(row)
-
-    def keep_converged(self) -> None:
-        """Keep the last iteration whatever its val_loss: an optimizer that converges is not to be stopped early.
-
-        Raises:
-            UserError: if its loss is NaN.
-        """
-        if not np.isfinite([self.rows[-1]["loss"], self.rows[-1]["val_loss"]]).all():
-            raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
-        self._keep(self.rows[-1])
+            self.kept = row
+            self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
 
     def restore(self) -> None:
-        """Restore the weights that are kept.
-
-        Raises:
-            UserError: if the loss was NaN from the first epoch on.
-        """
+        """Restore the weights that are kept. Raises UserError if the loss was NaN from the first epoch on."""
         if not self.kept:
             raise UserError("loss is NaN from the first epoch on: training diverged; lower the learning_rate")
         for variable, value in zip(self._variables, self.weights, strict=True):
@@ -67,7 +54,3 @@ class History:
     def curves(self) -> pd.DataFrame:
         """Return a row per epoch, counted from 1."""
         return pd.DataFrame([row for row in self.rows if row["epoch"] > 0], columns=COLUMNS)
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        self.kept = row
-        self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]

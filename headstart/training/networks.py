@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from headstart.errors import UserError
+from headstart import paths
+from headstart.data.prepared import load_classes
+from headstart.errors import UserError, damaged
 from headstart.framework import keras
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
@@ -25,16 +27,15 @@ PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
 
 
 def build_head(
-    feature_dim: int,
+    dim: int,
     n_classes: int,
     hidden: Sequence[int],
     activation: str = "relu",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: float = 0,
 ) -> keras.Model:
     """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones."""
-    features = keras.Input((feature_dim,), name="features")
-    x = features
+    x = features = keras.Input((dim,), name="features")
     for number, units in enumerate(hidden, 1):
         x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x) if dropout else x
         x = keras.layers.Dense(units, name=f"hidden_{number}")(x)
@@ -129,19 +130,52 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     """Return a model that `save` wrote, and its class names in the order of its outputs.
 
     Raises:
-        UserError: if there is no such file, or it is of another kind.
+        UserError: if there is no such file, or it is of another kind or damaged.
     """
+    model, classes, _ = _load(file)
+    return model, classes
+
+
+def load_head(feature_dim: int) -> tuple[keras.Model, list[str]]:
+    """Return the head that train_head wrote for features of that length, and the class names, those of the manifest.
+
+    Raises:
+        UserError: as `load`, or if the head is for other features or classes.
+    """
+    head, classes = load(paths.HEAD)
+    if head.input_shape != (None, feature_dim):
+        raise damaged(paths.HEAD, f"must take {feature_dim} features, got the shape {head.input_shape}", "train_head")
+    check_classes(paths.HEAD, classes, "train_head")
+    return head, classes
+
+
+def check_classes(file: Path, classes: list[str], stage: str) -> None:
+    """Raise UserError if the classes of a model that `stage` wrote are not those of the manifest."""
+    if classes != load_classes():
+        got = ", ".join(map(str, classes))[:200]
+        raise damaged(file, f"must have the classes of {paths.CLASSES}, got {got}", stage)
+
+
+def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
+    """Return a model, its class names, and what else was stored."""
     if not file.exists():
         raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
     try:
         with zipfile.ZipFile(file) as archive:
             classes = json.loads(archive.read("classes.json"))
+            about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is not a model of this pipeline: {(str(error) or 'empty').splitlines()[0]}") from error
-    return model, classes
+        if not all(np.isfinite(weights.numpy()).all() for weights in model.weights):
+            raise ValueError("its weights are NaN or infinite")
+    except Exception as error:  # Keras raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{file} is not a model of this pipeline, or is damaged ({reason}); if it is an output of the pipeline, "
+            "delete it, then run `dvc checkout` or `dvc repro`"
+        ) from error
+    return model, classes, about
 
 
 @dataclass(frozen=True)
@@ -170,9 +204,7 @@ def load_classifier(file: Path) -> Classifier:
     Raises:
         UserError: if there is no such file, or it is of another kind.
     """
-    network, classes = load(file)
-    with zipfile.ZipFile(file) as archive:
-        about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
-    if not {"modality", "size"} <= about.keys():
+    network, classes, about = _load(file)
+    if not {"modality", "size"} <= set(about):
         raise UserError(f"{file} takes features, not examples; give the model that fine_tune wrote, models/model.keras")
     return Classifier(network, classes, get_modality(about["modality"]), int(about["size"]))

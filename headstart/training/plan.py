@@ -6,20 +6,23 @@ import contextlib
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from headstart.config import FineTune
 from headstart.features.activations import Inputs
 from headstart.framework import keras
-from headstart.training import defaults, networks
+from headstart.training import calibration, networks
 from headstart.training.batches import Batches
-from headstart.training.checkpoint import Checkpoint
+from headstart.training.checkpoint import UNREADABLE, Checkpoint, write_arrays
 from headstart.training.examples import class_weights
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult, train
-from headstart.training.folds import CrossValResult, Fold, cross_validate
+from headstart.training.folds import CrossValResult, Fold
+from headstart.training.verdict import PairedScores
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,13 @@ class Plan:
     """What all trainings share.
 
     Attributes:
-        settings: as in params.yaml.
-        network: inputs -> logits; its trainable variables are trained.
-        head: the model whose layers are its last ones.
+        network: inputs -> logits; its trainable variables are trained, and its last layers are those of `head`.
         start: the state of the network before training.
-        inputs: of the examples of train, then of val.
-        targets: (N,) int32, of these examples.
-        n_train: how many of them are in train.
+        inputs, targets: of the examples of train, `n_train` of them, then of val; targets are (N,) int32.
         scales: a factor of the learning rate for each trainable variable.
-        epochs: of every training.
         views: how many augmented views each example has.
         refits: whether a better network is trained again on train and val.
-        seed: of the order of examples, and of mixup.
+        folds: of cross-validation; empty if val is used instead.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
     """
@@ -54,27 +52,54 @@ class Plan:
     epochs: int
     views: int
     refits: bool
+    folds: Sequence[Fold]
     seed: int
     checkpoints: Path
     chosen: dict[str, Any]
 
-    def cross_validate(self, folds: Sequence[Fold]) -> CrossValResult:
+    def cross_validate(self) -> CrossValResult:
         """Train once per fold, and restore the network."""
-        return cross_validate(
-            self.network,
-            self.head,
-            folds,
-            lambda fold, on_epoch_end: self._job(fold.train_rows, fold.held_out, on_epoch_end),
-            self.targets,
-            self.epochs,
-            self.checkpoints,
-        )
+        folds, epochs, targets = self.folds, self.epochs, self.targets
+        logits = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32)
+        description = f"fine_tune: {len(folds)} folds"
+        with tqdm(total=len(folds) * epochs, desc=description, unit=" epochs", disable=None) as progress:
+
+            def advance(epochs_before: int, row: dict[str, float]) -> None:
+                progress.update(epochs_before + row["epoch"] - progress.n)
+
+            for number, fold in enumerate(folds):
+                file = self._checkpoint_file(f"-fold{number}")
+                tuned, resumed = _read_logits(file, fold.logits.shape), ", as it was before the run was stopped"
+                if tuned is None:
+                    networks.set_state(self.network, self.start)
+                    tuned, resumed = self._train_fold(fold, partial(advance, number * epochs)), ""
+                    with contextlib.suppress(OSError):  # a killed run then starts this fold again
+                        write_arrays(file, logits=tuned)
+                    gc.collect()  # the optimizer has reference cycles
+                logits[:, fold.held_out] = fold.logits, tuned
+                before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
+                progress.update((number + 1) * epochs - progress.n)
+                name = f"fold {number + 1} of {len(folds)}{resumed}"
+                progress.write(f"fine_tune: {name}: {after} of {len(tuned)} classified correctly, {before} by the head")
+        networks.set_state(self.network, self.start)
+        scores = PairedScores.empty(targets)
+        for each in logits:
+            scores.add(each)
+        return CrossValResult(scores, calibration.fit_temperature(logits[1], targets))
+
+    def _train_fold(self, fold: Fold, on_epoch_end: OnEpochEnd) -> np.ndarray:
+        """Return the logits of the held-out examples by a network that was trained on the others."""
+        self.head.set_weights(fold.head)
+        result = train(self._job(fold.train_rows, fold.held_out, on_epoch_end))
+        # A training that ended with NaN has learned nothing: all classes are equally likely.
+        finished = result.last_epoch == self.epochs and np.isfinite(result.logits).all()
+        return result.logits if finished else np.zeros_like(fold.logits)
 
     def train(self, on_epoch_end: OnEpochEnd) -> TrainResult:
         """Train on train, and score each epoch on val."""
         rows = np.arange(len(self.targets))
         train_rows, val_rows = rows[: self.n_train], rows[self.n_train :]
-        return train(self._job(train_rows, val_rows, on_epoch_end, self._checkpoint(""), watch_val=True))
+        return train(self._job(train_rows, val_rows, on_epoch_end, "", watch_val=True))
 
     def refit(self, result: TrainResult) -> bool:
         """Train again from the start, in the same way but on train and val.
@@ -90,7 +115,7 @@ class Plan:
         before, rows = networks.get_state(self.network), np.arange(len(self.targets))
         networks.set_state(self.network, self.start)
         print(f"fine_tune: refitting on train + val, {len(rows):,} examples instead of {self.n_train:,}")
-        refitted = train(self._job(rows, rows[self.n_train :], lambda _: None, self._checkpoint("-refit")))
+        refitted = train(self._job(rows, rows[self.n_train :], lambda _: None, "-refit"))
         if refitted.last_epoch == self.epochs and refitted.n_correct >= result.n_correct:
             return True
         networks.set_state(self.network, before)
@@ -103,15 +128,15 @@ class Plan:
             for file in self.checkpoints.parent.glob(f"{self.checkpoints.name}*.npz"):
                 file.unlink(missing_ok=True)
 
-    def _checkpoint(self, name: str) -> Checkpoint:
-        return Checkpoint(self.checkpoints.with_name(f"{self.checkpoints.name}{name}.npz"))
+    def _checkpoint_file(self, name: str) -> Path:
+        return self.checkpoints.with_name(f"{self.checkpoints.name}{name}.npz")
 
     def _job(
         self,
         train_rows: np.ndarray,
         held_out: np.ndarray,
         on_epoch_end: OnEpochEnd,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: str | None = None,
         watch_val: bool = False,
     ) -> TrainingJob:
         settings = self.settings
@@ -128,8 +153,14 @@ class Plan:
             scales=self.scales,
             settings=settings,
             epochs=self.epochs,
-            ema_momentum=defaults.choose_ema_momentum(settings, self.epochs, len(train_rows)),
-            checkpoint=checkpoint,
+            checkpoint=None if checkpoint is None else Checkpoint(self._checkpoint_file(checkpoint)),
             watch_val=watch_val,
             on_epoch_end=on_epoch_end,
         )
+
+
+def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    with contextlib.suppress(*UNREADABLE), np.load(file, allow_pickle=False) as arrays:
+        logits = arrays["logits"]
+        return logits if logits.shape == shape else None
+    return None  # the fold is trained again

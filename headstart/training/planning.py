@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from headstart.config import Params
 from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
-from headstart.features.activations import STORAGE, Inputs, RawExamples, cached_activations, choose_cache
+from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, choose_cache
+from headstart.features.encoding import FeaturesMeta
 from headstart.features.engines import Engine, open_engine
+from headstart.features.extraction import open_extraction
+from headstart.features.views import ViewLoader
 from headstart.framework import device_name, gpu_names, keras, policy, tf
 from headstart.lockfile import Workspace, md5_of
 from headstart.modalities import get_modality
@@ -33,18 +36,11 @@ PROJECT = Path(__file__).parents[2]
 CODE = ("backbones", "data", "features", "framework.py", "modalities", "training")  # what shapes a training
 
 
-def build_encoder(params: Params, meta: dict[str, Any], precision: str) -> keras.Model:
-    """Return the encoder that the features were extracted with.
-
-    Args:
-        meta: features/meta.json.
-
-    Raises:
-        UserError: if the weights have changed since.
-    """
+def build_encoder(params: Params, meta: FeaturesMeta, precision: str) -> keras.Model:
+    """Return the encoder that the features were extracted with. Raises UserError if the weights have changed since."""
     with policy(precision):
-        encoder = get_backbone(params.backbone).build(params.weights, meta["size"], meta["pooling"], params.seed)
-    if weights_sha256(encoder) != meta["weights_sha256"]:
+        encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed)
+    if weights_sha256(encoder) != meta.weights_sha256:
         raise UserError(
             f"the weights of {params.backbone} are not those that the features were extracted with; "
             "run `dvc repro --force extract`"
@@ -57,18 +53,17 @@ def build_plan(
     params: Params,
     encoder: keras.Model,
     head: keras.Model,
-    meta: dict[str, Any],
+    meta: FeaturesMeta,
     folds: Sequence[Fold],
     batch_size: int | None,
 ) -> Iterator[Plan | None]:
     """Yield the plan to fine-tune `encoder` and `head` in place; None if no layer of the encoder is to be trained.
 
     Args:
-        meta: features/meta.json.
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, size, modality = params.fine_tune, meta["size"], get_modality(params.data.kind)
+    settings, modality = params.fine_tune, get_modality(params.data.kind)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)
@@ -84,12 +79,12 @@ def build_plan(
     split = splitting.find_split(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_source(params.data.source, params.data.root))
-        augmentation = None
+        loader = ViewLoader(source, modality, meta.size)
         if views:
-            joined = keras.Model(encoder.input, head(encoder.output))
-            val = examples[n_train:]
-            augmentation = defaults.choose_augmentation(settings, joined, val, source, modality, size, params.seed)
-        views = views if augmentation else 0  # they would all be the same
+            joined, val = keras.Model(encoder.input, head(encoder.output)), examples[n_train:]
+            augmentation = defaults.choose_augmentation(settings, joined, val, loader, params.seed)
+            loader = replace(loader, augmentation=augmentation)
+        views = views if loader.augmentation else 0  # they would all be the same
         # Folds and the refit train on examples of val too.
         augmented = examples.assign(split="train") if folds or refits else examples
         cached, reason = choose_cache(
@@ -97,18 +92,17 @@ def build_plan(
             split.size if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
             passes=len(examples) * epochs * (1 + len(folds) + refits),
-            fast=meta["engine"] == "openvino",
+            fast=meta.engine == "openvino",
             work=splitting.work_below(base, split) if split else 0.0,
         )
         where = "cached activations" if cached else f"the {modality.noun}s"
         print(f"fine_tune: {epochs} epochs from {where}: {reason}")
-        inputs: Inputs = RawExamples(examples, source, modality, size, augmentation)
+        inputs: Inputs = RawExamples(examples, loader)
         trained_part = encoder
         if split and cached:
             engine, recipe = _lower_engine(params, meta, split, batch_size)
-            inputs = stack.enter_context(
-                cached_activations(engine, recipe, augmented, source, modality, split, size, augmentation, views)
-            )
+            extraction = open_extraction(engine, recipe, augmented, loader, views, "fine_tune")
+            inputs = Activations(stack.enter_context(extraction), split)
             trained_part = splitting.upper_model(encoder, split)
         start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in trained_part.inputs}
         network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
@@ -116,7 +110,7 @@ def build_plan(
             "epochs": epochs,
             "ema": defaults.choose_ema_momentum(settings, epochs, n_train),
             "views": views,
-            **(asdict(augmentation) if augmentation else {}),
+            **(asdict(loader.augmentation) if loader.augmentation else {}),
             "trunk_cache": cached,
             "folds": len(folds),
             "refit": refits,
@@ -134,17 +128,16 @@ def build_plan(
             epochs=epochs,
             views=views,
             refits=refits,
+            folds=folds,
             seed=params.seed,
             checkpoints=paths.cache_path("fine_tune") / _fingerprint(params, meta, chosen, folds),
             chosen=chosen,
         )
 
 
-def _lower_engine(
-    params: Params, meta: dict[str, Any], split: Split, batch_size: int | None
-) -> tuple[Engine, dict[str, Any]]:
+def _lower_engine(params: Params, meta: FeaturesMeta, split: Split, batch: int | None) -> tuple[Engine, dict[str, Any]]:
     """Return the engine that runs the frozen blocks, and what the feature store knows their activations by."""
-    kind = "tensorflow" if meta["engine"] == "tensorflow" else "auto"
+    kind = "tensorflow" if meta.engine == "tensorflow" else "auto"
     # CPUs always have float32, and it is fast enough there.
     precision = params.fine_tune.precision if gpu_names() else "float32"
 
@@ -153,16 +146,16 @@ def _lower_engine(
 
     recipe = {
         "backbone": params.backbone,
-        "size": meta["size"],
+        "size": meta.size,
         "pooling": f"cut-{'-'.join(map(str, split.places))}",
         "precision": precision,
         "storage": STORAGE,
     }
-    spec = get_modality(params.data.kind).spec(meta["size"])
-    return open_engine(kind, build, spec, precision, batch_size, "fine_tune"), recipe
+    spec = get_modality(params.data.kind).spec(meta.size)
+    return open_engine(kind, build, spec, precision, batch, "fine_tune"), recipe
 
 
-def _fingerprint(params: Params, meta: dict[str, Any], chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
+def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
     """Return 16 hexadecimal digits that stand for everything that shapes the trainings."""
     settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")

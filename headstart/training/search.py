@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from headstart.errors import UserError
 from headstart.framework import keras
 from headstart.head_config import ResolvedHead, TrainHead
 from headstart.training import calibration, heads
-from headstart.training.examples import FeatureSet
+from headstart.training.examples import FeatureSet, split_folds
 from headstart.training.head_settings import list_trials, resolve_head
 
 WORST_LOSS = 1e6  # of a trial that diverged
@@ -37,19 +35,18 @@ def search(
         val_loss and val_accuracy, means over the folds, and rank (1: the best). Both are empty without a search.
 
     Raises:
-        UserError: if a class has fewer examples or groups than there are folds.
+        UserError: if each class has fewer examples than there are folds.
     """
-    rows = []
-    trials = list_trials(params, seed)
+    trials, rows, folds = list_trials(params, seed), [], []
+    if trials and params.search_folds:
+        folds = split_folds(train_set.targets, groups, params.search_folds, seed, "train_head.search_folds")
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
         settings = resolve_head(params.choice(**changes), len(train_set), n_classes)
-        scores = [
-            _score(train_part, held_out, n_classes, settings, seed)
-            for train_part, held_out in _split_folds(train_set, val_set, groups, params.search_folds, seed)
-        ]
+        parts = ((train_set.subset(some), train_set.subset(others)) for some, others in folds)
+        scores = [_score(*part, n_classes, settings, seed) for part in (parts if folds else [(train_set, val_set)])]
         loss, accuracy = np.mean(scores, axis=0)
         loss = min(loss, WORST_LOSS)  # neither JSON nor MLflow takes infinity
-        texts = {key: _as_text(value) for key, value in changes.items()}
+        texts = {key: x if isinstance(x, (int, float, str)) else json.dumps(x) for key, x in changes.items()}
         rows.append({"trial": number, **texts, "val_loss": loss, "val_accuracy": accuracy})
     table = pd.DataFrame(rows, columns=["trial", *params.search, "val_loss", "val_accuracy"])
     table["rank"] = table.val_loss.astype(float).rank(method="first").astype(int)
@@ -69,24 +66,3 @@ def _score(
     logits /= calibration.fit_temperature(logits, held_out.targets)
     losses = calibration.log_loss(logits, held_out.targets)
     return float(losses.mean()), float((logits.argmax(axis=1) == held_out.targets).mean())
-
-
-def _as_text(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else json.dumps(value)
-
-
-def _split_folds(
-    train_set: FeatureSet, val_set: FeatureSet, groups: np.ndarray, n_folds: int | None, seed: int
-) -> Iterator[tuple[FeatureSet, FeatureSet]]:
-    if n_folds is None:
-        yield train_set, val_set
-        return
-    try:
-        splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-        folds = list(splitter.split(groups, train_set.targets, groups))
-    except ValueError as error:
-        raise UserError(
-            f"params.yaml: train_head.search_folds {n_folds}: {error}; lower it, or null for val"
-        ) from error
-    for train_rows, held_out in folds:
-        yield train_set.subset(train_rows), train_set.subset(held_out)

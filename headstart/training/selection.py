@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from headstart.training import calibration
 from headstart.training.fine_tuning import OnEpochEnd, TrainResult
-from headstart.training.folds import CrossValResult, Fold
+from headstart.training.folds import CrossValResult
 from headstart.training.plan import Plan
 
 
@@ -19,12 +18,11 @@ class FineTuneResult:
     """The result of fine-tuning.
 
     Attributes:
-        trained: the training on train.
-        cross_val: the result of cross-validation; None if val was used instead.
+        trained: the training on train; `finished` if it reached its last epoch.
+        cross_val: None if val was used instead.
         better: whether the fine-tuned network is better than the head, and is selected.
         confidence: that it is better, in [0, 1].
         temperature: of its logits.
-        finished: whether the training on train reached its last epoch.
         refitted: whether it was trained again on train and val.
     """
 
@@ -59,18 +57,16 @@ class FineTuneResult:
         }
 
 
-def fine_tune(plan: Plan, folds: Sequence[Fold], confidence: float, on_epoch_end: OnEpochEnd) -> FineTuneResult:
+def fine_tune(plan: Plan, on_epoch_end: OnEpochEnd) -> FineTuneResult:
     """Train on train, compare with the head on val or by cross-validation, and refit on train and val if better.
 
     Args:
-        folds: those that the plan was built with; empty if val is used.
-        confidence: with which the network must be better.
         on_epoch_end: called after each epoch of the training on train.
     """
-    cross_val = plan.cross_validate(folds) if folds else None
+    cross_val = plan.cross_validate() if plan.folds else None
     trained = plan.train(on_epoch_end)
     finished = trained.last_epoch == plan.epochs
-    better, found = (cross_val or trained).scores.verdict(confidence)
+    better, found = (cross_val or trained).scores.verdict(plan.settings.confidence)
     if cross_val:
         temperature = cross_val.temperature
         better = better and finished  # folds show nothing about a training that stopped

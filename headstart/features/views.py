@@ -1,0 +1,118 @@
+"""Views of examples: how they are loaded, their keys in the feature store, and fingerprints of what shapes features.
+
+Code is fingerprinted by its results: another processor, library or version of the code has the same fingerprint if it
+gives the same bits, and only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from blake3 import blake3
+
+from headstart.data.files import Source, read_unchanged
+from headstart.features.engines import Engine
+from headstart.features.store import KEY_BYTES
+from headstart.modalities import Augmentation, Modality
+from headstart.modalities.base import batch_length
+
+PROBES_COMPUTED = 4  # probes that go through the network
+LARGEST_PROBE = 256  # size; larger ones would take long and show no more
+
+
+@dataclass(frozen=True)
+class ViewLoader:
+    """Loads views of examples by their numbers: 0 is the example as it is, the others are augmented.
+
+    Attributes:
+        size: of an example, as `extract.size` counts it.
+        augmentation: None: all views are the example as it is.
+    """
+
+    source: Source
+    modality: Modality
+    size: int
+    augmentation: Augmentation | None = None
+
+    def load(self, path: str, file_hash: str, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        """Load views of an example, which is read and decoded once.
+
+        Raises:
+            UserError: if the file does not have that hash any more.
+        """
+        data = read_unchanged(self.source, path, file_hash)
+        return self.modality.views(data, self.size, self.augmentation, file_hash, numbers)
+
+
+class ViewIndex:
+    """All views that have features: every example as it is, and `views` augmented views of those in train.
+
+    Attributes:
+        paths, hashes: path and file_hash of each example, by the manifest's row.
+        rows, numbers: the manifest's row and the number of each view; views of an example are next to each other.
+        first: the index of view 0 of each example; its augmented views follow.
+        keys: of each view in the feature store, made of everything that it depends on.
+    """
+
+    def __init__(self, manifest: pd.DataFrame, views: int, loader: ViewLoader) -> None:
+        self.paths, self.hashes = list(manifest.path), list(manifest.file_hash)
+        per_example = np.where(manifest.split == "train", 1 + views, 1)
+        self.rows = np.repeat(np.arange(len(manifest)), per_example)
+        self.first = np.cumsum(per_example) - per_example
+        self.numbers = np.arange(len(self.rows)) - np.repeat(self.first, per_example)
+        recipe = _fingerprint_augmentation(loader) if views else ""
+        numbered = zip(self.rows, self.numbers, strict=True)
+        self.keys = [_key(recipe, self.hashes[row], number) for row, number in numbered]
+
+    def select(self, examples: pd.Series, augmented: bool) -> np.ndarray:
+        """Return the indices of view 0, or of the augmented views, of some examples: a mask over the manifest."""
+        return np.flatnonzero(examples.to_numpy()[self.rows] & ((self.numbers > 0) == augmented))
+
+
+def _key(recipe: str, file_hash: str, number: int) -> bytes:
+    if number == 0:
+        return bytes.fromhex(file_hash)
+    return blake3(f"{recipe} {file_hash} {number}".encode()).digest(length=KEY_BYTES)
+
+
+def fingerprint_inputs(engine: Engine, recipe: dict[str, Any], loader: ViewLoader) -> dict[str, Any]:
+    """Return everything that shapes features: `recipe`, which names the network, how examples are loaded, rounding."""
+    return {
+        **recipe,
+        "engine": engine.name,
+        "weights_sha256": engine.weights_sha256,
+        "arithmetic": engine.arithmetic,
+        "loading": _digest(loader.modality.name, _load_probes(loader)),
+        "computing": engine.device or _fingerprint_engine(engine, loader),
+    }
+
+
+def _fingerprint_engine(engine: Engine, loader: ViewLoader) -> str:
+    arrays = _load_probes(loader)[:PROBES_COMPUTED]
+    starts = range(0, len(arrays), engine.batch_size)
+    batches = [loader.modality.batch(arrays[start : start + engine.batch_size]) for start in starts]
+    computed = zip(batches, engine.map(batches), strict=True)
+    return _digest(engine.name, (features[: batch_length(batch)] for batch, features in computed))
+
+
+def _fingerprint_augmentation(loader: ViewLoader) -> str:
+    modality, augmentation, size = loader.modality, loader.augmentation, min(loader.size, LARGEST_PROBE)
+    views = (modality.views(data, size, augmentation, "probe", range(1, 4)) for data in modality.probes(size)[:1])
+    key = augmentation.key() if augmentation else ""
+    return f"{key} {_digest(modality.name, (view for some in views for view in some))}"
+
+
+def _load_probes(loader: ViewLoader) -> list[np.ndarray]:
+    size = min(loader.size, LARGEST_PROBE)
+    return [loader.modality.load(data, size) for data in loader.modality.probes(size)]
+
+
+def _digest(name: str, arrays: Iterable[np.ndarray]) -> str:
+    digest = blake3(name.encode())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest(length=16)
