@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ def spreadsheet_safe(cell: Any) -> Any:
 
     For files that people open; a stage would read another name. Source: OWASP, CSV Injection.
     """
-    is_formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    is_formula = isinstance(cell, str) and re.match(r"[=+\-@\t\r](?![\d.]+$)", cell)  # but for a plain number
     return f"'{cell}" if is_formula else cell
 
 

@@ -85,11 +85,11 @@ def stage(name: str) -> Iterator[Run]:
     put back: DVC removes them before it starts a stage. Once the outputs are there the stage has succeeded, whatever
     becomes of the log in MLflow.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     started, outputs, logger = time.time(), Outputs(through_links=False), tracking.NO_LOGGER
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         params = load_params()
         backbones.check_params(params)
         check_inputs(name)

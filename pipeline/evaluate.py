@@ -32,6 +32,7 @@ from headstart.modalities.loading import read_batches
 from headstart.stage import stage
 from headstart.training import heads, networks
 from headstart.training.examples import load_features
+from headstart.training.saved_head import check_classes, load_head
 
 COMPARED = ("accuracy", "macro_f1", "log_loss")  # what metrics/evaluate.json holds
 
@@ -42,8 +43,8 @@ def main() -> None:
         take_gpus("evaluate")
         params, seed, test, classes = run.params, run.params.seed, load_split("test"), load_classes()
         features, model = load_features("test"), networks.load_classifier(paths.MODEL)
-        networks.check_classes(paths.MODEL, model.classes, "fine_tune")
-        head, _ = networks.load_head(features.dim)
+        check_classes(paths.MODEL, model.classes, "fine_tune")
+        head, _ = load_head(features.dim)
 
         head_probabilities = softmax(heads.logits(head, features), axis=1)
         with open_source(params.data.source, params.data.root) as source:
@@ -92,5 +93,9 @@ def compare_with_head(head: keras.Model, model: networks.Classifier, gain: dict[
     shipped = model.network.get_layer("head").get_weights()
     if all(map(np.array_equal, head.get_weights(), shipped)):  # fine-tuning changes them
         return ""
-    verdict = "no evidence of a difference" if gain["verdict"] == NO_EVIDENCE else gain["verdict"]
-    return f"the head alone {gain['metrics'][0]['base']:.4f}: {verdict}; "
+    verdict = "no evidence of a difference from" if gain["verdict"] == NO_EVIDENCE else f"{gain['verdict']} than"
+    return f"{verdict} the head alone ({gain['metrics'][0]['base']:.4f}); "
+
+
+if __name__ == "__main__":
+    main()

@@ -57,3 +57,7 @@ def print_summary(run: Run, features: Features) -> None:
     if costs["from_store"]:
         line += f"; {costs['from_store']} from the feature store, {costs['seconds_saved']:.1f} s saved"
     print(line)
+
+
+if __name__ == "__main__":
+    main()

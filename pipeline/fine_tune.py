@@ -43,6 +43,7 @@ from headstart.training.examples import concat, load_features
 from headstart.training.folds import Fold, make_folds
 from headstart.training.history import COLUMNS
 from headstart.training.planning import build_encoder, build_plan
+from headstart.training.saved_head import load_head
 from headstart.training.selection import explain, fine_tune
 
 
@@ -62,7 +63,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     val_set, devices = load_features("val"), distribution()
     with devices.scope():
         encoder = build_encoder(params, meta, settings.precision)
-        head, classes = networks.load_head(val_set.dim)
+        head, classes = load_head(val_set.dim)
     val_logits = heads.logits(head, val_set)
     metrics = head_metrics = calibration.val_metrics(val_logits, val_set.targets)
     folds = load_folds(params, len(classes)) if settings.unfreeze != "none" else []
@@ -113,3 +114,7 @@ def load_folds(params: Params, n_classes: int) -> list[Fold]:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
     print(f"fine_tune: cross-validation in {n_folds} folds of train and val: {n_folds} more trainings")
     return make_folds(concat(train_set, val_set), groups, n_folds, n_classes, settings, params.seed)
+
+
+if __name__ == "__main__":
+    main()

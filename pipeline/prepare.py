@@ -84,3 +84,7 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
     alone = int(good.group.isna().sum())
     if 0 < alone < len(good):
         print(f"prepare: {alone} {noun}s have no group by prepare.group_by; each is split by itself")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,3 +81,7 @@ def print_summary(
             f"train_head: the head is linear, since there are {per_class:.0f} examples per class on average; "
             "set train_head.hidden to choose another"
         )
+
+
+if __name__ == "__main__":
+    main()

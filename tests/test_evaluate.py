@@ -58,7 +58,8 @@ def test_the_report_has_both_models_with_intervals(report):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"), [("no evidence", "no evidence of a difference"), ("better", "better"), ("worse", "worse")]
+    ("verdict", "words"),
+    [("no evidence", "no evidence of a difference from"), ("better", "better than"), ("worse", "worse than")],
 )
 def test_only_a_fine_tuned_network_is_compared_with_the_head(report, verdict, words):
     gain = {**report["gain"], "verdict": verdict}
@@ -67,7 +68,7 @@ def test_only_a_fine_tuned_network_is_compared_with_the_head(report, verdict, wo
     kernel = model.network.get_layer("head").weights[0]
     kernel.assign(kernel + 1e-6)
     accuracy = report["head"]["metrics"]["accuracy"]["value"]
-    assert compare_with_head(head, model, gain) == f"the head alone {accuracy:.4f}: {words}; "
+    assert compare_with_head(head, model, gain) == f"{words} the head alone ({accuracy:.4f}); "
 
 
 def test_plots_cover_all_test_examples(report):

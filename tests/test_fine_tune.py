@@ -137,9 +137,14 @@ def test_cached_activations_are_not_computed_again(here, monkeypatch):
     assert computed == [3 * len(load_split("train")) + len(load_split("val")), 0]
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all"}])
+BFLOAT16, ALL = {"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all", "trunk_cache": "auto"}
+
+
+@pytest.mark.parametrize("changes", [BFLOAT16, ALL])
 def test_a_float32_model_is_shipped_however_it_was_trained(here, changes):
-    assert np.isfinite(fine_tune(learning_rate=0.001, **changes)["tuned_val_loss"])
+    report = fine_tune(learning_rate=0.001, **changes)
+    assert np.isfinite(report["tuned_val_loss"])
+    assert report["settings"]["trunk_cache"] is False  # nothing is frozen, or not worth it
     model, _ = networks.load(paths.MODEL)
     assert {layer.dtype_policy.compute_dtype for layer in model.layers} == {"float32"}
 

@@ -53,6 +53,15 @@ def test_an_interrupted_import_puts_the_outputs_back(repository, module, number)
     assert output.read_text() == "trained\n"
 
 
+def test_a_failed_import_puts_the_outputs_back(repository):
+    output = repository.root / OUT
+    output.unlink(missing_ok=True)
+    (repository.root / "pandas.py").write_text("raise RuntimeError('broken')")
+    assert "RuntimeError: broken" in repository.run(f"{sys.executable} -m pipeline train_head", code=1)
+    (repository.root / "pandas.py").unlink()
+    assert output.read_text() == "trained\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["nosuch"], ["prepare", "extract"]])
 def test_the_launcher_wants_one_stage(arguments):
     done = subprocess.run(

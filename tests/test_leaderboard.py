@@ -173,7 +173,10 @@ def test_params_are_shown_as_they_are():
     """An integer beside null is no float, and no NaN."""
     a, b = board(val_loss=[0.3, 0.5], val_accuracy=[0.9, 0.8])
     entries = [replace(a, params={"epochs": 3, "crop": True}), replace(b, params={"epochs": None, "crop": False})]
-    assert [row[3:5] for row in to_table(rank(entries, "val_loss"), test=False).rows] == [["3", "yes"], ["none", "no"]]
+    assert [row[3:5] for row in to_table(rank(entries, "val_loss"), test=False).rows] == [
+        ["3", "true"],
+        ["null", "false"],
+    ]
 
 
 @pytest.mark.parametrize("report", [{"final": 3}, {"final": {"metrics": {"accuracy": {"value": "much"}}}}, {}])

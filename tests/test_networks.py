@@ -16,6 +16,7 @@ from headstart.backbones import get_backbone
 from headstart.errors import UserError
 from headstart.modalities import get_modality
 from headstart.training import networks
+from headstart.training.saved_head import load_head
 
 SIZE = 32
 
@@ -80,6 +81,17 @@ def test_other_files_are_refused(tmp_path):
         networks.load(tmp_path / "nan.keras")
 
 
+def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch):
+    networks.save(networks.build_head(4, 2, []), tmp_path / "head.keras", ["a", "b"])
+
+    def load_model(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(keras.models, "load_model", load_model)
+    with pytest.raises(MemoryError):
+        networks.load(tmp_path / "head.keras")
+
+
 @pytest.mark.parametrize("place", [0.02, 0.2, 0.5, 0.8])
 def test_damaged_files_are_refused(tmp_path, place):
     networks.save(networks.build_head(4, 2, [3]), tmp_path / "head.keras", ["a", "b"])
@@ -99,12 +111,12 @@ def test_a_head_for_other_features_or_classes_is_refused(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True)
     networks.save(networks.build_head(4, 2, []), paths.HEAD, ["a", "b"])
     paths.CLASSES.write_text('["a", "b"]')
-    assert networks.load_head(4)[1] == ["a", "b"]
+    assert load_head(4)[1] == ["a", "b"]
     with pytest.raises(UserError, match=r"head\.keras: must take 5 features, got .*`dvc repro train_head`"):
-        networks.load_head(5)
+        load_head(5)
     paths.CLASSES.write_text('["a", "c"]')
     with pytest.raises(UserError, match=r"head\.keras: must have the classes of data.prepared.classes\.json, got a, b"):
-        networks.load_head(4)
+        load_head(4)
 
 
 def test_a_head_is_no_classifier(tmp_path):

@@ -202,9 +202,10 @@ def test_a_spreadsheet_runs_no_name(here, capsys):
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["path"] == "'=cmd/1.png"
     assert [row["path"] for row in rows(capsys, "=cmd")] == ["=cmd/1.png"]
-    for name in ("+1", "-1", "@x", "\t=1", "\r=1"):
+    for name in ("+a", "-1+1", "@x", "\t=1", "\r=1"):
         assert spreadsheet_safe(name) == f"'{name}"
     assert spreadsheet_safe("a=1") == "a=1"
+    assert spreadsheet_safe("-1.5") == "-1.5"  # a number is no formula
 
 
 def test_every_garbage_file_is_answered_or_reported(here, capsys):

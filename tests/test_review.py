@@ -58,8 +58,8 @@ def test_without_results_of_the_base_it_says_so_and_shows_the_run(here):
 def test_params_that_differ_from_the_base_are_shown_as_they_are(here):
     write_params(Path("params.yaml"), **{"train_head.hidden": [256], "prepare.group_by": f"(a|b){EVIL}"})
     report = make_report("main", {})
-    assert "| train_head.hidden | none | [256] |" in report
-    assert "| prepare.group_by | none | (a&#124;b)&#60;/details&#62;" in report
+    assert "| train_head.hidden | null | [256] |" in report
+    assert "| prepare.group_by | null | (a&#124;b)&#60;/details&#62;" in report
     assert "<img" not in report
 
 

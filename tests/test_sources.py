@@ -114,6 +114,12 @@ def test_manifests(photos, suffix):
         assert source.read("red/000.png") == (folder / "red/000.png").read_bytes()
 
 
+def test_a_manifest_may_have_a_comma_after_each_row(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.png,x,\nb.png,y,\n")
+    listing = list_items(tmp_path / "list.csv")
+    assert [(item.path, item.label) for item in listing.items] == [("a.png", "x"), ("b.png", "y")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,7 +1,7 @@
 """What prepare decides about examples: which are left out and why, which split each is in, which are outliers.
 
-Everything works on one table with a row per file: path, label, split, group, reason, detail, item_id, the measures of
-the modality, file_hash. `reason` is why an example is left out, in one word, or empty; `detail` says it in words.
+Everything works on one table with a row per file: path, label, split, group, reason, detail, item_id, file_hash, the
+measures of the modality. `reason` is why an example is left out, in one word, or empty; `detail` says it in words.
 """
 
 from __future__ import annotations

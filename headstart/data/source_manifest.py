@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -65,9 +66,7 @@ def _read_table(source: str) -> pd.DataFrame:
     file = local_file(source)
     if is_csv(source):
         try:
-            with warnings.catch_warnings():  # pandas only warns of values beyond the header in the first row
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+            table = _read_csv(file)
         except pd.errors.ParserWarning as error:
             raise UserError(f"{source}: rows have more values than the header; {COLUMNS}") from error
         except (ValueError, OSError) as error:
@@ -85,6 +84,21 @@ def _read_table(source: str) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{source}: it has no rows; {COLUMNS}")
     return table
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    """Read a table of text. Of values beyond the header, pandas only warns, and only in the first row."""
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(file, **options)
+        except pd.errors.ParserWarning:
+            header = pd.read_csv(file, nrows=0, **options).columns
+            table = pd.read_csv(file, **options, names=[*header, None], skiprows=1)
+            if table[None].any():
+                raise
+            return table[header]  # each row ends in a comma
 
 
 def _as_text(source: str, column: pd.Series) -> list[str]:

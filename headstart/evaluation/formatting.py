@@ -52,7 +52,7 @@ def caveats(comparison: dict[str, Any]) -> list[str]:
     """Return what limits the comparison, in sentences."""
     base, head, examples = comparison["base"], comparison["head"], comparison["examples"]
     sentences = [
-        f"The results of {name} do not belong to its params and code; run `dvc repro`."
+        f"The results of {name} are not those that dvc.lock records for its params and code; run `dvc repro`."
         for name in comparison["outdated"]
     ]
     if examples["only_base"] or examples["only_head"]:
@@ -98,9 +98,7 @@ def _cost(name: str, base: float | None, head: float | None) -> list[str]:
 
 
 def to_cell(value: Any) -> str:
-    """Return a param or figure as text; one that does not exist, or is null, is `none`."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
+    """Return a param or figure as params.yaml writes it: null, true, 0.5, a text as it is."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from typing import Protocol
 
 import numpy as np
 
@@ -16,8 +17,8 @@ Load = Callable[[Sequence[int]], Iterable[np.ndarray]]  # the arrays of some tas
 MakeBatch = Callable[[Sequence[np.ndarray]], Batch]
 
 
-class LocalExecutor:
-    """Runs on this machine: threads load, the engine computes."""
+class Executor(Protocol):
+    """Runs an encoder over many examples."""
 
     def run(
         self, tasks: Sequence[int], load: Load, make_batch: MakeBatch, encoder: Engine
@@ -28,6 +29,14 @@ class LocalExecutor:
             tasks: numbers that `load` knows.
             load: called from several threads.
         """
+
+
+class LocalExecutor:
+    """Runs on this machine: threads load, the engine computes."""
+
+    def run(
+        self, tasks: Sequence[int], load: Load, make_batch: MakeBatch, encoder: Engine
+    ) -> Generator[tuple[list[int], np.ndarray], None, None]:
         loaded = prefetch(lambda rows: load(tasks[rows.start : rows.stop]), len(tasks), encoder.batch_size)
         remaining = iter(tasks)
         with closing(encoder.map(map(make_batch, loaded))) as results:

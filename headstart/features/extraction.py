@@ -16,7 +16,7 @@ from tqdm import tqdm
 from headstart import locks
 from headstart.errors import UserError
 from headstart.features.engines import Engine, OutOfMemoryError
-from headstart.features.executors import LocalExecutor
+from headstart.features.executors import Executor, LocalExecutor
 from headstart.features.store import DamagedStoreError, FeatureStore, open_store
 from headstart.features.views import ViewIndex, ViewLoader, fingerprint_inputs
 from headstart.framework import keras
@@ -36,10 +36,16 @@ class Extraction:
     """
 
     def __init__(
-        self, index: ViewIndex, loader: ViewLoader, engine: Engine, store: FeatureStore, stage: str = "extract"
+        self,
+        index: ViewIndex,
+        loader: ViewLoader,
+        engine: Engine,
+        store: FeatureStore,
+        stage: str = "extract",
+        executor: Executor | None = None,
     ) -> None:
         self.index, self.engine, self.store = index, engine, store
-        self._loader, self._stage = loader, stage
+        self._loader, self._stage, self._executor = loader, stage, executor or LocalExecutor()
         self.computed, self.seconds, self._since = 0, 0.0, 0.0
 
     def _load(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
@@ -65,7 +71,7 @@ class Extraction:
         waiting: list[tuple[list[int], np.ndarray]] = []
         total, unit = known + len(chosen), f" {modality.noun}s"
         with (
-            closing(LocalExecutor().run(chosen, self._load, modality.batch, self.engine)) as results,
+            closing(self._executor.run(chosen, self._load, modality.batch, self.engine)) as results,
             tqdm(total=total, initial=known, desc=self._stage, unit=unit, disable=None) as bar,
         ):
             for views, features in results:

@@ -87,9 +87,14 @@ def pinned_requirements(files: Sequence[Path]) -> list[str]:
 
 
 def _imported_names(file: Path) -> set[str]:
-    """What a file imports, also inside of functions: modules, and names that may be modules."""
+    """What a file imports when it runs, also inside of functions: modules, and names that may be modules."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    branches = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    skipped = {inner for node in branches if ast.unparse(node.test) == "TYPE_CHECKING" for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -99,7 +99,7 @@ def _create_version(client: MlflowClient, name: str, row: Run, digest: str) -> l
     tags |= {DIGEST: digest, "backbone": row.data.params["backbone"]}
     source = f"{row.info.artifact_uri}/{FOLDER}"
     version = client.create_model_version(name, source, run_id=row.info.run_id, tags=tags)
-    known = _versions(client, name, DIGEST, digest)
+    known = _versions(client, name, DIGEST, digest) or [version]  # a search can lag behind
     if known[0].version != version.version:  # another clone was a moment earlier
         client.delete_model_version(name, version.version)
     return known

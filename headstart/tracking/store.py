@@ -151,7 +151,9 @@ def experiment_id(client: MlflowClient) -> str:
         artifacts = (workspace_root() / "mlartifacts").as_uri() if is_embedded() else None
         with may_exist():
             return client.create_experiment(experiment_name(), artifact_location=artifacts)
-        return experiment_id(client)
+        experiment = client.get_experiment_by_name(experiment_name())
+    if experiment is None:
+        raise ValueError(f"the experiment {experiment_name()} can be neither created nor seen")
     if not experiment.experiment_id:
         raise ValueError("it does not answer as a tracking server of MLflow does")
     if experiment.lifecycle_stage == "deleted":

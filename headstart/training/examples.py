@@ -126,7 +126,8 @@ def _load(file: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     """Map the finite floats of a file into memory; their shape must be `shape`, where None stands for any length."""
     try:
         features = np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, TypeError, EOFError, SyntaxError, TokenError) as error:  # all of them from a wrong header
+    # All of them from a wrong header.
+    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, TokenError) as error:
         raise damaged(file, "must be a complete .npy file of numbers", "extract") from error
     if features.dtype not in (np.float32, np.float16):
         raise damaged(file, f"must hold float32 or float16, got {features.dtype}", "extract")

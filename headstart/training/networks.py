@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from headstart import paths
-from headstart.data.prepared import load_classes
-from headstart.errors import UserError, damaged
-from headstart.framework import keras
+from headstart.errors import UserError
+from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
 
@@ -136,26 +134,6 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     return model, classes
 
 
-def load_head(feature_dim: int) -> tuple[keras.Model, list[str]]:
-    """Return the head that train_head wrote for features of that length, and the class names, those of the manifest.
-
-    Raises:
-        UserError: as `load`, or if the head is for other features or classes.
-    """
-    head, classes = load(paths.HEAD)
-    if head.input_shape != (None, feature_dim):
-        raise damaged(paths.HEAD, f"must take {feature_dim} features, got the shape {head.input_shape}", "train_head")
-    check_classes(paths.HEAD, classes, "train_head")
-    return head, classes
-
-
-def check_classes(file: Path, classes: list[str], stage: str) -> None:
-    """Raise UserError if the classes of a model that `stage` wrote are not those of the manifest."""
-    if classes != load_classes():
-        got = ", ".join(map(str, classes))[:200]
-        raise damaged(file, f"must have the classes of {paths.CLASSES}, got {got}", stage)
-
-
 def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
     """Return a model, its class names, and what else was stored."""
     if not file.exists():
@@ -169,6 +147,8 @@ def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
         if not all(np.isfinite(weights.numpy()).all() for weights in model.weights):
             raise ValueError("its weights are NaN or infinite")
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
     except Exception as error:  # Keras raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
