@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,131 @@ def test_different_test_sets_are_compared_on_shared_examples(tmp_path):
     assert "1 examples have different labels" in text
 
 
-def test_an_answer_that_the_other_run_does_not_know_is_wrong(tmp_path):
-    base = table(60, classes=("cat", "dog", "owl"))
-    head = table(60, classes=("cat", "dog"))
-    head["label"] = base.label
-    head = head[head.label != "owl"]
+def rename(rows: pd.DataFrame, **names: str) -> pd.DataFrame:
+    """The predictions with other names of classes."""
+    renamed = rows.rename(columns={f"p_{name}": f"p_{new}" for name, new in names.items()})
+    return renamed.assign(label=rows.label.replace(names), predicted=rows.predicted.replace(names))
+
+
+def test_classes_that_both_know_are_compared_as_if_there_were_no_others(tmp_path):
+    """The first 9 answers of base are owl in place of cat; among cat and dog it is right on 6 of these."""
+    base, head = table(60, classes=("cat", "dog", "owl")), table(60, classes=("cat", "dog"))
+    head = head.assign(label=base.label, predicted=base.label, p_cat=base.p_cat, p_dog=1 - base.p_cat)[
+        base.label != "owl"
+    ]
+    cats = base.index[base.label == "cat"][:9]
+    base.loc[cats, ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0.3, 0.1, 0.6]
+    base.loc[cats[6:], ["p_cat", "p_dog"]] = [0.1, 0.3]
     comparison = compare_tables(tmp_path, base, head)
-    assert comparison["classes_left_out"] == ["owl"]
+    assert comparison["class_changes"] == [{"change": "removed", "base": ["owl"], "head": [], "examples": 0}]
     assert comparison["examples"]["compared"] == 40
-    macro_f1 = next(row for row in comparison["metrics"] if row["metric"] == "macro_f1")
-    assert macro_f1["base"] == 1  # of the classes that both have
-    base.loc[base.item_id == "id0", ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0.1, 0.1, 0.8]
-    assert compare_tables(tmp_path, base, head)["metrics"][0]["base"] == pytest.approx(39 / 40)
+    assert comparison["classes_left_out"] == {"owl": 20}
+    assert comparison["answers_left_out"] == {"base": 9, "head": 0}
+    assert comparison["metrics"][0]["base"] == pytest.approx(37 / 40)
+    assert (comparison["fixed"], comparison["verdict"]) == (3, "no evidence")
+    assert {row["base"] for row in comparison["changed_predictions"]} == {"dog"}
+    said = comparison_as_text(comparison)
+    assert "on 40 test examples of the 2 classes that both know; 3 fixed, 0 regressed" in said
+    assert "\nThe classes differ: removed: owl.\nCompared are 40 examples of the 2 classes that both know" in said
+    assert re.search(r"which 9 answers of \S+ and 0 answers of \S+ were; left out: 20 of owl\.", said)
+
+
+def test_who_knows_fewer_classes_gets_no_advantage(tmp_path):
+    """The same network, asked for two classes of five: whatever it took for another class no longer counts."""
+    classes = ("a", "b", "c", "d", "e")
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(5), 500)
+    many = table(500, classes=classes)
+    many[[f"p_{name}" for name in classes]] = probabilities
+    many["predicted"] = np.array(classes)[probabilities.argmax(axis=1)]
+    few = many[many.label.isin(["a", "b"])].drop(columns=["p_c", "p_d", "p_e"])
+    few[["p_a", "p_b"]] = few[["p_a", "p_b"]].div(few[["p_a", "p_b"]].sum(axis=1), axis=0)
+    few["predicted"] = np.where(few.p_a > few.p_b, "a", "b")
+    for pair in ((many, few), (few, many)):
+        comparison = compare_tables(tmp_path, *pair)
+        assert (comparison["fixed"], comparison["regressed"], comparison["verdict"]) == (0, 0, "no evidence")
+        assert [row["difference"] for row in comparison["metrics"]] == pytest.approx([0] * len(comparison["metrics"]))
+
+
+def test_without_any_probability_for_a_common_class_the_answer_is_wrong(tmp_path):
+    base, head = table(60, classes=("cat", "dog", "owl")), table(60, classes=("cat", "dog"))
+    base.loc[base.label == "cat", ["predicted", "p_cat", "p_dog", "p_owl"]] = ["owl", 0, 0, 1]
+    head = head.assign(label=base.label, predicted="cat", p_cat=0.9, p_dog=0.1)[base.label != "owl"]
+    comparison = compare_tables(tmp_path, base, head)
+    assert {row["class"]: (row["base"], row["head"]) for row in comparison["classes"]} == {"cat": (0, 1), "dog": (1, 0)}
+    assert {row["base"] for row in comparison["changed_predictions"]} == {"owl", "dog"}
+    assert all(np.isfinite(row["base"]) for row in comparison["metrics"])
+
+
+def test_renamed_classes_are_compared_under_their_new_names(tmp_path):
+    base, head = table(60, range(6)), rename(table(60, range(3)), cat="feline", dog="canine")
+    comparison = compare_tables(tmp_path, base, head)
+    same = compare_tables(tmp_path, base, table(60, range(3)))
+    assert comparison["metrics"] == same["metrics"]
+    assert (comparison["fixed"], comparison["examples"], comparison["classes_left_out"]) == (3, same["examples"], {})
+    assert {row["class"] for row in comparison["classes"]} == {"feline", "canine"}
+    assert comparison["changed_predictions"][0] == {
+        "item_id": "id3", "path": "3.png", "label": "canine", "base": "feline", "head": "canine", "fixed": True,
+    }  # fmt: skip
+    said = comparison_as_text(comparison)
+    assert "The classes differ: renamed: cat -> feline (30 examples), dog -> canine (30 examples)." in said
+    assert "Renamed classes are compared under their new names." in said
+    assert "both know" not in said
+
+
+def test_two_classes_that_swap_their_names(tmp_path):
+    comparison = compare_tables(tmp_path, table(60), rename(table(60, range(3)), cat="dog", dog="cat"))
+    assert [(row["change"], row["base"], row["head"]) for row in comparison["class_changes"]] == [
+        ("renamed", ["cat"], ["dog"]), ("renamed", ["dog"], ["cat"]),
+    ]  # fmt: skip
+    assert (comparison["regressed"], comparison["metrics"][0]["head"]) == (3, pytest.approx(57 / 60))
+
+
+@pytest.mark.parametrize(
+    ("base_names", "head_names", "change"),
+    [
+        ({}, {"owl": "cat"}, "merged: cat, owl -> cat (40 examples)"),
+        ({"owl": "cat"}, {}, "split: cat -> cat, owl (40 examples)"),
+    ],
+)
+def test_split_and_merged_classes_are_left_out(tmp_path, base_names, head_names, change):
+    four = table(80, classes=("cat", "dog", "emu", "owl"))
+    base, head = four, four
+    for names, side in ((base_names, "base"), (head_names, "head")):
+        if names:
+            less = four.assign(p_cat=four.p_cat + four.p_owl).drop(columns="p_owl")
+            less = less.assign(label=less.label.replace(names), predicted=less.predicted.replace(names))
+            base, head = (less, head) if side == "base" else (base, less)
+    comparison = compare_tables(tmp_path, base, head)
+    assert f"The classes differ: {change}." in comparison_as_text(comparison)
+    assert comparison["examples"]["compared"] == 40
+    assert sum(comparison["classes_left_out"].values()) == 40
+    assert comparison["classes_compared"] == 2
+
+
+def test_the_same_classes_in_another_order_are_no_change(tmp_path):
+    base, head = table(60, range(6)), table(60, range(3))
+    reordered = head[["path", "item_id", "label", "predicted", "p_dog", "p_cat"]]
+    assert compare_tables(tmp_path, base, reordered) == compare_tables(tmp_path, base, head)
+    assert compare_tables(tmp_path, base, reordered)["class_changes"] == []
+
+
+def test_few_shared_examples_are_counted_and_warned_of(tmp_path):
+    said = comparison_as_text(compare_tables(tmp_path, table(60), table(60, first=40)))
+    assert "The test sets differ: 40 examples only in" in said
+    assert "Only 20 examples are compared: McNemar's test sees no difference unless at least 6 of them" in said
+    assert "Only" not in comparison_as_text(compare_tables(tmp_path, table(140), table(140, first=40)))
+
+
+def test_names_of_classes_stay_on_their_line(tmp_path):
+    base = table(60, classes=("cat", "dog"))
+    head = table(60, classes=("cat", "dog", "x\nok  ```<img>"))
+    head["label"] = base.label
+    comparison = compare_tables(tmp_path, base, head)
+    assert "added: 'x\\nok  ```<img>'." in comparison_as_text(comparison)
+    made = comparison_as_markdown(comparison)
+    assert r"added: 'x\\nok \`\`\`&#60;img&#62;'." in made
+    assert "\nok" not in made
 
 
 def test_the_predicted_class_counts_if_rounded_probabilities_are_equal(tmp_path):
@@ -149,7 +263,7 @@ def test_other_files_are_refused_by_name(tmp_path, spoil, message):
 
 def test_runs_must_share_examples(tmp_path):
     runs = (load_results(write(tmp_path / f"{first}.csv", table(9, first=first))) for first in (0, 100))
-    with pytest.raises(UserError, match="do not have two examples of the same label in common"):
+    with pytest.raises(UserError, match="do not have two examples and two classes in common: they share 0 examples"):
         pair_results(*runs)
 
 

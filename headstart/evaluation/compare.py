@@ -1,6 +1,8 @@
 """Is the difference real? Two revisions, experiments or files of predictions, compared on the examples that both have.
 
-McNemar's exact test judges accuracy; intervals are 95 %, by resampling examples in pairs.
+McNemar's exact test judges accuracy; intervals are 95 %, by resampling examples in pairs. If the classes differ, both
+runs are judged on the examples of the classes that both know, as if there were no other classes: each answer is the
+most probable one of these. Else the run that knows fewer classes would look better, since it has less to confuse.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from headstart.data.predictions import PROBABILITY, classes_of
+from headstart.data.predictions import PROBABILITY
 from headstart.errors import UserError
+from headstart.evaluation.class_changes import ClassChanges, find_class_changes
 from headstart.evaluation.formatting import comparison_as_markdown, comparison_as_text, write_text
 from headstart.evaluation.metrics import Predictions
 from headstart.evaluation.paired import PairedPredictions
@@ -41,17 +44,29 @@ class PairedResults(NamedTuple):
     """What two runs have in common.
 
     Attributes:
-        scores: on the examples that both have, under the same label, of a class that both have.
-        base: rows of those examples, as in Results.predictions; `head` likewise, in the same order.
-        classes: names of the classes that both have.
-        relabelled: how many examples are left out since their labels differ.
+        scores: on the examples that both have, under the same label, of a class that both know.
+        base: rows of those examples, as in Results.predictions, with label and predicted under the names of head;
+            `head` likewise, in the same order.
+        classes: names in head of the classes that both know.
+        changes: how the classes of head differ from those of base.
+        relabelled: how many examples are left out since their labels differ, though both know either.
+        left_out: how many examples of each other class there are, in base and head together.
+        others: how many of the compared examples base answered with a class that head does not know, and vice versa.
     """
 
     scores: PairedPredictions
     base: pd.DataFrame
     head: pd.DataFrame
     classes: list[str]
+    changes: ClassChanges
     relabelled: int
+    left_out: dict[str, int]
+    others: tuple[int, int]
+
+
+def class_changes(base: Results, head: Results) -> ClassChanges:
+    """Return how the classes of head differ from those of base."""
+    return find_class_changes(base.classes, base.predictions.label, head.classes, head.predictions.label)
 
 
 def pair_results(base: Results, head: Results, top_k: int = 1) -> PairedResults:
@@ -60,33 +75,60 @@ def pair_results(base: Results, head: Results, top_k: int = 1) -> PairedResults:
     Raises:
         UserError: if they do not share two examples and two classes.
     """
-    a, b = base.predictions, head.predictions
-    shared = a.index.intersection(b.index)
-    is_same = (a.label[shared] == b.label[shared]).to_numpy()
-    known = set(head.classes)
-    classes = [name for name in base.classes if name in known]
-    # If only one of them has a class, the other one could never predict it.
-    chosen = shared[is_same & a.label[shared].isin(classes).to_numpy()]
+    changes = class_changes(base, head)
+    known = {"base": changes.known, "head": {name: name for name in changes.known.values()}}
+    labels = pd.DataFrame({"base": base.predictions.label, "head": head.predictions.label})
+    common = labels.apply(lambda column: column.map(known[str(column.name)]))
+    is_shared = labels.notna().all(axis=1)
+    is_known = is_shared & common.notna().all(axis=1)
+    is_same = is_known & (common.base == common["head"])
+    # An example that only one run has, or both under classes that are not the same, belongs to a class of head first.
+    other = [labels[side].where(common[side].isna()) for side in ("head", "base")]
+    left_out = other[0].fillna(other[1]).value_counts().to_dict()
+    classes, chosen = list(known["head"]), base.predictions.index[is_same[base.predictions.index]]
     if len(chosen) < 2 or len(classes) < 2:
         raise UserError(
-            f"{base.name} and {head.name} do not have two examples of the same label in common; compare runs on "
-            "the same data"
+            f"{base.name} and {head.name} do not have two examples and two classes in common: they share "
+            f"{is_shared.sum():,} examples, {len(chosen):,} of them under the same label, and {len(classes):,} classes"
+            f"{f' ({changes})' if changes else ''}; compare runs on the same data"
         )
-    a, b = a.loc[chosen], b.loc[chosen]
-    other = set(base.classes) != known
-    scores = PairedPredictions(*(_predictions_for(classes, rows, top_k, other) for rows in (a, b)))
-    return PairedResults(scores, a, b, classes, int((~is_same).sum()))
+    a, b = base.predictions.loc[chosen], head.predictions.loc[chosen]
+    restricted = len(classes) < max(len(base.classes), len(head.classes))
+    scores = PairedPredictions(
+        _predictions_for(a, known["base"], top_k, restricted), _predictions_for(b, known["head"], top_k, restricted)
+    )
+    others = [
+        int((~rows.predicted.isin(list(names))).sum()) for rows, names in ((a, known["base"]), (b, known["head"]))
+    ]
+    a, b = (
+        rows.assign(label=b.label, predicted=_names(side.predicted, classes, rows.predicted))
+        for rows, side in ((a, scores.base), (b, scores.head))
+    )
+    relabelled = int((is_known & ~is_same).sum())
+    return PairedResults(scores, a, b, classes, changes, relabelled, left_out, (others[0], others[1]))
 
 
-def _predictions_for(classes: list[str], rows: pd.DataFrame, top_k: int, other: bool) -> Predictions:
-    """The predictions in `rows` among `classes`, and `other` than these, which no label is."""
-    targets, answers = (pd.Index(classes).get_indexer(rows[name]) for name in ("label", "predicted"))
-    known = rows[[PROBABILITY + name for name in classes]].to_numpy(np.float64)
-    if not other:
-        return Predictions(targets, known, top_k, answers=answers)
-    others = pd.Index(classes_of(rows)).difference(classes)
-    probabilities = np.column_stack([known, rows[PROBABILITY + others].to_numpy(np.float64).max(axis=1, initial=0.0)])
-    return Predictions(targets, probabilities, top_k, other=True, answers=np.where(answers < 0, len(classes), answers))
+def _predictions_for(rows: pd.DataFrame, known: dict[str, str], top_k: int, restricted: bool) -> Predictions:
+    """The predictions in `rows` among the classes `known`.
+
+    Args:
+        restricted: whether there are other classes. Then the most probable one of `known` is the answer; if all of them
+            have the probability 0, it is none of them, which is wrong.
+    """
+    targets, answers = (pd.Index(known).get_indexer(rows[name]) for name in ("label", "predicted"))
+    probabilities = rows[[PROBABILITY + name for name in known]].to_numpy(np.float64)
+    if not restricted:
+        return Predictions(targets, probabilities, top_k, answers=answers)
+    none = probabilities.sum(axis=1, keepdims=True) == 0
+    probabilities = np.column_stack([probabilities, none])
+    # The predicted class stays the answer: rounded probabilities can be equal.
+    answers = np.where(answers < 0, probabilities.argmax(axis=1), answers)
+    return Predictions(targets, probabilities, top_k, other=True, answers=answers)
+
+
+def _names(answers: np.ndarray, classes: list[str], predicted: pd.Series) -> np.ndarray:
+    """The names of `answers`; of those that are none of `classes` as they stand in `predicted`."""
+    return np.where(answers < len(classes), np.array([*classes, ""], dtype=object)[answers], predicted)
 
 
 def compare_results(base: Results, head: Results) -> dict[str, Any]:
@@ -110,7 +152,10 @@ def compare_results(base: Results, head: Results) -> dict[str, Any]:
             "only_head": len(head.predictions.index.difference(base.predictions.index)),
             "relabelled": paired.relabelled,
         },
-        "classes_left_out": sorted(set(base.classes) ^ set(head.classes)),
+        "class_changes": paired.changes.records(),
+        "classes_compared": len(paired.classes),
+        "classes_left_out": paired.left_out,
+        "answers_left_out": dict(zip(("base", "head"), paired.others, strict=True)),
         **scores.summary(resamples, seed),
         "classes": scores.per_class(paired.classes).to_dict("records"),
         "changed_predictions": [

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from headstart.errors import UserError
+from headstart.errors import UserError, readable
+from headstart.evaluation.class_changes import NAMED, describe_changes
 from headstart.outputs import Outputs
 
 MAX_ROWS = 20  # of a table in text and Markdown
+FEW = 100  # compared examples: of fewer, only large differences can be seen
 # What means something in Markdown: underscores do so only at the edge of a word, brackets before an address.
 _MARKS = re.compile(r"[\\`*#~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 _CODE_OR_MARKS = re.compile(r"(`[\w ./:=-]+`)|" + _MARKS.pattern)
@@ -43,9 +45,15 @@ def describe(comparison: dict[str, Any], markdown: bool = False) -> str:
     return (
         f"{verdict}: accuracy {accuracy['base']:.4f} ({base}) -> {accuracy['head']:.4f} ({head}), difference "
         f"{accuracy['difference']:+.4f} (95 % interval {accuracy['low']:+.4f} to {accuracy['high']:+.4f}), on "
-        f"{comparison['examples']['compared']:,} test examples; {comparison['fixed']} fixed, "
+        f"{comparison['examples']['compared']:,} test examples{_of_known(comparison)}; {comparison['fixed']} fixed, "
         f"{comparison['regressed']} regressed, McNemar's exact test p = {comparison['p']:.2g}."
     )
+
+
+def _of_known(comparison: dict[str, Any]) -> str:
+    """Of which classes the examples are, if not of all."""
+    is_part = any(change["change"] != "renamed" for change in comparison["class_changes"])
+    return f" of the {comparison['classes_compared']:,} classes that both know" if is_part else ""
 
 
 def caveats(comparison: dict[str, Any]) -> list[str]:
@@ -62,8 +70,32 @@ def caveats(comparison: dict[str, Any]) -> list[str]:
         )
     if examples["relabelled"]:
         sentences.append(f"{examples['relabelled']:,} examples have different labels and are left out.")
-    if comparison["classes_left_out"]:
-        sentences.append(f"Classes that only one of them has: {', '.join(comparison['classes_left_out'])}.")
+    if examples["compared"] < FEW:
+        sentences.append(
+            f"Only {examples['compared']:,} examples are compared: McNemar's test sees no difference unless at least 6 "
+            "of them are classified correctly by only one of the two."
+        )
+    return sentences + _about_classes(comparison)
+
+
+def _about_classes(comparison: dict[str, Any]) -> list[str]:
+    """How the classes differ, and what that means for the comparison."""
+    changes, left_out, outside = (
+        comparison[name] for name in ("class_changes", "classes_left_out", "answers_left_out")
+    )
+    if not changes:
+        return []
+    sentences = [f"The classes differ: {describe_changes(changes)}."]
+    if any(change["change"] == "renamed" for change in changes):
+        sentences.append("Renamed classes are compared under their new names.")
+    if known := _of_known(comparison):
+        listed = [f"{count:,} of {readable(name)}" for name, count in left_out.items()]
+        more = f" and of {len(listed) - NAMED:,} more classes" if len(listed) > NAMED else ""
+        others = " and ".join(f"{outside[side]:,} answers of {comparison[side]}" for side in ("base", "head"))
+        sentences.append(
+            f"Compared are {comparison['examples']['compared']:,} examples{known}, as if there were no other classes, "
+            f"which {others} were; left out: {', '.join(listed[:NAMED]) or 'no examples'}{more}."
+        )
     return sentences
 
 
