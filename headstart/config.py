@@ -211,6 +211,9 @@ class Gate(Section):
     max_drop: UpTo1 | None
     """By how much accuracy may be worse than that of another run if McNemar's test says that it is worse; null: no
     rule."""
+    allow_class_changes: StrictBool
+    """Whether the classes may differ from those of the other run: added, removed, renamed, split or merged. If they
+    do, max_drop is about the classes that both runs know."""
     max_latency_ms: Positive | None
     """Milliseconds from one decoded example to its probabilities; null: no rule."""
     max_model_mb: Positive | None

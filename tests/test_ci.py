@@ -61,6 +61,24 @@ def validate(kind: str, file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_the_gate_prints_stays_code_in_the_summary(tmp_path, code):
+    """The names of classes come from the pull request."""
+    (script,) = [step["run"] for step in JOBS["pipeline"]["steps"] if step.get("name") == "the gate"]
+    said = "ok  min_recall  ``` <img src=x>\n```\n# x\n\n- [x](y)\n"
+    for name, lines in (("headstart", f"cat <<'EOF'\n{said}EOF\nexit {code}"), ("dvc", "echo store")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BASE": "main", "GITHUB_STEP_SUMMARY": "summary.md"}
+    command = ["bash", "-e", "-o", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, said)
+    heading, empty, *lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert (heading, empty) == ("### The gate", "")
+    assert [line.removeprefix("    ") for line in lines] == said.splitlines()
+    assert all(line.startswith("    ") for line in lines)
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 

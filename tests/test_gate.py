@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_params
+from conftest import ROOT, write_params
 
 from headstart import paths
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.evaluation.gate import FAILED, OK, Figures, gate, judge
+from headstart.evaluation.results import load_results
 
 CORRECT = 80  # of 100 test examples, half of each of two classes
 
 
-def write_run(correct: int = CORRECT, file: Path | None = None) -> None:
-    """Write what evaluate leaves of a model that is right on the first `correct` of 100 examples.
+def write_run(correct: int = CORRECT, file: Path | None = None, examples: int = 100) -> None:
+    """Write what evaluate leaves of a model that is right on the first `correct` of its test examples.
 
     Args:
         file: where to write its predictions alone.
     """
-    labels = np.where(np.arange(100) % 2 == 0, "cat", "7")
+    labels = np.where(np.arange(examples) % 2 == 0, "cat", "7")
     other = np.where(labels == "cat", "7", "cat")
-    predicted = np.where(np.arange(100) < correct, labels, other)
-    table = pd.DataFrame({"path": labels, "item_id": np.arange(100), "label": labels, "predicted": predicted})
+    predicted = np.where(np.arange(examples) < correct, labels, other)
+    table = pd.DataFrame({"path": labels, "item_id": np.arange(examples), "label": labels, "predicted": predicted})
     for name in ("7", "cat"):
         table[f"p_{name}"] = np.where(predicted == name, 0.9, 0.1)
     if file:
@@ -145,7 +147,8 @@ def test_without_a_model_there_is_no_latency(run):
 def test_without_base_and_rules_nothing_is_broken(run):
     code, said, _ = run()
     assert code == 0
-    assert "skipped  max_drop        0  there is no BASE to compare with" in said
+    for rule, bound in (("max_drop", "0"), ("allow_class_changes", "false")):
+        assert re.search(rf"^skipped  {rule} +{bound} +there is no BASE to compare with$", said, re.MULTILINE)
     assert said.count("not set") == 4
 
 
@@ -198,12 +201,90 @@ def test_results_of_other_params_are_not_judged(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("bound", "status"), [(0.02, OK), (0.0199, FAILED)])
-def test_a_drop_of_exactly_the_bound_holds(tmp_path, bound, status):
+def test_a_drop_of_exactly_the_bound_holds(run, bound, status):
     """0.98 - 0.96 is a little more than 0.02 in floating point."""
-    accuracy = {"metric": "accuracy", "base": 0.98, "head": 0.96, "difference": -0.02, "low": -0.03, "high": -0.01}
-    comparison = {"verdict": "worse", "base": "a", "head": "b", "metrics": [accuracy], "examples": {"compared": 300},
-                  "fixed": 0, "regressed": 6, "p": 0.03, "outdated": []}  # fmt: skip
-    write_params(tmp_path / "params.yaml", **{"gate.max_drop": bound})
-    rules = load_params(tmp_path / "params.yaml").gate
-    verdicts = judge(rules, Figures(0.96, 9.5, {}), lambda: comparison)
+    results = []
+    for correct in (294, 288):
+        write_run(correct, Path("run.csv"), examples=300)
+        results.append(load_results("run.csv"))
+    rules = load_params(ROOT / "params.yaml").gate.model_copy(update={"max_drop": bound})
+    verdicts = judge(rules, Figures(0.96, 9.5, {}), lambda: (results[0], results[1]))
     assert {row.rule: row.status for row in verdicts}["max_drop"] == status
+
+
+def write_base(file: str, correct: int = CORRECT, **names: str) -> None:
+    """Write predictions as `write_run`, but of classes of other names, and of 50 owls if there is such a class."""
+    write_run(correct, Path(file))
+    table = pd.read_csv(file, dtype=str)
+    if "owl" in names:
+        table = table.assign(p_owl="0.0")
+        owls = table.head(50).assign(
+            item_id=[f"o{n}" for n in range(50)], label="owl", predicted="owl", p_7="0.0", p_cat="0.0", p_owl="1.0"
+        )
+        table = pd.concat([table, owls])
+    renamed = table.rename(columns={f"p_{name}": f"p_{new}" for name, new in names.items()})
+    renamed.assign(label=table.label.replace(names), predicted=table.predicted.replace(names)).to_csv(file, index=False)
+
+
+CHANGES = [
+    ({"owl": "owl"}, "removed: owl"),
+    ({"cat": "feline"}, "renamed: feline -> cat (50 examples)"),
+    ({"cat": "7", "7": "cat"}, "renamed: 7 -> cat (50 examples), cat -> 7 (50 examples)"),
+]
+
+
+@pytest.mark.parametrize(("names", "listed"), CHANGES)
+@pytest.mark.parametrize("max_drop", [None, 0])
+def test_other_classes_fail_unless_they_are_allowed(run, names, listed, max_drop):
+    write_base("base.csv", **names)
+    code, said, reasons = run("base.csv", max_drop=max_drop)
+    why = f"the classes are not those of base.csv: {listed}; if that is meant, set gate.allow_class_changes: true"
+    assert (code, reasons) == (1, f"gate: allow_class_changes false failed: {why}\n")
+    assert re.search(rf"^FAILED   allow_class_changes  false  {re.escape(why)}$", said, re.MULTILINE)
+    code, said, reasons = run("base.csv", max_drop=max_drop, allow_class_changes=True)
+    assert (code, reasons) == (0, "")
+    assert f"ok       allow_class_changes  true  the classes are not those of base.csv: {listed}\n" in said
+
+
+def test_added_classes_fail_too_and_the_same_ones_pass(run):
+    write_base("more.csv", owl="owl")
+    write_run(file=Path("base.csv"))
+    assert run("base.csv")[0] == 0
+    Path("more.csv").replace(paths.PREDICTIONS)
+    code, _, reasons = run("base.csv", max_drop=None)
+    assert code == 1
+    assert "the classes are not those of base.csv: added: owl; if" in reasons
+
+
+def test_a_drop_is_judged_on_the_classes_that_both_know(run):
+    """All 50 owls of base are right, which are gone; among the others it has 15 more, or 15 fewer."""
+    for correct, code in ((CORRECT + 15, 1), (CORRECT - 15, 0)):
+        write_base("base.csv", correct, owl="owl")
+        found, said, _ = run("base.csv", max_drop=0, allow_class_changes=True)
+        assert found == code
+        assert f"on 100 test examples of the 2 classes that both know; {0 if code else 15} fixed" in said
+
+
+def test_classes_that_cannot_be_compared_fail_unless_changes_are_allowed(run):
+    code, _, reasons = run("base.csv", max_drop=None)
+    assert code == 1
+    assert reasons.startswith("gate: allow_class_changes cannot be checked: base.csv: No such file")
+    code, said, reasons = run("base.csv", max_drop=None, allow_class_changes=True)
+    assert (code, reasons) == (0, "")
+    assert "skipped  allow_class_changes  true  base.csv: No such file" in said
+
+
+def test_no_name_of_a_class_can_add_a_line(run):
+    """Else it could pass for a verdict, or end the block of code that CI shows."""
+    evil = "x\n```\r<img>\x1b[2J\nok       min_recall"
+    report = json.loads(paths.report("evaluate").read_text())
+    report["final"]["classes"][0]["class"] = evil
+    paths.report("evaluate").write_text(json.dumps(report))
+    write_base("base.csv", owl=evil)
+    code, said, reasons = run("base.csv", min_recall=0.9, min_recall_of={evil: 0.99})
+    assert code == 1
+    rules = ("min_accuracy", "min_recall", "min_recall_of", "max_drop", "allow_class", "max_latency", "max_model")
+    for line, rule in zip(said.splitlines(), rules, strict=True):
+        assert re.match(f"(ok|FAILED|not set) +{rule}", line)
+    assert all(line.startswith("gate: ") for line in reasons.splitlines())
+    assert all(character.isprintable() or character == "\n" for character in said + reasons)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headstart import paths
 from headstart.config import Gate, load_params
-from headstart.errors import UserError, did_you_mean
-from headstart.evaluation.compare import compare_results
+from headstart.errors import UserError, did_you_mean, readable
+from headstart.evaluation.compare import class_changes, compare_results
 from headstart.evaluation.formatting import describe, write_text
-from headstart.evaluation.results import WORKSPACE, load_results, naming, numbers, parse_figures
+from headstart.evaluation.results import WORKSPACE, Results, load_results, naming, numbers, parse_figures
 from headstart.lockfile import Workspace, up_to_date_stages
 
 OK, FAILED, UNKNOWN, NOT_SET, SKIPPED = "ok", "FAILED", "UNKNOWN", "not set", "skipped"
+NO_BASE = "there is no BASE to compare with"
 METRICS, REPORT = paths.metrics("evaluate"), paths.report("evaluate")
 
 
@@ -30,9 +33,16 @@ class Verdict(NamedTuple):
     """
 
     rule: str
-    bound: float | None
+    bound: float | bool | None
     found: str
     status: str
+
+    @property
+    def limit(self) -> str:
+        """The bound as params.yaml has it, or nothing if there is none."""
+        return (
+            json.dumps(self.bound) if isinstance(self.bound, bool) else "" if self.bound is None else f"{self.bound:g}"
+        )
 
 
 class Recall(NamedTuple):
@@ -46,9 +56,9 @@ class Recall(NamedTuple):
 
     def __str__(self) -> str:
         if not self.examples:
-            return f"{self.name} has no test examples"
+            return f"{readable(self.name)} has no test examples"
         interval = f"95 % interval {self.low:.4f} to {self.high:.4f}"
-        return f"{self.name} {self.value:.4f} ({self.examples:,} examples, {interval})"
+        return f"{readable(self.name)} {self.value:.4f} ({self.examples:,} examples, {interval})"
 
 
 class Figures(NamedTuple):
@@ -63,7 +73,8 @@ def gate(base: str | None) -> int:
     """Print every rule with its figure and verdict, and on stderr those that failed or whose figure is missing.
 
     Args:
-        base: what `max_drop` compares with: a revision, the name of an experiment or a .csv file of predictions.
+        base: what accuracy and classes are compared with: a revision, the name of an experiment or a .csv file of
+            predictions.
 
     Returns:
         1 if there are any of the latter, else 0.
@@ -74,17 +85,30 @@ def gate(base: str | None) -> int:
     params = load_params()
     if "evaluate" not in up_to_date_stages(Workspace(), params.model_dump()):
         raise UserError("the results in the workspace do not belong to its params and code; run `dvc repro`")
-    compare = (lambda: compare_results(load_results(base), load_results(WORKSPACE))) if base else None
-    verdicts = list(judge(params.gate, read_figures(), compare))
-    rows = [(row.status, row.rule, "" if row.bound is None else f"{row.bound:g}", row.found) for row in verdicts]
+    load = cache(lambda: _load(base)) if base else None
+    verdicts = list(judge(params.gate, read_figures(), load))
+    rows = [tuple(map(_on_one_line, (row.status, row.rule, row.limit, row.found))) for row in verdicts]
     *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = ["  ".join(map(str.ljust, cells, (*widths, 0))).rstrip() for cells in rows]
     write_text("\n".join(lines) + "\n", None)
     bad = [row for row in verdicts if row.status in (FAILED, UNKNOWN)]
-    for rule, bound, found, status in bad:
-        problem = f"{bound:g} failed" if status == FAILED else "cannot be checked"
-        print(f"gate: {rule} {problem}: {found}", file=sys.stderr)
+    for row in bad:
+        problem = f"{row.limit} failed" if row.status == FAILED else "cannot be checked"
+        print(_on_one_line(f"gate: {row.rule} {problem}: {row.found}"), file=sys.stderr)
     return int(bool(bad))
+
+
+def _on_one_line(text: str) -> str:
+    """`text` without the line breaks and control characters that names of classes and files may hold."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(text.split()))
+
+
+def _load(base: str) -> tuple[Results, Results]:
+    """The run to compare with, and that of the workspace."""
+    head = load_results(WORKSPACE)
+    if head.outdated:
+        raise UserError(f"{paths.PREDICTIONS} is not that of dvc.lock; run `dvc repro`")
+    return load_results(base), head
 
 
 def read_figures() -> Figures:
@@ -107,18 +131,20 @@ def read_figures() -> Figures:
     return Figures(accuracy, final.get("model_mb"), recalls)
 
 
-def judge(rules: Gate, figures: Figures, compare: Callable[[], dict[str, Any]] | None) -> Iterator[Verdict]:
+def judge(rules: Gate, figures: Figures, load: Callable[[], tuple[Results, Results]] | None) -> Iterator[Verdict]:
     """Yield a verdict per rule, in the order of params.yaml.
 
     Args:
-        compare: makes the comparison with another run, see `compare_results`; None: there is no other run.
+        load: returns the run to compare with and that of the workspace, or raises UserError; None: there is no other
+            run.
 
     Raises:
         UserError: if a class that has its own bound is unknown.
     """
     yield _check("min_accuracy", rules.min_accuracy, figures.accuracy, METRICS)
     yield from _recalls(rules.min_recall, rules.min_recall_of, figures.recalls)
-    yield _drop(rules.max_drop, compare)
+    yield _drop(rules.max_drop, load)
+    yield _class_changes(rules.allow_class_changes, load)
     yield _latency(rules.max_latency_ms)
     yield _check("max_model_mb", rules.max_model_mb, figures.model_mb, REPORT)
 
@@ -155,22 +181,37 @@ def _recalls(bound: float | None, bounds: dict[str, float], recalls: dict[str, R
             yield Verdict(rule, least, _missing(REPORT), UNKNOWN)
 
 
-def _drop(bound: float | None, compare: Callable[[], dict[str, Any]] | None) -> Verdict:
+def _drop(bound: float | None, load: Callable[[], tuple[Results, Results]] | None) -> Verdict:
     if bound is None:
         return Verdict("max_drop", None, "", NOT_SET)
-    if compare is None:
-        return Verdict("max_drop", bound, "there is no BASE to compare with", SKIPPED)
+    if load is None:
+        return Verdict("max_drop", bound, NO_BASE, SKIPPED)
     try:
-        comparison = compare()
+        comparison = compare_results(*load())
     except UserError as error:
         return Verdict("max_drop", bound, str(error), UNKNOWN)
-    if WORKSPACE in comparison["outdated"]:
-        return Verdict("max_drop", bound, f"{paths.PREDICTIONS} is not that of dvc.lock; run `dvc repro`", UNKNOWN)
     accuracy = next(row for row in comparison["metrics"] if row["metric"] == "accuracy")
     drop = accuracy["base"] - accuracy["head"]
     is_larger = drop > bound and not math.isclose(drop, bound)  # 0.98 - 0.96 is above 0.02
     status = FAILED if comparison["verdict"] == "worse" and is_larger else OK
     return Verdict("max_drop", bound, describe(comparison), status)
+
+
+def _class_changes(allowed: bool, load: Callable[[], tuple[Results, Results]] | None) -> Verdict:
+    rule = "allow_class_changes"
+    if load is None:
+        return Verdict(rule, allowed, NO_BASE, SKIPPED)
+    try:
+        base, head = load()
+    except UserError as error:
+        return Verdict(rule, allowed, str(error), SKIPPED if allowed else UNKNOWN)
+    changes = class_changes(base, head)
+    if not changes:
+        return Verdict(rule, allowed, f"the {len(head.classes):,} classes are those of {base.name}", OK)
+    differ = f"the classes are not those of {base.name}: {changes}"
+    if allowed:
+        return Verdict(rule, allowed, differ, OK)
+    return Verdict(rule, allowed, f"{differ}; if that is meant, set gate.allow_class_changes: true", FAILED)
 
 
 def _latency(bound: float | None) -> Verdict:
