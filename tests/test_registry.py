@@ -83,7 +83,7 @@ def test_the_champion_changes_only_for_a_better_one(here, capsys):
         1: ("first", []), 2: ("no evidence", []), 3: ("better", ["champion"]), 4: ("worse", ["challenger"]),
     }  # fmt: skip
     assert describe(3).startswith(
-        "The new champion. Better than version 1, the champion before it: accuracy 0.7500 -> 1"
+        "The new champion. Better than version 1, the champion before it: accuracy from 0.7500 to 1"
     )
     assert "on the 40 val examples that both have; 10 fixed, 0 regressed" in describe(3)
     assert rows() == {"0.1": "headstart 1", "0.2": "headstart 2", "0.3": "headstart 3", "0.4": "headstart 4"}
@@ -132,16 +132,42 @@ def test_only_examples_that_both_have_are_compared(here):
     assert "on the 20 val examples that both have" in describe(2)
 
 
-@pytest.mark.parametrize(
-    ("results", "reason"),
-    [({"first": 1000}, "do not have two examples of the same"), ({"classes": ("cat", "dog", "owl")}, "classes differ")],
-)
-def test_what_cannot_be_compared_moves_no_alias_and_says_why(here, results, reason):
+def test_without_common_examples_no_alias_moves(here):
     evaluate(0.1, wrong=20)
-    evaluate(0.2, wrong=0, **results)
+    evaluate(0.2, wrong=0, first=1000)
     assert versions() == {1: ("first", ["champion"]), 2: ("not comparable", [])}
     assert describe(2).startswith("It cannot be compared with the champion, version 1: ")
-    assert reason in describe(2)
+    assert "do not have two examples and two classes in common: they share 0 examples" in describe(2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "listed"),
+    [
+        (("cat", "dog", "emu", "owl", "yak"), ("cat", "dog"), "removed: emu, owl, yak"),
+        (("cat", "dog"), ("cat", "dog", "emu", "owl", "yak"), "added: emu, owl, yak"),
+        (("cat", "dog"), ("lynx", "dog"), "renamed: cat -&#62; lynx (40 examples)"),
+        (("cat", "dog"), ("dog", "cat"), "added: cat; removed: dog; renamed: cat -&#62; dog (40 examples)"),
+        (("cat", "dog"), ("cat", "*<b>*"), r"added: \*&#60;b&#62;\*; removed: dog"),
+    ],
+)
+def test_a_model_of_other_classes_moves_no_alias_and_says_which(here, before, after, listed, capsys):
+    """However much better it is on what both know."""
+    evaluate(0.1, wrong=20, classes=before)
+    capsys.readouterr()
+    evaluate(0.2, wrong=0, classes=after)
+    assert versions() == {1: ("first", ["champion"]), 2: ("not comparable", [])}
+    start = f"Its classes are not those of the champion, version 1: {listed}. No alias was moved. "
+    assert describe(2).startswith(start)
+    call = '`MlflowClient().set_registered_model_alias("headstart", "champion", "2")`'
+    assert describe(2).endswith(
+        f"To make it the champion, give it the alias by hand: on the model's page, or by {call}."
+    )
+    if len(before) != len(after):
+        assert "On the 2 classes that both know: accuracy from 0.5000 to 1.0000 on the 40 val examples" in describe(2)
+    said = capsys.readouterr().out
+    assert f"version 2: {start}".replace("&#62;", ">").replace("&#60;", "<").replace("\\", "") in said
+    evaluate(0.3, wrong=20, classes=before, text="the same classes again")
+    assert versions()[3] == ("no evidence", ["challenger"])
 
 
 def test_a_champion_that_was_made_by_hand_is_not_comparable(here):

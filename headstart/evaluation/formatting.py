@@ -17,7 +17,7 @@ MAX_ROWS = 20  # of a table in text and Markdown
 FEW = 100  # compared examples: of fewer, only large differences can be seen
 # What means something in Markdown: underscores do so only at the edge of a word, brackets before an address.
 _MARKS = re.compile(r"[\\`*#~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
-_CODE_OR_MARKS = re.compile(r"(`[\w ./:=-]+`)|" + _MARKS.pattern)
+_CODE_OR_MARKS = re.compile(r"""(`[\w ./:=,()"-]+`)|""" + _MARKS.pattern)
 # What means something in tables and HTML; on GitHub @ and $ start a mention and a formula.
 _ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "<>&|@$"})
 

@@ -1,7 +1,8 @@
 """Evaluated models become versions of a registered model; the alias `champion` names the best known one.
 
-It moves only by a paired test on the val predictions of the networks before they were refitted on val. The test split
-is reported in tags, and never chosen by.
+It moves only by a paired test on the val predictions of the networks before they were refitted on val, and never to a
+model of other classes: which classes a model should know is for people to say. The test split is reported in tags, and
+never chosen by.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 from headstart import paths
 from headstart.data.predictions import parse_predictions
 from headstart.errors import UserError
-from headstart.evaluation.compare import pair_results
+from headstart.evaluation.compare import PairedResults, class_changes, pair_results
+from headstart.evaluation.formatting import escape_markdown
 from headstart.evaluation.results import Results
 from headstart.serving import mlflow_model
 from headstart.tracking import store
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-# The alias that a verdict earns. It is that of the paired test, `first` without a champion, or `not comparable`: none.
+CHAMPION, CHALLENGER, NOT_COMPARABLE = "champion", "challenger", "not comparable"
+# The alias that a verdict earns. It is that of the paired test, `first` without a champion, or NOT_COMPARABLE: none.
 ALIASES = {"first": CHAMPION, "better": CHAMPION, "worse": CHALLENGER, "no evidence": CHALLENGER}
 DIGEST = "headstart.model_sha256"  # of models/model.keras
 VERDICT, COMPARED = "verdict", "headstart.compared_with"  # COMPARED is the version that was the champion, or NONE
@@ -122,7 +124,7 @@ def _judge(client: MlflowClient, name: str, version: ModelVersion) -> str:
         if champion not in (number, against):
             settled, against = judged, champion
             verdict, why = _compare(client, name, champion, number)
-            client.update_model_version(name, number, why)
+            client.update_model_version(name, number, escape_markdown(why, keep_code=True))
             for tag, value in ((VERDICT, verdict), (COMPARED, champion)):
                 client.set_model_version_tag(name, number, tag, value)
         elif ALIASES.get(verdict) == CHAMPION:
@@ -160,22 +162,40 @@ def _compare(client: MlflowClient, name: str, champion: str, number: str) -> tup
     try:
         base = _results(_download(client, name, champion), named)
         head = _results(_download(client, name, number), "this version")
-        if set(base.classes) != set(head.classes):
-            raise UserError("their classes differ")
-        scores = pair_results(base, head).scores
+        if changes := class_changes(base, head):
+            return NOT_COMPARABLE, (
+                f"Its classes are not those of {named}: {changes}. No alias was moved. "
+                f"{_on_known_classes(base, head)}To make it the champion, give it the alias by hand: on the model's page, "
+                f'or by `MlflowClient().set_registered_model_alias("{name}", "{CHAMPION}", "{number}")`.'
+            )
+        paired = pair_results(base, head)
     except UserError as error:
         why = f"It cannot be compared with {named}: {store.one_line(error)}. No alias was moved."
-        return "not comparable", why
-    verdict = scores.verdict()
+        return NOT_COMPARABLE, why
+    verdict = paired.scores.verdict()
     words = {
         "better": f"The new champion. Better than version {champion}, the champion before it",
         "worse": f"Worse than {named}",
         "no evidence": f"No evidence of a difference from {named}",
     }[verdict]
+    return verdict, f"{words}: {_figures(paired)}."
+
+
+def _on_known_classes(base: Results, head: Results) -> str:
+    """A sentence about the classes that both know, or nothing if they have too little in common."""
+    try:
+        paired = pair_results(base, head)
+    except UserError:
+        return ""
+    return f"On the {len(paired.classes):,} classes that both know: {_figures(paired)}. "
+
+
+def _figures(paired: PairedResults) -> str:
+    scores = paired.scores
     before, now = (float(predictions.correct.mean()) for predictions in (scores.base, scores.head))
-    return verdict, (
-        f"{words}: accuracy {before:.4f} -> {now:.4f} on the {len(scores.base.targets):,} val examples that both have; "
-        f"{scores.fixed} fixed, {scores.regressed} regressed, McNemar's exact test p = {scores.p_value():.2g}."
+    return (
+        f"accuracy from {before:.4f} to {now:.4f} on the {len(paired.base):,} val examples that both have; "
+        f"{scores.fixed} fixed, {scores.regressed} regressed, McNemar's exact test p = {scores.p_value():.2g}"
     )
 
 
