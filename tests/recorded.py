@@ -134,7 +134,9 @@ def leave(
         path.parent.mkdir(parents=True, exist_ok=True)
         if path == paths.MANIFEST:
             splits = ["train"] * 40 + ["val"] * 10 + ["test"] * 10
-            pd.DataFrame({"label": ["cat", "dog"] * 30, "split": splits}).to_parquet(path)
+            labels = [classes[index % len(classes)] for index in range(60)]
+            ids = [f"id{index}" for index in range(60)]
+            pd.DataFrame({"item_id": ids, "label": labels, "split": splits}).to_parquet(path)
         elif path.suffix == ".keras":
             with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr(zipfile.ZipInfo("classes.json"), json.dumps(classes))

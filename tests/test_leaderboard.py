@@ -7,12 +7,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import recorded
 import yaml
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.evaluation.leaderboard import Entry, explain, rank, read_entry, to_table
+from headstart.evaluation.leaderboard import (
+    Entry,
+    explain,
+    leaderboard,
+    rank,
+    read_datasets,
+    read_entry,
+    to_table,
+)
 
 HEAD, MODEL, PREDICTIONS = (path.as_posix() for path in (paths.HEAD, paths.MODEL, paths.PREDICTIONS))
 CACHE = {
@@ -212,6 +222,64 @@ def test_entries_whose_val_accuracy_is_unknown_come_last():
 def test_different_data_and_waiting_experiments_are_mentioned():
     a, b = board(val_loss=[0.5, 0.3], val_accuracy=[0.9, 0.8])
     notes = explain([a, replace(b, data="other")], {"Failed": 1}, "val_loss", test=False)
-    assert "Not all are of the same examples and splits" in " ".join(notes)
+    assert "Not all have the same classes and examples" in " ".join(notes)
+    assert "A: not to be had from DVC's cache, see `dvc fetch`; B: not" in " ".join(notes)
     assert "Not done: 1 failed." in notes
-    assert "same examples" not in " ".join(explain([a, b], {}, "val_loss", test=False))
+    assert "same classes" not in " ".join(explain([a, b], {}, "val_loss", test=False))
+
+
+def manifest(labels: list[str], **changes: object) -> bytes:
+    """A manifest of 8 examples, half of them in train."""
+    splits = ["train", "train", "train", "train", "val", "val", "test", "test"]
+    table = pd.DataFrame({"item_id": [f"id{n}" for n in range(8)], "label": labels, "split": splits})
+    return table.assign(**changes).to_parquet()
+
+
+CATS, OWLS = ["cat", "dog"] * 4, ["cat", "dog"] * 3 + ["owl", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "letters", "said"),
+    [
+        (manifest(OWLS), ["A", "B"], "A: 2 classes, 2 val and 2 test examples; B: 3 classes, 2 val and 2 test examples "
+         "(added: owl)."),
+        (manifest(["lynx", "dog"] * 4), ["A", "B"], "(added: lynx; removed: cat)."),
+        (manifest(CATS, item_id=[f"id{n}" for n in range(7)] + ["another"]), ["A", "B"], "B: 2 classes, 2 val"),
+        (manifest(["dog", "cat", *CATS[2:]]), ["A", "A"], ""),  # train alone differs
+        (None, ["A", "B"], "B: not to be had from DVC's cache"),
+        (b"PAR1 damaged", ["A", "B"], "B: not to be had from DVC's cache"),
+    ],
+)  # fmt: skip
+def test_rows_whose_figures_cannot_be_compared_are_marked(content, letters, said, capsys):
+    a, b = board(val_loss=[0.3, 0.5], val_accuracy=[0.9, 0.8])
+    entries = [a, replace(b, data="other")]
+    datasets = read_datasets(entries, {"data": manifest(CATS), "other": content}.get)
+    ranked = rank(entries, "val_loss", datasets)
+    assert list(ranked.data) == letters
+    table = to_table(ranked, test=False)
+    notes = " ".join(explain(entries, {}, "val_loss", False, datasets))
+    if said:
+        assert (table.header[3], [row[3] for row in table.rows]) == ("data", letters)
+        assert "figures of different letters under `data` cannot be compared. A: 2 classes" in notes
+    else:
+        assert "data" not in table.header
+        assert "letters" not in notes
+    assert said in notes
+    assert ("b: data/prepared/manifest.parquet cannot be read" in capsys.readouterr().err) == (
+        content == b"PAR1 damaged"
+    )
+
+
+def test_experiments_of_other_classes_are_marked(capsys):
+    recorded.make_repository()
+    recorded.experiment("cats", results={"val_loss": 0.4}, **{"train_head.dropout": 0.1})
+    recorded.experiment("owls", results={"classes": ("cat", "dog", "<owl>")}, **{"train_head.dropout": 0.2})
+    leaderboard(format="json")
+    assert {row["experiment"]: row["data"] for row in json.loads(capsys.readouterr().out)} == {"cats": "A", "owls": "B"}
+    leaderboard(format="markdown")
+    said = capsys.readouterr().out
+    assert "| A |" in said
+    assert (
+        "A: 2 classes, 10 val and 10 test examples; B: 3 classes, 10 val and 10 test examples (added: &#60;owl&#62;"
+        in said
+    )

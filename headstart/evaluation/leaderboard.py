@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import string
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,7 @@ import pandas as pd
 from headstart import paths
 from headstart.errors import UserError, one_line
 from headstart.evaluation import results
+from headstart.evaluation.datasets import Dataset, parse_manifest
 from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, text_table, to_cell, write_text
 from headstart.lockfile import PARAMS, Revision, Tree, Workspace, git_objects, up_to_date_stages
 
@@ -32,6 +35,7 @@ COLUMNS = {  # header and format of each figure
     "latency_ms": ("latency, ms", "{:.1f}"),
     "model_mb": ("model, MB", "{:.2f}"),
 }
+NO_DATASETS: Mapping[str, Dataset] = MappingProxyType({})
 TEST_FIGURES = ["accuracy", "accuracy_low", "accuracy_high"]
 
 
@@ -45,7 +49,7 @@ class Entry:
         reached: the stages whose results belong to these params and this code.
         figures: val_loss, and as far as known val_accuracy, seconds, examples_per_second, latency_ms, model_mb, and on
             test accuracy, accuracy_low, accuracy_high.
-        data: identifies examples and splits; entries of different data cannot be compared.
+        data: the md5 of the manifest, which identifies examples and splits; empty if there is none.
     """
 
     names: list[str]
@@ -70,9 +74,9 @@ def leaderboard(
     Raises:
         UserError: if this is not a DVC repository.
     """
-    entries, waiting = collect_entries(commits, heads)
-    ranked = rank(entries, by)
-    table, notes = to_table(ranked, test), explain(entries, waiting, by, test)
+    entries, waiting, datasets = collect_entries(commits, heads)
+    ranked = rank(entries, by, datasets)
+    table, notes = to_table(ranked, test), explain(entries, waiting, by, test, datasets)
     if format == "json":
         rows = ranked.where(ranked.notna(), None).drop(columns=[] if test else TEST_FIGURES, errors="ignore")
         made = json.dumps(rows.to_dict("records"), indent=2)
@@ -86,8 +90,10 @@ def leaderboard(
     write_text(made + "\n", None)
 
 
-def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int]]:
-    """Return the experiments of the repository, and how many are not done, by their state.
+def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, int], dict[str, Dataset]]:
+    """Return the experiments of the repository, how many are not done, by their state, and their data.
+
+    The data are those of `read_datasets`.
 
     Those with a file that cannot be read are left out, with a line on stderr.
 
@@ -125,9 +131,24 @@ def collect_entries(commits: int, heads: bool) -> tuple[list[Entry], dict[str, i
                     same[0].names.extend(entry.names)
                 else:
                     entries.append(entry)
+            datasets = read_datasets(entries, read_cached)
     except (DvcException, SCMError) as error:
         raise UserError(f"there are no experiments here ({one_line(error)}); run it in a clone") from error
-    return entries, Counter(row["State"] for row in rows if row["State"] in NOT_DONE)
+    return entries, Counter(row["State"] for row in rows if row["State"] in NOT_DONE), datasets
+
+
+def read_datasets(entries: list[Entry], read_cached: Callable[[str], bytes | None]) -> dict[str, Dataset]:
+    """Return the data of `entries` by Entry.data, as far as DVC's cache has them; nothing if all have the same."""
+    first = {entry.data: entry for entry in reversed(entries) if entry.figures}
+    datasets = {}
+    for md5, entry in first.items() if len(first) > 1 else ():
+        content = read_cached(md5) if md5 else None
+        try:
+            if content is not None:
+                datasets[md5] = parse_manifest(content, f"{entry.names[0]}: {paths.MANIFEST}")
+        except UserError as error:
+            print(f"leaderboard: {error}", file=sys.stderr)
+    return datasets
 
 
 def read_entry(name: str, tree: Tree, read_cached: Callable[[str], bytes | None], heads: bool) -> Entry:
@@ -182,16 +203,31 @@ def read_entry(name: str, tree: Tree, read_cached: Callable[[str], bytes | None]
     return Entry([name], leaves, reached, {key: value for key, value in known.items() if value is not None}, data)
 
 
-def rank(entries: list[Entry], by: str) -> pd.DataFrame:
-    """Return a row per entry with figures, the best first: rank, experiment, reached, figures, differing params."""
+def _ranked(entries: list[Entry], by: str) -> list[Entry]:
     sign = 1 if by == "val_loss" else -1
     ranked = [entry for entry in entries if entry.figures]
-    ranked.sort(key=lambda entry: sign * entry.figures.get(by, sign * math.inf))
+    return sorted(ranked, key=lambda entry: sign * entry.figures.get(by, sign * math.inf))
+
+
+def _letters(ranked: list[Entry], datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """A letter for each Entry.data, the same for those of the same classes and examples of val and test."""
+    keys = {entry.data: datasets[entry.data].key if entry.data in datasets else entry.data for entry in ranked}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys.values()))}
+    return {data: string.ascii_uppercase[numbers[key] % 26] * (numbers[key] // 26 + 1) for data, key in keys.items()}
+
+
+def rank(entries: list[Entry], by: str, datasets: Mapping[str, Dataset] = NO_DATASETS) -> pd.DataFrame:
+    """Return a row per entry with figures, the best first: rank, experiment, reached, data, figures, differing params.
+
+    Figures of rows with different letters under `data` cannot be compared.
+    """
+    ranked = _ranked(entries, by)
+    letters = _letters(ranked, datasets)
     keys = dict.fromkeys(key for entry in ranked for key in entry.params)
     differing = [key for key in keys if len({json.dumps(entry.params.get(key)) for entry in ranked}) > 1]
     rows = [
-        {"rank": number, "experiment": ", ".join(entry.names), "reached": entry.reached[-1], **entry.figures,
-         **{key: entry.params.get(key) for key in differing}}
+        {"rank": number, "experiment": ", ".join(entry.names), "reached": entry.reached[-1],
+         "data": letters[entry.data], **entry.figures, **{key: entry.params.get(key) for key in differing}}
         for number, entry in enumerate(ranked, 1)
     ]  # fmt: skip
     return pd.DataFrame(rows, dtype=object)  # else an integer beside null would become a float
@@ -199,13 +235,14 @@ def rank(entries: list[Entry], by: str) -> pd.DataFrame:
 
 def to_table(ranked: pd.DataFrame, test: bool) -> Table:
     """Return what `rank` returned as text; test accuracy comes last, if it is wanted."""
-    params = [name for name in ranked if name not in ("rank", "experiment", "reached", *COLUMNS, *TEST_FIGURES)]
+    params = [name for name in ranked if name not in ("rank", "experiment", "reached", "data", *COLUMNS, *TEST_FIGURES)]
     figures = [name for name in COLUMNS if name in ranked and ranked[name].notna().any()]
-    header = ["", "experiment", "reached", *params, *(COLUMNS[name][0] for name in figures)]
+    marked = ["data"] if "data" in ranked and ranked["data"].nunique() > 1 else []
+    header = ["", "experiment", "reached", *marked, *params, *(COLUMNS[name][0] for name in figures)]
     rows = []
     for row in ranked.to_dict("records"):
         cells = [str(row["rank"]), row["experiment"], row["reached"]]
-        cells += [to_cell(row[name]) for name in params]
+        cells += [to_cell(row[name]) for name in (*marked, *params)]
         cells += [COLUMNS[name][1].format(row[name]) if pd.notna(row[name]) else "" for name in figures]
         if test:
             known = [pd.notna(row.get(name)) for name in TEST_FIGURES]
@@ -215,14 +252,20 @@ def to_table(ranked: pd.DataFrame, test: bool) -> Table:
     return Table("Experiments", [*header, "test accuracy (95 %)"] if test else header, rows)
 
 
-def explain(entries: list[Entry], waiting: dict[str, int], by: str, test: bool) -> list[str]:
+def explain(
+    entries: list[Entry], waiting: dict[str, int], by: str, test: bool, datasets: Mapping[str, Dataset] = NO_DATASETS
+) -> list[str]:
     """Return what to know about the table, in sentences."""
     notes = [
         f"Ranked by {COLUMNS[by][0]}. Test accuracy does not rank: whoever chooses by it has nothing left to test with"
         + ("." if test else "; --test shows it.")
     ]
-    if len({entry.data for entry in entries if entry.figures}) > 1:
-        notes.append("Not all are of the same examples and splits: their figures cannot be compared.")
+    letters = _letters(_ranked(entries, by), datasets)
+    if len(set(letters.values())) > 1:
+        notes.append(
+            "Not all have the same classes and examples: figures of different letters under `data` cannot be compared. "
+            + _describe_data(letters, datasets)
+        )
     empty = [", ".join(entry.names) for entry in entries if not entry.figures]
     if empty:
         notes.append(f"Without a head that belongs to their params and code, see `dvc status`: {'; '.join(empty)}.")
@@ -232,3 +275,16 @@ def explain(entries: list[Entry], waiting: dict[str, int], by: str, test: bool) 
     if waiting:
         notes.append("Not done: " + ", ".join(f"{count} {state.lower()}" for state, count in waiting.items()) + ".")
     return notes
+
+
+def _describe_data(letters: dict[str, str], datasets: Mapping[str, Dataset]) -> str:
+    """What each letter stands for, and how its classes differ from those of the first."""
+    texts: dict[str, str] = {}
+    first = next((datasets[data] for data in letters if data in datasets), None)
+    for data, letter in letters.items():
+        found = datasets.get(data)
+        text = str(found or "not to be had from DVC's cache, see `dvc fetch`")
+        if found and first and (changes := found.changes_since(first)):
+            text += f" ({changes})"
+        texts.setdefault(letter, f"{letter}: {text}")
+    return "; ".join(texts.values()) + "."

@@ -165,8 +165,8 @@ def _compare(client: MlflowClient, name: str, champion: str, number: str) -> tup
         if changes := class_changes(base, head):
             return NOT_COMPARABLE, (
                 f"Its classes are not those of {named}: {changes}. No alias was moved. "
-                f"{_on_known_classes(base, head)}To make it the champion, give it the alias by hand: on the model's page, "
-                f'or by `MlflowClient().set_registered_model_alias("{name}", "{CHAMPION}", "{number}")`.'
+                f"{_on_known_classes(base, head)}To make it the champion, give it the alias by hand: on the model's "
+                f'page, or by `MlflowClient().set_registered_model_alias("{name}", "{CHAMPION}", "{number}")`.'
             )
         paired = pair_results(base, head)
     except UserError as error:
