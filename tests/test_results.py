@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import recorded
 import yaml
 from conftest import ROOT, SMALL, write_params
 from PIL import Image
 
-from headstart import costs, paths
+from headstart import costs, paths, provenance
 from headstart.backbones import get_backbone
 from headstart.backbones.base import POOL_LAYER
 from headstart.config import load_params
@@ -29,6 +30,7 @@ from headstart.errors import UserError
 from headstart.evaluation.metrics import Predictions
 from headstart.evaluation.paired import PairedPredictions
 from headstart.framework import keras
+from headstart.lockfile import Workspace
 from headstart.modalities import get_modality
 from headstart.outputs import Outputs
 from headstart.report import attention, charts, confusions, findings, origin, pages, results_page
@@ -457,6 +459,44 @@ def test_the_command_reproduces_the_results(tmp_path, monkeypatch):
     found = origin.origin_of(load_params())
     assert found.changed == ["pipeline/evaluate.py", "pipeline/new.py"]
     assert found.command == ""
+
+
+@pytest.mark.parametrize(
+    ("classes", "gone", "said"),
+    [
+        (("cat", "dog"), False, ""),
+        (("cat", "dog", "<owl>"), False, "added: <owl>"),
+        (("lynx", "dog"), False, "renamed: cat -> lynx (10 examples)"),
+        (("lynx", "dog"), True, ""),  # DVC's cache no longer has the data of the commit
+    ],
+)
+def test_it_says_how_the_classes_differ_from_those_of_the_commit(tmp_path, monkeypatch, classes, gone, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_EXP_BASELINE_REV", "DVC_EXP_NAME", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    recorded.make_repository()
+    for stage in recorded.STAGES:
+        recorded.leave(stage)
+    recorded.lock()
+    recorded.commit("results")
+    before = provenance.manifest_md5(Workspace())
+    if gone:
+        recorded.cache_file(before).unlink()
+    for stage in recorded.STAGES:
+        recorded.leave(stage, classes=classes, text="again")
+    recorded.lock()
+    found = origin.origin_of(load_params())
+    assert found.classes == said
+    assert bool(found.classes) == bool(said) == bool(found.caveats())
+
+
+def test_other_classes_than_those_of_the_commit_are_shown_first(workspace, monkeypatch):
+    workspace(CLASSES[:3], examples=3)
+    found = origin.Origin("0123456789abcdef", "", {}, classes="added: <owl>")
+    monkeypatch.setattr(results_page, "origin_of", lambda params: found)
+    make_pages()
+    assert "The classes are not those of the commit 0123456789: added: &lt;owl&gt;. Its figures" in source()
+    assert "headstart compare 0123456789" in text()
 
 
 # --- drawings

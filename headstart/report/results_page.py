@@ -41,13 +41,14 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
     reliability = read_table(paths.RELIABILITY)
     head_curves, tuned_curves = (read_table(paths.curves(stage)) for stage in ("train_head", "fine_tune"))
     confused = confusion(table, classes)
+    origin = origin_of(params)
     leaves, fine_tuned = params.leaves(), fine_tune["selected"] == "fine_tuned"
     return render(
         "results.html",
         fingerprint=fingerprint,
         remarks=remarks,
         params=leaves,
-        origin=origin_of(params),
+        origin=origin,
         made=time.strftime("%Y-%m-%d %H:%M"),
         prepared=reports["prepare"],
         evaluation=evaluation,
@@ -56,7 +57,7 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
         wrong=int((table.label != table.predicted).sum()),
         fine_tuned=fine_tuned,
         selection=findings.selection(fine_tune, params.fine_tune.confidence),
-        caveats=list(findings.caveats(evaluation, fine_tuned, reliability, len(table))),
+        caveats=[*origin.caveats(), *findings.caveats(evaluation, fine_tuned, reliability, len(table))],
         settings={stage: _left_open(reports[stage], stage, leaves) for stage in ("train_head", "fine_tune")},
         curves=[
             *charts.training_curves("head", head_curves, reports["train_head"]["best_epoch"]),
