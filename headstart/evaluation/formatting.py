@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ FEW = 100  # compared examples: of fewer, only large differences can be seen
 # What means something in Markdown: underscores do so only at the edge of a word, brackets before an address.
 _MARKS = re.compile(r"[\\`*#~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])")
 _CODE_OR_MARKS = re.compile(r"""(`[\w ./:=,()"-]+`)|""" + _MARKS.pattern)
+ADDRESS = "%/?#:@!$&'*+,;=~"  # what stands for itself in an address, but brackets
 # What means something in tables and HTML; on GitHub @ and $ start a mention and a formula.
 _ENTITIES = str.maketrans({letter: f"&#{ord(letter)};" for letter in "<>&|@$"})
 
@@ -179,6 +181,12 @@ def escape_markdown(text: str, keep_code: bool = False) -> str:
     marks = _CODE_OR_MARKS if keep_code else _MARKS
     escaped = marks.sub(lambda found: found[0] if found.lastindex else f"\\{found[0]}", text)
     return " ".join(escaped.translate(_ENTITIES).split())
+
+
+def link(text: str, address: str) -> str:
+    """Return a link in Markdown; what could end it is escaped as addresses escape it."""
+    text = re.sub(r"(?<!\\)([\[\]])", r"\\\1", escape_markdown(text))
+    return f"[{text}]({quote(address, safe=ADDRESS)})"
 
 
 def write_text(text: str, file: Path | None) -> None:

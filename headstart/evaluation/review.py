@@ -19,7 +19,7 @@ from headstart import costs, paths
 from headstart.errors import UserError
 from headstart.evaluation import formatting
 from headstart.evaluation.compare import compare_results
-from headstart.evaluation.formatting import Table, escape_markdown, markdown_table, to_cell
+from headstart.evaluation.formatting import Table, escape_markdown, link, markdown_table, to_cell
 from headstart.evaluation.results import WORKSPACE, load_results, naming, open_revision, parse_figures
 from headstart.lockfile import Workspace
 
@@ -60,7 +60,7 @@ def make_report(base: str, links: Mapping[str, str]) -> str:
     if is_revision:
         shown = _dvc_diffs(base) | shown
     parts += [*map(markdown_table, shown.values()), confusion(head.predictions), *curves()]
-    parts += [" · ".join(f"[{escape_markdown(text)}]({address})" for text, address in links.items())] if links else []
+    parts += [" · ".join(link(text, address) for text, address in links.items())] if links else []
     return "\n\n".join([MARK, "### What this does to the model", *parts]) + "\n"
 
 
