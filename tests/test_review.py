@@ -49,6 +49,24 @@ def test_it_compares_with_the_base(here, capsys):
     assert "<img" not in report
 
 
+def test_it_says_how_the_classes_differ(here):
+    base = write(here / "base.csv", table(60, range(20), classes=("cat", EVIL, "owl")).assign(label=table(60).label))
+    rows = pd.read_csv(base)
+    rows[["label", "predicted"]] = rows[["label", "predicted"]].replace("dog", EVIL)
+    report = make_report(write(here / "base.csv", rows), {})
+    assert "\n\nThe classes differ: removed: owl.\n\nCompared are 60 examples of the 2 classes that both know" in report
+    assert "test examples of the 2 classes that both know; " in report
+
+
+def test_without_common_classes_it_says_so_and_shows_the_run(here):
+    base = write(here / "base.csv", table(60, first=1000, classes=("a", f"b{EVIL}")))
+    report = make_report(base, {})
+    assert "they share 0 examples, 0 of them under the same label, and 0 classes (added: " in report
+    assert ". There is too little that both have; these are the figures of this run" in report
+    assert "remote" not in report
+    assert "<img" not in report
+
+
 def test_without_results_of_the_base_it_says_so_and_shows_the_run(here):
     report = make_report("main", {})
     assert "**Nothing to compare with**: main: predictions/test.csv does not exist; `dvc pull`, or" in report

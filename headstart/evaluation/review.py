@@ -47,8 +47,11 @@ def make_report(base: str, links: Mapping[str, str]) -> str:
     """Return the report as Markdown; see `review`."""
     head = load_results(WORKSPACE)
     is_revision = not base.endswith(".csv")
+    hint = "With a DVC remote that holds the results of the base this becomes a comparison"
     try:
-        comparison = compare_results(load_results(base), head)
+        before = load_results(base)
+        hint = "There is too little that both have"
+        comparison = compare_results(before, head)
         shown = formatting.tables(comparison)
         parts = [formatting.verdict_as_markdown(comparison), markdown_table(shown.pop("Metrics"), folded=False)]
         shown.pop("Params", None)
@@ -56,7 +59,7 @@ def make_report(base: str, links: Mapping[str, str]) -> str:
         if is_revision:
             with open_revision(base):  # a name that stands for nothing is a mistake, not a missing result
                 pass
-        parts, shown = _without_base(str(error)), {}
+        parts, shown = _without_base(str(error), hint), {}
     if is_revision:
         shown = _dvc_diffs(base) | shown
     parts += [*map(markdown_table, shown.values()), confusion(head.predictions), *curves()]
@@ -64,7 +67,7 @@ def make_report(base: str, links: Mapping[str, str]) -> str:
     return "\n\n".join([MARK, "### What this does to the model", *parts]) + "\n"
 
 
-def _without_base(reason: str) -> list[str]:
+def _without_base(reason: str, hint: str) -> list[str]:
     """The figures of the workspace, and why there is nothing to compare them with."""
     file = paths.report("evaluate")
     report = parse_figures(Workspace().read(file), str(file))
@@ -76,8 +79,8 @@ def _without_base(reason: str) -> list[str]:
             for name, row in report["final"]["metrics"].items()
         ]
     return [
-        f"**Nothing to compare with**: {escape_markdown(reason, keep_code=True)}. With a DVC remote that holds the "
-        "results of the base this becomes a comparison; these are the figures of this run, with 95 % intervals.",
+        f"**Nothing to compare with**: {escape_markdown(reason, keep_code=True)}. {hint}; these are "
+        "the figures of this run, with 95 % intervals.",
         markdown_table(Table("Metrics of this run", ["metric", "value", "95 % interval"], rows), folded=False),
     ]
 
