@@ -36,6 +36,7 @@ def changes(base: pd.Series, head: pd.Series, base_only: str = "", head_only: st
         ("cat:6 dog:60 owl:9", "dog:66 owl:9", "merged: cat, dog -> dog (66 examples)", "owl=owl"),
         ("cat:3 dog:9", f"feline:{FEWEST} dog:9", "renamed: cat -> feline (3 examples)", "cat=feline dog=dog"),
         ("cat:2 dog:9", f"feline:{FEWEST - 1} dog:9", "added: feline; removed: cat", "dog=dog"),
+        ("cat:9 dog:9 owl:4", "cat:4 dog:14 owl:4", "regrouped: cat, dog -> cat, dog (18 examples)", "owl=owl"),
         ("wolf:6 dog:9 owl:4", "dog:12 husky:3 owl:4", "regrouped: dog, wolf -> dog, husky (15 examples)", "owl=owl"),
     ],
 )

@@ -95,8 +95,8 @@ def _about_classes(comparison: dict[str, Any]) -> list[str]:
         more = f" and of {len(listed) - NAMED:,} more classes" if len(listed) > NAMED else ""
         others = " and ".join(f"{outside[side]:,} answers of {comparison[side]}" for side in ("base", "head"))
         sentences.append(
-            f"Compared are {comparison['examples']['compared']:,} examples{known}, as if there were no other classes, "
-            f"which {others} were; left out: {', '.join(listed[:NAMED]) or 'no examples'}{more}."
+            f"Compared are {comparison['examples']['compared']:,} examples{known}, as if there were no other classes "
+            f"({others} were others); left out: {', '.join(listed[:NAMED]) or 'no examples'}{more}."
         )
     return sentences
 
