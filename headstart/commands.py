@@ -120,7 +120,7 @@ COMMANDS = (
         "check the results against the rules in params.yaml, for CI",
         "evaluation.gate:gate",
         ["gate", "gate origin/main"],
-        [argument("base", nargs="?", metavar="BASE", help=f"what gate.max_drop compares with: {RUN}")],
+        [argument("base", nargs="?", metavar="BASE", help=f"the run to compare accuracy and classes with: {RUN}")],
     ),
     Command(
         "leaderboard",
