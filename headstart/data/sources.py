@@ -46,7 +46,8 @@ def check_source(source: str, root: str | None = None) -> None:
                 raise UserError(f"params.yaml: data.{key} {error}") from error
     if root and not is_address(root) and not os.path.isdir(root):
         raise UserError(
-            f"params.yaml: data.root {root!r} is not a folder; give the one that the paths of a manifest start from, or null"
+            f"params.yaml: data.root {root!r} is not a folder; give the one that the paths of a manifest start from, "
+            "or null"
         )
     if is_address(source) or os.path.isdir(source):
         return
