@@ -72,7 +72,7 @@ def test_colours_of_16_bits_are_read_as_opencv_wrote_them(kind):
     assert (read_deep(data).values == values).all()
 
 
-def test_an_interlaced_png_of_16_bits_and_a_rotated_one():
+def test_a_rotated_png_of_16_bits():
     values = draw("u2", 3)
     data = png(values)
     exif = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
@@ -138,13 +138,15 @@ def test_white_can_be_zero():
         (tiff_file(draw("u2", 3), planar=True), "3 bands of 16-bit integers, each in a plane of its own"),
         (tiff_file(draw("u2", 3), planar=True, compressed=True), "3 bands of 16-bit integers, each in a plane"),
         (tiff_file(draw("u2", 4), extra=[1]), "multiplied by transparency"),
-        (tiff_file(draw("f4", 3)), "3 bands of 32-bit floats is not supported; save it as integers of 8 or 16 bits"),
+        (tiff_file(draw("f4", 3)), "3 bands of 32-bit floats is not supported; save it as grey or RGB of 8 or 16 bits"),
         (tiff_file(draw("f8")), "1 band of 64-bit floats is not supported"),
         (tiff_file(draw("f2")), "1 band of 16-bit floats is not supported"),
         (tiff_file(draw("i2", 3)), "3 bands of 16-bit signed integers is not supported"),
         (tiff_file(draw("u4"), ">"), "1 band of 32-bit integers is not supported"),
         (tiff_file(draw("u1"), tags={259: [34887]}), "in compression 34887 is not supported"),
         (tiff_file(draw("u1", 3), photometric=8), "in CIELAB colours is not supported; save it as RGB"),
+        (tiff_file(draw("u1", 5), photometric=5, extra=[2]), "5 bands of 8-bit integers is not supported; save it as"),
+        (tiff_file(draw("u2"), photometric=32803), "1 band of 16-bit integers in photometric interpretation 32803 is"),
         (tiff_file(draw("u1"), pages=[0, 0, 0]), "a TIFF of 3 pages, of which one alone would be seen"),
         (tiff_file(draw("u2"), pages=[2, 2]), "a TIFF of 2 pages"),
     ],
@@ -153,6 +155,24 @@ def test_tiffs_that_would_be_read_wrong_are_refused_with_the_reason(data, words)
     with pytest.raises(ItemError, match=words) as raised:
         read(data)
     assert raised.value.reason == "unsupported"
+
+
+@pytest.mark.parametrize(("dtype", "none"), [("i2", -9999), ("f4", -9999), ("u2", 65535), ("f4", float("nan"))])
+def test_places_without_data_are_black_and_shape_no_range(dtype, none):
+    values = np.full((20, 20), 100, dtype)
+    values[:, 1], values[:9, 0] = 200, none
+    text = f"{none}\0".encode()
+    image = read_deep(tiff_file(values, tags={42113: list(text)}, text=(42113,)))
+    assert image.extent() == (100, 200)
+    assert np.asarray(image.rgb((0, 200)))[0, :3, 0].tolist() == [0, 255, 128]
+    for other in (b"-1.7976931348623157e+308\0", b"-12345\0", b"none\0"):
+        assert read_deep(tiff_file(values, tags={42113: list(other)}, text=(42113,))).missing is None
+
+
+def test_grey_of_8_bits_multiplied_by_transparency():
+    values = np.full((4, 4, 2), 128, np.uint8)
+    values[0] = 0
+    assert np.asarray(read(tiff_file(values, extra=[1])))[:2, 0, 0].tolist() == [255, 255]
 
 
 def test_smaller_copies_and_masks_in_a_tiff_are_no_pages():

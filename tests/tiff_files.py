@@ -20,6 +20,7 @@ def tiff_file(
     extra: Sequence[int] = (),
     pages: Sequence[int] = (0,),
     tags: dict[int, list[int]] | None = None,
+    text: Sequence[int] = (),
 ) -> bytes:
     """Encode (height, width) or (height, width, bands) of any dtype.
 
@@ -30,6 +31,7 @@ def tiff_file(
         extra: kinds of the bands after the colours.
         pages: the kind of each page, tag 254; all have the same pixels.
         tags: further ones, or others.
+        text: those of them that are text, each number a character.
     """
     values = values[..., None] if values.ndim == 2 else values
     height, width, bands = values.shape
@@ -54,10 +56,10 @@ def tiff_file(
         }
         entries = b""
         for tag, numbers in sorted(fields.items()):
-            content = struct.pack(f"{order}{len(numbers)}I", *numbers)
+            content = bytes(numbers) if tag in text else struct.pack(f"{order}{len(numbers)}I", *numbers)
             if len(content) > 4:
                 content = struct.pack(order + "I", append(content))
-            entries += struct.pack(order + "HHI", tag, 4, len(numbers)) + content
+            entries += struct.pack(order + "HHI", tag, 2 if tag in text else 4, len(numbers)) + content.ljust(4, b"\0")
         place = append(struct.pack(order + "H", len(fields)) + entries + bytes(4))
         file[link : link + 4] = struct.pack(order + "I", place)
         link = place + 2 + len(entries)

@@ -105,7 +105,8 @@ def read(data: bytes, at_least: int | None = None) -> Image.Image | DeepImage:
         raise ItemError("bomb", f"a decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
         if data.startswith(tiff.MAGIC) and (what := tiff.describe_tiff(data)):
-            raise ItemError("unsupported", f"{what} is not supported; save it as integers of 8 or 16 bits") from error
+            detail = f"{what} is not supported; save it as grey or RGB of 8 or 16 bits"
+            raise ItemError("unsupported", detail) from error
         if looks_like_image(data[:32]):
             raise ItemError("damaged", "damaged: its header cannot be read") from error
         if data[4:8] == b"ftyp" and data[8:12] in _HEIF and ".heic" in UNSUPPORTED:
@@ -147,7 +148,7 @@ def item_id(pixels: np.ndarray) -> str:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow has no direct way
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy it

@@ -24,7 +24,7 @@ SMALL_PART = 1 / 8  # of a range: a set or an image that uses less of it may hav
 # libtiff returns values in the byte order of the machine, which Pillow knows of unsigned ones only.
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _GREY_ALPHA = "LA;16B"
-_WHITE_IS_ZERO, _SIGNED = 0, 2  # in TIFF
+_WHITE_IS_ZERO, _SIGNED, _NO_DATA = 0, 2, 42113  # in TIFF; the last one is a tag of GDAL
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class DeepImage:
         values: (height, width) or (height, width, 3): uint16 if it holds them, else int32, uint32 or float32.
         alpha: (height, width) uint16, 65535 being opaque; None: all opaque.
         inverted: whether the lowest value is white.
+        missing: (height, width) bool: where the file has no values, which are then black; None: nowhere.
     """
 
     values: np.ndarray
     alpha: np.ndarray | None = None
     inverted: bool = False
+    missing: np.ndarray | None = None
 
     @property
     def is_float(self) -> bool:
@@ -52,7 +54,7 @@ class DeepImage:
         Raises:
             ItemError: if no value is finite.
         """
-        values = self.values.reshape(-1)
+        values = self.values.reshape(-1) if self.missing is None else self.values[~self.missing]
         values = values[:: max(1, values.size // SAMPLED)]
         if self.is_float:
             values = values[np.isfinite(values)]
@@ -73,7 +75,10 @@ class DeepImage:
     def rgb(self, value_range: tuple[float, float]) -> Image.Image:
         """Return 8-bit RGB, transparency on white; values up to the first of `value_range` are black, or missing."""
         scaled = _scale(self.values, *value_range)
-        image = Image.fromarray(255 - scaled if self.inverted else scaled).convert("RGB")
+        scaled = 255 - scaled if self.inverted else scaled
+        if self.missing is not None:
+            scaled[self.missing] = 0
+        image = Image.fromarray(scaled).convert("RGB")
         if self.alpha is None:
             return image
         mask = Image.fromarray(_scale(self.alpha, 0, FULL))
@@ -134,7 +139,18 @@ def deep_image(image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageF
     if alpha is not None and alpha.min() == FULL:
         alpha = None
     inverted = bool(tags) and tags.get(262, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
-    return DeepImage(_smallest(values), alpha, inverted)
+    return DeepImage(_smallest(values), alpha, inverted, _missing(values, tags.get(_NO_DATA)))
+
+
+def _missing(values: np.ndarray, no_data: str | None) -> np.ndarray | None:
+    """Return where a grey image has the value that GeoTIFF files give for places without data; None: nowhere."""
+    try:
+        number = float((no_data or "").strip("\0 "))
+    except ValueError:
+        return None
+    with np.errstate(over="ignore"):  # by numbers that a float of 32 bits does not hold
+        missing = values == number
+    return missing if values.ndim == 2 and missing.any() else None
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:
@@ -173,9 +189,11 @@ def _ppm_white(image: ImageFile.ImageFile) -> int:
 def _both_bytes(image: ImageFile.ImageFile, again: ImageFile.ImageFile, order: str) -> np.ndarray:
     """Return uint16 of a file that was opened twice, whose values are in the byte `order` B, L, or N of the machine."""
     mode = _raw_mode(image)[:-1]
-    first, second = _load(image, f"{mode}B").astype(np.uint16), _load(again, f"{mode}L").astype(np.uint16)
-    big = order == "B" or (order == "N" and sys.byteorder == "big")
-    return first << 8 | second if big else second << 8 | first
+    high, low = "BL" if order == "B" or (order == "N" and sys.byteorder == "big") else "LB"
+    values = _load(image, f"{mode}{high}").astype(np.uint16)
+    values <<= 8
+    values |= _load(again, f"{mode}{low}")
+    return values
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

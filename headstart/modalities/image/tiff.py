@@ -15,7 +15,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0")  # the last one: BigTIFF
 MAX_PAGES = 1000  # that are counted
 _KINDS = {1: "integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}
 _COLOURS = {2: 3, 5: 4, 6: 3}  # channels of RGB, CMYK and YCbCr; grey and palettes have one
-_LAB = (8, 9, 10)
+_USUAL, _LAB = (1, 2, 3, 5, 6, 8, 9, 10), (8, 9, 10)
 _ASSOCIATED, _ALPHA, _COREL = 1, 2, 999  # kinds of an extra band that are transparency
 _REDUCED, _MASK = 1, 4  # kinds of pages that are no images of their own
 
@@ -67,8 +67,8 @@ def _problem(pages: list[dict[int, Any]]) -> str:
         return f"{what} in CIELAB colours is not supported; save it as RGB"
     if len(extra) > 1 or not {*extra} <= {_ASSOCIATED, _ALPHA, _COREL}:
         return (
-            f"{what}: only grey, RGB and CMYK are read, with or without transparency, so bands would be lost; "
-            "save those that matter as RGB, or each as a file of its own"
+            f"{what}: only grey, RGB and CMYK are read, and transparency of grey and RGB, so bands would be lost; save "
+            "those that matter as RGB, or each as a file of its own"
         )
     if deep and several and tags.get(284, 1) == 2:
         return f"{what}, each in a plane of its own, is not supported; save it with the bands interleaved"
@@ -82,5 +82,6 @@ def _description(tags: dict[int, Any]) -> str:
     bands = tags.get(277, colours)
     bits, kinds = (" and ".join(map(str, dict.fromkeys(tags.get(tag, (1,))))) for tag in (258, 339))
     kind = _KINDS.get(int(kinds), "values of an unknown kind") if kinds.isdigit() else "values of several kinds"
-    odd = "" if (compression := tags.get(259, 1)) in COMPRESSION_INFO else f" in compression {compression}"
-    return f"a TIFF of {bands} band{'s' if bands > 1 else ''} of {bits}-bit {kind}{odd}"
+    odd = [f"compression {tags[259]}"] if tags.get(259, 1) not in COMPRESSION_INFO else []
+    odd += [f"photometric interpretation {tags[262]}"] if tags.get(262, 1) not in _USUAL else []
+    return f"a TIFF of {bands} band{'s' if bands > 1 else ''} of {bits}-bit {kind}{' in ' * bool(odd)}{', '.join(odd)}"
