@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from headstart.modalities.image.deep import FULL, FULL_FLOAT, SMALL_PART
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Range = tuple[float, float]
 
@@ -94,10 +96,8 @@ def describe_value_range(examples: pd.DataFrame, value_range: Range, chosen: boo
     least, most = np.quantile(lows, OUTSIDE, method="lower"), np.quantile(highs, 1 - OUTSIDE, method="higher")
     small = int((highs - low < SMALL_PART * (high - low)).sum())
     if most - least < SMALL_PART * (high - low):
-        lines.append(
-            f"warning: their values, {least:g} to {most:g}, are a small part of that range; for more contrast set "
-            f"prepare.value_range to [{least:g}, {most:g}]"
-        )
+        advice = f"; for more contrast set prepare.value_range to [{least:g}, {most:g}]" if most > least else ""
+        lines.append(f"warning: their values, {least:g} to {most:g}, are a small part of that range{advice}")
     elif small > FEW * len(deep):
         lines.append(f"warning: {small} of them use less than an eighth of that range; have they another depth?")
     if len(deep) < len(examples):
