@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHORT, SMALL, paint_classes, register_short, run_stages, write_params
+import yaml
+from conftest import ROOT, SHORT, SMALL, paint_classes, register_short, run_stages, write_params
 from PIL import Image
 from test_deep_images import tiff_file
 
@@ -23,6 +24,7 @@ from headstart.errors import UserError
 from headstart.modalities import get_modality
 from headstart.modalities.image.value_range import find_reading, find_value_range
 from headstart.report.data_page import render_data_page
+from headstart.serving.model_file import read_model_info
 from headstart.serving.predict import predict
 from headstart.serving.pyfunc_model import PyfuncClassifier
 from headstart.training import networks
@@ -172,6 +174,7 @@ def test_predictions_and_the_model_server_read_as_the_stages_did(here, capsys):
     predictions = pd.read_csv(paths.PREDICTIONS)
     classifier = networks.load_classifier(paths.MODEL)
     assert classifier.modality.reading == {"value_range": [0, 4095]}
+    assert read_model_info(paths.MODEL).modality.reading == {"value_range": [0, 4095]}
     names = [f"p_{name}" for name in classifier.classes]
     expected = predictions.set_index("path")[names]
     assert predict([f"scans/{path}" for path in predictions.path], "json") == 0
@@ -199,6 +202,14 @@ def test_the_range_is_part_of_what_features_are_known_by(here, capsys):
         after = [np.load(file) for file in paths.FEATURES.values()]
         same = all(np.array_equal(first, second) for first, second in zip(before, after, strict=True))
         assert same == (computed == 0)
+
+
+def test_dvc_runs_what_reads_the_range():
+    """fine_tune has it from features/meta.json, evaluate from the model."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert {paths.READING.as_posix(): {"persist": True}} in stages["prepare"]["outs"]
+    assert paths.READING.as_posix() in stages["extract"]["deps"]
+    assert paths.FEATURES_META.as_posix() in stages["fine_tune"]["deps"]
 
 
 def test_the_data_page_says_the_range(here):
