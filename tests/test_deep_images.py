@@ -13,7 +13,7 @@ from PIL import Image
 from test_images import encoded
 from tiff_files import tiff_file
 
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError
 from headstart.modalities import get_modality
 from headstart.modalities.image import deep
 from headstart.modalities.image.decode import decode, read
@@ -293,11 +293,3 @@ def test_a_modality_reads_by_what_it_is_given():
     assert image.show(data) == ""
     eight = encoded(Image.new("RGB", (8, 8), (9, 99, 199)), "PNG")
     assert (twelve.load(eight, 8) == image.load(eight, 8)).all()  # 8 bits have one scale
-
-
-@pytest.mark.parametrize(
-    "reading", [{"rate": 16000}, {"value_range": [1]}, {"value_range": [4, 2]}, {"value_range": 5}]
-)
-def test_a_reading_of_another_kind_is_refused(reading):
-    with pytest.raises(UserError, match=r"data\.kind image: .*; run `dvc repro --force prepare`"):
-        get_modality("image", reading)

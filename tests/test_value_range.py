@@ -104,6 +104,14 @@ def test_a_range_without_a_use_is_mentioned():
     assert "(by prepare.value_range); 1 have values beyond" in line
 
 
+@pytest.mark.parametrize(
+    "reading", [{"rate": 16000}, {"value_range": [1]}, {"value_range": [4, 2]}, {"value_range": 5}]
+)
+def test_a_reading_of_another_kind_is_refused(reading):
+    with pytest.raises(UserError, match=r"data\.kind image: .*; run `dvc repro --force prepare`"):
+        get_modality("image", reading)
+
+
 # --- in all stages
 
 
