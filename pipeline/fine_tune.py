@@ -86,9 +86,9 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
         networks.divide_logits(head, result.temperature)
     else:
         head, _ = networks.load(paths.HEAD)
-    modality = get_modality(params.data.kind)
+    modality = get_modality(params.data.kind, meta.reading)
     model = networks.join(modality.front(meta.size), final, head)
-    networks.save(model, model_file, classes, modality=modality.name, size=meta.size)
+    networks.save(model, model_file, classes, modality=modality.name, size=meta.size, reading=modality.reading)
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"

@@ -41,7 +41,7 @@ def read_model_info(model_file: Path) -> ModelInfo:
     try:
         with zipfile.ZipFile(model_file) as archive:
             classes, about = (json.loads(archive.read(name)) for name in ("classes.json", ABOUT))
-        return ModelInfo(list(classes), get_modality(about["modality"]), int(about["size"]))
+        return ModelInfo(list(classes), get_modality(about["modality"], about.get("reading")), int(about["size"]))
     except (*DAMAGES, UserError) as error:
         raise UserError(
             f"{model_file} is not a model of this pipeline ({one_line(error)}); give the one that fine_tune wrote, "
