@@ -58,9 +58,9 @@ def read(stage: str, fingerprint: str | None = None) -> dict[str, Any]:
         saved = json.loads(file.read_bytes())
         if saved["blake3"] == _checksum(saved["figures"]):
             return dict(saved["figures"])
-    except FileNotFoundError:
+    except OSError:
         return {}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         pass
     print(f"{file}: damaged, or of another version; what this {stage} cost is unknown", file=sys.stderr)
     with contextlib.suppress(OSError):
