@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import socket
 import threading
 import time
@@ -121,7 +122,7 @@ def files_left(folder: Path) -> list[Path]:
         ("endless.zip", "larger than 0.00391 GiB; if it is what you expect, download it by other means"),
         ("lies.zip", "larger than 0.00391 GiB"),
         ("bomb.csv", "larger than 0.00391 GiB"),
-        ("huge.zip", "1,000,000,000.0 GB, and .* GB are free for"),
+        ("huge.zip", "1,000,000,000.0 GB, and .* GB are free in"),
         ("drip.zip", "no answer within 0.5 s, or less than 64 KiB"),
         ("headers.zip", "no answer within 0.5 s, or less than 64 KiB"),
         ("silent.zip", r"(no answer within 0.5 s|cannot be downloaded: Timeout)"),
@@ -172,6 +173,19 @@ def test_flipped_bits_in_a_copy_are_noticed(bucket, capsys, flip):
         assert "red/1.png is damaged; it is downloaded again" in capsys.readouterr().err
         next(Path(".dvc").rglob("*.version")).write_text("no JSON")
         assert source.read("red/1.png") == data
+
+
+def test_what_killed_runs_have_left_is_removed(bucket):
+    with open_source(bucket) as source:
+        source.scan().read("red/1.png")
+        (copy,) = Path(".dvc").rglob("*.png")
+        for name, age in {"old": 2 * transfers.MAX_SECONDS, "new": 0.0}.items():
+            left = copy.with_name(f".{name}.partial")
+            left.write_bytes(b"half")
+            os.utime(left, (time.time() - age, time.time() - age))
+        copy.unlink()
+        source.read("red/1.png")
+    assert [file.name for file in copy.parent.glob(".*")] == [".new.partial"]
 
 
 @pytest.fixture

@@ -162,11 +162,11 @@ def fetch(address: str) -> Path:
     fs, path = filesystem(address)
     try:
         info = bounded(lambda _: fs.info(path))
-        _check_space(info.get("size") or 0)
         version = secrets.token_hex()  # if the storage has no versions, only a download shows whether it has changed
         if any(info.get(key) for key in _VERSIONS):
             version = json.dumps([info.get(key) for key in ("size", *_VERSIONS)], default=str)
-        return _download(fs, path, version, max(info.get("size") or 0, MAX_STREAM_BYTES))
+        size = info.get("size") or 0
+        return _download(fs, path, version, max(size, MAX_STREAM_BYTES), size)
     except FileNotFoundError as error:  # over HTTP also if a server refuses, or none answers
         said = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise UserError(f"{address}: there is no such file, or no answer ({said})") from error
@@ -178,8 +178,13 @@ def fetch(address: str) -> Path:
         raise UserError(f"{address}: cannot be downloaded ({one_line(error)})") from error
 
 
-def _download(fs: Any, path: str, version: str | None, limit: int) -> Path:
-    """Return the local copy of a file; download it if there is none of this version. None: any version will do."""
+def _download(fs: Any, path: str, version: str | None, limit: int, size: int = 0) -> Path:
+    """Return the local copy of a file; download it if there is none of this version. None: any version will do.
+
+    Args:
+        limit: bytes that may arrive.
+        size: bytes that are announced, 0 if unknown.
+    """
     name = PurePosixPath(path.split("?")[0])
     key = blake3(f"{fs.protocol}\0{path}".encode("utf-8", "surrogateescape")).hexdigest(length=16)
     copy = paths.cache_path("fetched") / key[:2] / (key + "".join(name.suffixes[-2:])[-20:])
@@ -194,6 +199,8 @@ def _download(fs: Any, path: str, version: str | None, limit: int) -> Path:
     for left in copy.parent.glob(f".*{_PARTIAL}"):  # by runs that were killed
         if time.time() - left.stat().st_mtime > MAX_SECONDS:
             left.unlink(missing_ok=True)
+    if size > (free := shutil.disk_usage(copy.parent).free):
+        raise ItemError("too_large", f"{size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free in {copy.parent.parent}")
     handle, partial = tempfile.mkstemp(_PARTIAL, ".", copy.parent)
     os.close(handle)
     try:
@@ -220,13 +227,6 @@ def _read_note(note: Path) -> tuple[Any, Any]:
         return version, digest
     except (OSError, ValueError, TypeError):
         return None, None
-
-
-def _check_space(size: int) -> None:
-    free = shutil.disk_usage(paths.workspace_root()).free
-    if size > free:
-        place = paths.cache_path("fetched")
-        raise ItemError("too_large", f"{size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free for {place}")
 
 
 def _hash(file: Path) -> str:
