@@ -48,6 +48,16 @@ def check() -> None:
     print(f"{config.PARAMS_FILE} is valid: backbone {params.backbone}, data {params.data.source}")
 
 
+def watch(item: str) -> None:
+    """Look at what DVC does not see, for the stages of the group `watch` in dvc.yaml."""
+    from headstart import config
+    from headstart.data import watching
+    from headstart.modalities import get_modality
+
+    params = config.load_params()
+    watching.watch(item, params, get_modality(params.data.kind))
+
+
 def review(base: str, output: Path | None, link: list[tuple[str, str]]) -> None:
     """Write the review of the results in the workspace, with a link to their run in MLflow."""
     from headstart.evaluation.review import review as write_review

@@ -64,6 +64,13 @@ OUTPUT = argument("--output", type=Path, metavar="FILE", help="write to this fil
 COMMANDS = (
     Command("check", "check params.yaml and its files before a run", "cli:check", ["check"]),
     Command(
+        "watch",
+        "look at what DVC does not see by itself, for dvc.yaml",
+        "cli:watch",
+        ["watch source"],
+        [argument("item", choices=["source", "weights"], metavar="ITEM", help="source or weights, see data.watch")],
+    ),
+    Command(
         "backbones",
         "list the backbones, or the blocks of one",
         "backbones.listing:print_backbones",

@@ -28,6 +28,24 @@ Views = Annotated[Int, Field(ge=0, le=1000)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
+def _check_watch(value: Any) -> Any:
+    if not isinstance(value, list) or not set(map(str, value)) <= {"source", "weights"} or len(set(value)) < len(value):
+        raise ValueError
+    return value
+
+
+def _check_splits(value: Any) -> Any:
+    if isinstance(value, dict):
+        folders = [folder.strip("/") if isinstance(folder, str) else "" for folder in value.values()]
+        if "train" not in value or not set(value) <= {"train", "val", "test"} or not all(folders):
+            raise ValueError
+        if len(set(folders)) < len(folders):
+            raise ValueError(f"must name another folder for each split, got {value!r}")
+    elif value not in (None, "none"):
+        raise ValueError
+    return value
+
+
 class Data(Section):
     """Where the examples come from."""
 
@@ -36,7 +54,13 @@ class Data(Section):
     source: Text
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
     s3://, gs:// or https:// address. Of a manifest DVC watches the table alone: if images change, run
-    `dvc repro --force prepare`."""
+    `dvc repro --force prepare`, or set data.watch."""
+    watch: Annotated[list[str], BeforeValidator(_check_watch), Rule("a list of source and weights, or []")]
+    """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
+    that a manifest names; weights: the weights file."""
+    splits: Annotated[dict[str, str] | str | None, BeforeValidator(_check_splits), Rule("folders by split, or none")]
+    """Which folders are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column split of a
+    manifest; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
     root: Text | None
     """The folder or address that the paths in a manifest start from; null: the folder of the manifest."""
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from headstart import paths
 from headstart.errors import UserError
 
 LOCK, PIPELINE, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
@@ -99,16 +100,21 @@ def md5_of(tree: Tree, path: str) -> str | None:
     content = tree.read(Path(path))
     if content is not None:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
-    names = sorted(tree.below(Path(path)))
-    if not names:
-        return None
+    names = tree.below(Path(path))
+    return folder_md5({name: md5_of(tree, f"{path}/{name}") for name in names}) if names else None
+
+
+def folder_md5(files: dict[str, str | None]) -> str:
+    """DVC's fingerprint of a folder, by the fingerprints of its files under their relative paths."""
     # As dvc_data.hashfile.tree.Tree lists a folder.
-    listing = json.dumps([{"md5": md5_of(tree, f"{path}/{name}"), "relpath": name} for name in names], sort_keys=True)
+    listing = json.dumps([{"md5": files[name], "relpath": name} for name in sorted(files)], sort_keys=True)
     return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
     """What dvc.yaml or dvc.lock has under `stages`; nothing if the file is not there.
+
+    The stages of the group `watch` are left out: they only look, for DVC, at what it does not see.
 
     Raises:
         UserError: if it cannot be read, as with the marks of a merge conflict in it.
@@ -118,7 +124,7 @@ def read_stages(tree: Tree, file: Path = PIPELINE) -> dict[str, Any]:
         stages = (content.get("stages") or {}) if isinstance(content, dict) else None
         if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
             raise ValueError("it does not hold stages with keys and values")
-        return stages
+        return {name: stage for name, stage in stages.items() if "foreach" not in stage}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: cannot be read: {' '.join(str(error).split())[:200]}; "
@@ -163,6 +169,8 @@ def up_to_date_stages(
         code |= {path: md5_of(tree, path) for path in code_deps({stage: definition}) if path not in code}
         try:
             entry = lock[stage]
+            if paths.WATCHED.as_posix() in definition["deps"]:
+                code[paths.WATCHED.as_posix()] = _watched_md5(lock, params)
             current = _matches(tree, entry, definition, params, produced | code)
             if current and all(is_there(out) for out in entry["outs"] if is_there):
                 produced |= {out["path"]: out["md5"] for out in entry["outs"]}
@@ -170,6 +178,12 @@ def up_to_date_stages(
         except (AttributeError, KeyError, TypeError):  # an entry that DVC did not write describes nothing
             continue
     return up_to_date
+
+
+def _watched_md5(lock: dict[str, Any], params: dict[str, Any]) -> str:
+    """DVC's fingerprint of the folder data/watched, by what dvc.lock has of the stages that write into it."""
+    outs = [lock[f"watch@{item}"]["outs"][0] for item in params["data"]["watch"]]
+    return folder_md5({Path(out["path"]).name: out["md5"] for out in outs})
 
 
 def _matches(

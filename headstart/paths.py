@@ -12,6 +12,7 @@ CLASSES = PREPARED / "classes.json"
 READING = PREPARED / "reading.json"
 QUARANTINE = PREPARED / "quarantine.csv"
 IGNORED = PREPARED / "ignored.csv"
+WATCHED = Path("data/watched")  # a file for each thing that data.watch names
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}
 TRAIN_VIEWS = Path("features/train_views.npy")
 FEATURES_META = Path("features/meta.json")

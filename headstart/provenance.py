@@ -138,6 +138,11 @@ def options(name: str, before: Any, value: Any) -> list[str]:
     ]
 
 
+def set_option(name: str, value: Any) -> str:
+    """What to type in a shell so that `dvc exp run` sets the param `name` to `value`."""
+    return f"-S {shlex.quote(f'{name}={_override(value)}')}"
+
+
 def _override(value: Any) -> str:
     """`value` in the grammar of Hydra's overrides, https://hydra.cc/docs/advanced/override_grammar/basic/."""
     if isinstance(value, dict):

@@ -14,6 +14,7 @@ import hashlib
 
 from headstart import paths
 from headstart.data.prepared import load_manifest
+from headstart.data.watching import unwatched
 from headstart.features.encoding import Features, encode
 from headstart.features.extraction import retry_on_oom
 from headstart.framework import make_repeatable, take_gpus
@@ -26,6 +27,8 @@ def main() -> None:
     with stage("extract") as run:
         take_gpus("extract")
         make_repeatable(run.params.seed)
+        for line in unwatched("weights", run.params):
+            print(f"extract: {line}")
         retry_on_oom("extract", lambda batch_size: extract(run, batch_size), run.params.extract.batch_size)
 
 

@@ -25,11 +25,12 @@ from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import list_items, similar_class_names
-from headstart.data.listing import Listing
+from headstart.data.layouts import list_items
+from headstart.data.listing import Listing, similar_class_names
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
 from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
+from headstart.data.watching import check_links, remove_stale, unwatched
 from headstart.modalities import get_modality
 from headstart.outputs import spreadsheet_safe
 from headstart.stage import stage
@@ -40,10 +41,12 @@ def main() -> None:
     with stage("prepare") as run:
         data, settings = run.params.data, run.params.prepare
         modality = get_modality(data.kind)
+        remove_stale(run.params)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
         with open_source(data.source, data.root) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
-            listing = list_items(source, data.source, modality, data.root, settings.group_by)
+            listing = list_items(source, data.source, modality, data.root, settings.group_by, data.splits)
+            check_links(source, run.params)
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
             table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
@@ -63,6 +66,8 @@ def main() -> None:
         summary = summarize(table, copies, outliers, listing)
         run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
+        for line in (*listing.notes, *unwatched("source", run.params)):
+            print(f"prepare: {line}")
         print_summary(summary, good, listing, modality.noun)
         for remark in remarks:
             print(f"prepare: {remark}")

@@ -304,7 +304,7 @@ class Project:
 
 
 def make_project(root: Path) -> Project:
-    for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml"):
+    for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml", "data/watched"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))

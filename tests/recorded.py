@@ -163,8 +163,11 @@ def lock(stages: Sequence[str] = STAGES) -> None:
                 cached = cache_file(outs[-1]["md5"])
                 cached.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, cached)
+        empty = {paths.WATCHED.as_posix(): lockfile.folder_md5({})}
         deps = [
-            {"path": path, "md5": md5_of(Workspace(), path)} for path in definition["deps"] if path != lockfile.SOURCE
+            {"path": path, "md5": empty.get(path) or md5_of(Workspace(), path)}
+            for path in definition["deps"]
+            if path != lockfile.SOURCE
         ]
         values = {name: reduce(getitem, name.split("."), params) for name in definition["params"]}
         entries[stage] = {"cmd": definition["cmd"], "deps": deps, "params": {"params.yaml": values}, "outs": outs}

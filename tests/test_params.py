@@ -162,13 +162,16 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
-    words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]"}
+    words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]", "data.splits": "none"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():
-        others = {list: ["[]", "[256]", "[64,32]", "[]"], type(None): [words.get(key, "64"), "null"]}
+        others = {
+            list: ["[source]", "[]"] if key == "data.watch" else ["[]", "[256]", "[64,32]", "[]"],
+            type(None): [words.get(key, "64"), "null"],
+        }
         others = others.get(type(value), [])
         for override in (*others, json.dumps(value)):
             apply_overrides(str(file), [f"{key}={override}"])
@@ -208,7 +211,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
 def test_the_command_also_checks_files_and_the_backbone(photos, monkeypatch, tmp_path, capsys, changes, message):
     monkeypatch.chdir(tmp_path)
     photos()
-    Path("data").mkdir()
+    Path("data/watched").mkdir(parents=True)
     write_params(Path("params.yaml"), **changes)
     assert cli.main(["check"]) == (1 if message else 0)
     assert message in capsys.readouterr().err

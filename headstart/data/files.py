@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class Source(ABC):
     Attributes:
         files: names of its files that are not hidden.
         folders: names of its folders that are not hidden; archives may not list all of theirs.
+        linked: those of its folders that are links to folders elsewhere, which DVC does not look behind.
         refused: name, reason and detail of files that may have been meant as examples but are not read.
         ignored: name and reason of what is skipped; a hidden folder stands for everything in it.
     """
@@ -41,6 +42,7 @@ class Source(ABC):
     def __init__(self) -> None:
         self.files: list[str] = []
         self.folders: list[str] = []
+        self.linked: list[str] = []
         self.refused: list[tuple[str, str, str]] = []
         self.ignored: list[tuple[str, str]] = []
 
@@ -64,6 +66,16 @@ class Source(ABC):
             How many bytes `read` will return, 0 if unknown; and a text that changes if the file changes, None if
             nothing cheap shows that.
         """
+
+    def names_in(self, folder: str) -> Iterable[str]:
+        """Return the names of the files in a folder, without it; none at an address that lists nothing."""
+        prefix = f"{folder}/" if folder else ""
+        rests = (name[len(prefix) :] for name in self.files if name.startswith(prefix))
+        return [rest for rest in rests if "/" not in rest]
+
+    def origin_version(self, name: str) -> str | None:
+        """Ask the origin of a file for its version, None if there is no other origin than this disk, or no version."""
+        return None
 
     def watch(self) -> None:  # noqa: B027  files on this disk are always looked at
         """From now on notice changes at the origin of the files, not only in local copies."""
@@ -106,6 +118,8 @@ class Folder(Source):
                 else:
                     visible.append(name)
                     seen.add(real)
+                    if os.path.islink(path):
+                        self.linked.append(prefix + name)
             subfolders[:] = visible
             self.folders += (prefix + name for name in visible)
             for name in sorted(names):
@@ -114,6 +128,12 @@ class Folder(Source):
                 else:
                     self.files.append(prefix + name)
         return self
+
+    def names_in(self, folder: str) -> Iterable[str]:
+        try:
+            return os.listdir(self._root / folder)
+        except OSError:  # whoever reads the files reports it
+            return []
 
     def opener(self) -> Callable[[], Source] | None:
         return partial(Folder, self._root)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from headstart.data.checks import compile_group_by
 from headstart.data.files import HEAD, Source
-from headstart.data.listing import SPLIT_NAMES, Item, Kind, Listing, printable
+from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.source_manifest import list_manifest
 from headstart.data.sources import is_manifest
+from headstart.data.split_folders import Splits, find_splits
 from headstart.errors import ItemError, UserError, readable
 
 MAX_SHOWN = 5  # empty classes in a message
 
 
 def list_items(
-    opened: Source, source: str, kind: Kind, root: str | None = None, group_by: str | None = None
+    opened: Source,
+    source: str,
+    kind: Kind,
+    root: str | None = None,
+    group_by: str | None = None,
+    splits: Splits = None,
 ) -> Listing:
     """List the examples of `source`, which is `opened`, without reading them.
 
@@ -29,6 +34,7 @@ def list_items(
         root: where the files of a manifest lie, by default beside it.
         group_by: a column of the manifest, or a regular expression that is searched in every path: what its groups
             match, or all that it matches if it has none, names the group.
+        splits: data.splits.
 
     Raises:
         UserError: if it cannot be read, has fewer than two classes, or an empty one.
@@ -36,9 +42,9 @@ def list_items(
     grouped = False
     if is_manifest(source):
         opened.watch()
-        listing, grouped = list_manifest(source, root, group_by)
+        listing, grouped = list_manifest(opened, source, kind, root, group_by, splits)
     else:
-        listing = _list_folders(source, opened, kind)
+        listing = _list_folders(source, opened, kind, splits)
     if group_by and not grouped:
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
@@ -50,15 +56,7 @@ def list_items(
     return listing
 
 
-def similar_class_names(classes: Iterable[str]) -> list[list[str]]:
-    """Return groups of classes whose names differ only in upper and lower case or in spaces around them."""
-    similar = defaultdict(list)
-    for name in classes:
-        similar[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
-    return [sorted(names) for names in similar.values() if len(names) > 1]
-
-
-def _list_folders(source: str, opened: Source, kind: Kind) -> Listing:
+def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Listing:
     """List `CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused]
@@ -82,30 +80,37 @@ def _list_folders(source: str, opened: Source, kind: Kind) -> Listing:
     unusable = [(name, detail) for name, _, reason, detail in refused if reason != "outside"]
     meant = names or [name for name, _ in unusable]
     outer = _outer_folder(meant)
-    depth = 1 if _has_splits(source, [name[len(outer) :] for name in meant]) else 0
+    split_of = find_splits(source, meant, outer, splits)
+
+    def place(name: str) -> str | None:
+        """The folder around the class folder of a file; None if it is in no split."""
+        return next((folder for folder in split_of or [outer] if name.startswith(folder)), None)
 
     def class_folder(name: str) -> str | None:
         """The label by the folders of a file, None if it is in no class folder."""
-        parts = name[len(outer) :].split("/")
-        if not name.startswith(outer) or len(parts) < depth + 2:
-            return None
+        folder = place(name)
+        label, slash, _ = name[len(folder) :].partition("/") if folder is not None else ("", "", "")
         # Composed, since some file systems decompose accents; one text for all.
-        return sys.intern(unicodedata.normalize("NFC", parts[depth]))
+        return sys.intern(unicodedata.normalize("NFC", label)) if slash else None
 
     items = []
     for name in names:
         label = class_folder(name)
+        folder = place(name)
         if label is None:
-            ignored.append((name, "in no class folder"))
+            ignored.append((name, "in no split folder" if folder is None else "in no class folder"))
         else:
-            split = SPLIT_NAMES[name[len(outer) :].split("/")[0].lower()] if depth else None
-            items.append(Item(name, label, split))
+            items.append(Item(name, label, split_of.get(folder or "")))
     labels = {item.label for item in items}
     reasons = [(class_folder(name), detail) for name, detail in unusable]
     folders = {class_folder(f"{folder}/") for folder in opened.folders} | {label for label, _ in reasons}
     if empty := sorted(folder for folder in folders if folder and folder not in labels):
         raise UserError(f"{source}: {_describe_empty(empty, reasons, kind)}")
-    return Listing(sorted(items, key=lambda item: item.path), sorted(labels), refused, ignored)
+    folders_of = {split: [f.rstrip("/") for f in split_of if split_of[f] == split] for split in split_of.values()}
+    notes = [f"{' and '.join(map(readable, places))} is the split {split}" for split, places in folders_of.items()]
+    plain = all(folder[len(outer) :] == f"{split}/" for folder, split in split_of.items())
+    listed = sorted(items, key=lambda item: item.path)
+    return Listing(listed, sorted(labels), refused, ignored, [] if plain else ["; ".join(notes)])
 
 
 def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kind: Kind) -> str:
@@ -135,22 +140,6 @@ def _outer_folder(names: list[str]) -> str:
     while prefix and any(os.path.dirname(name) == prefix for name in names):
         prefix = os.path.dirname(prefix)  # examples lie in it: it is a class
     return f"{prefix}/" if prefix else ""
-
-
-def _has_splits(source: str, names: list[str]) -> bool:
-    """Whether the top folders are splits: all have names of splits, and train is among them."""
-    first = {name.split("/")[0] for name in names if "/" in name}
-    splits = {name for name in first if name.lower() in SPLIT_NAMES}
-    kinds = {SPLIT_NAMES[name.lower()] for name in splits}
-    if "train" in kinds and splits == first:
-        return True
-    if len(kinds) > 1:
-        others = ", ".join(map(repr, sorted(first - splits))) or "no train folder"
-        raise UserError(
-            f"{source}: split folders ({', '.join(sorted(splits))}) beside {others}; "
-            "give train and optionally val and test, with the class folders inside, and nothing else"
-        )
-    return False
 
 
 def _group(items: list[Item], pattern: str) -> list[Item]:

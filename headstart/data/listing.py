@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-
-SPLIT_NAMES = {
-    **dict.fromkeys(["train", "training"], "train"),
-    **dict.fromkeys(["val", "valid", "validation", "dev"], "val"),
-    **dict.fromkeys(["test", "testing"], "test"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +30,14 @@ class Listing:
         classes: the labels, sorted: the order of a model's outputs.
         refused: path, label, reason and detail of what is not even read.
         ignored: path and reason of what is not meant as an example.
+        notes: lines about how the source was read, for people.
     """
 
     items: list[Item]
     classes: list[str]
     refused: list[tuple[str, str, str, str]]
     ignored: list[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
 
 
 class Kind(Protocol):
@@ -62,3 +60,11 @@ class Kind(Protocol):
 def printable(name: str) -> str:
     """Return `name` with bytes that are not UTF-8 spelled out."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def similar_class_names(classes: Iterable[str]) -> list[list[str]]:
+    """Return groups of classes whose names differ only in upper and lower case or in spaces around them."""
+    similar = defaultdict(list)
+    for name in classes:
+        similar[unicodedata.normalize("NFKC", name).casefold().strip()].append(name)
+    return [sorted(names) for names in similar.values() if len(names) > 1]

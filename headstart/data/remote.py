@@ -125,10 +125,15 @@ class Remote(Source):
             self.scan()
         self._watching = True
 
-    def read(self, name: str, count: int = -1) -> bytes:
-        if self._watching and self.state(name)[1] is None:
+    def origin_version(self, name: str) -> str | None:
+        if self.state(name)[1] is None:
             with contextlib.suppress(Exception):  # the download reports what is wrong
                 self._listed[name] = bounded(lambda _: self._fs.info(f"{self._root}/{name}"))
+        return self.state(name)[1]
+
+    def read(self, name: str, count: int = -1) -> bytes:
+        if self._watching:
+            self.origin_version(name)
         size, version = self.state(name)
         if size > MAX_BYTES:
             raise too_large()

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import os
+import re
 import sys
 import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headstart.data.archives import leads_out
-from headstart.data.listing import SPLIT_NAMES, Item, Listing
+from headstart.data.files import Source
+from headstart.data.listing import Item, Kind, Listing
 from headstart.data.prepared import read_parquet
 from headstart.data.sources import is_csv, local_file, manifest_folder
-from headstart.errors import UserError, did_you_mean, one_line
+from headstart.data.split_folders import Splits, recognize
+from headstart.errors import UserError, did_you_mean, one_line, readable
 from headstart.paths import is_address
 
 COLUMNS = "a manifest has the columns path, label and optionally split, in UTF-8, separated by commas"
+_WHOLE = re.compile(r"[+-]?\d+(\.0)?")
 
 
-def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[Listing, bool]:
+def list_manifest(
+    opened: Source, source: str, kind: Kind, root: str | None, group_by: str | None, splits: Splits = None
+) -> tuple[Listing, bool]:
     """List the rows of a table with the columns path, label and perhaps split.
 
     Args:
+        opened: the files that it names.
         root: the folder that paths start from, by default the table's.
+        splits: data.splits, in place of the usual words in the column split.
 
     Returns:
         The listing, and whether `group_by` is a column of the table, so that the items have their groups.
@@ -34,12 +47,19 @@ def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[
     """
     table = _read_table(source)
     grouped = group_by is not None and group_by in table
-    columns = ["path", "label", *(["split"] if "split" in table else []), *([group_by] if grouped else [])]
-    rows = [_as_text(source, table[column]) for column in columns]
+    has_splits = "split" in table and splits != "none"
+    columns = ["path", "label", *(["split"] if has_splits else []), *([group_by] if grouped else [])]
+    rows = {column: _as_text(source, table[column]) for column in columns}
+    notes = []
+    if whole := _whole_numbers(rows["label"]):
+        notes.append(f"labels such as {rows['label'][0]} are read as whole numbers, e.g. {whole[0]}")
+        rows["label"] = whole
     first = 2 if is_csv(source) else 1
-    is_inside = _IsInside(root or manifest_folder(source))
+    folder = root or manifest_folder(source)
+    relative, complete = _Relative(folder), _Completion(opened, kind)
+    split_of = _read_splits(rows.get("split", []), splits)
     items, refused = [], []
-    for number, values in enumerate(zip(*rows, strict=True), first):
+    for number, values in enumerate(zip(*rows.values(), strict=True), first):
         row = dict(zip(columns, values, strict=True))
         path, label = row["path"], sys.intern(row["label"])
         for column, value in (("path", path), ("label", label)):
@@ -47,19 +67,23 @@ def list_manifest(source: str, root: str | None, group_by: str | None) -> tuple[
                 raise UserError(f"{source}: row {number}: {column} is empty; fill it in or remove the row")
             if "\0" in value:
                 raise UserError(f"{source}: row {number}: {column} {value!r} contains a zero byte; write it without")
-        split = SPLIT_NAMES.get(row["split"].lower()) if "split" in row else None
-        if "split" in row and not split:
-            raise UserError(f"{source}: row {number}: split must be train, val or test, got {row['split']!r}")
-        plain = path if "/" in path else path.replace("\\", "/")  # as written on Windows
-        if leads_out(plain) or not is_inside(plain):
-            refused.append((path, label, "outside", f"row {number}: leads out of {is_inside.root}"))
+        split = split_of.get(row["split"]) if has_splits else None
+        if has_splits and not split:
+            allowed = " or ".join(splits.values()) if isinstance(splits, Mapping) else "train, val or test"
+            raise UserError(f"{source}: row {number}: split must be {allowed}, got {row['split']!r}")
+        plain = relative(path)
+        if plain is None:
+            detail = f"row {number}: leads out of {folder}; make it relative to it, or set data.root to another folder"
+            refused.append((path, label, "outside", detail))
             continue
         group = (row[group_by] or None) if grouped else None
-        items.append(Item("/".join(PurePosixPath(plain).parts), label, split, group))
-    if items and "split" in table and not any(item.split == "train" for item in items):
+        items.append(Item(complete(plain), label, split, group))
+    if items and has_splits and not any(item.split == "train" for item in items):
         raise UserError(f"{source}: no row has the split train; there is nothing to train on")
+    if complete.example:
+        notes.append(f"{complete.count} paths without a suffix are completed, e.g. {readable(complete.example)}")
     classes = sorted({item.label for item in items} | {label for _, label, _, _ in refused})
-    return Listing(sorted(items, key=lambda item: item.path), classes, refused, []), grouped
+    return Listing(sorted(items, key=lambda item: item.path), classes, refused, [], notes), grouped
 
 
 def _read_table(source: str) -> pd.DataFrame:
@@ -103,26 +127,114 @@ def _read_csv(file: Path) -> pd.DataFrame:
 
 def _as_text(source: str, column: pd.Series) -> list[str]:
     """Return text and numbers as text, a missing value as empty text."""
+    if column.name in ("path", "label") and pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")  # as pandas stores whole numbers of which some are missing
+    if column.name == "label" and (row := _first_list(column)) is not None:
+        raise UserError(
+            f"{source}: a label is a list, {' '.join(str(row).split())[:80]}: several labels are not supported; "
+            "give each example its most important label, or train a classifier for each"
+        )
     if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
         raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
     return column.astype(object).where(column.notna(), "").astype(str).tolist()
 
 
-class _IsInside:
-    """Whether a relative path, links resolved, stays below `root`; at an address there are no links."""
+def _first_list(column: pd.Series) -> object | None:
+    """Return the first value of a column that is a list, or the text of one, such as "['cat', 'dog']"."""
+    if column.dtype != object and not pd.api.types.is_string_dtype(column):
+        return None
+    for value in column:
+        if isinstance(value, (list, tuple, set, np.ndarray)):
+            return value
+        if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(ast.literal_eval(value), list):
+                    return value
+    return None
+
+
+def _whole_numbers(labels: list[str]) -> list[str]:
+    """Return labels without their `.0` if all of them are whole numbers and some have it, else nothing."""
+    if not any(label.endswith(".0") for label in labels) or not all(map(_WHOLE.fullmatch, labels)):
+        return []
+    return [label.removesuffix(".0") for label in labels]
+
+
+def _read_splits(column: Iterable[str], splits: Splits) -> dict[str, str]:
+    """Return the split that each value of the column split stands for, as far as it does."""
+    if isinstance(splits, Mapping):
+        return {word: split for split, word in splits.items()}
+    return recognize(sorted(set(column)))
+
+
+class _Relative:
+    """Makes paths of a manifest relative to `root`; None if a path, links resolved, leads out of it."""
 
     def __init__(self, root: str) -> None:
-        self.root = root
+        self._root = root.rstrip("/") or "/"
         self._real = "" if is_address(root) else os.path.realpath(root)
         self._folders: dict[str, bool] = {}
 
-    def __call__(self, path: str) -> bool:
+    def __call__(self, path: str) -> str | None:
+        plain = path if "/" in path else path.replace("\\", "/")  # as written on Windows
+        if is_address(path) or os.path.isabs(path):
+            plain = self._below(path)
+        if not plain or leads_out(plain) or not self._is_inside(plain):
+            return None
+        return "/".join(PurePosixPath(plain).parts)
+
+    def _below(self, path: str) -> str:
+        """Return what of an absolute path, or of an address, follows the root; nothing if it is not below that."""
+        if not self._real:
+            return path.removeprefix(f"{self._root}/") if path.startswith(f"{self._root}/") else ""
+        for place, root in (
+            (os.path.normpath(path), os.path.abspath(self._root)),
+            (os.path.realpath(path), self._real),
+        ):
+            if Path(place).is_relative_to(root):
+                return Path(place).relative_to(root).as_posix()
+        return ""
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a relative path, links resolved, stays below the root; at an address there are no links."""
         if not self._real:
             return True
-        folder, full = os.path.dirname(path), os.path.join(self.root, path)
+        folder, full = os.path.dirname(path), os.path.join(self._root, path)
         if folder not in self._folders:  # a million files lie in few folders
-            self._folders[folder] = self._contains(os.path.join(self.root, folder))
+            self._folders[folder] = self._contains(os.path.join(self._root, folder))
         return self._folders[folder] and (not os.path.islink(full) or self._contains(full))
 
     def _contains(self, path: str) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self._real)
+
+
+class _Completion:
+    """Adds the suffix to paths that have none, as in tables of ids, if there is exactly one such file.
+
+    Attributes:
+        count: how many paths were completed.
+        example: the last of them, completed.
+    """
+
+    def __init__(self, opened: Source, kind: Kind) -> None:
+        self._opened, self._suffixes = opened, frozenset(kind.suffixes)
+        self._names: dict[
+            str, dict[str, list[str]]
+        ] = {}  # by folder: the names of its files by what is before a suffix
+        self.count, self.example = 0, ""
+
+    def __call__(self, path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        if PurePosixPath(name).suffix.lower() in self._suffixes:
+            return path
+        if folder not in self._names:
+            names = self._names[folder] = defaultdict(list)
+            for other in self._opened.names_in(folder):
+                names[other].append(other)
+                if PurePosixPath(other).suffix.lower() in self._suffixes:
+                    names[PurePosixPath(other).stem].append(other)
+        found = self._names[folder].get(name, [])
+        if len(found) != 1 or found == [name]:
+            return path
+        self.count, self.example = self.count + 1, f"{folder}/{found[0]}".lstrip("/")
+        return self.example

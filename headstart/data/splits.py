@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from headstart.data.listing import similar_class_names
 from headstart.errors import UserError, readable
 
 SPLITS = ("train", "val", "test")
@@ -104,7 +105,8 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
     """Check that every class has an example in every split.
 
     Args:
-        table: with the columns label, split, group and reason, the last empty for examples that are used.
+        table: with the columns label, split, given (the split by the source), group and reason, the last empty for
+            examples that are used.
         exact: whether prepare.split is exact.
 
     Raises:
@@ -121,7 +123,13 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
         reasons = left_out.reason[left_out.label == name].value_counts()
         left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         lines.append(line + (f"; left out: {left}" if left else ""))
-    advice = "" if exact else " prepare.split=exact puts a class of three examples into all splits."
+    drawn = [f"prepare.{split}_fraction" for split in SPLITS[1:] if split not in set(table.given.dropna())]
+    advice = ""
+    for names in similar_class_names(classes):
+        if set(names) & set(small.index):
+            advice += f" {' and '.join(map(repr, names))} differ only in case or spaces: is one class meant?"
+    if not exact and drawn:
+        advice += " prepare.split=exact puts a class of three examples into all splits."
     if (left_out.reason == "near_duplicate").any():
         advice += (
             " Near copies were left out because their splits differ: prepare.split=exact or prepare.group_by keeps "
@@ -133,5 +141,5 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + and_more(lines, len(small))
         + "Add examples to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
-        f"manifest with a split column).{advice} Larger prepare.val_fraction and prepare.test_fraction help, too."
+        f"manifest with a split column).{advice}" + (f" A larger {' and '.join(drawn)} helps, too." if drawn else "")
     )

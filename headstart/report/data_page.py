@@ -14,7 +14,7 @@ import pandas as pd
 from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions
-from headstart.data.layouts import similar_class_names
+from headstart.data.listing import similar_class_names
 from headstart.data.prepared import load_classes, load_files, load_reading
 from headstart.data.sources import open_source
 from headstart.data.splits import SPLITS
