@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
-from headstart.errors import UserError
+from headstart.errors import UserError, write_home
 from headstart.head_config import Below1, Epochs, LearningRate, TrainHead, UpTo1
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
 
@@ -309,6 +309,8 @@ def check_weights(params: Params) -> None:
     """Check before a run that the weights file exists, if there is to be one; raises UserError if it does not."""
     weights = params.weights
     if weights not in ("pretrained", "none") and not os.path.isfile(weights):
+        if weights.startswith("~"):
+            raise UserError(f"{PARAMS_FILE}: weights {weights!r}: {write_home(weights)}")
         raise UserError(
             f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
         )

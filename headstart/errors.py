@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def one_line(error: Exception) -> str:
 def readable(name: str) -> str:
     """Return a name for a message: as it is, or with quotes and escapes if it holds line breaks or the like."""
     return name if name.isprintable() else repr(name)
+
+
+def write_home(path: str) -> str:
+    """Return what to say of a path that begins with `~`, which only shells understand."""
+    return f"~ is not expanded here; give {os.path.expanduser(path)!r}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -154,7 +154,13 @@ def test_cross_validation_selects(here, monkeypatch, capsys, better):
     assert report["val_loss"] == report["tuned_val_loss" if better else "head_val_loss"]
     assert report["last_epoch"] == 2
     assert report["settings"]["folds"] == 2
-    line = capsys.readouterr().out.splitlines()[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("fine_tune: 3 trainings: cross-validation in 2 folds of train and val") for line in lines
+    )
+    costs = [line for line in lines if line.startswith("fine_tune: a training takes about ")]
+    assert [line.split("; ")[1] for line in costs] == ["2 more follow"]
+    line = lines[-1]
     assert ("but it classifies fewer examples correctly" in line) is not better
     figures = (report["tuned_folds_loss"], report["tuned_folds_accuracy"], report["tuned_brier_score"])
     assert (

@@ -96,6 +96,14 @@ def test_the_committed_params_are_good():
         ("gate.min_recall_of", {"roses": 9}, "params.yaml: gate.min_recall_of.roses must be in [0, 1], got 9"),
         ("gate.min_recall_of", {False: 0.9}, "put quotes around words that YAML takes for others, as 'no'"),
         ("weights", None, "weights must be pretrained, none or the path of a weights file, got None"),
+        ("data.watch", "source", "data.watch must be a list of source and weights, or [], got 'source'"),
+        ("data.watch", ["sauce"], "data.watch must be a list of source and weights, or [], got ['sauce']"),
+        ("data.watch", ["source", "source"], "data.watch must be a list of source and weights, or []"),
+        ("data.splits", "some", "data.splits must be folders by split, or none or null, got 'some'"),
+        ("data.splits", {"test": "a"}, "data.splits must be folders by split, or none or null, got {'test': 'a'}"),
+        ("data.splits", {"train": "a", "eval": "b"}, "data.splits must be folders by split, or none or null"),
+        ("data.splits", {"train": "a", "test": 1}, "data.splits must be folders by split, or none or null"),
+        ("data.splits", {"train": "a", "test": "a/"}, "data.splits must name another folder for each split"),
         ("data.source", "", "params.yaml: data.source must be a non-empty string, got ''"),
     ],
 )
@@ -190,6 +198,12 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
         ({"data.source": "/etc/passwd"}, "data.source '/etc/passwd' is of an unsupported kind; give the path of a"),
         ({"data.source": "s3://"}, "data.source s3://: no bucket after s3://"),
         ({"data.source": "https:///photos.zip"}, "data.source https:///photos.zip: no host after https://"),
+        ({"data.source": "~/photos"}, f"data.source '~/photos': ~ is not expanded here; give '{Path.home()}/photos'"),
+        ({"data.source": "photos", "data.root": "~"}, f"data.root '~': ~ is not expanded here; give '{Path.home()}'"),
+        (
+            {"data.source": "photos", "weights": "~/a.h5"},
+            f"weights '~/a.h5': ~ is not expanded here; give '{Path.home()}",
+        ),
         ({"data.source": "photos", "data.root": "nowhere"}, "data.root 'nowhere' is not a folder"),
         (
             {"data.source": "photos", "prepare.group_by": "("},

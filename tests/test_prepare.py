@@ -159,6 +159,28 @@ def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
         run(folder)
 
 
+def test_advice_speaks_only_of_the_fractions_that_are_used(run, photos, tmp_path):
+    for split in ("train", "val"):
+        photos(f"own/{split}", count=8, first={"train": 0, "val": 8}[split])
+    (tmp_path / "own/val/red").rename(tmp_path / "own/val/Red")
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "own")
+    assert "'Red' and 'red' differ only in case or spaces: is one class meant?" in str(error.value)
+    assert "A larger prepare.test_fraction helps, too." in str(error.value)
+    photos("own/test", count=8, first=16)
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "own")
+    assert "fraction" not in str(error.value)
+    assert "prepare.split=exact" not in str(error.value)
+
+
+def test_how_the_source_was_read_is_told(run, photos, tmp_path, capsys):
+    photos("set/seg_train")
+    photos("set/seg_test", first=16)
+    run(tmp_path / "set")
+    assert "prepare: seg_test is the split test; seg_train is the split train\n" in capsys.readouterr().out
+
+
 def test_exact_fractions_of_few_groups_end_in_a_message(run, photos):
     """Two groups fill two splits."""
     with pytest.raises(UserError, match=r"3 of 3 classes are not in each .*\n  blue: 10 train, 6 val, 0 test\n"):

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import re
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -185,6 +186,109 @@ def test_rows_that_leave_the_folder_are_refused(photos, path):
     assert [item.path for item in listing.items] == ["blue/000.png", "red/000.png"]
     detail = f"row 4: leads out of {folder}; make it relative to it, or set data.root to another folder"
     assert listing.refused == [(path, "red", "outside", detail)]
+
+
+@pytest.mark.parametrize("root", ["photos", "/ABSOLUTE/photos", "link", "photos/../photos/", "."])
+def test_absolute_paths_below_the_root_are_accepted(photos, tmp_path, monkeypatch, root):
+    folder = photos(count=2)
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("photos")
+    paths = [folder / "red/000.png", tmp_path / "link/blue/000.png", folder / "green/../red/001.png"]
+    Path("list.csv").write_text("path,label\n" + "".join(f"{path},{number}\n" for number, path in enumerate(paths)))
+    root = root.replace("/ABSOLUTE", str(tmp_path))
+    listing = list_items("list.csv", root=root)
+    prefix = "photos/" if root == "." else ""
+    expected = ["blue/000.png", "red/000.png", "red/001.png"]
+    assert sorted(item.path.removeprefix(prefix).removeprefix("link/") for item in listing.items) == expected
+    assert listing.refused == []
+    with open_source("list.csv", root) as source:
+        assert all(source.read(item.path) for item in listing.items)
+
+
+def test_ids_without_a_suffix_are_completed(photos):
+    folder = photos(count=3)
+    shutil.copy(folder / "red/001.png", folder / "red/001.JPG")  # which one is meant is not known
+    shutil.copy(folder / "red/002.png", folder / "red/002")
+    (folder / "red/000.txt").touch()
+    rows = ["red/000,red", "red/001,red", "red/002,red", "blue/000.png,blue", "blue/1.5,blue", "blue/001,blue"]
+    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
+    listing = list_items(folder / "list.csv")
+    assert [item.path for item in listing.items] == [
+        "blue/000.png", "blue/001.png", "blue/1.5", "red/000.png", "red/001", "red/002",
+    ]  # fmt: skip
+    assert listing.notes == ["2 paths without a suffix are completed, e.g. blue/001.png"]
+    pd.DataFrame({"path": [0.0, 1.0], "label": ["a", "b"]}).to_parquet(folder / "ids.parquet")
+    paint(folder / "0.jpeg", (1, 1, 1), 1)
+    assert [item.path for item in list_items(folder / "ids.parquet").items] == ["0.jpeg", "1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "note"),
+    [
+        (["1.0", "2.0", "1"], ["1", "1", "2"], ["labels such as 1.0 are read as whole numbers, e.g. 1"]),
+        (["1.0", "1.5", "2.0"], ["1.0", "1.5", "2.0"], []),
+        (["1.0", "v2.0", "2.0"], ["1.0", "2.0", "v2.0"], []),
+        (["01", "02", "02"], ["01", "02", "02"], []),
+        (["[a]", "b", "[b"], ["[a]", "[b", "b"], []),
+    ],
+)
+def test_whole_labels_are_integers(tmp_path, labels, expected, note):
+    table = pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "label": labels})
+    table.to_csv(tmp_path / "list.csv", index=False)
+    listing = list_items(tmp_path / "list.csv")
+    assert sorted(item.label for item in listing.items) == expected
+    assert listing.notes == note
+
+
+def test_whole_labels_of_a_column_of_floats_are_integers(tmp_path):
+    for labels, expected in (([0.0, 1.0], ["0", "1"]), ([0.5, 1.0], ["0.5", "1.0"]), ([1.0, None], None)):
+        pd.DataFrame({"path": ["a.png", "b.png"], "label": labels}).to_parquet(tmp_path / "list.parquet")
+        if expected:
+            assert list_items(tmp_path / "list.parquet").classes == expected
+        else:
+            with pytest.raises(UserError, match="row 2: label is empty"):
+                list_items(tmp_path / "list.parquet")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_lists_as_labels_are_refused(tmp_path, suffix):
+    table = pd.DataFrame({"path": ["a.png", "b.png"], "label": [["cat", "dog"], ["cat"]]})
+    file = tmp_path / f"list{suffix}"
+    table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
+    with pytest.raises(
+        UserError, match=r"a label is a list, \['cat',? 'dog'\]: several labels are not supported; give each"
+    ):
+        list_items(file)
+
+
+def legacy_zip(file: Path, names: list[str], encoding: str) -> Path:
+    """A .zip as old programs write it: names in that encoding, without a mark of it."""
+    marks = [f"name {number:03}" for number in range(len(names))]
+    with zipfile.ZipFile(file, "w") as archive:
+        for mark, name in zip(marks, names, strict=True):
+            archive.writestr(mark.ljust(len(name.encode(encoding)), "x"), b"x")
+    data = file.read_bytes()
+    for mark, name in zip(marks, names, strict=True):
+        raw = name.encode(encoding)
+        data = data.replace(mark.ljust(len(raw), "x").encode(), raw)
+    file.write_bytes(data)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("names", "encoding"),
+    [
+        (["動物/猫/写真１.png", "動物/犬/表示.png"], "cp932"),
+        (["データセット/ソファ.png", "データセット/こねこ（２）.png", "ascii.png", "photosxxxx/A.png"], "cp932"),
+        (["schön/Größe.png", "früh/Müller.png", "café/rosé.png"], "cp437"),
+        (["schön/Größe.png", "猫の写真/いぬの写真.png"], "utf-8"),
+        (["Äpfel und Birnen/naïve.png"], "cp437"),
+    ],
+)
+def test_names_in_archives_of_old_programs(tmp_path, names, encoding):
+    with open_source(str(legacy_zip(tmp_path / "old.zip", names, encoding))) as source:
+        assert source.files == names
+        assert [source.read(name) for name in names] == [b"x"] * len(names)
 
 
 def test_the_root_of_a_manifest(photos, tmp_path):

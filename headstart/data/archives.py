@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from headstart.data.files import MAX_BYTES, Folder, Source, is_hidden, too_large
+from headstart.data.zip_names import decoded_names
 from headstart.errors import ItemError, UserError
 from headstart.zips import open_zip
 
@@ -109,8 +110,9 @@ class Zip(_Archive):
             self._zip = open_zip(file, MAX_MEMBERS)
         except _DAMAGES as error:
             raise UserError(f"{file}: not a readable .zip archive ({error}); create it again") from error
-        for info in self._zip.infolist():
-            name = info.filename.replace("\\", "/")  # as some programs on Windows write it, against the standard
+        infos = self._zip.infolist()
+        for info, name in zip(infos, decoded_names(infos), strict=True):
+            name = name.replace("\\", "/")  # as some programs on Windows write it, against the standard
             refusal = None
             if info.flag_bits & 1:
                 refusal = ("encrypted", "encrypted in the archive")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from headstart.data.archives import Tar, Zip
 from headstart.data.files import Folder, Source
 from headstart.data.remote import Remote, check_address, fetch
-from headstart.errors import UserError
+from headstart.errors import UserError, write_home
 from headstart.paths import is_address
 
 MANIFESTS = (".csv", ".parquet")
@@ -39,6 +39,8 @@ def check_source(source: str, root: str | None = None) -> None:
         UserError: naming the key, the rule and the value.
     """
     for key, place in (("source", source), ("root", root)):
+        if place and place.startswith("~") and not os.path.exists(place):
+            raise UserError(f"params.yaml: data.{key} {place!r}: {write_home(place)}")
         if place and is_address(place):
             try:
                 check_address(place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,15 +70,21 @@ class Plan:
             def advance(epochs_before: int, row: dict[str, float]) -> None:
                 progress.update(epochs_before + row["epoch"] - progress.n)
 
+            seconds = 0.0  # of the first training
             for number, fold in enumerate(folds):
                 file = self._checkpoint_file(f"-fold{number}")
                 tuned, resumed = _read_logits(file, fold.logits.shape), ", as it was before the run was stopped"
                 if tuned is None:
                     networks.set_state(self.network, self.start)
+                    started = time.monotonic()
                     tuned, resumed = self._train_fold(fold, partial(advance, number * epochs)), ""
                     with contextlib.suppress(OSError):  # a killed run then starts this fold again
                         write_arrays(file, logits=tuned)
                     gc.collect()  # the optimizer has reference cycles
+                    if not seconds:
+                        seconds = time.monotonic() - started
+                        follow = f"{len(folds) - number} more follow"
+                        progress.write(f"fine_tune: a training takes about {seconds:.0f} s; {follow}")
                 logits[:, fold.held_out] = fold.logits, tuned
                 before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
                 progress.update((number + 1) * epochs - progress.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -102,7 +103,7 @@ def read(data: bytes, at_least: int | None = None) -> Image.Image | DeepImage:
     except ItemError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, if there are more than twice as many pixels
-        raise ItemError("bomb", f"a decompression bomb: {error}") from error
+        raise _bomb(f"{int(pixels[0]):,}" if (pixels := re.search(r"\d+", str(error))) else "too many") from error
     except UnidentifiedImageError as error:
         if data.startswith(tiff.MAGIC) and (what := tiff.describe_tiff(data)):
             detail = f"{what} is not supported; save it as grey or RGB of 8 or 16 bits"
@@ -124,7 +125,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     width, height = image.size  # by its header
     if width * height > MAX_PIXELS:
-        raise ItemError("bomb", f"a decompression bomb: {width:,} x {height:,} pixels, {MAX_PIXELS:,} are allowed")
+        raise _bomb(f"{width:,} x {height:,}")
     return image
 
 
@@ -134,6 +135,10 @@ def _check_jpeg2000(data: bytes) -> None:
     channels, bits = int.from_bytes(data[start + 40 : start + 42], "big"), (data[start + 42] & 0x7F) + 1
     if start >= 0 and channels > 1 and bits > 8:
         raise ItemError("unsupported", f"JPEG 2000 of {bits} bits in colour is not supported; save it as PNG or TIFF")
+
+
+def _bomb(pixels: str) -> ItemError:
+    return ItemError("bomb", f"a decompression bomb: {pixels} pixels, {MAX_PIXELS:,} are allowed")
 
 
 def item_id(pixels: np.ndarray) -> str:
