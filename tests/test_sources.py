@@ -279,7 +279,7 @@ def legacy_zip(file: Path, names: list[str], encoding: str) -> Path:
     ("names", "encoding"),
     [
         (["動物/猫/写真１.png", "動物/犬/表示.png"], "cp932"),
-        (["データセット/ソファ.png", "データセット/こねこ（２）.png", "ascii.png", "photosxxxx/A.png"], "cp932"),
+        (["データセット/ソファ.png", "データセット/こねこ【2】.png", "ascii.png", "photosxxxx/A.png"], "cp932"),
         (["schön/Größe.png", "früh/Müller.png", "café/rosé.png"], "cp437"),
         (["schön/Größe.png", "猫の写真/いぬの写真.png"], "utf-8"),
         (["Äpfel und Birnen/naïve.png"], "cp437"),
