@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
+from headstart.data_config import Splits, Watch
 from headstart.errors import UserError, write_home
 from headstart.head_config import Below1, Epochs, LearningRate, TrainHead, UpTo1
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
@@ -28,24 +29,6 @@ Views = Annotated[Int, Field(ge=0, le=1000)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def _check_watch(value: Any) -> Any:
-    if not isinstance(value, list) or not set(map(str, value)) <= {"source", "weights"} or len(set(value)) < len(value):
-        raise ValueError
-    return value
-
-
-def _check_splits(value: Any) -> Any:
-    if isinstance(value, dict):
-        folders = [folder.strip("/") if isinstance(folder, str) else "" for folder in value.values()]
-        if "train" not in value or not set(value) <= {"train", "val", "test"} or not all(folders):
-            raise ValueError
-        if len(set(folders)) < len(folders):
-            raise ValueError(f"must name another folder for each split, got {value!r}")
-    elif value not in (None, "none"):
-        raise ValueError
-    return value
-
-
 class Data(Section):
     """Where the examples come from."""
 
@@ -55,10 +38,10 @@ class Data(Section):
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
     s3://, gs:// or https:// address. Of a manifest DVC watches the table alone: if images change, run
     `dvc repro --force prepare`, or set data.watch."""
-    watch: Annotated[list[str], BeforeValidator(_check_watch), Rule("a list of source and weights, or []")]
+    watch: Watch
     """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
     that a manifest names; weights: the weights file."""
-    splits: Annotated[dict[str, str] | str | None, BeforeValidator(_check_splits), Rule("folders by split, or none")]
+    splits: Splits
     """Which folders are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column split of a
     manifest; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
     root: Text | None
@@ -270,7 +253,7 @@ class Params(Section):
     """The pretrained network; `headstart backbones` lists them."""
     weights: Annotated[str, Field(min_length=1), Rule("pretrained, none or the path of a weights file")]
     """pretrained (ImageNet; for tiny the file in the repository), none (random), or a weights file. DVC does not watch
-    that file: if it changes, run `dvc repro --force extract`."""
+    that file: if it changes, run `dvc repro --force extract`, or set data.watch."""
     seed: Annotated[Int, Field(ge=0, le=4_294_967_295)]
     """Seed of splits, folds, trials, initial weights, order, dropout, mixup and draws; augmented views follow from the
     example itself."""

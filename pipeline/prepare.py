@@ -66,7 +66,7 @@ def main() -> None:
         summary = summarize(table, copies, outliers, listing)
         run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
-        for line in (*listing.notes, *unwatched("source", run.params)):
+        for line in unwatched("source", run.params):
             print(f"prepare: {line}")
         print_summary(summary, good, listing, modality.noun)
         for remark in remarks:
@@ -77,6 +77,8 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
     """Print what was decided."""
     for names in similar_class_names(listing.classes):
         print(f"prepare: the classes {', '.join(map(repr, names))} differ only in case or spaces; is one meant?")
+    for note in listing.notes:
+        print(f"prepare: {note}")
     files = summary["files"]
     print(
         f"prepare: {files['accepted']} {noun}s of {summary['classes']} classes: "

@@ -140,7 +140,7 @@ def test_files_of_a_manifest_are_told_or_watched(here, photos, capsys):
     Path("list.csv").write_text("\n".join(["path,label", *rows]))
     prepare("list.csv", **{"data.root": "photos"})
     assert (
-        "prepare: of list.csv DVC watches the table, not the files that it names; if those change, run `dvc repro "
+        "prepare: DVC watches list.csv, but not the files that it names; if those change, run `dvc repro "
         "--force prepare`, or have them watched: dvc exp run -S 'data.watch=[source]'\n"
     ) in capsys.readouterr().out
     before = look("list.csv", **{"data.root": "photos"})

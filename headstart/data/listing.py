@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,14 +30,14 @@ class Listing:
         classes: the labels, sorted: the order of a model's outputs.
         refused: path, label, reason and detail of what is not even read.
         ignored: path and reason of what is not meant as an example.
-        notes: lines about how the source was read, for people.
+        notes: what else to say about it, in sentences.
     """
 
     items: list[Item]
     classes: list[str]
     refused: list[tuple[str, str, str, str]]
     ignored: list[tuple[str, str]]
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 class Kind(Protocol):

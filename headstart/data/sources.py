@@ -69,6 +69,11 @@ def is_manifest(source: str) -> bool:
     return _name(source).endswith(MANIFESTS) and not os.path.isdir(source)
 
 
+def names_files(source: str) -> bool:
+    """Whether `source` is a file that names those of the examples: DVC hashes it, but not them."""
+    return is_manifest(source)
+
+
 def is_csv(source: str) -> bool:
     """Whether the manifest `source` is a CSV file, by its name."""
     return _name(source).endswith(".csv")

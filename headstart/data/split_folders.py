@@ -10,7 +10,7 @@ from functools import cache
 from headstart.errors import UserError
 from headstart.provenance import set_option
 
-Splits = Mapping[str, str] | str | None  # data.splits
+Splits = Mapping[str, str] | str | None  # see config.Data.splits
 MAX_NAMES = 3  # in a message
 _WORDS = {
     **dict.fromkeys(["train", "training", "trainval"], "train"),

@@ -23,7 +23,7 @@ from headstart.data.files import Source, file_hash
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.layouts import list_items
 from headstart.data.listing import Kind
-from headstart.data.sources import is_archive, is_manifest, local_file, open_source
+from headstart.data.sources import is_archive, local_file, names_files, open_source
 from headstart.errors import ItemError, UserError
 from headstart.machine import cores
 from headstart.outputs import Outputs
@@ -63,7 +63,7 @@ def fingerprint_source(params: Params, kind: Kind) -> dict[str, Any]:
         opened, names = open_source(str(file.parent)), [file.name]
     else:
         opened = open_source(source, root)
-        if is_manifest(source):
+        if names_files(source):
             listing = list_items(opened, source, kind, root, splits=params.data.splits)
             names = sorted({item.path for item in listing.items})
         else:
@@ -132,9 +132,9 @@ def unwatched(item: str, params: Params) -> Iterator[str]:
     if item in params.data.watch:
         return
     option = watch_option(params, item)
-    if item == "source" and is_manifest(params.data.source):
+    if item == "source" and names_files(params.data.source):
         yield (
-            f"of {params.data.source} DVC watches the table, not the files that it names; if those change, run `dvc "
+            f"DVC watches {params.data.source}, but not the files that it names; if those change, run `dvc "
             f"repro --force prepare`, or have them watched: dvc exp run {option}"
         )
     elif item == "weights" and params.weights not in PRETRAINED:
