@@ -205,7 +205,7 @@ def test_a_fresh_clone_checks_its_params_at_the_door(project: Project):
     project.set(**{"train_head.dropout": 1.5})
     output = project.run("python -m headstart check", code=1)
     assert output == "params.yaml: train_head.dropout must be in [0, 1) or null, got 1.5\n"
-    assert not Path(project.root / "data").exists()
+    assert not Path(project.root / "data/prepared").exists()
 
 
 def test_reports_hold_what_is_not_compared(done):
