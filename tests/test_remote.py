@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from test_sources import list_items, pack
+from test_watching import look
 
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
@@ -105,6 +106,29 @@ def test_a_local_manifest_of_remote_images(bucket, workspace):
     assert [row[2] for row in listing.refused] == ["outside"]
     with open_source("list.csv", bucket) as source:
         assert source.read("red/000.png") == (workspace / "photos" / "red" / "000.png").read_bytes()
+
+
+def test_addresses_below_the_root_of_a_manifest_are_accepted(bucket, workspace):
+    (workspace / "list.csv").write_text(
+        f"path,label\n{bucket}/red/000.png,red\nblue/001,blue\nmemory://other/x.png,red\n"
+    )
+    listing = list_items("list.csv", root=bucket)
+    assert [item.path for item in listing.items] == ["blue/001.png", "red/000.png"]
+    assert [row[:3] for row in listing.refused] == [("memory://other/x.png", "red", "outside")]
+
+
+def test_remote_images_of_a_manifest_are_watched_by_their_versions(photos, workspace, monkeypatch):
+    folder = photos(count=2)
+    Path("list.csv").write_text("path,label\nred/000.png,red\nblue/000.png,blue\n")
+    with serve(folder) as (address, asked):
+        before = look("list.csv", **{"data.root": address})
+        assert look("list.csv", **{"data.root": address}) == before
+        shutil.copy(folder / "red/001.png", folder / "red/000.png")
+        changed = look("list.csv", **{"data.root": address})
+        assert changed != before
+        (folder / "red/000.png").unlink()
+        assert look("list.csv", **{"data.root": address}) not in (before, changed)
+        assert "/blue/000.png" not in asked  # what has a version is not downloaded
 
 
 def test_archives_and_tables_over_http(photos, workspace):

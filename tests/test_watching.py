@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 from conftest import ROOT, SMALL, make_project, paint, paint_classes, run_stages, write_params
@@ -293,6 +294,7 @@ def linked(tmp_path_factory):
     return project
 
 
+@pytest.mark.slow
 def test_dvc_runs_prepare_again_if_what_is_watched_has_changed(linked):
     output = linked.run("dvc repro prepare", code=None)
     assert "photos/red is a link to a folder" in output
@@ -312,6 +314,7 @@ def test_dvc_runs_prepare_again_if_what_is_watched_has_changed(linked):
     assert output.count("Running stage") == 2, output
 
 
+@pytest.mark.slow
 def test_what_nobody_watches_any_more_leaves_nothing_behind(linked):
     """The entry in dvc.lock is that of a folder that was always empty."""
     linked.run("git checkout -q -- . && rm photos/red && mv pool photos/red")
@@ -322,3 +325,19 @@ def test_what_nobody_watches_any_more_leaves_nothing_behind(linked):
     assert linked.run("dvc status prepare").strip() == "Data and pipelines are up to date."
     assert [file.name for file in (linked.root / "data/watched").iterdir()] == [".gitignore"]
     assert "Running stage" not in linked.run("dvc repro prepare")
+
+
+@pytest.mark.slow
+def test_dvc_extracts_again_with_other_weights(linked):
+    file = linked.root / "my.weights.h5"
+    shutil.copy(ROOT / "headstart/backbones/weights/tiny.weights.h5", file)
+    linked.set(**{"weights": file.name, "data.watch": ["weights"]})
+    linked.run("dvc repro extract")
+    assert linked.run("dvc repro extract").count("Running stage") == 1
+    with h5py.File(file, "r+") as weights:
+        arrays: list[h5py.Dataset] = []
+        weights.visititems(lambda _, item: arrays.append(item) if isinstance(item, h5py.Dataset) else None)
+        arrays[5][...] *= 1.5
+    features = (linked.root / "features/train.npy").read_bytes()
+    assert "Running stage 'extract'" in linked.run("dvc repro extract")
+    assert (linked.root / "features/train.npy").read_bytes() != features
