@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import ROOT, Project
 
+from headstart.lockfile import Workspace, read_stages
 from pipeline.__main__ import STAGES
 
 MODULES = ("headstart", "numpy", "pandas", "scipy", "yaml", "pydantic", "headstart.config", "tqdm", "keras", "sklearn")
@@ -72,7 +72,7 @@ def test_the_launcher_wants_one_stage(arguments):
 
 
 def test_the_launcher_knows_the_stages_of_the_map():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_stages(Workspace(ROOT))
     assert {name: stage["cmd"] for name, stage in stages.items()} == {
         name: f"python -m pipeline {name}" for name in STAGES
     }

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT, SMALL, write_params
 from conftest import run_stages as run
 
@@ -21,6 +20,7 @@ from headstart.backbones.base import weights_sha256
 from headstart.config import load_params
 from headstart.data.predictions import parse_predictions
 from headstart.errors import UserError
+from headstart.lockfile import Workspace, read_stages
 from headstart.modalities import get_modality
 from headstart.training import calibration, heads, networks
 from headstart.training.examples import load_features
@@ -229,10 +229,7 @@ def test_the_classic_recipe(here, backbone, weights):
 
 def test_out_of_memory_messages_name_params_of_the_stage():
     """Or of the stage before, by which examples are as large as they are."""
-    known, stages = (
-        load_params(ROOT / "params.yaml").leaves(),
-        yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"],
-    )
+    known, stages = load_params(ROOT / "params.yaml").leaves(), read_stages(Workspace(ROOT))
     assert set(stage.SMALLER) == set(stages)
     for name, advice in stage.SMALLER.items():
         message = stage.explain(name, MemoryError("cannot allocate"))
