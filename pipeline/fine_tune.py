@@ -112,10 +112,7 @@ def load_folds(params: Params, n_classes: int) -> list[Fold]:
         settings = ResolvedHead(**json.loads(file.read_text(encoding="utf-8"))["settings"])
     except (ValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
-    print(
-        f"fine_tune: {n_folds + 1} trainings: cross-validation in {n_folds} folds of train and val, then one on train; "
-        "with fine_tune.folds=0 val decides, and there is one"
-    )
+    print(f"fine_tune: {n_folds + 1} trainings: in {n_folds} folds of train and val, then on train")
     return make_folds(concat(train_set, val_set), groups, n_folds, n_classes, settings, params.seed)
 
 
