@@ -155,9 +155,7 @@ def test_cross_validation_selects(here, monkeypatch, capsys, better):
     assert report["last_epoch"] == 2
     assert report["settings"]["folds"] == 2
     lines = capsys.readouterr().out.splitlines()
-    assert any(
-        line.startswith("fine_tune: 3 trainings: in 2 folds of train and val, then on train and val") for line in lines
-    )
+    assert any(line.startswith("fine_tune: 3 trainings: in 2 folds of train and val, then on train") for line in lines)
     costs = [line for line in lines if line.startswith("fine_tune: a training takes about ")]
     assert [line.split("; ")[1] for line in costs] == ["2 more follow"]
     line = lines[-1]
