@@ -35,10 +35,17 @@ class Data(Section):
     """What an example is: image."""
     source: Text
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
-    s3://, gs:// or https:// address. Of a manifest DVC watches the table alone: if images change, run
-    `dvc repro --force prepare`."""
+    s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images. Of a
+    manifest or a .json DVC watches that file alone: if images change, run `dvc repro --force prepare`."""
     root: Text | None
-    """The folder or address that the paths in a manifest start from; null: the folder of the manifest."""
+    """The folder or address that the paths in a manifest or in COCO annotations start from; null: the folder of the
+    manifest, or the usual places beside the annotations."""
+    coco: Literal["boxes", "images"]
+    """What an example of COCO annotations is. boxes: each box, with its category as the label; images: each image whose
+    annotations have one category, which is the label."""
+    margin: Annotated[Float, Field(ge=0, le=10)]
+    """What is added on each side of a box of COCO annotations, as a share of its longer side; it ends at the border of
+    the image."""
 
 
 class Prepare(Section):

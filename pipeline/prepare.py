@@ -24,10 +24,9 @@ from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import list_items, similar_class_names
+from headstart.data.layouts import list_items, open_examples, similar_class_names
 from headstart.data.listing import Listing
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
-from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.modalities import get_modality
 from headstart.outputs import spreadsheet_safe
@@ -41,8 +40,8 @@ def main() -> None:
         modality = get_modality(data.kind)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
-        with open_source(data.source, data.root) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
-            listing = list_items(source, data.source, modality, data.root, settings.group_by)
+        with open_examples(data, modality) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
+            listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco)
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
             table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
@@ -67,6 +66,8 @@ def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing,
     """Print what was decided."""
     for names in similar_class_names(listing.classes):
         print(f"prepare: the classes {', '.join(map(repr, names))} differ only in case or spaces; is one meant?")
+    for note in listing.notes:
+        print(f"prepare: {note}")
     files = summary["files"]
     print(
         f"prepare: {files['accepted']} {noun}s of {summary['classes']} classes: "

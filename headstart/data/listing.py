@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from headstart.data.boxes import Cut
+
 SPLIT_NAMES = {
     **dict.fromkeys(["train", "training"], "train"),
     **dict.fromkeys(["val", "valid", "validation", "dev"], "val"),
@@ -34,12 +36,14 @@ class Listing:
         classes: the labels, sorted: the order of a model's outputs.
         refused: path, label, reason and detail of what is not even read.
         ignored: path and reason of what is not meant as an example.
+        notes: what else to say about it, in sentences.
     """
 
     items: list[Item]
     classes: list[str]
     refused: list[tuple[str, str, str, str]]
     ignored: list[tuple[str, str]]
+    notes: Sequence[str] = ()
 
 
 class Kind(Protocol):
@@ -52,6 +56,7 @@ class Kind(Protocol):
 
     def recognizes(self, head: bytes, suffix: str) -> bool: ...
     def decode(self, data: bytes) -> Any: ...
+    def cutter(self, data: bytes) -> Cut: ...
     def item_id(self, item: Any) -> str: ...
     def measures(self, item: Any) -> dict[str, float]: ...
     def sketch(self, item: Any) -> np.ndarray: ...

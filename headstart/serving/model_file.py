@@ -23,11 +23,13 @@ class ModelInfo(NamedTuple):
         classes: in the order of its outputs.
         modality: of the examples that it takes.
         size: of an example, as `extract.size` counts it.
+        margin: around the boxes that it was trained on, as a share of their longer side; 0 if they were whole examples.
     """
 
     classes: list[str]
     modality: Modality
     size: int
+    margin: float = 0.0
 
 
 def read_model_info(model_file: Path) -> ModelInfo:
@@ -41,7 +43,8 @@ def read_model_info(model_file: Path) -> ModelInfo:
     try:
         with zipfile.ZipFile(model_file) as archive:
             classes, about = (json.loads(archive.read(name)) for name in ("classes.json", ABOUT))
-        return ModelInfo(list(classes), get_modality(about["modality"]), int(about["size"]))
+        size, margin = int(about["size"]), float(about.get("margin", 0))
+        return ModelInfo(list(classes), get_modality(about["modality"]), size, margin)
     except (*DAMAGES, UserError) as error:
         raise UserError(
             f"{model_file} is not a model of this pipeline ({one_line(error)}); give the one that fine_tune wrote, "
