@@ -16,7 +16,10 @@ from headstart.errors import ItemError, UserError, one_line, readable
 
 ROBOFLOW = "_annotations.coco.json"
 # Which files of a folder are annotations; the first pattern that any file matches.
-PATTERNS = ("annotations/instances_*.json", "instances_*.json", f"*/{ROBOFLOW}", ROBOFLOW, "annotations/*.json")
+PATTERNS = (
+    *("annotations/instances*.json", "instances*.json", f"*/{ROBOFLOW}", ROBOFLOW, "annotations.json"),
+    "annotations/*.json",
+)
 IMAGE_FOLDERS = ("", "images", "data", "imgs")
 PROBED = 3  # images that are looked for to find their folder
 MAX_SHOWN = 5  # names in a message
