@@ -8,6 +8,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import COLOURS, ROOT, SMALL, run_stages, write_params
+from conftest import COLOURS, ROOT, SHORT, SMALL, register_short, run_stages, write_params
 from PIL import Image
 from test_remote import serve
 
 from headstart import paths
-from headstart.config import Data
+from headstart.config import Data, load_params
 from headstart.data import boxes, layouts
 from headstart.data.boxes import Box, box_name, parse_name
 from headstart.data.inspection import inspect
 from headstart.data.inspection_cache import InspectionCache
 from headstart.data.listing import Listing
-from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.modalities.image import decode
+from headstart.report.data_page import render_data_page
 from headstart.serving import inputs
+from headstart.serving.predict import predict
 
 IMAGE = get_modality("image")
 LABELS = list(COLOURS)  # their category ids are 10, 20, 30
@@ -253,7 +255,7 @@ def test_boxes_that_cannot_be_used_are_left_out_with_a_reason(coco):
         ({"images": [{"id": 1}]}, r"images\[0\]: file_name must be text, got None"),
         ({"images": [{"id": 1, "file_name": "a\0b"}]}, r"images\[0\]: file_name must be text, got 'a\\x00b'"),
         ({"images": [{"id": 1, "file_name": "\ud800"}]}, r"images\[0\]: file_name must be text, got '\\ud800'"),
-        ({"images": [{"id": 1, "file_name": "a"}] * 2}, r"images\[1\]: the id 1 is there twice; give each of the images"),
+        ({"images": [{"id": 1, "file_name": "a"}] * 2}, r"images\[1\]: the id 1 is there twice; give each of"),
         ({"categories": [{"id": 1, "name": " "}]}, r"categories\[0\]: name must be text, got ' '"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "a"}]}, "the categories with the ids 1, 4 are all named a; rename"),  # noqa: E501
         ({"annotations": []}, r"usable boxes of at least two categories are needed, found 0 \(none\)"),
@@ -278,7 +280,7 @@ def test_whole_images_have_the_label_of_their_only_category(coco):
     write(coco, content)
     listing = list_items(coco, coco="images")
     assert [(item.path, item.label, item.group) for item in listing.items] == [
-        ("images/0000.png", LABELS[0], None), ("images/0001.png", LABELS[1], None), ("images/0002.png", LABELS[1], None),
+        ("images/0000.png", "blue", None), ("images/0001.png", "green", None), ("images/0002.png", "green", None),
     ]  # fmt: skip
     assert listing.refused[0] == ("images/0003.png", "", "several_labels", "has the categories blue, green, red")
     assert [row[0] for row in listing.refused] == ["images/0003.png", "images/0004.png"]
@@ -323,7 +325,7 @@ def test_a_box_is_cut_with_its_margin_and_clipped(box, margin, rows, columns):
 def test_a_box_mostly_outside_of_the_image_is_refused(box):
     buffer = io.BytesIO()
     draw(0, []).save(buffer, "PNG")
-    with pytest.raises(ItemError, match="most of the box .* is outside of the image of 90 x 80 pixels") as raised:
+    with pytest.raises(ItemError, match=r"most of the box .* is outside of the image of 90 x 80 pixels") as raised:
         IMAGE.cutter(buffer.getvalue())(box, 0.1)
     assert raised.value.reason == "box_outside"
 
@@ -433,3 +435,80 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         source = f"{address}/instances.json"
         listing = list_items(source)
         assert read(source, listing.items[0].path).shape == (36, 28, 3)
+
+
+# --- the pipeline
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Iterator[Path]:
+    """A folder after all five stages on boxes, some of which cannot be used; the current one."""
+    folder = tmp_path_factory.mktemp("coco")
+    register_short()
+    content = make_coco(folder / "set" / "images", 24)
+    add(content, 100, [1, 1, 60, 60], iscrowd=1)
+    for image in range(101, 112):
+        add(content, image, [80, 70, 4, 5])  # tiny
+    add(content, 112, [200, 200, 30, 30])
+    content["images"].append({"id": 1, "file_name": "gone.png"})
+    write(folder / "set" / "instances.json", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        changes = {"data.source": "set/instances.json", "prepare.max_bad_fraction": 0.01, "train_head.epochs": 30}
+        write_params(Path("params.yaml"), **{**SMALL, **SHORT, **changes})
+        run_stages("prepare", "extract", "train_head", "fine_tune", "evaluate")
+        yield folder
+
+
+def test_boxes_go_through_all_stages(finished):
+    manifest = pd.read_parquet(paths.MANIFEST)
+    assert len(manifest) == 96
+    assert (manifest.groupby("group").split.nunique() == 1).all()  # the boxes of an image are in one split
+    assert set(manifest.split) == {"train", "val", "test"}
+    assert manifest.path[0] == "images/0000.png#xywh=10,45,22,30&size=90x80"
+    assert manifest.loc[0, ["width", "height"]].tolist() == [28, 36]
+    left_out = pd.read_csv(paths.QUARANTINE)
+    assert Counter(left_out.reason) == {"too_small": 11, "crowd": 1, "box_outside": 1}
+    tested = pd.read_csv(paths.PREDICTIONS)
+    assert len(tested) == (manifest.split == "test").sum()
+    assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.6
+
+
+def test_the_data_page_shows_boxes(finished):
+    page = render_data_page(load_params(), [], "")
+    assert page.count("<img ") > 20
+    assert "images/0000.png#xywh=" in page
+    assert "boxes around several objects (iscrowd)" in page
+    assert "pictures" not in page  # there are no remarks
+
+
+def test_predict_answers_each_box_as_evaluate_does(finished, capsys):
+    expected = pd.read_csv(paths.PREDICTIONS).set_index("path")
+    assert predict(["set/instances.json"], "json") == 1
+    printed = capsys.readouterr()
+    found = {row["path"]: row["probabilities"] for row in json.loads(printed.out)}
+    assert len(found) == 96 + 1 + 11  # crowds and tiny boxes, too
+    assert "set/images/0012.png#xywh=200,200,30,30&size=90x80: most of the box 200,200,30,30 is outside" in printed.err
+    for path, row in expected.iterrows():
+        assert list(found[f"set/{path}"].values()) == pytest.approx([row[f"p_{name}"] for name in LABELS], abs=1e-4)
+
+
+def test_predict_needs_no_categories_and_reports_bad_boxes(finished, capsys):
+    content = json.loads(Path("set/instances.json").read_text())
+    rows = [{"image_id": 100, "bbox": [5, 4, 24, 20], "score": 0.5}, {"image_id": 100, "bbox": [5, 4, 0, 20]}]
+    file = write(Path("set/found.json"), {"images": content["images"], "annotations": rows})
+    assert inputs.find_inputs([str(file)], IMAGE) == ["set/images/0000.png#xywh=5,4,24,20&size=90x80"]
+    assert "found.json: 1 of 2 boxes are left out, the first: annotations[1]: bbox must be" in capsys.readouterr().err
+    write(file, {"images": content["images"], "annotations": rows[1:]})
+    with pytest.raises(UserError, match=r"found\.json: it has no boxes to predict"):
+        inputs.find_inputs([str(file)], IMAGE)
+
+
+def test_too_many_missing_images_stop_the_stage(coco, tmp_path, monkeypatch):
+    for number in (2, 3):
+        (coco.parent / f"images/{number:04}.png").unlink()
+    monkeypatch.chdir(tmp_path)
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": str(coco)})
+    with pytest.raises(UserError, match=r"8 of 24 files cannot be used:\n  images/0002\.png#xywh=.*: no such file"):
+        run_stages("prepare")
