@@ -20,7 +20,7 @@ _NAME = re.compile(rf"(.+)#xywh={_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?:&size=
 
 
 class Box(NamedTuple):
-    """A box in pixels, from the upper left corner of the image.
+    """A box, in the units of the image, from its upper left corner.
 
     Attributes:
         size: width and height of the image that the box was drawn on, None if they are unknown.

@@ -1,7 +1,7 @@
 """Read one file of COCO annotations.
 
 The format: https://cocodataset.org/#format-data. A file holds `images` (id, file_name, width, height), `categories`
-(id, name) and `annotations` (image_id, category_id, bbox of x, y, width and height in pixels, iscrowd).
+(id, name) and `annotations` (image_id, category_id, bbox of x, y, width and height, iscrowd).
 """
 
 from __future__ import annotations
