@@ -198,6 +198,18 @@ def test_a_folder_around_annotations_is_no_folder_of_classes(coco, tmp_path):
         list_items(tmp_path / "around")
 
 
+def test_other_json_files_make_no_coco_of_a_folder_of_classes(tmp_path):
+    for label in ("cat", "dog"):
+        make_coco(tmp_path / "set" / label, 2)
+        write(tmp_path / "set" / label / "annotations" / "0000.json", {})  # of another tool
+    write(tmp_path / "set" / "annotations.json", {})
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in (tmp_path / "set").rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "set").as_posix())
+    for source in (tmp_path / "set", tmp_path / "set.zip"):
+        assert list_items(source).classes == ["cat", "dog"]
+
+
 def test_an_image_in_two_splits_stays_in_the_one_that_is_measured(tmp_path):
     train, test = make_coco(tmp_path / "images", 4), make_coco(tmp_path / "images", 2, first=2)
     write(tmp_path / "instances_train.json", train)

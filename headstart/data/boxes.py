@@ -111,6 +111,7 @@ class Crops(Source):
         size, version = self._source.state(path)
         if not box:
             return size, version
+        # What most modalities need; it only bounds how many examples are in memory at once.
         around = 2 * self._margin * max(box.width, box.height)
         size = int(min(3 * (box.width + around) * (box.height + around), MAX_BYTES))
         return size, version and f"{version} margin {self._margin:g}"

@@ -15,11 +15,9 @@ from headstart.data.sources import ANNOTATION_FOLDERS, is_coco, local_file
 from headstart.errors import ItemError, UserError, one_line, readable
 
 ROBOFLOW = "_annotations.coco.json"
-# Which files of a folder are annotations; the first pattern that any file matches.
-PATTERNS = (
-    *("annotations/instances*.json", "instances*.json", f"*/{ROBOFLOW}", ROBOFLOW, "annotations.json"),
-    "annotations/*.json",
-)
+# Which files are annotations, by the first pattern that any file matches.
+PATTERNS = ("annotations/instances*.json", "instances*.json", f"*/{ROBOFLOW}", ROBOFLOW)
+AT_THE_TOP = "annotations/*.json"  # deeper in a folder of classes these can be anything
 IMAGE_FOLDERS = ("", "images", "data", "imgs")
 PROBED = 3  # images that are looked for to find their folder
 MAX_SHOWN = 5  # names in a message
@@ -36,8 +34,9 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     if is_coco(source):
         return {source: None}
     if os.path.isdir(source):  # not scanned yet
-        files = [file.relative_to(source).as_posix() for pattern in PATTERNS for file in Path(source).glob(pattern)]
-        names = match_patterns(file for file in files if not is_hidden(file))
+        patterns = (*PATTERNS, AT_THE_TOP)
+        files = [file.relative_to(source).as_posix() for pattern in patterns for file in Path(source).glob(pattern)]
+        names = match_patterns([file for file in files if not is_hidden(file)], patterns)
     else:
         names = match_patterns(opened.files)
     if len(names) < 2:
@@ -52,10 +51,10 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     return splits
 
 
-def match_patterns(files: Iterable[str]) -> list[str]:
+def match_patterns(files: Iterable[str], patterns: Sequence[str] = PATTERNS) -> list[str]:
     """Return those of the files that are COCO annotations by their names, sorted."""
     json_files = sorted({PurePosixPath(file) for file in files if file.endswith(".json")})
-    found = ([file.as_posix() for file in json_files if file.match(pattern)] for pattern in PATTERNS)
+    found = ([file.as_posix() for file in json_files if file.match(pattern)] for pattern in patterns)
     return next(filter(None, found), [])
 
 

@@ -129,12 +129,16 @@ def image_path(folder: str, name: str) -> str:
 
 def _parse(data: bytes, file: str) -> dict[str, Any]:
     try:
-        content = json.loads(data, object_hook=lambda row: {key: row[key] for key in row.keys() & _KEYS})
+        content = json.loads(data, object_hook=_shrink)
     except (ValueError, RecursionError) as error:  # the latter if it is nested too deeply
         raise UserError(f"{file}: not readable JSON ({one_line(error)}); create it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: not COCO annotations, but a {type(content).__name__}; {FORMAT}")
     return content
+
+
+def _shrink(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key in _KEYS}
 
 
 def _is_clean(text: str) -> bool:

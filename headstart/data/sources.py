@@ -100,8 +100,9 @@ def manifest_folder(source: str) -> str:
 def image_place(source: str) -> str:
     """Return what the names of the images of COCO annotations start below, a folder or an address."""
     folder = manifest_folder(source)
-    above, _, name = folder.rpartition("/")
-    return (above or ".") if name in ANNOTATION_FOLDERS else folder
+    if Path(folder).name not in ANNOTATION_FOLDERS:
+        return folder
+    return folder.rpartition("/")[0] if is_address(source) else str(Path(folder).parent)
 
 
 def local_file(source: str) -> Path:
