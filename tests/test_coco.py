@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -24,12 +25,12 @@ from headstart import paths
 from headstart.config import Data, load_params
 from headstart.data import boxes, layouts
 from headstart.data.boxes import Box, box_name, parse_name
-from headstart.data.inspection import inspect
+from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
 from headstart.data.listing import Listing
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
-from headstart.modalities.image import decode
+from headstart.modalities.image import cutting, decode
 from headstart.report.data_page import render_data_page
 from headstart.serving import inputs
 from headstart.serving.predict import predict
@@ -270,8 +271,8 @@ def test_boxes_that_cannot_be_used_are_left_out_with_a_reason(coco):
         ({"images": [{"id": 1, "file_name": "a"}] * 2}, r"images\[1\]: the id 1 is there twice; give each of"),
         ({"categories": [{"id": 1, "name": " "}]}, r"categories\[0\]: name must be text, got ' '"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "a"}]}, "the categories with the ids 1, 4 are all named a; rename"),  # noqa: E501
-        ({"annotations": []}, r"usable boxes of at least two categories are needed, found 0 \(none\)"),
-        ({"categories": [{"id": 10, "name": "only"}]}, r"found 1 \(only\); 16 are left out, the first: images/0000\.png: annotation 2: no category has the id 20"),  # noqa: E501
+        ({"annotations": []}, r"at least two categories with usable boxes are needed, found 0 \(none\)"),
+        ({"categories": [{"id": 10, "name": "only"}]}, r"found 1 \(only\); 16 are left out, such as images/0000\.png: annotation 2: no category has the id 20"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_files_that_are_no_annotations_are_explained(coco, change, message):
@@ -282,6 +283,35 @@ def test_files_that_are_no_annotations_are_explained(coco, change, message):
     with pytest.raises(UserError, match=message) as raised:
         list_items(coco)
     assert str(coco) in str(raised.value)
+
+
+ODD = (None, True, -1, 0, 10**30, 1.5, 1e308, float("nan"), "", "..", "a/../..", "\ud800", "\0", [], [1], {}, {"id": 1})
+
+
+def test_any_odd_value_anywhere_is_explained_or_left_out(coco):
+    for file in (coco.parent / "images").iterdir():
+        os.utime(file, (1e9, 1e9))
+    content = json.loads(coco.read_text())
+    content["images"], content["annotations"] = content["images"][:2], content["annotations"][:8]
+    places = [(kind, row, key) for kind in ("images", "annotations", "categories") for row in (0, 1)
+              for key in content[kind][row]]  # fmt: skip
+    for kind, row, key in places:
+        for value in ODD:
+            changed = json.loads(json.dumps(content))
+            changed[kind][row][key] = value
+            write(coco, changed)
+            for mode in ("boxes", "images"):
+                try:
+                    listing = list_items(coco, coco=mode)
+                except UserError:
+                    continue
+                rows = [(item.path, item.label) for item in listing.items] + listing.refused
+                "".join(text for row in rows for text in row).encode()  # tables can hold it
+                with layouts.open_examples(settings(coco, coco=mode), IMAGE) as opened:
+                    for item in listing.items:
+                        opened.state(item.path)
+                        with contextlib.suppress(ItemError):
+                            opened.read(item.path)
 
 
 def test_whole_images_have_the_label_of_their_only_category(coco):
@@ -429,6 +459,12 @@ def test_boxes_are_inspected_once(coco, tmp_path, processes, monkeypatch):
         assert [info.measures["width"] for info in infos[:2]] == [28, 32]
         monkeypatch.setattr(boxes.Crops, "read", None)
         assert list(inspect(names, opened, cache, IMAGE, False)) == infos
+
+
+def test_other_code_for_cutting_empties_the_inspection_cache(monkeypatch):
+    before = fingerprint(IMAGE)
+    monkeypatch.setattr(cutting, "_place", lambda box, margin, size: (0, 0, 5, 5))
+    assert fingerprint(IMAGE) != before
 
 
 def test_a_missing_or_damaged_image_is_reported_for_each_of_its_boxes(coco):

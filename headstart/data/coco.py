@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -95,10 +95,13 @@ def list_annotations(opened: Source, source: str, files: dict[str, str | None], 
     classes = sorted({item.label for item in items})
     noun = "images of one category" if whole else "usable boxes"
     if len(classes) < 2:
-        first = [f"; {len(refused)} are left out, the first: {path}: {detail}" for path, _, _, detail in refused[:1]]
+        why = ""
+        for reason, count in Counter(row[2] for row in refused).most_common(1):
+            path, _, _, detail = next(row for row in refused if row[2] == reason)
+            why = f"; {count} are left out, such as {path}: {detail}"
         raise UserError(
-            f"{source}: {noun} of at least two categories are needed, found {len(classes)} "
-            f"({', '.join(map(readable, classes)) or 'none'}){''.join(first)}"
+            f"{source}: at least two categories with {noun} are needed, found {len(classes)} "
+            f"({', '.join(map(readable, classes)) or 'none'}){why}"
         )
     notes: list[str] = []
     if empty := sorted(named - set(classes)):
