@@ -79,9 +79,11 @@ def write(file: Path, content: Any) -> Path:
     return file
 
 
+DATA = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["data"]
+
+
 def settings(source: Path | str, **changes: Any) -> Data:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["data"]
-    return Data(**{**params, "source": str(source), **changes})
+    return Data(**{**DATA, "source": str(source), **changes})
 
 
 def list_items(source: Path | str, group_by: str | None = None, **changes: Any) -> Listing:
