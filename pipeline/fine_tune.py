@@ -29,7 +29,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml"
 
 from headstart import paths
 from headstart.config import Params
-from headstart.data.boxes import is_box
 from headstart.data.predictions import prediction_table
 from headstart.data.prepared import load_split
 from headstart.errors import UserError
@@ -89,10 +88,8 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
         head, _ = networks.load(paths.HEAD)
     modality = get_modality(params.data.kind)
     model = networks.join(modality.front(meta.size), final, head)
-    val = load_split("val")
-    about = {"margin": params.data.margin} if val.path.map(is_box).any() else {}
-    networks.save(model, model_file, classes, modality=modality.name, size=meta.size, **about)
-    run.csv(paths.VAL_PREDICTIONS, prediction_table(val, classes, softmax(val_logits, axis=1)))
+    networks.save(model, model_file, classes, modality=modality.name, size=meta.size, margin=params.data.margin)
+    run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"
     run.metrics({"val_loss": metrics["val_loss"]})

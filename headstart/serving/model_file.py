@@ -23,7 +23,7 @@ class ModelInfo(NamedTuple):
         classes: in the order of its outputs.
         modality: of the examples that it takes.
         size: of an example, as `extract.size` counts it.
-        margin: around the boxes that it was trained on, as a share of their longer side; 0 if they were whole examples.
+        margin: data.margin, by which boxes are cut.
     """
 
     classes: list[str]
