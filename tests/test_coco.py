@@ -151,6 +151,8 @@ def test_images_elsewhere_need_data_root(coco, tmp_path):
     (tmp_path / "set" / "images").rename(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"instances\.json: its images, such as 0000\.png, are in none of the folders \., images, data, .*; set data\.root to"):  # fmt: skip # noqa: E501
         list_items(coco)
+    with pytest.raises(UserError, match=r"data\.root 'nowhere' is not a folder; give the one that the paths in the"):
+        list_items(coco, root="nowhere")
     root = str(tmp_path / "pictures")
     assert list_items(coco, root=root).items[0].path.startswith("0000.png#")
     assert read(coco, "0000.png#xywh=5,4,24,20&size=90x80", root=root).shape == (26, 30, 3)
@@ -485,6 +487,9 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         source = f"{address}/instances.json"
         listing = list_items(source)
         assert read(source, listing.items[0].path).shape == (36, 28, 3)
+        names = inputs.find_inputs([source], IMAGE)
+        assert names[0] == f"{address}/images/0000.png#xywh=5,4,24,20&size=90x80"
+        assert inputs.read_input(names[0], IMAGE, 0.1).startswith(b"P6 30 26 255\n")
 
 
 # --- the pipeline
