@@ -371,7 +371,7 @@ def test_a_box_is_cut_with_its_margin_and_clipped(box, margin, rows, columns):
 def test_a_box_mostly_outside_of_the_image_is_refused(box):
     buffer = io.BytesIO()
     draw(0, []).save(buffer, "PNG")
-    with pytest.raises(ItemError, match=r"most of the box .* is outside of the image of 90 x 80 pixels") as raised:
+    with pytest.raises(ItemError, match=r"most of the box is outside of the image of 90 x 80 pixels") as raised:
         IMAGE.cutter(buffer.getvalue())(box, 0.1)
     assert raised.value.reason == "box_outside"
 
@@ -381,7 +381,7 @@ def test_a_box_mostly_outside_of_the_image_is_refused(box):
 def test_rotated_photographs(orientation, drawn_on):
     """Boxes are in stored pixels, as pycocotools takes them, unless the size that they were drawn on says upright."""
     exif = Image.Exif()
-    exif[decode.ORIENTATION] = orientation
+    exif[cutting.ORIENTATION] = orientation
     buffer = io.BytesIO()
     draw(0, [(2, (10, 20, 30, 16))]).save(buffer, "PNG", exif=exif)
     turned = orientation > 4
@@ -396,7 +396,7 @@ def test_rotated_photographs(orientation, drawn_on):
         assert found.shape[:2] == ((30, 16) if turned else (16, 30))
         assert found[..., 0].mean() > 150  # all of the red box, turned as the image is
         rotated = draw(0, [(2, (10, 20, 30, 16))]).crop((10, 20, 40, 36))
-        rotated.getexif()[decode.ORIENTATION] = orientation
+        rotated.getexif()[cutting.ORIENTATION] = orientation
         buffer = io.BytesIO()
         rotated.save(buffer, "PNG", exif=rotated.getexif())
         assert np.array_equal(found, np.asarray(decode.decode(buffer.getvalue())))
@@ -544,7 +544,7 @@ def test_predict_answers_each_box_as_evaluate_does(finished, capsys):
     printed = capsys.readouterr()
     found = {row["path"]: row["probabilities"] for row in json.loads(printed.out)}
     assert len(found) == 96 + 1 + 11  # crowds and tiny boxes, too
-    assert "set/images/0012.png#xywh=200,200,30,30&size=90x80: most of the box 200,200,30,30 is outside" in printed.err
+    assert "set/images/0012.png#xywh=200,200,30,30&size=90x80: most of the box is outside" in printed.err
     for path, row in expected.iterrows():
         assert list(found[f"set/{path}"].values()) == pytest.approx([row[f"p_{name}"] for name in LABELS], abs=1e-4)
 

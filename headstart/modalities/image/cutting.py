@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from headstart.data.boxes import Box, Cut
 from headstart.errors import ItemError
 from headstart.modalities.image import decode
 
 LEAST_INSIDE = 0.5  # share of a box; annotators draw a little over the border, a box of another image lies anywhere
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def cutter(data: bytes) -> Cut:
@@ -24,44 +26,48 @@ def cutter(data: bytes) -> Cut:
         ItemError: as `decode.decode`; by what is returned: wrong_size, if the box was drawn on an image of another
             size; box_outside, if most of it is outside of the image.
     """
-    stored = decode.decode(data, turn=False)
-    orientation = stored.info.get(decode.ORIENTATION_INFO, 1)
-    upright_size = stored.size[::-1] if orientation in (5, 6, 7, 8) else stored.size
-    upright: list[Image.Image] = []  # made if it is needed
+    image, orientation = decode.decode(data), _orientation(data)
+    stored_size = image.size[::-1] if orientation > 4 else image.size
 
     def cut(box: Box, margin: float) -> bytes:
-        if box.size in (None, stored.size):
-            part = _turn(stored.crop(_place(box, margin, stored.size)), orientation)
-        elif box.size == upright_size:
-            if not upright:
-                upright.append(_turn(stored, orientation))
-            part = upright[0].crop(_place(box, margin, upright_size))
-        else:
-            known, found = (" x ".join(map(str, size)) for size in (box.size, stored.size))
+        if box.size in (None, stored_size):
+            box = _turn(box, orientation, stored_size)
+        elif box.size != image.size:
+            known, found = (" x ".join(map(str, size)) for size in (box.size, stored_size))
             raise ItemError("wrong_size", f"annotated as an image of {known} pixels, the file has {found}")
+        part = image.crop(_place(box, margin, image.size))
         return b"P6 %d %d 255\n" % part.size + part.tobytes()
 
     return cut
 
 
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    """Return an image upright, whose EXIF orientation is given."""
-    image.info = {}  # what else EXIF says may be damaged
-    image.getexif()[decode.ORIENTATION] = orientation
-    return ImageOps.exif_transpose(image)
+def _orientation(data: bytes) -> int:
+    """Return the EXIF orientation of an image that can be decoded: 1 upright, 2 to 4 of the same size, 5 to 8 lying."""
+    with Image.open(io.BytesIO(data), formats=[name for name in decode.FORMATS if name in Image.OPEN]) as image:
+        found = image.getexif().get(ORIENTATION, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _turn(box: Box, orientation: int, size: tuple[int, int]) -> Box:
+    """Return where a box of a stored image of `size` is in the upright one, as ImageOps.exif_transpose turns it."""
+    x = size[0] - box.x - box.width if orientation in (2, 3, 7, 8) else box.x
+    y = size[1] - box.y - box.height if orientation in (3, 4, 6, 7) else box.y
+    return Box(y, x, box.height, box.width) if orientation > 4 else Box(x, y, box.width, box.height)
 
 
 def _place(box: Box, margin: float, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return left, upper, right and lower of a box with its margin, within an image of `size`."""
-    sides = []
-    share = 1.0
+    """Return left, upper, right and lower of a box with its margin, within an image of `size`.
+
+    Raises:
+        ItemError: box_outside.
+    """
+    sides, inside = [], 1.0
+    around = margin * max(box.width, box.height)
     for start, length, end in zip((box.x, box.y), (box.width, box.height), size, strict=True):
-        around = margin * max(box.width, box.height)
-        share *= max(0.0, min(start + length, end) - max(start, 0)) / length
+        inside *= max(0.0, min(start + length, end) - max(start, 0)) / length
         # Rounded first: 0.1 times 30 is a little more than 3.
-        low, high = max(0.0, round(start - around, 4)), min(float(end), round(start + length + around, 4))
-        sides.append((low, high))
-    if share < LEAST_INSIDE:
-        raise ItemError("box_outside", f"most of the box {box} is outside of the image of {size[0]} x {size[1]} pixels")
+        sides.append((max(0.0, round(start - around, 4)), min(float(end), round(start + length + around, 4))))
+    if inside < LEAST_INSIDE:
+        raise ItemError("box_outside", f"most of the box is outside of the image of {size[0]} x {size[1]} pixels")
     (left, right), (upper, lower) = sides
     return math.floor(left), math.floor(upper), math.ceil(right), math.ceil(lower)

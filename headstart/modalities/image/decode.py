@@ -39,8 +39,6 @@ else:
 MAX_PIXELS = 2**30 // 4 // 3
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 SCALED_AT_ONCE = 2**20  # pixels
-ORIENTATION = 0x0112  # the EXIF tag
-ORIENTATION_INFO = "orientation"  # its value among the `info` of an image that was not turned
 
 # About odd metadata, which nothing here reads. Set once: filters around each image would not be safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -59,12 +57,11 @@ def looks_like_image(head: bytes, suffix: str = "") -> bool:
     return any(accept is not None and accept(head) is True for accept in accepts)
 
 
-def decode(data: bytes, at_least: int | None = None, turn: bool = True) -> Image.Image:
+def decode(data: bytes, at_least: int | None = None) -> Image.Image:
     """Decode the first frame as 8-bit RGB: rotated upright by EXIF, transparency on white.
 
     Args:
         at_least: pixels; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep that many.
-        turn: False: as it is stored, with its EXIF orientation under ORIENTATION_INFO in `info`.
 
     Raises:
         ItemError: empty, not_an_image, unsupported, truncated, damaged or bomb, if the bytes are not a complete image.
@@ -80,13 +77,8 @@ def decode(data: bytes, at_least: int | None = None, turn: bool = True) -> Image
         if at_least:
             image.draft(None, (at_least, at_least))  # for JPEG only
         image.load()
-        if turn:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-        orientation = image.getexif().get(ORIENTATION, 1)
-        stored = _rgb(image)
-        stored.info[ORIENTATION_INFO] = orientation
-        return stored
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
     except ItemError:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, if there are more than twice as many pixels
