@@ -426,8 +426,8 @@ def test_boxes_next_to_each_other_are_cut_from_one_decoded_image(coco, monkeypat
     for file in (coco.parent / "images").iterdir():
         os.utime(file, (1e9, 1e9))
     decoded = []
-    original = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda data, **options: decoded.append(1) or original(data, **options))
+    original = cutting.cutter
+    monkeypatch.setattr(cutting, "cutter", lambda data: decoded.append(1) or original(data))
     names = [item.path for item in list_items(coco).items]
     with layouts.open_examples(settings(coco), IMAGE) as opened:
         for name in names:
