@@ -151,7 +151,7 @@ def test_images_elsewhere_need_data_root(coco, tmp_path):
     (tmp_path / "set" / "images").rename(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"instances\.json: its images, such as 0000\.png, are in none of the folders \., images, data, .*; set data\.root to"):  # fmt: skip # noqa: E501
         list_items(coco)
-    with pytest.raises(UserError, match=r"data\.root 'nowhere' is not a folder; give the one that the paths in a"):
+    with pytest.raises(UserError, match=r"data\.root 'nowhere' is not a folder; give the one that the paths of a"):
         list_items(coco, root="nowhere")
     root = str(tmp_path / "pictures")
     assert list_items(coco, root=root).items[0].path.startswith("0000.png#")

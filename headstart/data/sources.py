@@ -56,7 +56,6 @@ def check_source(source: str, root: str | None = None) -> None:
         raise UserError(
             f"params.yaml: data.root {root!r} is not a folder; give the one that the paths of a manifest or of COCO "
             "annotations start from, or null"
-            "annotations start from, or null"
         )
     if is_address(source) or os.path.isdir(source):
         return
