@@ -67,12 +67,31 @@ class Prepare(Section):
     similar; 0: identical pixels only."""
     min_size: Annotated[Int, Field(ge=1, le=100_000)]
     """Images with a shorter side of fewer pixels are quarantined."""
+    value_range: (
+        Annotated[
+            list[Annotated[Float, Rule("a finite number")]],
+            Field(min_length=2, max_length=2),
+            Rule("two numbers, black before white, e.g. [0, 4095]"),
+        ]
+        | None
+    )
+    """The values that become black and white in images with more than 8 bits or with floats, in every stage and in
+    predictions; null: integers: all that the smallest depth of 8, 10, 12, 14 or 16 bits holds in which the values of
+    nearly all images fit; floats: [0, 1]; negative or larger values: the range of nearly all values. What is beyond is
+    clipped."""
     on_bad: Literal["quarantine", "fail"]
     """What to do with files that cannot be used: quarantine them, or fail at the first one."""
     max_bad_fraction: UpTo1
     """Share of files that may be unusable before the stage fails."""
     on_conflict: Literal["quarantine", "fail", "keep"]
     """What to do with the same content under two labels: quarantine all of it, fail, or keep all of it."""
+
+    @field_validator("value_range")
+    @classmethod
+    def _black_comes_before_white(cls, ends: list[float] | None) -> list[float] | None:
+        if ends and ends[0] >= ends[1]:
+            raise ValueError(f"must be two numbers, black before white, e.g. [0, 4095], or null, got {ends}")
+        return ends
 
     @field_validator("test_fraction")
     @classmethod

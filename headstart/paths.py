@@ -9,6 +9,7 @@ PREPARED = Path("data/prepared")
 MANIFEST = PREPARED / "manifest.parquet"
 FILES = PREPARED / "files.parquet"
 CLASSES = PREPARED / "classes.json"
+READING = PREPARED / "reading.json"
 QUARANTINE = PREPARED / "quarantine.csv"
 IGNORED = PREPARED / "ignored.csv"
 FEATURES = {split: Path(f"features/{split}.npy") for split in ("train", "val", "test")}

@@ -5,9 +5,10 @@ Writes:  data/prepared/manifest.parquet, a row per example: item_id (of its cont
          split (train, val, test), given (whether the source itself says so), group (by prepare.group_by, or missing),
          connected (shared by examples that groups and copies connect), measures of the modality (of images: width and
          height in pixels), file_hash (of its bytes), sorted by path; classes.json, the labels in the order of the
-         model's outputs; files.parquet, all that is known about every file; quarantine.csv (path, label, reason,
-         detail), the files that are left out; ignored.csv (path, reason), the files that are not meant as examples;
-         reports/prepare.json, counts; metrics/prepare.json.
+         model's outputs; reading.json, how examples are read in all later stages and in predictions, e.g. which values
+         are black and white in images with more than 8 bits; files.parquet, all that is known about every file;
+         quarantine.csv (path, label, reason, detail), the files that are left out; ignored.csv (path, reason), the
+         files that are not meant as examples; reports/prepare.json, counts; metrics/prepare.json.
 Params:  seed, data, prepare.
 Command: python -m pipeline prepare
 """
@@ -49,17 +50,21 @@ def main() -> None:
 
         good, left_out = table[table.reason == ""], table[table.reason != ""]
         outliers = decisions.outliers(modality.outlier_measures(good))
+        reading, remarks = modality.find_reading(good, settings)
         make_manifest(table, copies, modality.columns).to_parquet(manifest_file, index=False)
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
         run.json(paths.CLASSES, listing.classes)
+        run.json(paths.READING, reading)
         quarantine = left_out[["path", "label", "reason", "detail"]].sort_values("path")
         run.csv(paths.QUARANTINE, quarantine.map(spreadsheet_safe))
         run.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]).map(spreadsheet_safe))
         summary = summarize(table, copies, outliers, listing)
-        run.report(summary)
+        run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
         print_summary(summary, good, listing, modality.noun)
+        for remark in remarks:
+            print(f"prepare: {remark}")
 
 
 def print_summary(summary: dict[str, Any], good: pd.DataFrame, listing: Listing, noun: str) -> None:

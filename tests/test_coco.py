@@ -402,6 +402,22 @@ def test_rotated_photographs(orientation, drawn_on):
         assert np.array_equal(found, np.asarray(decode.decode(buffer.getvalue())))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_boxes_of_images_with_more_than_8_bits_keep_them(dtype):
+    values = np.random.default_rng(0).normal(2000, 500, (20, 30)).astype(dtype)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    found = decode.read(IMAGE.cutter(buffer.getvalue())(Box(3, 2, 10, 8), 0))
+    assert np.array_equal(found.values, values[2:10, 3:13])
+
+
+def test_boxes_of_colour_images_with_16_bits_keep_them():
+    values = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3))
+    data = b"P6 30 20 65535\n" + values.astype(">u2").tobytes()
+    found = decode.read(IMAGE.cutter(data)(Box(3, 2, 10, 8), 0))
+    assert np.array_equal(found.values, values[2:10, 3:13])
+
+
 def test_an_image_of_another_size_than_annotated_is_refused(coco):
     with Image.open(coco.parent / "images/0000.png") as image:
         image.resize((45, 40)).save(coco.parent / "images/0000.png")

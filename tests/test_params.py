@@ -162,7 +162,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     shutil.copy(ROOT / "params.yaml", file)
     before = load_params(file).leaves()
     words = {"data.root": "word", "prepare.group_by": "word", "fine_tune.flip": "true", "fine_tune.ema": "0.9"}
-    words |= {"fine_tune.refit": "true"}
+    words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -63,6 +64,17 @@ def load_classes() -> list[str]:
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise damaged(paths.CLASSES, "must name two classes or more, each once", "prepare")
     return classes
+
+
+def load_reading() -> dict[str, Any]:
+    """Read how the examples of the data set are read, see `Modality.find_reading`; raises as `load_manifest`."""
+    try:
+        reading = json.loads(paths.READING.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(paths.READING, f"not readable JSON ({one_line(error)})", "prepare") from error
+    if not isinstance(reading, dict):
+        raise damaged(paths.READING, "must be an object", "prepare")
+    return reading
 
 
 def load_split(split: str) -> pd.DataFrame:

@@ -56,7 +56,7 @@ def compare_whole_images(
 
     def load(numbers: range) -> Iterator[np.ndarray]:
         for row in chosen.iloc[numbers.start : numbers.stop].itertuples():
-            item = np.asarray(model.modality.decode(read_unchanged(source, row.path, row.file_hash)))
+            item = model.modality.whole(read_unchanged(source, row.path, row.file_hash))
             (resized,) = front(keras.tree.pack_sequence_as(front.input, [item[None]])).values()
             yield np.asarray(resized)[0]
 

@@ -17,6 +17,7 @@ from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.config import Params
 from headstart.data.layouts import open_examples
+from headstart.data.prepared import load_reading
 from headstart.errors import damaged
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
@@ -35,6 +36,7 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
     pooling: Literal["avg", "max", "flatten"]
     engine: Literal["openvino", "tensorflow"]
     weights_sha256: str
+    reading: dict[str, Any]
 
 
 def read_meta() -> FeaturesMeta:
@@ -95,7 +97,8 @@ class Features:
 @contextmanager
 def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> Iterator[Features]:
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
-    backbone, modality, settings = get_backbone(params.backbone), get_modality(params.data.kind), params.extract
+    backbone, settings = get_backbone(params.backbone), params.extract
+    modality = get_modality(params.data.kind, load_reading())
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
 
     def build() -> keras.Model:
@@ -117,6 +120,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         **recipe,
         "feature_dim": engine.feature_dim,
         "views": views,
+        "reading": modality.reading,
         "weights": params.weights,
         "keras_backend": keras.backend.backend(),
         "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *modality.libraries)},

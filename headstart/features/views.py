@@ -87,6 +87,7 @@ def fingerprint_inputs(engine: Engine, recipe: dict[str, Any], loader: ViewLoade
         "weights_sha256": engine.weights_sha256,
         "arithmetic": engine.arithmetic,
         "loading": _digest(loader.modality.name, _load_probes(loader)),
+        **({"reading": loader.modality.reading} if loader.modality.reading else {}),
         "computing": engine.device or _fingerprint_engine(engine, loader),
     }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from headstart.errors import UserError, did_you_mean
+from typing import Any
+
+from headstart.errors import UserError, did_you_mean, one_line
 from headstart.modalities.base import Augmentation, Batch, Modality
 from headstart.modalities.image import ImageModality
 
@@ -16,16 +18,22 @@ def register(modality: Modality) -> None:
     _MODALITIES[modality.name] = modality
 
 
-def get_modality(name: str) -> Modality:
+def get_modality(name: str, reading: dict[str, Any] | None = None) -> Modality:
     """Return the modality of that name.
 
+    Args:
+        reading: how the examples of a data set are read, see `Modality.find_reading`.
+
     Raises:
-        UserError: if there is none.
+        UserError: if there is none, or it cannot read examples like that.
     """
     if name not in _MODALITIES:
         known = ", ".join(_MODALITIES)
         raise UserError(f"params.yaml: data.kind must be one of {known}, got {name!r}{did_you_mean(name, _MODALITIES)}")
-    return _MODALITIES[name]
+    try:
+        return _MODALITIES[name].with_reading(reading) if reading else _MODALITIES[name]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"data.kind {name}: {one_line(error)}; run `dvc repro --force prepare`") from error
 
 
 register(ImageModality())

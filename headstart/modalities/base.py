@@ -56,7 +56,7 @@ StillRecognized = Callable[[Augmentation, int], bool]
 
 
 class Modality:
-    """A kind of example, from bytes to batches. Instances have no state: threads and processes share them.
+    """A kind of example, from bytes to batches. Instances never change: threads and processes share them.
 
     Attributes:
         name: what `data.kind` says.
@@ -68,6 +68,7 @@ class Modality:
         libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
         descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
+        reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Modality:
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
+    reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
 
@@ -91,7 +93,7 @@ class Modality:
         return False
 
     def decode(self, data: bytes) -> Any:
-        """Decode the example in a file.
+        """Decode the example in a file, by what the file alone says.
 
         Raises:
             ItemError: with a reason to count by, if the bytes are not a complete example.
@@ -111,7 +113,7 @@ class Modality:
         return blake3(np.ascontiguousarray(item).tobytes()).hexdigest(length=16)
 
     def measures(self, item: Any) -> dict[str, float]:
-        """Return figures of an example by name, e.g. its width; always the same names."""
+        """Return figures of an example by name, e.g. its width; what only some examples have is 0 in the others."""
         return {}
 
     def sketch(self, item: Any) -> np.ndarray:
@@ -134,6 +136,26 @@ class Modality:
         """Return reason and detail if an example is to be left out."""
         return None
 
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        """Return how the examples of this data set are to be read, as JSON, and what to print about it, a line each.
+
+        Later stages, predictions and the model server read examples by `with_reading` of it; {}: by their files alone.
+
+        Args:
+            examples: a row for each example that is used, of any split, with its measures.
+        """
+        return {}, []
+
+    def with_reading(self, reading: dict[str, Any]) -> Modality:
+        """Return this modality for a data set, by what `find_reading` returned.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if reading:
+            raise ValueError(f"{self.noun}s are all read alike, not by {reading!r}")
+        return self
+
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
         """Return what outliers are found by: names of the low and the high end, values, and the least interquartile
         range to assume, so that a set of nearly equal examples has few outliers.
@@ -152,6 +174,10 @@ class Modality:
         Raises:
             ItemError: as `decode`.
         """
+        return np.asarray(self.decode(data))
+
+    def whole(self, data: bytes) -> np.ndarray:
+        """Return an example as `front` takes it; raises as `decode`."""
         return np.asarray(self.decode(data))
 
     def views(

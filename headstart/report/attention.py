@@ -14,7 +14,6 @@ from headstart.backbones.base import POOL_LAYER
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
 from headstart.modalities.image import data_url
-from headstart.modalities.image.decode import decode
 from headstart.training import networks
 from headstart.training.networks import Classifier
 
@@ -65,14 +64,14 @@ def pictures(classifier: Classifier, files: list[bytes], classes: np.ndarray) ->
     found = maps(classifier, batch, classes)
     drawn = []
     for data, evidence in zip(files, found, strict=True):
-        image = _scaled(data)
+        image = _scaled(modality.whole(data))
         drawn.append([data_url(image), *(data_url(_overlay(image, one)) for one in evidence)])
     return drawn, " x ".join(map(str, found.shape[2:]))
 
 
-def _scaled(data: bytes) -> Image.Image:
-    """The image, its longer side SIDE, even if it is smaller."""
-    image = decode(data)
+def _scaled(pixels: np.ndarray) -> Image.Image:
+    """An image, (h, w, 3) uint8, its longer side SIDE, even if it is smaller."""
+    image = Image.fromarray(pixels)
     width, height = (max(round(side * SIDE / max(image.size)), 1) for side in image.size)
     return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
 

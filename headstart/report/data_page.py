@@ -15,7 +15,7 @@ from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions
 from headstart.data.layouts import open_examples, similar_class_names
-from headstart.data.prepared import load_classes, load_files
+from headstart.data.prepared import load_classes, load_files, load_reading
 from headstart.data.splits import SPLITS
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
@@ -64,7 +64,7 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
     """
     table = load_files()
     good, left_out = table[table.reason == ""], table[table.reason != ""]
-    classes, modality = load_classes(), get_modality(params.data.kind)
+    classes, modality = load_classes(), get_modality(params.data.kind, load_reading())
     ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
     with ExitStack() as stack:
         remarks = list(remarks)

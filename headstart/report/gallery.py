@@ -13,7 +13,7 @@ from headstart.config import Params
 from headstart.data.files import file_hash
 from headstart.data.layouts import open_examples
 from headstart.data.predictions import PROBABILITY, classes_of, parse_predictions
-from headstart.data.prepared import load_manifest
+from headstart.data.prepared import load_manifest, load_reading
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.report.rendering import Read, thumbnails
@@ -60,7 +60,7 @@ def gallery(
     problems: list[str] = []
     with ExitStack() as stack:
         read = open_test_examples(params, stack, problems)
-        thumbnail = thumbnails(read, get_modality(params.data.kind))
+        thumbnail = thumbnails(read, get_modality(params.data.kind, load_reading()))
 
         def shots(rows: pd.DataFrame) -> list[dict[str, Any]]:
             return [

@@ -69,7 +69,9 @@ RESULTS = (
     *(paths.PREDICTIONS, paths.MANIFEST, paths.RELIABILITY, paths.PRECISION_RECALL, paths.ROC),
 )
 PAGES = (
-    Page(paths.DATA_PAGE, "prepare", (paths.FILES, paths.IGNORED, paths.CLASSES, paths.report("prepare"))),
+    Page(
+        paths.DATA_PAGE, "prepare", (paths.FILES, paths.IGNORED, paths.CLASSES, paths.READING, paths.report("prepare"))
+    ),
     Page(paths.RESULTS_PAGE, "evaluate", RESULTS),
 )
 

@@ -1,10 +1,11 @@
 """Export the model to another runtime, after checking that it answers there as it does in Keras.
 
-An export is a folder that is written whole or not at all: the network, and classes.json, its class names in the order
-of the outputs. The network returns probabilities (N, n_classes), float32. The saved_model takes examples as
-models/model.keras does, e.g. RGB images of any size in [0, 255]. The other formats take them as the modality loads
-them, e.g. RGB images (N, size, size, 3) in [0, 255], float32: none of them has the antialiased resize of the whole
-model. Stretch images to that size first, see modalities/image/pixels.py.
+An export is a folder that is written whole or not at all: the network, classes.json, its class names in the order of
+the outputs, and reading.json if examples need more than their files say: of images with more than 8 bits, the
+`value_range` that becomes [0, 255]. The network returns probabilities (N, n_classes), float32. The saved_model takes
+examples as models/model.keras does, e.g. RGB images of any size in [0, 255]. The other formats take them as the
+modality loads them, e.g. RGB images (N, size, size, 3) in [0, 255], float32: none of them has the antialiased resize of
+the whole model. Stretch images to that size first, see modalities/image/pixels.py.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # of a probability: far above rounding in float32, far below the effect of wrong preprocessing
 EXAMPLES = 64  # that both runtimes are compared on
-CLASSES = "classes.json"
+CLASSES, READING = "classes.json", "reading.json"
 
 
 def export(format: str, output: Path | None = None, model: Path = paths.MODEL) -> None:
@@ -89,7 +90,7 @@ def check_folder(folder: Path) -> None:
     if not any(folder.iterdir()):
         return
     form = next((form for form in FORMATS.values() if (folder / form.main_file).is_file()), None)
-    known = [CLASSES, form.main_file, *form.also_written] if form else [CLASSES]
+    known = [CLASSES, READING, *([form.main_file, *form.also_written] if form else [])]
     # Look into folders, too: `assets` may be of another program.
     entries = [entry for pattern in ("*", "assets/*", "variables/*") for entry in folder.glob(pattern)]
     names = sorted(entry.relative_to(folder).as_posix() for entry in entries)
@@ -119,6 +120,8 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
         partial.mkdir()
         compared = _write_and_compare(name, classifier, network, partial)
         (partial / CLASSES).write_text(json.dumps(classifier.classes, ensure_ascii=False) + "\n", encoding="utf-8")
+        if reading := classifier.modality.reading:
+            (partial / READING).write_text(json.dumps(reading) + "\n", encoding="utf-8")
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

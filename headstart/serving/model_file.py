@@ -43,8 +43,8 @@ def read_model_info(model_file: Path) -> ModelInfo:
     try:
         with zipfile.ZipFile(model_file) as archive:
             classes, about = (json.loads(archive.read(name)) for name in ("classes.json", ABOUT))
-        size, margin = int(about["size"]), float(about.get("margin", 0))
-        return ModelInfo(list(classes), get_modality(about["modality"]), size, margin)
+        modality = get_modality(about["modality"], about.get("reading"))
+        return ModelInfo(list(classes), modality, int(about["size"]), float(about.get("margin", 0)))
     except (*DAMAGES, UserError) as error:
         raise UserError(
             f"{model_file} is not a model of this pipeline ({one_line(error)}); give the one that fine_tune wrote, "

@@ -96,8 +96,8 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
     """Write `model` as .keras with its class names inside; the same model gives the same bytes.
 
     Args:
-        about: what else to store, as JSON: for a classifier the `modality` and `size` of its examples, and the `margin`
-            around boxes.
+        about: what else to store, as JSON: for a classifier the `modality`, `size` and `reading` of its examples, and
+            the `margin` around boxes.
     """
     model.save(file)
     with zipfile.ZipFile(file) as archive:
@@ -188,4 +188,4 @@ def load_classifier(file: Path) -> Classifier:
     network, classes, about = _load(file)
     if not {"modality", "size"} <= set(about):
         raise UserError(f"{file} takes features, not examples; give the model that fine_tune wrote, models/model.keras")
-    return Classifier(network, classes, get_modality(about["modality"]), int(about["size"]))
+    return Classifier(network, classes, get_modality(about["modality"], about.get("reading")), int(about["size"]))

@@ -63,7 +63,7 @@ def build_plan(
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, modality = params.fine_tune, get_modality(params.data.kind)
+    settings, modality = params.fine_tune, get_modality(params.data.kind, meta.reading)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)

@@ -14,8 +14,9 @@ from PIL import Image
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
 from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
-from headstart.modalities.image import cutting, decode, descriptors, pixels, probes
+from headstart.modalities.image import cutting, decode, descriptors, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
+from headstart.modalities.image.deep import DeepImage
 
 if TYPE_CHECKING:
     import keras
@@ -30,7 +31,11 @@ CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest firs
 
 
 class ImageModality(Modality):
-    """Photographs, scans and drawings as RGB pixels."""
+    """Photographs, scans and drawings as RGB pixels.
+
+    Args:
+        value_range: what is black and what is white in images with more than 8 bits; None: the data set has none.
+    """
 
     name, noun, column = "image", "image", INPUT
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
@@ -38,22 +43,33 @@ class ImageModality(Modality):
     libraries = ("pillow", "simplejpeg")
     descriptor_dim = descriptors.DIM
 
+    def __init__(self, value_range: value_range.Range | None = None) -> None:
+        self._range = value_range
+        self.reading = {"value_range": list(value_range)} if value_range else {}
+
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.looks_like_image(head, suffix)
 
-    def decode(self, data: bytes) -> Image.Image:
-        return decode.decode(data)
+    def decode(self, data: bytes) -> Image.Image | DeepImage:
+        return decode.read(data)
 
     def cutter(self, data: bytes) -> Cut:
         return cutting.cutter(data)
 
-    def item_id(self, item: Image.Image) -> str:
-        return decode.item_id(np.asarray(item))
+    def item_id(self, item: Image.Image | DeepImage) -> str:
+        return item.item_id() if isinstance(item, DeepImage) else decode.item_id(np.asarray(item))
 
-    def measures(self, item: Image.Image) -> dict[str, float]:
-        return {"width": item.width, "height": item.height}
+    def measures(self, item: Image.Image | DeepImage) -> dict[str, float]:
+        """Return width and height; of more than 8 bits also deep (1), float (0 or 1), low and high, see `extent`."""
+        if not isinstance(item, DeepImage):
+            return {"width": item.width, "height": item.height}
+        (height, width), (low, high) = item.values.shape[:2], item.extent()
+        return {"width": width, "height": height, "deep": 1, "float": int(item.is_float), "low": low, "high": high}
 
-    def sketch(self, item: Image.Image) -> np.ndarray:
+    def sketch(self, item: Image.Image | DeepImage) -> np.ndarray:
+        if isinstance(item, DeepImage):  # the range of the data set is not known yet
+            low, high = item.extent()
+            item = item.rgb((low, high if high > low else low + 1))
         return descriptors.sketch(item)
 
     def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -65,6 +81,13 @@ class ImageModality(Modality):
             return None
         shown = f"{measures['width']:.0f} x {measures['height']:.0f} pixels"
         return "too_small", f"{shown}, prepare.min_size is {settings.min_size}"
+
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        """Return value_range, [black, white], if there are images with more than 8 bits."""
+        return value_range.find_reading(examples, settings.value_range)
+
+    def with_reading(self, reading: dict[str, Any]) -> ImageModality:
+        return ImageModality(value_range.parse_reading(reading))
 
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
         width, height = examples.width.astype(float), examples.height.astype(float)
@@ -85,7 +108,7 @@ class ImageModality(Modality):
 
     def load(self, data: bytes, size: int) -> np.ndarray:
         """Load an image, (size, size, 3) uint8 RGB."""
-        return pixels.resize(pixels.pixels(data, size), size)
+        return pixels.resize(pixels.pixels(data, size, self._range), size)
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
@@ -94,9 +117,13 @@ class ImageModality(Modality):
         if not isinstance(augmentation, ImageAugmentation) or not any(numbers):
             yield from super().views(data, size, None, key, numbers)
             return
-        image = pixels.pixels(data, augmentation.min_side(size))
+        image = pixels.pixels(data, augmentation.min_side(size), self._range)
         for number in numbers:
             yield view(image, size, augmentation, key, number)
+
+    def whole(self, data: bytes) -> np.ndarray:
+        """Decode an image, (height, width, 3) uint8 RGB."""
+        return np.asarray(decode.decode(data, self._range))
 
     def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
         return {INPUT: np.stack(arrays)}
@@ -132,7 +159,7 @@ class ImageModality(Modality):
         return _unless_plain(ImageAugmentation(crop, flip, settings.jitter))
 
     def probes(self, size: int) -> list[bytes]:
-        return probes.files(size)
+        return probes.files(size) + (probes.deep_files(size) if self._range else [])
 
     def parse_request(self, value: Any) -> bytes:
         """Return the bytes of an image file, from base64 text."""
@@ -148,7 +175,7 @@ class ImageModality(Modality):
     def show(self, data: bytes) -> str:
         """Return a thumbnail whose longer side has THUMB pixels."""
         try:
-            image = decode.decode(data)
+            image = decode.decode(data, self._range)
         except ItemError:
             return ""
         image.thumbnail((THUMB, THUMB), reducing_gap=2.0)

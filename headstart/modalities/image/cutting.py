@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 from PIL import Image
 
 from headstart.data.boxes import Box, Cut
 from headstart.errors import ItemError
 from headstart.modalities.image import decode
+from headstart.modalities.image.deep import DeepImage
 
 LEAST_INSIDE = 0.5  # share of a box; annotators draw a little over the border, a box of another image lies anywhere
 ORIENTATION = 0x0112  # the EXIF tag
@@ -26,19 +28,35 @@ def cutter(data: bytes) -> Cut:
         ItemError: as `decode.decode`; by what is returned: wrong_size, if the box was drawn on an image of another
             size; box_outside, if most of it is outside of the image.
     """
-    image, orientation = decode.decode(data), _orientation(data)
-    stored_size = image.size[::-1] if orientation > 4 else image.size
+    image, orientation = decode.read(data), _orientation(data)
+    size = image.values.shape[1::-1] if isinstance(image, DeepImage) else image.size
+    stored_size = size[::-1] if orientation > 4 else size
 
     def cut(box: Box, margin: float) -> bytes:
         if box.size in (None, stored_size):
             box = _turn(box, orientation, stored_size)
-        elif box.size != image.size:
+        elif box.size != size:
             known, found = (" x ".join(map(str, size)) for size in (box.size, stored_size))
             raise ItemError("wrong_size", f"annotated as an image of {known} pixels, the file has {found}")
-        part = image.crop(_place(box, margin, image.size))
+        place = _place(box, margin, size)
+        if isinstance(image, DeepImage):
+            return _deep_file(image, *place)
+        part = image.crop(place)
         return b"P6 %d %d 255\n" % part.size + part.tobytes()
 
     return cut
+
+
+def _deep_file(image: DeepImage, left: int, upper: int, right: int, lower: int) -> bytes:
+    """Return a part of an image with more than 8 bits, with all of them."""
+    values = image.values[upper:lower, left:right]
+    if image.alpha is not None or values.dtype == np.uint32:
+        raise ItemError("unsupported", "boxes of images of 32 bits, or of 16 bits with transparency, are not supported")
+    if values.ndim == 3:
+        return b"P6 %d %d 65535\n" % values.shape[1::-1] + values.astype(">u2").tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", tiffinfo={262: 0 if image.inverted else 1})
+    return buffer.getvalue()
 
 
 def _orientation(data: bytes) -> int:

@@ -12,11 +12,14 @@ from PIL import Image
 from headstart.modalities.image.decode import MAX_PIXELS, decode
 
 
-def pixels(data: bytes, size: int) -> np.ndarray:
+def pixels(data: bytes, size: int, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Decode an image as RGB, (h, w, 3) uint8: upright, transparency on white.
 
     A JPEG with both sides at least twice `size` is decoded at 1/2, 1/4 or 1/8 by its cosine transform, in a fraction of
     the time. Plain JPEGs, most photographs, are decoded by libjpeg-turbo directly, everything else by Pillow.
+
+    Args:
+        value_range: as `decode` takes it.
 
     Raises:
         ItemError: as `decode`.
@@ -28,7 +31,7 @@ def pixels(data: bytes, size: int) -> np.ndarray:
             found = None
         if found is not None:
             return found
-    return np.asarray(decode(data, at_least=size))
+    return np.asarray(decode(data, value_range, at_least=size))
 
 
 def _plain_jpeg(data: bytes, size: int) -> np.ndarray | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,26 @@ def files(size: int) -> list[bytes]:
         (image, "WEBP", {"quality": 80}),
     ]
     return [_encode(*image) for image in images]
+
+
+def deep_files(size: int) -> list[bytes]:
+    """Make PNG and TIFF files with 16 bits in several channels, and with signs."""
+    values = pattern(size, size).astype(np.uint16) * 257
+    signed = Image.fromarray(values[..., 0].astype(np.int32) - 32768)
+    return [png(values), png(values[..., :2]), _encode(signed, "TIFF", {})]
+
+
+def png(values: np.ndarray) -> bytes:
+    """Encode (height, width, channels) uint16 as PNG, which Pillow does for grey ones alone."""
+    height, width, channels = values.shape
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = np.pad(values.astype(">u2").view(np.uint8).reshape(height, -1), ((0, 0), (1, 0)))  # 0: rows are not filtered
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
 
 
 def _encode(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
