@@ -32,7 +32,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from headstart.backbones import BACKBONES, get_backbone
-from headstart.backbones.keras_applications import KerasApplication, keras_models
+from headstart.backbones.keras_applications import KerasApplication, keras_folders
 from headstart.data.files import Source
 from headstart.data.sources import open_source
 from headstart.errors import UserError
@@ -61,7 +61,7 @@ def features_of(encoder: keras.Model, source: Source, files: list[str]) -> np.nd
 def imagenet() -> keras.Model | None:
     """None if the weights are not on this machine."""
     file = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{WIDTH}_{IMAGENET_SIZE}_no_top.h5"
-    if not (keras_models() / file).is_file():
+    if not (keras_folders()[0] / "models" / file).is_file():
         return None
     shape = (IMAGENET_SIZE, IMAGENET_SIZE, 3)
     base = keras.applications.MobileNetV2(shape, alpha=WIDTH, include_top=False, weights="imagenet", pooling="avg")

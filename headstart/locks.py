@@ -7,37 +7,75 @@ number is the most that a stage claims, `shared` means all of them, whoever else
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from headstart.errors import UserError
 from headstart.paths import cache_path, workspace_root
 
 GPUS, SHARED = "HEADSTART_GPUS", "shared"
-SECONDS_BETWEEN_TRIES = 1.0
+SECONDS_BETWEEN_TRIES, SECONDS_BETWEEN_LINES = 1.0, 60.0
 _held: list[FileLock] = []  # until the process ends, in whatever way
 
 
 @contextmanager
 def exclusive_lock(lock: Path, message: str) -> Iterator[None]:
-    """Hold the file `lock` against all other processes; if one of them holds it, print `message` and wait."""
+    """Hold the file `lock` against all other processes.
+
+    While one of them holds it, wait, and print `message` and which one that is, at once and every minute.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    file = FileLock(lock)
+    file, patience = FileLock(lock), 0.0
+    while True:
+        try:
+            file.acquire(timeout=patience)
+            break
+        except Timeout:
+            print(message + holder(lock), flush=True)
+            patience = SECONDS_BETWEEN_LINES
     try:
-        file.acquire(timeout=0)
-    except Timeout:
-        print(message, flush=True)
-        file.acquire()
-    try:
+        _write_holder(lock)
         yield
     finally:
+        _note(lock).unlink(missing_ok=True)
         file.release()
+
+
+def holder(lock: Path) -> str:
+    """Return which process holds `lock`, in brackets after a space; empty if it has not said so."""
+    try:
+        about = json.loads(_note(lock).read_bytes())
+        host, pid, started = str(about["host"]), int(about["pid"]), float(about["started"])
+        who = f"process {pid}, since {time.strftime('%Y-%m-%d %H:%M', time.localtime(float(about['since'])))}"
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
+        return ""
+    if host != socket.gethostname():
+        return f" ({who}, on the machine {host}; if it does not run there any more, delete {lock})"
+    with suppress(psutil.Error):
+        if abs(psutil.Process(pid).create_time() - started) < 1:  # no later process of the same number
+            return f" ({who})"
+    return f" ({who}, which has ended; a process that it started may hold {lock}: end that one, or delete the file)"
+
+
+def _write_holder(lock: Path) -> None:
+    process = psutil.Process()
+    about = {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time(), "since": time.time()}
+    with suppress(OSError):
+        _note(lock).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _note(lock: Path) -> Path:
+    """Return the file that says who holds `lock`; the lock itself is the operating system's."""
+    return lock.with_suffix(".holder")
 
 
 def claim_gpus(count: int, stage: str) -> list[int]:
@@ -54,7 +92,7 @@ def claim_gpus(count: int, stage: str) -> list[int]:
     names = [re.sub(r"\W", "-", name.strip()) for name in visible.split(",")][:count]
     folder = cache_path("gpus")
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = False
+    next_line = time.monotonic()
     while True:
         taken = []
         for place, name in enumerate(names):
@@ -64,14 +102,16 @@ def claim_gpus(count: int, stage: str) -> list[int]:
             except Timeout:
                 continue
             _held.append(lock)
+            _write_holder(Path(lock.lock_file))
             taken.append(place)
             if len(taken) == limit:
                 break
         if taken:
             return taken
-        if not waiting:
-            print(f"{stage}: waiting for a GPU that no other run uses ({GPUS}={SHARED} shares them)", flush=True)
-            waiting = True
+        if time.monotonic() >= next_line:
+            users = "".join(f"; {name}{holder(folder / f'{name}.lock')}" for name in names)
+            print(f"{stage}: waiting for a GPU that no other run uses ({GPUS}={SHARED} shares them){users}", flush=True)
+            next_line += SECONDS_BETWEEN_LINES
         time.sleep(SECONDS_BETWEEN_TRIES)
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sized
 from pathlib import Path
 
+# What SQLite raises; of a damaged schema it can say what Python cannot decode.
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _TEMPORARY = ("locked", "readonly", "full", "unable to open", "disk I/O")
 
 
@@ -14,7 +16,7 @@ def is_damaged(error: Exception) -> bool:
     """Whether the database itself is broken, as opposed to locked, read-only or on a full disk."""
     misuse = (sqlite3.ProgrammingError, sqlite3.InterfaceError)  # mistakes of the caller
     return (
-        isinstance(error, sqlite3.Error)
+        isinstance(error, ERRORS)
         and not isinstance(error, misuse)
         and not any(word in str(error) for word in _TEMPORARY)
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import h5py
 import keras
 import numpy as np
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
-from headstart.backbones import get_backbone, keras_applications
+from headstart.backbones import cached_backbones, get_backbone, keras_applications
 from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
 from headstart.backbones.keras_table import ROWS
 from headstart.errors import UserError
@@ -90,8 +93,12 @@ def test_the_weights_of_the_repository_have_the_hash_in_the_table(monkeypatch, t
             build("tiny", "pretrained")
 
 
-def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
-    """Random weights stand for ImageNet's, under the name and in the format that Keras publishes them."""
+@pytest.fixture
+def cached(monkeypatch, tmp_path) -> tuple[Path, keras.Model]:
+    """The file of MobileNetV2's weights for size 96 in Keras' cache, and the network with them.
+
+    Random weights stand for ImageNet's, under the name and in the format that Keras publishes them.
+    """
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # read from KERAS_HOME at import
     file = get_backbone("mobilenetv2").weights_path(96)
@@ -99,6 +106,51 @@ def test_imagenet_weights_come_from_the_cache_of_keras(monkeypatch, tmp_path):
     base = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
     with h5py.File(file, "w") as h5:
         legacy_h5_format.save_weights_to_hdf5_group(h5, base)
+    return file, base
+
+
+def read_only(monkeypatch, folder: Path) -> None:
+    """Let `folder` look like one of a read-only mount, to Python and to Keras."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(folder) and access(path, mode))
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", no_network)
+
+
+def no_network(*_: object) -> None:
+    raise OSError("no network")
+
+
+def test_weights_on_a_read_only_mount_are_used(monkeypatch, tmp_path, cached):
+    """Keras by itself would look in /tmp/.keras, and download there."""
+    file, base = cached
+    read_only(monkeypatch, tmp_path)
+    assert "mobilenetv2" not in cached_backbones()  # by default of size 224
+    assert weights_sha256(build("mobilenetv2", "pretrained", 96)) == weights_sha256(base)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"_96_no_top\.h5: these weights do not fit mobilenetv2"):
+        build("mobilenetv2", "pretrained", 96)
+
+
+def test_the_sizes_whose_weights_are_here_are_named(monkeypatch, tmp_path, cached):
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", no_network)
+    with pytest.raises(UserError, match=r"mobilenetv2 for size 128 are not on this machine") as raised:
+        build("mobilenetv2", "pretrained", 128)
+    assert "\nSet extract.size of params.yaml to 96, for which weights of mobilenetv2 are here. " in str(raised.value)
+    assert f"folder: {tmp_path / 'models'} (" in str(raised.value)
+
+
+def test_weights_in_a_home_that_cannot_be_written_are_found(monkeypatch, tmp_path, cached):
+    file, base = cached
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / ".keras" / "models").mkdir(parents=True)
+    file.rename(tmp_path / "home" / ".keras" / "models" / file.name)
+    read_only(monkeypatch, tmp_path)
+    assert weights_sha256(build("mobilenetv2", "pretrained", 96)) == weights_sha256(base)
+
+
+def test_imagenet_weights_come_from_the_cache_of_keras(cached):
+    file, base = cached
     assert weights_sha256(build("mobilenetv2", "pretrained", 96)) == weights_sha256(base)
 
     file.write_bytes(file.read_bytes()[:5000])

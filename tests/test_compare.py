@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import Project, write_params
 
+from headstart import costs
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.evaluation.compare import compare, compare_results, pair_results
@@ -299,9 +300,8 @@ def repository(tmp_path: Path, monkeypatch) -> Project:
         write_state(wrong, hidden, 10.0 * number)
         project.run("dvc commit -q -f && git add -A && git commit -qm state")
         md5 = yaml.safe_load((root / "dvc.lock").read_text())["stages"]["evaluate"]["outs"][0]["md5"]
-        costs = root / f".dvc/tmp/headstart/costs/evaluate-{md5}.json"
-        costs.parent.mkdir(parents=True, exist_ok=True)
-        costs.write_text(json.dumps({"latency_ms": 5.0 * number, "seconds_saved": 3}))
+        monkeypatch.setenv("DVC_ROOT", str(root))
+        costs.write("evaluate", {"latency_ms": 5.0 * number, "seconds_saved": 3}, md5)
     write_state(range(30), [8], 5.0)
     monkeypatch.chdir(root)
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -313,8 +313,8 @@ def test_revisions_and_the_workspace(repository, capsys):
     comparison = json.loads(capsys.readouterr().out)
     assert comparison["verdict"] == "better"
     assert comparison["params"] == {"train_head.hidden": {"base": [128], "head": [256]}}
-    costs = {"latency_ms": {"base": 5.0, "head": 10.0}, "model_mb": {"base": 10.0, "head": 20.0}}
-    assert comparison["cost"] == costs
+    cost = {"latency_ms": {"base": 5.0, "head": 10.0}, "model_mb": {"base": 10.0, "head": 20.0}}
+    assert comparison["cost"] == cost
     assert comparison["outdated"] == []
     compare("HEAD")
     text = capsys.readouterr().out

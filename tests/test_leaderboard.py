@@ -12,7 +12,7 @@ import pytest
 import recorded
 import yaml
 
-from headstart import paths
+from headstart import costs, paths
 from headstart.errors import UserError
 from headstart.evaluation.leaderboard import (
     Entry,
@@ -78,19 +78,14 @@ def experiment(epochs: int | float = 2, head: str = "head", **changes: bytes) ->
 
 
 @pytest.fixture(autouse=True)
-def costs(tmp_path, monkeypatch) -> Path:
+def kept_costs(tmp_path, monkeypatch) -> Path:
     """The folder of the costs that this machine knows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    folder = tmp_path / ".dvc/tmp/headstart/costs"
-    folder.mkdir(parents=True)
-    for name, figures in {
-        "train_head-head": {"train_head_seconds": 3},
-        "fine_tune-model": {"fine_tune_seconds": 40},
-        "evaluate-predictions": {"evaluate_seconds": 2, "latency_ms": 7.5},
-    }.items():
-        (folder / f"{name}.json").write_text(json.dumps(figures))
-    return folder
+    costs.write("train_head", {"train_head_seconds": 3}, "head")
+    costs.write("fine_tune", {"fine_tune_seconds": 40}, "model")
+    costs.write("evaluate", {"evaluate_seconds": 2, "latency_ms": 7.5}, "predictions")
+    return tmp_path / ".dvc/tmp/headstart/costs"
 
 
 def read(files: Files, heads: bool = False) -> Entry:
@@ -106,8 +101,8 @@ def test_all_figures_of_a_complete_experiment():
     assert read(experiment(), heads=True).figures == {"val_loss": 0.5, "val_accuracy": 0.8, "seconds": 45} | test
 
 
-def test_what_only_another_machine_has_is_left_out(costs):
-    for file in costs.iterdir():
+def test_what_only_another_machine_has_is_left_out(kept_costs):
+    for file in kept_costs.iterdir():
         file.unlink()
     entry = read_entry("some-name", experiment(), {}.get, heads=False)
     assert entry.figures == {"val_loss": 0.2, "accuracy": 0.912346}
@@ -159,9 +154,9 @@ def test_metrics_that_cannot_be_read_are_named_with_their_experiment(content):
         read(files)
 
 
-def test_costs_that_are_not_numbers_are_left_out(costs):
-    told = '{"evaluate_seconds": null, "latency_ms": NaN, "examples_per_second": "4"}'
-    (costs / "evaluate-predictions.json").write_text(told)
+def test_costs_that_are_not_numbers_are_left_out():
+    told = {"evaluate_seconds": None, "latency_ms": [], "examples_per_second": "4"}
+    costs.write("evaluate", told, "predictions")
     figures = read(experiment()).figures
     assert figures["seconds"] == 43
     assert "latency_ms" not in figures

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 from filelock import FileLock
@@ -57,9 +61,9 @@ def test_a_run_waits_while_all_gpus_are_in_use(repository):
     first = elsewhere(HOLD.format(count=1), repository)
     assert first.stdout.readline() == "[0]\n"
     second = elsewhere(HOLD.format(count=1), repository)
-    assert second.stdout.readline().startswith(
-        "extract: waiting for a GPU that no other run uses (HEADSTART_GPUS=shared"
-    )
+    line = second.stdout.readline()
+    assert line.startswith("extract: waiting for a GPU that no other run uses (HEADSTART_GPUS=shared shares them); 0 (")
+    assert f"process {first.pid}, since " in line
     first.kill()  # as an abort does: nothing is cleaned up
     first.wait()
     assert second.stdout.readline() == "[0]\n"
@@ -89,13 +93,58 @@ def test_tensorflow_sees_only_claimed_gpus(repository, monkeypatch):
     assert seen == [(["b"], "GPU")]
 
 
-def test_a_second_run_waits_for_the_first_and_says_so(repository):
-    code = "from pathlib import Path; from headstart import locks\n"
+def test_a_second_run_waits_for_the_first_and_says_who_that_is(repository):
+    code = "from pathlib import Path; from headstart import locks; locks.SECONDS_BETWEEN_LINES = 0.1\n"
     code += "with locks.exclusive_lock(Path('x/y.lock'), 'waits'): print('in'); input()"
     first = elsewhere(code, repository)
     assert first.stdout.readline() == "in\n"
     second = elsewhere(code, repository)
-    assert second.stdout.readline() == "waits\n"
+    for _ in range(3):
+        assert re.fullmatch(
+            rf"waits \(process {first.pid}, since \d+-\d\d-\d\d \d\d:\d\d\)\n", second.stdout.readline()
+        )
     first.communicate("\n")
+    lines = iter(second.stdout.readline, "in\n")
+    assert all(line.startswith("waits") for line in lines)
+    assert json.loads((repository / "x/y.holder").read_text())["pid"] == second.pid
+    second.communicate("\n")
+    assert not (repository / "x/y.holder").exists()
+
+
+HOLDER = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), "since": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, rf" \(process {os.getpid()}, since 19\d\d-\d\d-\d\d \d\d:\d\d\)"),
+        (
+            {"started": 5.0},
+            r" \(process .*, which has ended; a process .* may hold y\.lock: .* delete the file\)",
+        ),
+        ({"pid": 2**22 + 1}, r" \(process 4194305, .* which has ended; .*"),
+        (
+            {"host": "node7"},
+            r" \(process .*, on the machine node7; if it does not run there .*, delete y\.lock\)",
+        ),
+        ({"pid": "x"}, ""),
+        ({"since": 1e300}, ""),
+    ],
+)
+def test_who_holds_a_lock(repository, change, expected):
+    Path("y.holder").write_text(json.dumps(HOLDER | change))
+    assert re.fullmatch(expected, locks.holder(Path("y.lock")))
+    Path("y.holder").write_text("[]")
+    assert locks.holder(Path("y.lock")) == ""
+
+
+def test_a_lock_of_a_run_that_was_killed_is_free(repository):
+    code = "from pathlib import Path; from headstart import locks\n"
+    code += "with locks.exclusive_lock(Path('x/y.lock'), 'waits'): print('in'); input()"
+    first = elsewhere(code, repository)
+    assert first.stdout.readline() == "in\n"
+    first.kill()
+    first.wait()
+    second = elsewhere(code, repository)
     assert second.stdout.readline() == "in\n"
     second.communicate("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -123,14 +122,3 @@ def test_a_head_is_no_classifier(tmp_path):
     networks.save(networks.build_head(4, 2, []), tmp_path / "head.keras", ["a", "b"])
     with pytest.raises(UserError, match=r"head\.keras takes features, not examples; give the model that fine_tune"):
         networks.load_classifier(tmp_path / "head.keras")
-
-
-def test_a_model_that_carries_code_is_refused(tmp_path):
-    image = keras.Input((2,))
-    keras.Model(image, keras.layers.Lambda(lambda x: x + 1)(image)).save(tmp_path / "plain.keras")
-    with zipfile.ZipFile(tmp_path / "plain.keras") as plain, zipfile.ZipFile(tmp_path / "evil.keras", "w") as evil:
-        for name in plain.namelist():
-            evil.writestr(name, plain.read(name))
-        evil.writestr("classes.json", json.dumps(["a", "b"]))
-    with pytest.raises(UserError, match="is not a model of this pipeline"):
-        networks.load(tmp_path / "evil.keras")

@@ -84,7 +84,9 @@ class KerasApplication(Backbone):
         if self.weights_sha256:
             return TINY_WEIGHTS
         trained_at = size if size in self.weight_sizes else (self.weight_sizes or (0,))[-1]
-        return keras_models() / self.family.weights_file.format(self.variant.lower(), size=trained_at)
+        name = self.family.weights_file.format(self.variant.lower(), size=trained_at)
+        files = [folder / "models" / name for folder in keras_folders()]
+        return next((file for file in files if file.is_file()), files[0])
 
     def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
         from headstart.framework import keras
@@ -135,17 +137,17 @@ class KerasApplication(Backbone):
             warnings.filterwarnings("ignore", message=".*`input_shape` is undefined or non-square")
             if weights == "none":
                 return build(weights=None)
-            if weights == "pretrained" and not self.weights_sha256:
+            file = self.weights_path(size) if weights == "pretrained" else Path(weights)
+            if weights == "pretrained" and not self.weights_sha256 and not _unseen_by_keras(file):
                 try:
                     return build(weights="imagenet")
                 except Exception as error:
-                    raise self._no_weights(self.weights_path(size), error) from error
-            file = self.weights_path(size) if weights == "pretrained" else Path(weights)
+                    raise self._no_weights(file, size, error) from error
             if weights != "pretrained" and not file.is_file():
                 raise UserError(
                     f"{PARAMS_FILE}: weights file {weights!r} does not exist; give its path, `pretrained` or `none`"
                 )
-            if weights == "pretrained" and _sha256(file) != self.weights_sha256:
+            if weights == "pretrained" and self.weights_sha256 and _sha256(file) != self.weights_sha256:
                 raise UserError(
                     f"{file}: not the weights that keras_table.py lists by their sha256; restore them (git checkout "
                     f"-- headstart/backbones/weights/{file.name}), or name the file in `weights:` of params.yaml"
@@ -170,7 +172,7 @@ class KerasApplication(Backbone):
                 f"or .h5 file of keras.applications.{self.constructor}(include_top=False)"
             ) from error
 
-    def _no_weights(self, file: Path, error: Exception) -> UserError:
+    def _no_weights(self, file: Path, size: int, error: Exception) -> UserError:
         from headstart.backbones import cached_backbones
 
         reason = " ".join(str(error).split())[:300]
@@ -179,19 +181,31 @@ class KerasApplication(Backbone):
                 f"{file}: these weights of {self.name} cannot be loaded ({reason}); remove the file, so that it is "
                 "downloaded again, or replace it with a complete one"
             )
+        advice = "Put the file there, or choose a backbone whose weights are here."
+        sizes = [other for other in self.weight_sizes if self.weights_path(other).is_file()]
+        if sizes:
+            these = " or ".join(map(str, sizes))
+            advice = (
+                f"Set extract.size of {PARAMS_FILE} to {these}, for which weights of {self.name} are here. {advice}"
+            )
         return UserError(
-            f"the ImageNet weights of {self.name} are not on this machine and could not be downloaded ({reason}).\n"
+            f"the ImageNet weights of {self.name} for size {size} are not on this machine and could not be downloaded "
+            f"({reason}).\n"
             f"  file:   {file.name}\n"
             f"  folder: {file.parent} (another one: set KERAS_HOME, it holds models/)\n"
-            f"  here:   {', '.join(cached_backbones()) or 'none'}\n"
-            "Put the file there, or choose a backbone whose weights are here."
+            f"  here:   {', '.join(cached_backbones()) or 'none'}\n{advice}"
         )
 
 
-def keras_models() -> Path:
-    """Return the folder of Keras' weights cache, by Keras' own rule: KERAS_HOME, else ~/.keras, else /tmp/.keras."""
-    home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
-    return Path(os.environ.get("KERAS_HOME") or home / ".keras") / "models"
+def keras_folders() -> list[Path]:
+    """Return where Keras keeps files: KERAS_HOME, else ~/.keras; if it cannot write there, also /tmp/.keras."""
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
+    return [folder] if os.access(folder, os.W_OK) else [folder, Path("/tmp/.keras")]
+
+
+def _unseen_by_keras(file: Path) -> bool:
+    """Whether a file is there, but in a folder that Keras would not look into since it cannot write to it."""
+    return file.is_file() and not os.access(file.parents[1], os.W_OK)
 
 
 def _sha256(file: Path) -> str:

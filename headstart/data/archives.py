@@ -21,10 +21,17 @@ from typing import IO, Any
 
 from headstart.data.files import MAX_BYTES, Folder, Source, is_hidden, too_large
 from headstart.errors import ItemError, UserError
+from headstart.zips import open_zip
 
 # Files of examples hardly compress: what compresses this well, to this size, is made to fill the memory or the disk.
 BOMB_RATIO, BOMB_MEMBER_BYTES = 200, 2**25
 BOMB_ARCHIVE_BYTES = 2**30
+MAX_MEMBERS = 5_000_000  # they are listed in memory, at a kilobyte each
+MAX_HEADER_BYTES = 2**16  # of the name and the attributes of a member of a .tar
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 _DRIVE = re.compile(r"[A-Za-z]:$")
 _COMPRESSION: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _DAMAGES = (
@@ -99,7 +106,7 @@ class Zip(_Archive):
     def __init__(self, file: Path) -> None:
         super().__init__(file)
         try:
-            self._zip = zipfile.ZipFile(file)
+            self._zip = open_zip(file, MAX_MEMBERS)
         except _DAMAGES as error:
             raise UserError(f"{file}: not a readable .zip archive ({error}); create it again") from error
         for info in self._zip.infolist():
@@ -121,6 +128,17 @@ class Zip(_Archive):
         self._zip.close()
 
 
+class _Header(tarfile.TarInfo):
+    """A member whose name and attributes, which tarfile reads into memory, are not huge."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _HEADERS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name or attributes of {header.size:,} bytes")
+        return header
+
+
 class Tar(_Archive):
     """A .tar; a compressed one is unpacked to a temporary .tar first, since it cannot be read from the middle."""
 
@@ -129,8 +147,13 @@ class Tar(_Archive):
         try:
             self._plain = _uncompressed(file)
             self._plain_file = Path(self._plain.name)
-            self._tar = tarfile.open(fileobj=self._plain, mode="r:")  # noqa: SIM115  close() closes it
-            members = self._tar.getmembers()
+            self._tar = tarfile.open(fileobj=self._plain, mode="r:", tarinfo=_Header)  # noqa: SIM115  close() does
+            members = []
+            for member in self._tar:
+                member.pax_headers = {}  # each has a copy of what the archive says about all
+                members.append(member)
+                if len(members) > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
             self._plain.seek(self._tar.offset)
             end = self._plain.read(tarfile.BLOCKSIZE)
         except _DAMAGES as error:

@@ -1,6 +1,7 @@
 """A cache of what inspection finds out about files: by name and version, and by content.
 
-An SQLite database beside DVC's own temporary files. It can be deleted at any time: files are then inspected again.
+An SQLite database beside DVC's own temporary files. It can be deleted at any time: files are then inspected again. Each
+row has a checksum: what a failing disk or memory has changed is noticed, and inspected again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headstart.sqlite import is_damaged, open_wal, placeholders, remove
+from blake3 import blake3
+
+from headstart.sqlite import ERRORS, is_damaged, open_wal, placeholders, remove
 
 MAX_CONTENTS = 5_000_000  # rows of each table, about a gigabyte: if there are more, the oldest are dropped
 SECONDS_BETWEEN_COMMITS, SECONDS_TO_WAIT = 1.0, 10.0
-_FORMAT = 4
+_FORMAT, _CHECK_BYTES = 5, 8
 
 
 class ItemInfo(NamedTuple):
@@ -44,6 +47,10 @@ class ItemInfo(NamedTuple):
 
 
 _COLUMNS = ", ".join(ItemInfo._fields)
+_JOIN = (
+    f"SELECT name, version, file_hash, versions.digest, {_COLUMNS}, contents.digest "
+    "FROM versions JOIN contents USING (file_hash)"
+)
 
 
 class InspectionCache:
@@ -61,21 +68,24 @@ class InspectionCache:
         self._today = int(time.time() // 86400)
         self._committed = 0.0
         self._added = False
+        self._damaged = False  # whether a line has said so
         self._db: sqlite3.Connection | None = None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._db = self._open(file)
-            except sqlite3.DatabaseError as error:
+            except ERRORS as error:
                 if not is_damaged(error):
                     raise
+                print(f"{file}: damaged ({error}) and replaced; all files are inspected again", file=sys.stderr)
                 remove(file)
                 self._db = self._open(file)
-        except (sqlite3.Error, OSError) as error:
+        except (*ERRORS, OSError) as error:
             self._give_up(error)
 
     def _open(self, file: Path) -> sqlite3.Connection:
         db = open_wal(file, SECONDS_TO_WAIT)
+        db.text_factory = partial(str, encoding="utf-8", errors="replace")  # the checksum judges damaged text
         db.execute("PRAGMA cache_size = -65536")  # KiB: hashes come in random order
         db.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
         version = f"{_FORMAT} {self._version}"
@@ -86,14 +96,16 @@ class InspectionCache:
                 DELETE FROM code;
                 DROP TABLE IF EXISTS contents;
                 DROP TABLE IF EXISTS versions;
-                CREATE TABLE contents (found, {_COLUMNS}, PRIMARY KEY (file_hash)) WITHOUT ROWID;
-                CREATE TABLE versions (found, name, version, file_hash, PRIMARY KEY (name, version)) WITHOUT ROWID;
+                CREATE TABLE contents (found, {_COLUMNS}, digest, PRIMARY KEY (file_hash)) WITHOUT ROWID;
+                CREATE TABLE versions (
+                    found, name, version, file_hash, digest, PRIMARY KEY (name, version)
+                ) WITHOUT ROWID;
                 COMMIT;
                 """
             )
             db.execute("INSERT INTO code VALUES (?)", (version,))
             db.commit()
-        db.execute(f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) LIMIT 1")
+        db.execute(f"{_JOIN} LIMIT 1")
         return db
 
     def opener(self) -> Callable[[], InspectionCache]:
@@ -105,17 +117,18 @@ class InspectionCache:
 
         Names are relative to the source: a copy of the repository, as DVC makes one for an experiment, has the same.
         """
-        rows = self._select(
-            f"SELECT name, version, {_COLUMNS} FROM versions JOIN contents USING (file_hash) "
-            f"WHERE name IN ({placeholders(versions)})",
-            tuple(versions),
-        )
-        return {name: _info(*info) for name, version, *info in rows if version == versions[name]}
+        rows = self._select(f"{_JOIN} WHERE name IN ({placeholders(versions)})", tuple(versions))
+        return {
+            row[0]: _info(*row[4:-1])
+            for row in rows
+            if versions.get(row[0], 0) == row[1] and self._is_intact(row[:4]) and self._is_intact(row[4:])
+        }
 
     def by_content(self, file_hashes: list[str]) -> dict[str, ItemInfo]:
         """Return what is known about those contents, by hash."""
-        query = f"SELECT {_COLUMNS} FROM contents WHERE file_hash IN ({placeholders(file_hashes)})"
-        return {info.file_hash: info for info in (_info(*row) for row in self._select(query, file_hashes))}
+        query = f"SELECT {_COLUMNS}, digest FROM contents WHERE file_hash IN ({placeholders(file_hashes)})"
+        infos = (_info(*row[:-1]) for row in self._select(query, file_hashes) if self._is_intact(row))
+        return {info.file_hash: info for info in infos}
 
     def put(self, rows: list[tuple[str, str | None, ItemInfo]]) -> None:
         """Add name, version and what is known of files; without a version only by content.
@@ -123,25 +136,33 @@ class InspectionCache:
         Files that cannot be used are not added: another version of a library may read them.
         """
         good = [row for row in rows if not row[2].reason]
-        contents = [(self._today, *_as_row(info)) for *_, info in good]
-        versions = [(self._today, name, version, info.file_hash) for name, version, info in good if version]
+        contents = [(self._today, *_checked(*_as_row(info))) for *_, info in good]
+        versions = [(self._today, *_checked(name, version, info.file_hash)) for name, version, info in good if version]
         with self._lock:
             try:
-                self._insert(f"contents (found, {_COLUMNS})", contents)
+                self._insert(f"contents (found, {_COLUMNS}, digest)", contents)
                 self._insert("versions", versions)
                 if self._db and time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
                     self._db.commit()
                     self._committed = time.monotonic()
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 self._give_up(error)
 
     def _select(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall() if self._db else []
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 self._give_up(error)
                 return []
+
+    def _is_intact(self, row: tuple[Any, ...]) -> bool:
+        """Whether a row is as it was stored; a line on stderr says once if one is not."""
+        intact = _checked(*row[:-1]) == row
+        if not intact and not self._damaged:
+            self._damaged = True
+            print(f"{self._file}: has damaged rows; their files are inspected again", file=sys.stderr)
+        return intact
 
     def _insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Insert all rows by one statement: between statements other threads would take Python's lock."""
@@ -156,7 +177,7 @@ class InspectionCache:
         """Continue without a cache; a damaged one is removed, so that the next run has one again."""
         print(f"{self._file}: cannot be used ({error}); all files are inspected again", file=sys.stderr)
         if self._db:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(*ERRORS):
                 self._db.close()
             self._db = None
         if is_damaged(error):
@@ -177,12 +198,17 @@ class InspectionCache:
                         self._db.execute(f"DELETE FROM {table} WHERE ({key}) IN ({oldest})")
                 self._db.commit()
                 self._db.close()
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 self._give_up(error)
 
 
 def _as_row(info: ItemInfo) -> list[object]:
     return [json.dumps(value) if isinstance(value, dict) else value for value in info]
+
+
+def _checked(*row: object) -> tuple[object, ...]:
+    """Return a row with its checksum."""
+    return *row, blake3(repr(row).encode("utf-8", "replace")).digest(length=_CHECK_BYTES)
 
 
 def _info(reason: str, detail: str, item_id: str, measures: str, descriptor: bytes, file_hash: str) -> ItemInfo:

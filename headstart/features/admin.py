@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from headstart.errors import UserError
 from headstart.features.store import SECONDS_TO_WAIT, folder, is_intact
-from headstart.sqlite import files_of, is_damaged, remove
+from headstart.sqlite import ERRORS, files_of, is_damaged, remove
 
 _COLUMNS = ("backbone", "weights_sha256", "size", "pooling", "precision", "engine", "storage")
 
@@ -61,7 +61,7 @@ def verify_features() -> int:
     for file in _databases():
         try:
             good, bad = _verify(file)
-        except sqlite3.Error as error:
+        except ERRORS as error:
             if not is_damaged(error):
                 raise UserError(f"{file}: {error}; check that you may write it and that no run uses it") from error
             damaged += 1

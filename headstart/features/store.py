@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ import numpy as np
 from blake3 import blake3
 
 from headstart import paths
-from headstart.sqlite import is_damaged, open_wal, placeholders, remove
+from headstart.sqlite import ERRORS, is_damaged, open_wal, placeholders, remove
 
 KEY_BYTES, CHECK_BYTES = 16, 8
 SECONDS_TO_WAIT = 60.0  # for another process that is writing
@@ -110,7 +110,11 @@ class FeatureStore:
     def seconds_per_row(self) -> float:
         """Return how long a row took to compute, on average; 0 if none was."""
         about = dict(self._db.execute("SELECT name, value FROM about WHERE name != 'inputs'"))
-        return about["seconds"] / about["computed"] if about["computed"] else 0.0
+        try:
+            rate = about["seconds"] / about["computed"]
+        except (LookupError, TypeError, ZeroDivisionError):
+            return 0.0
+        return rate if math.isfinite(rate) else 0.0  # these two have no checksum
 
     def __enter__(self) -> FeatureStore:
         return self
@@ -134,13 +138,13 @@ def open_store(inputs: dict[str, Any], feature_dim: int, dtype: str) -> Iterator
         try:
             try:
                 store = FeatureStore(file, inputs, feature_dim, dtype)
-            except sqlite3.Error as error:
+            except ERRORS as error:
                 if not is_damaged(error):
                     raise
                 print(f"{file}: damaged ({error}); everything in it is computed again", file=sys.stderr)
                 remove(file)
                 store = FeatureStore(file, inputs, feature_dim, dtype)
-        except (sqlite3.Error, OSError) as error:
+        except (*ERRORS, OSError) as error:
             if "full" in str(error) or "locked" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             print(f"{file}: cannot be used ({error}); features are not kept for the next run", file=sys.stderr)
@@ -148,7 +152,7 @@ def open_store(inputs: dict[str, Any], feature_dim: int, dtype: str) -> Iterator
             store = FeatureStore(elsewhere, inputs, feature_dim, dtype)
         try:
             yield stack.enter_context(store)
-        except sqlite3.DatabaseError as error:
+        except ERRORS as error:
             if not is_damaged(error):
                 raise
             stack.close()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from headstart import paths
+from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
 from headstart.outputs import Outputs
@@ -143,9 +144,9 @@ def detector_file(model_file: Path) -> Path:
 def save(detector: Detector, model_file: Path) -> Path:
     """Write the detector beside its model, whole or not at all, the features in float16; return the file."""
     file, digest = detector_file(model_file), np.array(file_hash(model_file.read_bytes()))
-    outputs, values = Outputs(), {**detector._asdict(), "features": detector.features.astype(np.float16)}
+    outputs, values = Outputs(), {name: np.array(value) for name, value in detector._asdict().items()}
     try:
-        np.savez(outputs.path(file), model=digest, **values)
+        write_arrays(outputs.path(file), model=digest, **(values | {"features": values["features"].astype(np.float16)}))
         outputs.commit()
     finally:
         outputs.discard()
@@ -162,10 +163,10 @@ def load(model_file: Path) -> Detector:
     if not file.is_file():
         raise UserError(f"{file} does not exist; {FIT}")
     try:
-        with np.load(file, allow_pickle=False) as values:
-            model, features = str(values["model"]), normalize(values["features"].astype(np.float32))
-            numbers = (values[name].item() for name in ("threshold", "rate", "flagged", "tested"))
-            detector = Detector(features, *numbers)
+        values = read_arrays(file)
+        model, features = str(values["model"]), normalize(values["features"].astype(np.float32))
+        numbers = (values[name].item() for name in ("threshold", "rate", "flagged", "tested"))
+        detector = Detector(features, *numbers)
     except DAMAGES as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}); {FIT}") from error
     if model != file_hash(model_file.read_bytes()):

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from headstart.arrays import read_arrays, write_arrays
 from headstart.framework import keras
 from headstart.training.history import History
 from headstart.training.verdict import PairedScores
 
 MAX_AGE_SECONDS = 7 * 86400.0
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what a damaged .npz file raises
 SCORES = ("losses", "brier_scores", "correct")  # fields of PairedScores
-
-
-def write_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file, whole or not at all. Raises OSError if it cannot be written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.partial.{os.getpid()}.npz")
-    try:
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Checkpoint:
@@ -63,16 +50,16 @@ class Checkpoint:
     def load(self, variables: Sequence[keras.Variable], history: History, scores: PairedScores) -> bool:
         """Restore the saved state; return False if there is none."""
         try:
-            if not self.file.is_file():
-                return False
-            with np.load(self.file, allow_pickle=False) as saved:
-                values = [saved[f"v{number:05}"] for number in range(len(variables))]
-                weights = [saved[name] for name in sorted(saved) if name.startswith("w")]
-                saved_scores = {name: list(saved[name]) for name in SCORES}
-                text = json.loads(saved["text"].tobytes())
+            saved = read_arrays(self.file)
+            values = [saved[f"v{number:05}"] for number in range(len(variables))]
+            weights = [saved[name] for name in sorted(saved) if name.startswith("w")]
+            saved_scores = {name: list(saved[name]) for name in SCORES}
+            text = json.loads(saved["text"].tobytes())
             if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
                 raise ValueError("it belongs to another network")
-        except UNREADABLE as error:
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, KeyError) as error:
             print(f"{self.file}: cannot be used ({error}); fine-tuning starts from the beginning", file=sys.stderr)
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)

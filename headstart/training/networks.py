@@ -18,9 +18,9 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
+from headstart.model_archive import ABOUT, CLASSES, CONFIG, read_texts
 
 LOGITS_LAYER = "logits"
-ABOUT = "headstart.json"  # in the .keras archive, beside classes.json
 PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
 
 
@@ -105,8 +105,8 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
     metadata = json.loads(members["metadata.json"])
     metadata["date_saved"] = "1980-01-01@00:00:00"
     members["metadata.json"] = json.dumps(metadata).encode()
-    members["config.json"] = json.dumps(_numbered(json.loads(members["config.json"]), {})).encode()
-    members["classes.json"] = json.dumps(list(classes), ensure_ascii=False).encode()
+    members[CONFIG] = json.dumps(_numbered(json.loads(members[CONFIG]), {})).encode()
+    members[CLASSES] = json.dumps(list(classes), ensure_ascii=False).encode()
     members[ABOUT] = json.dumps(about).encode()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
@@ -140,15 +140,14 @@ def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
     if not file.exists():
         raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
     try:
-        with zipfile.ZipFile(file) as archive:
-            classes = json.loads(archive.read("classes.json"))
-            about = json.loads(archive.read(ABOUT)) if ABOUT in archive.namelist() else {}
+        texts = read_texts(file)
+        classes, about = texts[CLASSES], texts.get(ABOUT, {})
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
         if not all(np.isfinite(weights.numpy()).all() for weights in model.weights):
             raise ValueError("its weights are NaN or infinite")
-    except (MemoryError, tf.errors.ResourceExhaustedError):
+    except (UserError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except Exception as error:  # Keras raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

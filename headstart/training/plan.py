@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from headstart.arrays import read_arrays, write_arrays
 from headstart.config import FineTune
 from headstart.features.activations import Inputs
 from headstart.framework import keras
 from headstart.training import calibration, networks
 from headstart.training.batches import Batches
-from headstart.training.checkpoint import UNREADABLE, Checkpoint, write_arrays
+from headstart.training.checkpoint import Checkpoint
 from headstart.training.examples import class_weights
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult, train
 from headstart.training.folds import CrossValResult, Fold
@@ -160,7 +162,11 @@ class Plan:
 
 
 def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    with contextlib.suppress(*UNREADABLE), np.load(file, allow_pickle=False) as arrays:
-        logits = arrays["logits"]
+    try:
+        logits = read_arrays(file)["logits"]
         return logits if logits.shape == shape else None
-    return None  # the fold is trained again
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        print(f"{file}: cannot be used ({error}); the fold is trained again", file=sys.stderr)
+        return None

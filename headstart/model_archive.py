@@ -1,0 +1,86 @@
+"""What a .keras file says about itself: it may come from anybody, and is looked through before Keras opens it.
+
+A .keras file is a zip of the weights, of config.json, which names the classes of all layers, and of what
+`headstart.training.networks.save` adds: classes.json, the names of the classes, and ABOUT.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headstart.errors import UserError
+from headstart.zips import open_zip
+
+CLASSES, ABOUT, CONFIG = "classes.json", "headstart.json", "config.json"
+MAX_MEMBERS, MAX_TEXT_BYTES = 1000, 2**24  # the config of the largest backbone has a megabyte
+MAX_RATIO, MIN_BYTES = 10, 2**26  # weights hardly compress
+
+# Objects that a config may name, by their modules: what networks consist of. Other parts of Keras work on files.
+_MODULES = re.compile(
+    r"keras(\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers))?"
+    r"|keras\.src\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers"
+    r"|applications)\..*"
+)
+# Layers that hold code, run another framework's, or read files.
+_CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}
+_FILES = {"StringLookup", "IntegerLookup", "TextVectorization"}
+_KERAS = {"DTypePolicy", "Functional", "Model", "Sequential"}  # of what is in `keras` itself
+_FUNCTIONS = {"builtins", "keras.activations", "keras.ops"}  # `builtins`: activations, by their names
+
+
+def read_texts(file: Path) -> dict[str, Any]:
+    """Return CONFIG, CLASSES and ABOUT of a .keras file, from JSON, by name: those that it has.
+
+    Raises:
+        UserError: if it has layers that need code of their own, by name.
+        Exception: what zipfile and json raise if it is damaged, or larger inside than such files are.
+    """
+    with open_zip(file, MAX_MEMBERS) as archive:
+        members = archive.infolist()
+        sizes = {member.filename: member.file_size for member in members}
+        if len(sizes) < len(members):
+            raise ValueError("it has two members of the same name")
+        most = max(MAX_RATIO * file.stat().st_size, MIN_BYTES)
+        if sum(sizes.values()) > most:
+            raise ValueError(f"it unpacks to more than {most >> 20} MiB, which networks do not")
+        names = [name for name in (CONFIG, CLASSES, ABOUT) if name in sizes]
+        for name in names:
+            if sizes[name] > MAX_TEXT_BYTES:
+                raise ValueError(f"its {name} has more than {MAX_TEXT_BYTES >> 20} MiB")
+        texts = {name: json.loads(archive.read(name)) for name in names}
+    for name, problem in _problems(texts.get(CONFIG)):
+        if problem:
+            raise UserError(
+                f"{file}: the layer {name!r} is {problem}; such a model is not opened, since it could run any code. "
+                "Build it from layers of Keras alone"
+            )
+    return texts
+
+
+def _problems(config: Any, layer: str = "") -> Iterator[tuple[str, str]]:
+    """Yield, of each object in a config, the layer that it belongs to, and what is wrong with it, or nothing."""
+    if isinstance(config, dict):
+        inner = config.get("config")
+        name = inner.get("name") if isinstance(inner, dict) else None
+        layer = name if isinstance(name, str) else layer
+        if "class_name" in config:
+            yield layer, _problem(config.get("module"), str(config["class_name"]), inner)
+    for item in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
+        yield from _problems(item, layer)
+
+
+def _problem(module: Any, kind: str, config: Any) -> str:
+    if kind in _CODE:
+        return f"a {kind}, which holds code"
+    if kind in _FILES:
+        return f"a {kind}, which reads files"
+    if kind == "function":
+        return "" if module in _FUNCTIONS else f"the function {config} of {module}"
+    if module is None:
+        return "" if kind.startswith("__") else f"the custom object {kind}"
+    known = _MODULES.fullmatch(str(module)) and (module != "keras" or kind in _KERAS)
+    return "" if known else f"the custom object {module}.{kind}"

@@ -1,0 +1,118 @@
+"""Model files from anybody: bounded before they are unpacked, and refused by name if they hold code."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+
+from headstart import model_archive, zips
+from headstart.errors import UserError
+from headstart.model_archive import MAX_MEMBERS, MAX_TEXT_BYTES, read_texts
+from headstart.serving.model_file import read_model_info
+from headstart.training import networks
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory) -> dict[str, bytes]:
+    """What is in the file of a small model."""
+    file = tmp_path_factory.mktemp("model") / "model.keras"
+    networks.save(networks.build_head(4, 2, [3]), file, ["a", "b"], modality="image", size=32)
+    assert networks.load(file)[1] == read_model_info(file).classes == ["a", "b"]
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write(file: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+def refused(file: Path, match: str) -> None:
+    """Wherever models are opened: read_model_info for serve, predict and MLflow, networks.load for all else."""
+    for opener in (read_model_info, networks.load, networks.load_classifier):
+        with pytest.raises(UserError, match=match):
+            opener(file)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "config", "problem"),
+    [
+        ("keras.layers", "Lambda", {"name": "evil"}, "'evil' is a Lambda, which holds code"),
+        (None, "__lambda__", {"value": "4wEA"}, "is a __lambda__, which holds code"),
+        ("keras.layers", "TFSMLayer", {"filepath": "x"}, "TFSMLayer, which holds code"),
+        ("keras.layers", "StringLookup", {"vocabulary": "/etc/passwd"}, "StringLookup, which reads files"),
+        (None, "Pool", {}, "is the custom object Pool"),
+        ("shop.layers", "Pool", {}, r"the custom object shop\.layers\.Pool"),
+        ("os", "function", "system", "the function system of os"),
+        ("keras.utils", "function", "get_file", r"the function get_file of keras\.utils"),
+        ("keras.models", "function", "load_model", r"the function load_model of keras\.models"),
+        ("keras", "config", {}, r"the custom object keras\.config"),
+        ("keras.src.saving.saving_lib", "x", {}, r"the custom object keras\.src\.saving"),
+        ("builtins", "eval", {}, r"the custom object builtins\.eval"),
+        ([], "Dense", {}, r"the custom object \[\]\.Dense"),
+    ],
+)
+def test_a_model_that_carries_code_is_refused_by_name(tmp_path, members, module, kind, config, problem):
+    model = json.loads(members["config.json"])
+    model["config"]["layers"].insert(1, {"module": module, "class_name": kind, "config": config})
+    file = write(tmp_path / "evil.keras", {**members, "config.json": json.dumps(model).encode()})
+    refused(file, rf"evil\.keras: the layer .*{problem}.*Build it from layers of Keras alone")
+
+
+def test_a_lambda_as_keras_saves_it(tmp_path):
+    image = keras.Input((2,))
+    keras.Model(image, keras.layers.Lambda(lambda x: x + 1)(image)).save(tmp_path / "evil.keras")
+    refused(tmp_path / "evil.keras", "the layer 'lambda' is a Lambda, which holds code; such a model is not opened")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes.json": b" " * (MAX_TEXT_BYTES + 1)}, r"its classes\.json has more than 16 MiB"),
+        ({"config.json": b" " * (MAX_TEXT_BYTES + 1)}, r"its config\.json has more than 16 MiB"),
+        ({"headstart.json": b"[" * 10**5}, "not a model of this pipeline"),
+        ({"config.json": b'{"a":' * 10**5}, "not a model of this pipeline"),
+        ({"assets/x": bytes(2**26 + 1)}, "it unpacks to more than 64 MiB, which networks do not"),
+        ({f"assets/{number}": b"" for number in range(MAX_MEMBERS)}, "more than 1,000 members"),
+        ({"classes.json": b"{"}, "not a model of this pipeline"),
+        ({"classes.json": b"5"}, "not a model of this pipeline"),
+    ],
+)
+def test_what_is_unpacked_is_bounded(tmp_path, members, monkeypatch, change, message):
+    file = write(tmp_path / "bomb.keras", members | change)
+    if any(len(content) > MAX_TEXT_BYTES for content in change.values()):
+        monkeypatch.setattr(zipfile.ZipFile, "read", None)  # before anything is read
+    refused(file, message)
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path, members):
+    file = write(tmp_path / "twice.keras", members)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("config.json", members["config.json"])
+    refused(file, "it has two members of the same name")
+
+
+@pytest.mark.parametrize("comment", [b"", b"text"])
+def test_members_are_counted_before_they_are_listed(tmp_path, monkeypatch, comment):
+    file = tmp_path / "many.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(70_000):  # more than the end record can say without zip64
+            archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
+        archive.comment = comment
+    with zips.open_zip(file, 70_000) as archive:
+        assert len(archive.namelist()) == 70_000
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(zipfile.BadZipFile, match="more than 69,999 members"):
+        zips.open_zip(file, 69_999)
+
+
+def test_what_is_not_of_this_pipeline_is_read_too(tmp_path, members):
+    del members["headstart.json"]
+    assert read_texts(write(tmp_path / "head.keras", members)).keys() == {"config.json", "classes.json"}
+    assert model_archive.ABOUT == "headstart.json"
