@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from headstart import paths
 from headstart.config import load_params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.modalities.loading import read_batches
@@ -66,7 +67,7 @@ def share(hits: np.ndarray) -> str:
 def main(others: list[str]) -> None:
     params, classifier = load_params(), networks.load_classifier(paths.MODEL)
     modality, size, scorer, found = classifier.modality, classifier.size, ood.Scorer(classifier), {}
-    with open_source(params.data.source, params.data.root) as source:
+    with open_examples(params.data, modality) as source:
         for split in ("train", "test"):
             rows = load_split(split).sample(frac=1, random_state=0)
             listed = list(rows.path), list(rows.file_hash)

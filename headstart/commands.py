@@ -177,10 +177,11 @@ COMMANDS = (
             "predict photos/",
             "predict 'photos/**/*.jpg' --format csv --output predictions.csv",
             "predict https://example.org/photo.jpg",
+            "predict instances_val.json",
             "predict - < list.txt",
         ],
         [
-            argument("inputs", nargs="+", metavar="INPUT", help="a file, folder, 'pattern', address, or - for a list"),
+            argument("inputs", nargs="+", metavar="INPUT", help="file, folder, 'pattern', address, or - for a list"),
             argument("--format", choices=["text", "csv", "json"], default="text", help="of the output"),
             argument("--json", action="store_const", const="json", dest="format", help="the same as --format json"),
             OUTPUT,

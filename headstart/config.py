@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
-from headstart.data_config import Splits, Watch
+from headstart.data_config import Data, Text
 from headstart.errors import UserError, write_home
 from headstart.head_config import Below1, Epochs, LearningRate, TrainHead, UpTo1
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
@@ -21,31 +21,11 @@ PARAMS_FILE = Path("params.yaml")
 RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[Float, Field(gt=0, lt=1)]
 Positive = Annotated[Float, Field(gt=0, le=1_000_000)]
 LeastArea = Annotated[Float, Field(gt=0, le=1)]
 Views = Annotated[Int, Field(ge=0, le=1000)]
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class Data(Section):
-    """Where the examples come from."""
-
-    kind: Text
-    """What an example is: image."""
-    source: Text
-    """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
-    s3://, gs:// or https:// address. Of a manifest DVC watches the table alone: if images change, run
-    `dvc repro --force prepare`, or set data.watch."""
-    watch: Watch
-    """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
-    that a manifest names; weights: the weights file."""
-    splits: Splits
-    """Which folders are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column split of a
-    manifest; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
-    root: Text | None
-    """The folder or address that the paths in a manifest start from; null: the folder of the manifest."""
 
 
 class Prepare(Section):

@@ -1,12 +1,14 @@
-"""Types of the section `data` of params.yaml."""
+"""The section `data` of params.yaml."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from headstart.validation import Rule
+from headstart.validation import Float, Rule, Section
+
+Text = Annotated[str, Field(min_length=1)]
 
 
 def _check_watch(value: Any) -> Any:
@@ -29,3 +31,30 @@ def _check_splits(value: Any) -> Any:
 
 Watch = Annotated[list[str], BeforeValidator(_check_watch), Rule("a list of source and weights, or []")]
 Splits = Annotated[dict[str, str] | str | None, BeforeValidator(_check_splits), Rule("folders by split, or none")]
+
+
+class Data(Section):
+    """Where the examples come from."""
+
+    kind: Text
+    """What an example is: image."""
+    source: Text
+    """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
+    s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images. Of a
+    manifest or a .json DVC watches that file alone: if images change, run `dvc repro --force prepare`, or set
+    data.watch."""
+    watch: Watch
+    """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
+    that a manifest names; weights: the weights file."""
+    splits: Splits
+    """Which folders are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column split of a
+    manifest; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
+    root: Text | None
+    """The folder or address that the paths in a manifest or in COCO annotations start from; null: the folder of the
+    manifest, or the usual places beside the annotations."""
+    coco: Literal["boxes", "images"]
+    """What an example of COCO annotations is. boxes: each box, with its category as the label; images: each image whose
+    annotations have one category, which is the label."""
+    margin: Annotated[Float, Field(ge=0, le=10)]
+    """What is added on each side of a box of COCO annotations, as a share of its longer side; it ends at the border of
+    the image."""

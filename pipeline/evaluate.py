@@ -21,9 +21,9 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from headstart import paths
+from headstart.data.layouts import open_examples
 from headstart.data.predictions import prediction_table
 from headstart.data.prepared import load_classes, load_split
-from headstart.data.sources import open_source
 from headstart.evaluation.metrics import Predictions
 from headstart.evaluation.paired import NO_EVIDENCE, PairedPredictions
 from headstart.evaluation.shipped_model import compare_whole_images, latency_ms
@@ -47,7 +47,7 @@ def main() -> None:
         head, _ = load_head(features.dim)
 
         head_probabilities = softmax(heads.logits(head, features), axis=1)
-        with open_source(params.data.source, params.data.root) as source:
+        with open_examples(params.data, model.modality) as source:
             files, batch_size = (list(test.path), list(test.file_hash)), networks.PREDICTION_BATCH
             batches = read_batches(source, model.modality, *files, model.size, batch_size)
             bar = tqdm(batches, total=-(-len(test) // batch_size), desc="evaluate", unit=" batches", disable=None)

@@ -59,8 +59,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     params, settings = run.params, run.params.fine_tune
     model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
-    meta = read_meta()
-    val_set, devices = load_features("val"), distribution()
+    meta, val_set, devices = read_meta(), load_features("val"), distribution()
     with devices.scope():
         encoder = build_encoder(params, meta, settings.precision)
         head, classes = load_head(val_set.dim)
@@ -88,7 +87,8 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
         head, _ = networks.load(paths.HEAD)
     modality = get_modality(params.data.kind, meta.reading)
     model = networks.join(modality.front(meta.size), final, head)
-    networks.save(model, model_file, classes, modality=modality.name, size=meta.size, reading=modality.reading)
+    about = {"modality": modality.name, "size": meta.size, "reading": modality.reading, "margin": params.data.margin}
+    networks.save(model, model_file, classes, **about)
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if better else "head"

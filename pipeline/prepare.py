@@ -25,10 +25,9 @@ from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import list_items
+from headstart.data.layouts import list_items, open_examples
 from headstart.data.listing import Listing, similar_class_names
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
-from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.data.watching import check_links, remove_stale, unwatched
 from headstart.modalities import get_modality
@@ -44,8 +43,8 @@ def main() -> None:
         remove_stale(run.params)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
-        with open_source(data.source, data.root) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
-            listing = list_items(source, data.source, modality, data.root, settings.group_by, data.splits)
+        with open_examples(data, modality) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
+            listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco, data.splits)
             check_links(source, run.params)
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)

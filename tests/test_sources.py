@@ -27,7 +27,7 @@ def list_items(
     path: Path | str, root: str | None = None, group_by: str | None = None, splits: Splits = None
 ) -> Listing:
     with open_source(str(path), root) as source:
-        return layouts.list_items(source, str(path), get_modality("image"), root, group_by, splits)
+        return layouts.list_items(source, str(path), get_modality("image"), root, group_by, splits=splits)
 
 
 def pack(kind: str, folder: Path, prefix: str = "") -> Path:

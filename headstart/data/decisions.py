@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 
 from headstart.data import duplicates, splits
+from headstart.data.boxes import is_box
 from headstart.data.splits import MAX_SHOWN, SPLITS, and_more
 from headstart.errors import UserError, readable
+
+MEANT = ("crowd", "duplicate", "several_labels")  # reasons of a listing that say nothing bad about a file
 
 
 def check_bad_files(table: pd.DataFrame, source: str, max_bad_fraction: float) -> None:
@@ -22,7 +25,9 @@ def check_bad_files(table: pd.DataFrame, source: str, max_bad_fraction: float) -
     Raises:
         UserError: naming the first of them, with what to do.
     """
-    bad = table[table.reason != ""]
+    # What annotations leave out is no damage: of COCO's boxes a tenth are tiny.
+    meant = table.reason.isin(MEANT) | ((table.reason == "too_small") & table.path.map(is_box))
+    bad = table[(table.reason != "") & ~meant]
     if len(bad) <= max_bad_fraction * len(table):
         return
     lines = [f"{readable(row.path)}: {row.detail}" for row in bad.head(MAX_SHOWN).itertuples()]
@@ -142,7 +147,7 @@ def exclude_copies(table: pd.DataFrame, copies: pd.Series) -> None:
     again = good.duplicated(["item_id", "label"])
     twice = again & (kept == good.path)
     exclude(table, good.index[again], "duplicate", "the same content as " + kept[again])
-    exclude(table, good.index[twice], "duplicate", "the manifest names it more than once")
+    exclude(table, good.index[twice], "duplicate", "named more than once")
 
     good = good[~again]
     stays = _in_first_split(good.split, copies[good.index], order)

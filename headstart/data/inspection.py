@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 from collections import deque
@@ -13,6 +14,7 @@ from multiprocessing import get_all_start_methods, get_context
 import numpy as np
 from blake3 import blake3
 
+from headstart.data.boxes import Box
 from headstart.data.files import Source, file_hash
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.listing import Kind
@@ -23,7 +25,7 @@ CHUNK_FILES, CHUNK_BYTES = 64, 2**22  # whichever comes first: what is in memory
 AHEAD = 3  # chunks per worker that are submitted ahead
 # Threads share Python's lock, which decoders hold for a part of the time. Processes take half a second to start.
 MIN_FILES_FOR_PROCESSES = 5000
-PROBE_SIZE = 64
+PROBE_SIZE, PROBE_BOX, PROBE_MARGIN = 64, Box(3.5, 2, 20.2, 11), 0.1
 _Versions = dict[str, str | None]  # what `Source.state` says of files, by name
 
 
@@ -56,8 +58,16 @@ def inspect_contents(files: Sequence[bytes], kind: Kind) -> list[ItemInfo]:
 
 def fingerprint(kind: Kind) -> str:
     """Return a text by what inspection finds in known files: code with the same results has the same fingerprint."""
-    infos = inspect_contents(kind.probes(PROBE_SIZE), kind)
-    return f"{kind.name} {blake3(repr(infos).encode()).hexdigest(length=16)}"
+    probes = kind.probes(PROBE_SIZE)
+    found = inspect_contents(probes, kind), list(_boxes(probes, kind))
+    return f"{kind.name} {blake3(repr(found).encode()).hexdigest(length=16)}"
+
+
+def _boxes(probes: Sequence[bytes], kind: Kind) -> Iterator[bytes]:
+    """Boxes in known files, if the modality has boxes."""
+    for data in probes:
+        with contextlib.suppress(ItemError):
+            yield kind.cutter(data)(PROBE_BOX, PROBE_MARGIN)
 
 
 def inspect(

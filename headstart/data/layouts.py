@@ -1,4 +1,4 @@
-"""Find the examples of a source by its folders, or by a manifest."""
+"""Find the examples of a source by its folders, by a manifest or by COCO annotations."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ import unicodedata
 from collections import Counter
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Literal
 
+from headstart.data.boxes import Crops, parse_name
 from headstart.data.checks import compile_group_by
+from headstart.data.coco import annotation_files, list_annotations, match_patterns
 from headstart.data.files import HEAD, Source
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.source_manifest import list_manifest
-from headstart.data.sources import is_manifest
+from headstart.data.sources import is_manifest, open_source
 from headstart.data.split_folders import Splits, find_splits
+from headstart.data_config import Data
 from headstart.errors import ItemError, UserError, readable
 
 MAX_SHOWN = 5  # empty classes in a message
+
+
+def open_examples(data: Data, kind: Kind) -> Source:
+    """Open `data.source` as all stages read it: the boxes of COCO annotations are cut out.
+
+    Raises:
+        UserError: as `open_source`, or if its annotations files are no splits.
+    """
+    opened = open_source(data.source, data.root)
+    boxes = data.coco == "boxes" and annotation_files(data.source, opened)
+    return Crops(opened, kind, data.margin) if boxes else opened
 
 
 def list_items(
@@ -26,12 +41,14 @@ def list_items(
     kind: Kind,
     root: str | None = None,
     group_by: str | None = None,
+    coco: Literal["boxes", "images"] = "boxes",
     splits: Splits = None,
 ) -> Listing:
     """List the examples of `source`, which is `opened`, without reading them.
 
     Args:
         root: where the files of a manifest lie, by default beside it.
+        coco: which of the two that COCO annotations hold are the examples.
         group_by: a column of the manifest, or a regular expression that is searched in every path: what its groups
             match, or all that it matches if it has none, names the group.
         splits: data.splits.
@@ -43,6 +60,9 @@ def list_items(
     if is_manifest(source):
         opened.watch()
         listing, grouped = list_manifest(opened, source, kind, root, group_by, splits)
+    elif annotations := annotation_files(source, opened):
+        opened.watch()
+        listing = list_annotations(opened, source, annotations, whole=coco == "images")
     else:
         listing = _list_folders(source, opened, kind, splits)
     if group_by and not grouped:
@@ -59,6 +79,8 @@ def list_items(
 def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Listing:
     """List `CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
+    if annotations := match_patterns(opened.files):
+        raise UserError(f"{source}: it holds COCO annotations ({annotations[0]}); give that file or its folder")
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused]
     ignored = [(printable(name), reason) for name, reason in opened.ignored]
     names = []
@@ -150,10 +172,10 @@ def _group(items: list[Item], pattern: str) -> list[Item]:
         match = compiled.search(path)
         return ("/".join(part or "" for part in match.groups()) or match.group() or None) if match else None
 
-    grouped = [replace(item, group=group(item.path)) for item in items]
-    if grouped and not any(item.group for item in grouped):
+    found = [group(parse_name(item.path)[0]) for item in items]
+    if items and not any(found):
         raise UserError(
             f"params.yaml: prepare.group_by {pattern!r} is not a column of a manifest, and as a regular expression it "
-            f"matches no path, e.g. not {items[0].path!r}"
+            f"matches no path, e.g. not {parse_name(items[0].path)[0]!r}"
         )
-    return grouped
+    return [replace(item, group=name or item.group) for item, name in zip(items, found, strict=True)]

@@ -12,11 +12,15 @@ from headstart.errors import UserError, write_home
 from headstart.paths import is_address
 
 MANIFESTS = (".csv", ".parquet")
-SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or a .parquet manifest"
+ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")  # beside the folders of the images
+SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, or COCO annotations (.json)"
 
 
 def open_source(source: str, root: str | None = None) -> Source:
-    """Open `source`; the files of a manifest are read below `root`, by default the manifest's folder.
+    """Open `source`; the files of a manifest or of annotations are read below `root`.
+
+    By default that is the folder of the manifest or of the annotations, or the one around it if it holds annotations
+    alone by its name.
 
     Raises:
         UserError: if it does not exist, is damaged or of an unsupported kind.
@@ -28,7 +32,11 @@ def open_source(source: str, root: str | None = None) -> Source:
             return Zip(file) if file.name.lower().endswith(".zip") else Tar(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), source)) from error
-    place = (root or manifest_folder(source)) if is_manifest(source) else source
+    place = source
+    if is_manifest(source):
+        place = root or manifest_folder(source)
+    elif is_coco(source):
+        place = root or image_place(source)
     return Remote(place) if is_address(place) else Folder(Path(place))
 
 
@@ -48,8 +56,8 @@ def check_source(source: str, root: str | None = None) -> None:
                 raise UserError(f"params.yaml: data.{key} {error}") from error
     if root and not is_address(root) and not os.path.isdir(root):
         raise UserError(
-            f"params.yaml: data.root {root!r} is not a folder; give the one that the paths of a manifest start from, "
-            "or null"
+            f"params.yaml: data.root {root!r} is not a folder; give the one that the paths of a manifest or of COCO "
+            "annotations start from, or null"
         )
     if is_address(source) or os.path.isdir(source):
         return
@@ -57,7 +65,7 @@ def check_source(source: str, root: str | None = None) -> None:
         problem = "does not exist"
     elif not os.path.isfile(source):
         problem = "is neither a regular file nor a folder"
-    elif not is_manifest(source) and not is_archive(source):
+    elif not is_manifest(source) and not is_archive(source) and not is_coco(source):
         problem = "is of an unsupported kind"
     else:
         return
@@ -71,12 +79,17 @@ def is_manifest(source: str) -> bool:
 
 def names_files(source: str) -> bool:
     """Whether `source` is a file that names those of the examples: DVC hashes it, but not them."""
-    return is_manifest(source)
+    return is_manifest(source) or is_coco(source)
 
 
 def is_csv(source: str) -> bool:
     """Whether the manifest `source` is a CSV file, by its name."""
     return _name(source).endswith(".csv")
+
+
+def is_coco(source: str) -> bool:
+    """Whether `source` is a file of COCO annotations, by its name."""
+    return _name(source).endswith(".json") and not os.path.isdir(source)
 
 
 def is_archive(source: str) -> bool:
@@ -89,6 +102,14 @@ def is_archive(source: str) -> bool:
 def manifest_folder(source: str) -> str:
     """Return the folder of a manifest, or its address."""
     return source.split("?")[0].rpartition("/")[0] if is_address(source) else str(Path(source).parent)
+
+
+def image_place(source: str) -> str:
+    """Return what the names of the images of COCO annotations start below, a folder or an address."""
+    folder = manifest_folder(source)
+    if Path(folder).name not in ANNOTATION_FOLDERS:
+        return folder
+    return folder.rpartition("/")[0] if is_address(source) else str(Path(folder).parent)
 
 
 def local_file(source: str) -> Path:

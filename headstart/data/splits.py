@@ -136,7 +136,7 @@ def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> N
             "them together, a smaller prepare.near_distance takes fewer examples for copies."
         )
     if table.group.notna().any():
-        advice += " The examples of a group of prepare.group_by are in one split: a class needs three groups."
+        advice += " The examples of a group (of prepare.group_by, or of an image) are in one split; a class needs 3."
     raise UserError(
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + and_more(lines, len(small))

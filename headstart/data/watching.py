@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from headstart import paths
 from headstart.config import Params, check_weights
+from headstart.data.boxes import parse_name
 from headstart.data.files import Source, file_hash
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.layouts import list_items
@@ -64,8 +65,8 @@ def fingerprint_source(params: Params, kind: Kind) -> dict[str, Any]:
     else:
         opened = open_source(source, root)
         if names_files(source):
-            listing = list_items(opened, source, kind, root, splits=params.data.splits)
-            names = sorted({item.path for item in listing.items})
+            listing = list_items(opened, source, kind, root, coco=params.data.coco, splits=params.data.splits)
+            names = sorted({parse_name(item.path)[0] for item in listing.items})
         else:
             opened.scan()
             names, folders = sorted(opened.files), sorted(opened.folders)
@@ -117,7 +118,7 @@ def check_links(source: Source, params: Params) -> None:
     Raises:
         UserError: naming a link to a folder, with the ways out.
     """
-    if source.linked and "source" not in params.data.watch:
+    if source.linked and not names_files(params.data.source) and "source" not in params.data.watch:
         link = Path(params.data.source) / source.linked[0]
         others = f", and so are {len(source.linked) - 1} others" if source.linked[1:] else ""
         raise UserError(

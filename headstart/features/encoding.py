@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field, ValidationError
 from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.config import Params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_reading
-from headstart.data.sources import open_source
 from headstart.errors import damaged
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
@@ -126,7 +126,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *modality.libraries)},
     }
     with (
-        open_source(params.data.source, params.data.root) as source,
+        open_examples(params.data, modality) as source,
         open_extraction(
             engine, recipe, manifest, ViewLoader(source, modality, size, augmentation), settings.views, "extract"
         ) as extraction,

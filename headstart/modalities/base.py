@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from blake3 import blake3
 
+from headstart.data.boxes import Cut
+from headstart.errors import ItemError
+
 if TYPE_CHECKING:
     import keras
     import pandas as pd
@@ -96,6 +99,14 @@ class Modality:
             ItemError: with a reason to count by, if the bytes are not a complete example.
         """
         raise ValueError(f"modality {self.name} cannot decode")
+
+    def cutter(self, data: bytes) -> Cut:
+        """Decode the example in a file, and return what cuts boxes out of it, each as the bytes of a file.
+
+        Raises:
+            ItemError: as `decode`; by what is returned: if the box is not in the example.
+        """
+        raise ItemError("unsupported", f"boxes cannot be cut out of {self.noun}s; set data.coco to images")
 
     def item_id(self, item: Any) -> str:
         """Hash the decoded content, 32 hexadecimal digits: the same for the same example in another file format."""

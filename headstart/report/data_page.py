@@ -14,9 +14,9 @@ import pandas as pd
 from headstart import paths
 from headstart.config import Params
 from headstart.data import decisions
+from headstart.data.layouts import open_examples
 from headstart.data.listing import similar_class_names
 from headstart.data.prepared import load_classes, load_files, load_reading
-from headstart.data.sources import open_source
 from headstart.data.splits import SPLITS
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
@@ -28,9 +28,12 @@ SAMPLES, SAMPLED_CLASSES, LISTED_CLASSES = 8, 120, 1000
 ROWS, GROUPS, PER_GROUP, OUTLIERS = 200, 60, 8, 12
 
 REASONS = {
+    "bad_box": "boxes without an area",
     "bad_name": "the name is not UTF-8",
     "bomb": "decompression bombs",
+    "box_outside": "boxes that are mostly outside of their image",
     "conflict": "the same content under several labels, or in groups that are in different splits",
+    "crowd": "boxes around several objects (iscrowd)",
     "damaged": "damaged",
     "duplicate": "the same content as another file: it counts once",
     "empty": "empty files",
@@ -41,11 +44,15 @@ REASONS = {
     "not_an_image": "not images",
     "outside": "outside of the data folder",
     "repeated": "archive members that share a name",
+    "several_labels": "images of several categories",
     "too_large": "too large",
     "too_small": "smaller than prepare.min_size",
     "truncated": "truncated",
+    "unknown_category": "annotations of a category that is not listed",
+    "unknown_image": "annotations of an image that is not listed",
     "unreadable": "unreadable",
     "unsupported": "unsupported kinds of files",
+    "wrong_size": "images of another size than their annotations say",
 }
 
 
@@ -64,7 +71,7 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
         remarks = list(remarks)
         read: Read = _unreadable
         try:
-            read = stack.enter_context(open_source(params.data.source, params.data.root)).read
+            read = stack.enter_context(open_examples(params.data, modality)).read
         except UserError as error:
             remarks.append(f"The page has no pictures: {error}")
         return render(

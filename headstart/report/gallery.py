@@ -11,9 +11,9 @@ import pandas as pd
 from headstart import paths
 from headstart.config import Params
 from headstart.data.files import file_hash
+from headstart.data.layouts import open_examples
 from headstart.data.predictions import PROBABILITY, classes_of, parse_predictions
 from headstart.data.prepared import load_manifest, load_reading
-from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.report.rendering import Read, thumbnails
@@ -93,7 +93,7 @@ def open_test_examples(params: Params, stack: ExitStack, problems: list[str]) ->
     tested = manifest[manifest.split == "test"]
     hashes = dict(zip(tested.path, tested.file_hash, strict=True))
     try:
-        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        source = stack.enter_context(open_examples(params.data, get_modality(params.data.kind)))
     except UserError as error:
         problems.append(str(error))
         source = None

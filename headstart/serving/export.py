@@ -174,15 +174,15 @@ def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
     They are of the test split, or known ones if there is none.
     """
     from headstart.config import load_params
+    from headstart.data.layouts import open_examples
     from headstart.data.prepared import load_split
-    from headstart.data.sources import open_source
     from headstart.modalities.loading import read_batches
 
     modality, size = classifier.modality, classifier.size
     try:
         params, test = load_params(), load_split("test")
         rows = test.iloc[np.unique(np.linspace(0, len(test) - 1, EXAMPLES).astype(int))]
-        with open_source(params.data.source, params.data.root) as source:
+        with open_examples(params.data, modality) as source:
             files = list(rows.path), list(rows.file_hash)
             (batch,) = read_batches(source, modality, *files, size, len(rows))
         what = "examples of the test split"

@@ -1,4 +1,4 @@
-"""What a user asks predictions for: files, folders, patterns, addresses, or a list of them on standard input."""
+"""What a user asks predictions for: files, folders, patterns, addresses, boxes, or a list on standard input."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from headstart.data.boxes import parse_name
+from headstart.data.coco import list_boxes
 from headstart.data.files import Folder
 from headstart.data.remote import filesystem
+from headstart.data.sources import image_place, is_coco, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
@@ -27,9 +30,9 @@ def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
 
     Args:
         given: paths of files; of folders, for the examples below them; patterns, as `photos/**/*.jpg`; addresses of
-            files; `-`: lines of standard input, each a path or an address. What is listed there but missing, or a
-            folder without examples, is returned too: it is reported with the files that cannot be read, so that the
-            rest of a long list is processed.
+            files; COCO annotations as .json, for their boxes; `-`: lines of standard input, each a path or an address.
+            What is listed there but missing, or a folder without examples, is returned too: it is reported with the
+            files that cannot be read, so that the rest of a long list is processed.
         modality: says which files are examples, by their suffixes.
 
     Raises:
@@ -37,7 +40,9 @@ def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
     """
     found: list[str] = []
     for name in given:
-        if name == STDIN:
+        if is_coco(name) and (is_address(name) or os.path.isfile(name)):
+            found += _boxes(name)
+        elif name == STDIN:
             for line in _read_stdin():
                 found += (_examples_below(line, modality) or [line]) if os.path.isdir(line) else [line]
         elif is_address(name) or os.path.isfile(name):
@@ -65,6 +70,20 @@ def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
     return list(unique.values())
 
 
+def _boxes(file: str) -> list[str]:
+    """The names of the boxes in COCO annotations; those that cannot be used are reported."""
+    with open_source(file) as opened:
+        rows = list_boxes(opened, file)
+    good = [row.path for row in rows if not row.reason]
+    bad = [row.detail for row in rows if row.reason]
+    if bad:
+        print(f"predict: {file}: {len(bad)} of {len(rows)} boxes are left out, the first: {bad[0]}", file=sys.stderr)
+    if not good:
+        raise UserError(f"{file}: it has no boxes to predict")
+    place = image_place(file)
+    return [name if place == "." else f"{place}/{name}" for name in good]
+
+
 def _read_stdin() -> list[str]:
     """The lines of standard input that are not blank."""
     text = os.fsdecode(sys.stdin.buffer.read())
@@ -89,12 +108,15 @@ def _no_example(modality: Modality) -> str:
     return f"no {modality.noun} in this folder ({', '.join(sorted(modality.suffixes))})"
 
 
-def read_input(name: str, modality: Modality) -> bytes:
-    """Return the content of a file or an address.
+def read_input(name: str, modality: Modality, margin: float = 0.0) -> bytes:
+    """Return the content of a file or an address, or what a box cuts out of it with `margin`.
 
     Raises:
         ItemError: if it cannot be read.
     """
+    path, box = parse_name(name)
+    if box and not os.path.exists(name):
+        return modality.cutter(read_input(path, modality))(box, margin)
     if is_address(name):
         return fetch(name)
     if os.path.isdir(name):

@@ -27,7 +27,7 @@ def save_model(folder: Path, model_file: Path) -> None:
     Raises:
         UserError: if `model_file` is not a model of this pipeline.
     """
-    _, modality, size = read_model_info(model_file)
+    _, modality, size, _ = read_model_info(model_file)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow.pyfunc
     import pandas as pd

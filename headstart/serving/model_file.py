@@ -22,11 +22,13 @@ class ModelInfo(NamedTuple):
         classes: in the order of its outputs.
         modality: of the examples that it takes.
         size: of an example, as `extract.size` counts it.
+        margin: data.margin, by which boxes are cut.
     """
 
     classes: list[str]
     modality: Modality
     size: int
+    margin: float = 0.0
 
 
 def read_model_info(model_file: Path) -> ModelInfo:
@@ -43,9 +45,8 @@ def read_model_info(model_file: Path) -> ModelInfo:
         raise _foreign(model_file, error) from error
     try:
         about = texts[ABOUT]
-        return ModelInfo(
-            list(texts[CLASSES]), get_modality(about["modality"], about.get("reading")), int(about["size"])
-        )
+        modality = get_modality(about["modality"], about.get("reading"))
+        return ModelInfo(list(texts[CLASSES]), modality, int(about["size"]), float(about.get("margin", 0)))
     except (*DAMAGES, UserError) as error:
         raise _foreign(model_file, error) from error
 

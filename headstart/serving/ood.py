@@ -185,14 +185,14 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
     from tqdm import tqdm
 
     from headstart.config import load_params
+    from headstart.data.layouts import open_examples
     from headstart.data.prepared import load_split
-    from headstart.data.sources import open_source
     from headstart.modalities.loading import read_batches
     from headstart.training import networks
 
     params, classifier = load_params(), networks.load_classifier(model_file)
     scorer, features = Scorer(classifier), {}
-    with open_source(params.data.source, params.data.root) as source:
+    with open_examples(params.data, classifier.modality) as source:
         for split, most in AT_MOST.items():
             examples = load_split(split)
             examples = examples.sample(min(most, len(examples)), random_state=0)

@@ -1,8 +1,8 @@
 """Predict the classes of new examples with the trained model.
 
 An input is a file; a folder, for the examples below it; a pattern in quotes, as 'photos/**/*.jpg'; an http(s)://, s3://
-or gs:// address of a file; or -, for a list of files and addresses on standard input, one per line. After `headstart
-ood`, examples that are unlike the training data are flagged.
+or gs:// address of a file; COCO annotations (.json), for a row per box; or -, for a list of files and addresses on
+standard input, one per line. After `headstart ood`, examples that are unlike the training data are flagged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         UserError: if an input does not exist, there is no model, or the output cannot be written.
         BrokenPipeError: if nobody reads standard output any more.
     """
-    names = find_inputs(inputs, read_model_info(model).modality)
+    info = read_model_info(model)
+    names = find_inputs(inputs, info.modality)
     outputs = Outputs()
     try:
         file = outputs.path(output) if output else None
@@ -58,7 +59,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         flags, problems = [], []
 
         def readable() -> Iterator[Prediction]:
-            for prediction in predictions(names, classifier, detector, bar):
+            for prediction in predictions(names, classifier, detector, bar, info.margin):
                 if prediction.problem:
                     problems.append(f"{printable(prediction.name)}: {prediction.problem}")
                 else:
@@ -114,12 +115,12 @@ def _open(file: Path | None) -> Iterator[TextIO]:
 
 
 def predictions(
-    names: list[str], classifier: Classifier, detector: ood.Detector | None, bar: tqdm
+    names: list[str], classifier: Classifier, detector: ood.Detector | None, bar: tqdm, margin: float
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each input, in order, as batches are done."""
+    """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
-    load = partial(_load, modality=classifier.modality, size=classifier.size)
+    load = partial(_load, modality=classifier.modality, size=classifier.size, margin=margin)
     with ThreadPoolExecutor(cores()) as pool, bar:
         for start in range(0, len(names), batch_size):
             batch = names[start : start + batch_size]
@@ -138,9 +139,9 @@ def predictions(
             bar.update(len(batch))
 
 
-def _load(name: str, modality: Modality, size: int) -> np.ndarray | str:
+def _load(name: str, modality: Modality, size: int, margin: float) -> np.ndarray | str:
     """The example as the network takes it, or why it cannot be read."""
     try:
-        return modality.load(read_input(name, modality), size)
+        return modality.load(read_input(name, modality, margin), size)
     except ItemError as error:
         return str(error)

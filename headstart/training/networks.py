@@ -96,7 +96,8 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
     """Write `model` as .keras with its class names inside; the same model gives the same bytes.
 
     Args:
-        about: what else to store, as JSON: for a classifier the `modality`, `size` and `reading` of its examples.
+        about: what else to store, as JSON: for a classifier the `modality`, `size` and `reading` of its examples, and
+            the `margin` around boxes.
     """
     model.save(file)
     with zipfile.ZipFile(file) as archive:

@@ -17,8 +17,8 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
 from headstart.backbones.splitting import Split
 from headstart.config import Params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
-from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, choose_cache
 from headstart.features.encoding import FeaturesMeta
@@ -78,7 +78,7 @@ def build_plan(
     refits = defaults.choose_refit(settings, examples)
     split = splitting.find_split(base, trained)
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(params.data.source, params.data.root))
+        source = stack.enter_context(open_examples(params.data, modality))
         loader = ViewLoader(source, modality, meta.size)
         if views:
             joined, val = keras.Model(encoder.input, head(encoder.output)), examples[n_train:]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from headstart.data.boxes import Cut
 from headstart.errors import ItemError
 from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
-from headstart.modalities.image import decode, descriptors, pixels, probes, value_range
+from headstart.modalities.image import cutting, decode, descriptors, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 from headstart.modalities.image.deep import DeepImage
 
@@ -51,6 +52,9 @@ class ImageModality(Modality):
 
     def decode(self, data: bytes) -> Image.Image | DeepImage:
         return decode.read(data)
+
+    def cutter(self, data: bytes) -> Cut:
+        return cutting.cutter(data)
 
     def item_id(self, item: Image.Image | DeepImage) -> str:
         return item.item_id() if isinstance(item, DeepImage) else decode.item_id(np.asarray(item))
