@@ -19,8 +19,8 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from headstart.config import Data
 from headstart.data import layouts
+from headstart.data_config import Data
 from headstart.modalities import get_modality
 
 SIZE, CATEGORIES, VERTICES = (640, 480), 80, 24  # as many as in a segmentation of COCO on average
