@@ -1,0 +1,64 @@
+"""Connections of the model server: those that send too slowly are closed, and the server ends when it shall."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from headstart.serving.limits import BODY_SECONDS, HEADER_SECONDS, MAX_CONNECTIONS, STOP_SECONDS
+
+MARGIN = 5.0  # seconds, after which a connection is closed whose client does not read why
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if headers or a body take too long to arrive, or there are too many others."""
+
+    _receiving: tuple[Any, int] | None = None
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > 2 * MAX_CONNECTIONS:
+            transport.abort()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(MARGIN, self.transport.abort)  # if the client does not read the rest of an answer
+
+    def _watch(self) -> None:
+        """Start the time of what is being received if that is something else than before."""
+        receiving = self.conn.their_state, id(self.cycle)
+        if receiving == self._receiving:
+            return
+        if self._deadline:
+            self._deadline.cancel()
+        seconds = {h11.IDLE: HEADER_SECONDS, h11.SEND_BODY: BODY_SECONDS + MARGIN}.get(self.conn.their_state)
+        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+        self._receiving = receiving
+
+
+class Server(uvicorn.Server):
+    """A server that ends within STOP_SECONDS after a signal, whatever clients and threads do."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        timer = threading.Timer(STOP_SECONDS, os._exit, (128 + sig,))
+        timer.daemon = True
+        timer.start()
