@@ -10,9 +10,10 @@ from typing import Any
 
 import h11
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headstart.serving.limits import BODY_SECONDS, HEADER_SECONDS, MAX_CONNECTIONS, STOP_SECONDS
+from headstart.serving.limits import BODY_SECONDS, GRACE_SECONDS, HEADER_SECONDS, MAX_CONNECTIONS, STOP_SECONDS
 
 MARGIN = 5.0  # seconds, after which a connection is closed whose client does not read why
 
@@ -62,3 +63,16 @@ class Server(uvicorn.Server):
         timer = threading.Timer(STOP_SECONDS, os._exit, (128 + sig,))
         timer.daemon = True
         timer.start()
+
+
+def make_server(app: FastAPI) -> Server:
+    """Return the server of an application; its `run` takes the sockets."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(GRACE_SECONDS),
+    )
+    return Server(config)

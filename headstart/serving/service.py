@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from headstart.serving.network import Network
 
 T = TypeVar("T")
-LOADED_BATCHES = 4  # of examples that wait for the network at most
 TOO_LARGE = ("too_large", "bomb")  # reasons that are answered with 413
 
 
@@ -39,8 +40,6 @@ class Service:
         self._classes, self._modality, self._size = classes, modality, size
         self._batcher = Batcher(network)
         self._threads = ThreadPoolExecutor(cores(), "load")
-        self._free = asyncio.Semaphore(LOADED_BATCHES * MAX_BATCH)
-        self._turn = asyncio.Lock()
 
     async def answer(self, body: bytearray) -> str:
         """Return the JSON that answers a request; `body` is emptied on the way.
@@ -49,30 +48,23 @@ class Service:
             RequestError: 400 if the request or an example in it is wrong, 413 if one is too large for this server,
                 503 if there is no memory for it now.
         """
-        examples = await self._in_thread(read_examples, body, self._modality, self._size)
-        texts: list[str] = []
+        examples = deque(await self._in_thread(read_examples, body, self._modality, self._size))
+        count, texts = len(examples), list[str]()
         problems: dict[int, ItemError] = {}
-        for start in range(0, len(examples), MAX_BATCH):
-            some = examples[start : start + MAX_BATCH]
-            async with self._turn:  # one request at a time, else two could wait for each other
-                for _ in some:
-                    await self._free.acquire()
-            try:
-                loaded = await _gather([self._load(example) for example in some])
-                bad = {start + place: one for place, one in enumerate(loaded) if isinstance(one, ItemError)}
-                problems.update(bad)
-                if not problems:  # else the answer is known, but for the names of other bad ones
-                    rows = await _gather([self._batcher(array) for array in loaded])
-                    texts += [json.dumps(self._row(row)) for row in rows]
-            finally:
-                for place in range(start, start + len(some)):
-                    examples[place] = ItemError("done", "done")  # frees its file
-                    self._free.release()
+        while examples:  # some at a time, so that other requests have their turn
+            start = count - len(examples)
+            some = [examples.popleft() for _ in range(min(MAX_BATCH, len(examples)))]
+            for place, answer in enumerate(await _gather([self._predict(example) for example in some]), start):
+                if isinstance(answer, ItemError):
+                    problems[place] = answer
+                elif not problems:
+                    texts.append(json.dumps(self._row(answer)))
         if problems:
-            raise self._error(problems, len(examples))
+            raise self._error(problems, count)
         return f'{{"predictions": [{", ".join(texts)}]}}'
 
-    async def _load(self, example: Example | ItemError) -> np.ndarray | ItemError:
+    async def _predict(self, example: Example | ItemError) -> np.ndarray | ItemError:
+        """Return the probabilities (n_classes,) of an example, or what is wrong with it."""
         if isinstance(example, ItemError):
             return example
         if example.memory > self._loading.limit:
@@ -80,21 +72,26 @@ class Service:
             detail = f"too large: loading it takes {needed:,.0f} MiB of memory, {limit:,.0f} MiB are allowed"
             return ItemError("too_large", detail)
         await self._loading.wait(example.memory)
-        loop = asyncio.get_running_loop()
+        loop, loading = asyncio.get_running_loop(), self._threads.submit(self._load, example.data)
+        try:
+            loaded = await asyncio.wrap_future(loading)
+            return loaded if isinstance(loaded, ItemError) else await self._batcher(loaded)
+        finally:
+            # A thread goes on if its request is given up, and keeps its memory until then.
+            loading.add_done_callback(lambda _: self._give_back(loop, example.memory))
 
-        def give_back(_: Future[Any]) -> None:  # when it has ended indeed: a thread goes on if its request is given up
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._loading.release, example.memory)
+    def _give_back(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has ended
+            loop.call_soon_threadsafe(self._loading.release, count)
 
-        return await self._in_thread(_try_to_load, self._modality, example.data, self._size, then=give_back)
+    def _load(self, data: bytes) -> np.ndarray | ItemError:
+        try:
+            return self._modality.load(data, self._size)
+        except ItemError as error:
+            return error
 
-    async def _in_thread(
-        self, function: Callable[..., T], *arguments: Any, then: Callable[[Future[Any]], None] | None = None
-    ) -> T:
-        future = self._threads.submit(function, *arguments)
-        if then:
-            future.add_done_callback(then)
-        return await asyncio.wrap_future(future)
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.wrap_future(self._threads.submit(function, *arguments))
 
     def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
         values = probabilities.tolist()
@@ -122,10 +119,3 @@ async def _gather(waiting: list[Any]) -> list[Any]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _try_to_load(modality: Modality, data: bytes, size: int) -> np.ndarray | ItemError:
-    try:
-        return modality.load(data, size)
-    except ItemError as error:
-        return error

@@ -17,10 +17,10 @@ TILE = 322, 323  # TIFF's tags for the sides of a tile
 
 
 def decoding_memory(data: bytes, size: int) -> int:
-    """Return how many bytes `pixels.pixels` takes at most; about 0 if it refuses the file by its header.
+    """Return how many bytes it takes at most to load an image; 0 if that refuses the file by its header.
 
     Args:
-        size: as `pixels.pixels` takes it: a JPEG may be decoded at a reduced scale.
+        size: of the array that networks take; a JPEG may be decoded at a reduced scale.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
@@ -37,7 +37,7 @@ def decoding_memory(data: bytes, size: int) -> int:
     except Exception:  # of many kinds, on damaged bytes: decoding says what is wrong
         return 0
     per_pixel = PLAIN + TRANSPARENCY * image.has_transparency_data + BUFFERS * (image.format in BUFFERED)
-    return per_pixel * count + several
+    return per_pixel * count + several + 3 * size**2
 
 
 def _has_several_scans(data: bytes) -> bool:
