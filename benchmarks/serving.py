@@ -78,24 +78,29 @@ def serving(*command: str | Path) -> Iterator[tuple[subprocess.Popen, int]]:
     arguments = [sys.executable, "-m", *map(str, command), "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        while True:
-            try:
-                ask(port, "/ping")
-                break
-            except OSError:
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}:\n{log.read()}") from None
-                time.sleep(0.2)
-        yield process, port
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
-        log.close()
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen(arguments, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            wait_for_ping(port, process, Path(log.name))
+            yield process, port
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def wait_for_ping(port: int, process: subprocess.Popen, log: Path) -> None:
+    """Return when the server answers /ping."""
+    while True:
+        try:
+            ask(port, "/ping")
+            return
+        except OSError:
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with {process.returncode}:\n{log.read_text()}") from None
+            time.sleep(0.2)
 
 
 def ask(port: int, path: str, body: bytes | None = None, timeout: float = 30) -> int:

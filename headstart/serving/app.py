@@ -9,11 +9,13 @@ import asyncio
 import importlib.metadata
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from headstart.errors import one_line
 from headstart.serving.limits import BODY_SECONDS, COPIES, MAX_BODY, VALUE_BYTES, Claim, RequestError
@@ -66,39 +68,62 @@ def make_app(start: Callable[[], Service], timeout: float, docs: bool = False) -
     return app
 
 
+class EarlyResponse(Response):
+    """A response to a request that has not been read to its end: what is left is dropped.
+
+    Most clients read an answer only after they have sent everything, and would see a broken connection.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it whole, then wait for the end of the request, or until `Connection` closes the connection."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        while (await receive()).get("more_body", False):
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
 async def respond(request: Request, service: Service, timeout: float) -> Response:
     """Answer a request for predictions, whatever happens, within `timeout` seconds."""
+    started = asyncio.get_running_loop().time()
     try:
-        check_content_type(request.headers.get("content-type"))
         with Claim(service.bodies) as claim:
-            return Response(await _answer(request, service, claim, timeout), media_type="application/json")
+            try:
+                check_content_type(request.headers.get("content-type"))
+                body = await asyncio.wait_for(read_body(request, claim), min(timeout, BODY_SECONDS))
+            except RequestError as error:
+                return _error(error, EarlyResponse)
+            except (asyncio.TimeoutError, TimeoutError):
+                return _error(RequestError(408, "the request did not arrive in time"))
+            seconds = started + timeout - asyncio.get_running_loop().time()
+            answer = await _while_connected(request, service.answer(body), seconds)
+        return Response(answer, media_type="application/json")
     except RequestError as error:
-        return _error(error.status, str(error))
+        return _error(error)
+    except (asyncio.TimeoutError, TimeoutError):
+        late = f"no answer within {timeout:g} s; send fewer examples, or try again later"
+        return _error(RequestError(504, late))
     except ClientDisconnect:
         return Response(status_code=CLIENT_GONE)
     except asyncio.CancelledError:  # by uvicorn, which would log a stack trace
-        return _error(503, "the server is shutting down")
+        return _error(RequestError(503, "the server is shutting down"))
     except Exception as error:  # whatever it is, the next request is answered
         print(f"serve: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
-        return _error(500, "internal error; the server's log has the reason")
+        return _error(RequestError(500, "internal error; the server's log has the reason"))
 
 
-async def _answer(request: Request, service: Service, claim: Claim, timeout: float) -> str:
-    started = asyncio.get_running_loop().time()
+async def _while_connected(request: Request, answer: Coroutine[Any, Any, str], seconds: float) -> str:
+    """Return the answer; work on it stops if the client disconnects, or after so many seconds.
+
+    Raises:
+        ClientDisconnect, TimeoutError: then.
+    """
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(request.receive())
     try:
-        body = await asyncio.wait_for(read_body(request, claim), min(timeout, BODY_SECONDS))
-    except (asyncio.TimeoutError, TimeoutError):
-        raise RequestError(408, "the request did not arrive in time") from None
-    left = started + timeout - asyncio.get_running_loop().time()
-    work = asyncio.ensure_future(service.answer(body))
-    gone = asyncio.ensure_future(request.receive())  # ends when the client disconnects
-    try:
-        await asyncio.wait({work, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
-        if gone.done():
-            raise ClientDisconnect
-        raise RequestError(504, f"no answer within {timeout:g} s; send fewer examples, or try again later")
+        raise ClientDisconnect if gone.done() else TimeoutError
     finally:
         work.cancel()
         gone.cancel()
@@ -124,7 +149,7 @@ async def read_body(request: Request, claim: Claim) -> bytearray:
     return body
 
 
-def _error(status: int, message: str) -> Response:
-    content = {"error_code": ERROR_CODES.get(status, "INVALID_PARAMETER_VALUE"), "message": message}
-    headers = {"Retry-After": RETRY_AFTER} if status == 503 else {"Connection": "close"} if status == 408 else None
-    return Response(json.dumps(content), status, headers, media_type="application/json")
+def _error(error: RequestError, kind: type[Response] = Response) -> Response:
+    content = {"error_code": ERROR_CODES.get(error.status, "INVALID_PARAMETER_VALUE"), "message": str(error)}
+    headers = {503: {"Retry-After": RETRY_AFTER}, 408: {"Connection": "close"}}.get(error.status)
+    return kind(json.dumps(content), error.status, headers, media_type="application/json")

@@ -56,7 +56,7 @@ class Budget:
             raise busy()
         self._taken += count
 
-    async def wait(self, count: int, seconds: float = BUSY_SECONDS) -> None:
+    async def wait(self, count: int, seconds: float) -> None:
         """Take bytes as soon as so many are free; smaller amounts may be taken in between.
 
         Raises:
@@ -65,16 +65,18 @@ class Budget:
         if count <= self.limit - self._taken:
             self._taken += count
             return
-        turn = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
         self._waiting.append((count, turn))
+        deadline = loop.call_later(seconds, _give_up, turn)
         try:
-            await asyncio.wait_for(turn, seconds)
+            await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.done() and not turn.cancelled() and not turn.exception():  # it was given just now
                 self.release(count)
             raise
-        except (asyncio.TimeoutError, TimeoutError):
-            raise busy() from None
+        finally:
+            deadline.cancel()
 
     def release(self, count: int) -> None:
         """Give bytes back."""
@@ -88,6 +90,11 @@ class Budget:
                 turn.set_result(None)
             else:
                 self._waiting.append((wanted, turn))
+
+
+def _give_up(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(busy())
 
 
 class Claim:

@@ -15,7 +15,7 @@ import numpy as np
 from headstart.errors import ItemError
 from headstart.machine import cores
 from headstart.serving.batching import MAX_BATCH, Batcher
-from headstart.serving.limits import Budget, RequestError
+from headstart.serving.limits import BUSY_SECONDS, Budget, RequestError
 from headstart.serving.request import Example, read_examples
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Service:
             needed, limit = (count / 2**20 for count in (example.memory, self._loading.limit))
             detail = f"too large: loading it takes {needed:,.0f} MiB of memory, {limit:,.0f} MiB are allowed"
             return ItemError("too_large", detail)
-        await self._loading.wait(example.memory)
+        await self._loading.wait(example.memory, BUSY_SECONDS)
         loop, loading = asyncio.get_running_loop(), self._threads.submit(self._load, example.data)
         try:
             loaded = await asyncio.wrap_future(loading)

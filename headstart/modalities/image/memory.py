@@ -8,10 +8,10 @@ from PIL import Image
 
 from headstart.modalities.image.decode import FORMATS, MAX_PIXELS
 
-# Bytes per pixel, measured by tests/test_memory.py: the pixels in Pillow and as arrays, copies of them with
-# transparency, and buffers of some decoders.
-PLAIN, TRANSPARENCY, BUFFERS = 12, 8, 10
-BUFFERED = ("AVIF", "HEIF", "JPEG2000", "WEBP")
+# Bytes per pixel, which tests/test_serving_limits.py measures: the pixels in Pillow and as arrays, copies of them with
+# transparency, buffers of some decoders, and values of more than 8 bits.
+PLAIN, TRANSPARENCY, DEEP = 12, 8, 28
+BUFFERS = {"AVIF": 10, "HEIF": 10, "JPEG2000": 16, "WEBP": 10}
 COEFFICIENTS = 8  # of a JPEG in several scans: all of its coefficients are kept, at any scale
 TILE = 322, 323  # TIFF's tags for the sides of a tile
 
@@ -36,7 +36,8 @@ def decoding_memory(data: bytes, size: int) -> int:
             count = max(count, width * height)
     except Exception:  # of many kinds, on damaged bytes: decoding says what is wrong
         return 0
-    per_pixel = PLAIN + TRANSPARENCY * image.has_transparency_data + BUFFERS * (image.format in BUFFERED)
+    deep = image.mode.startswith(("I", "F")) or (bool(image.tile) and ";16" in str(image.tile[0].args))
+    per_pixel = PLAIN + TRANSPARENCY * image.has_transparency_data + DEEP * deep + BUFFERS.get(image.format or "", 0)
     return per_pixel * count + several + 3 * size**2
 
 
