@@ -25,7 +25,7 @@ from PIL import Image
 
 from headstart.errors import UserError
 from headstart.modalities import get_modality
-from headstart.serving import mlflow_model
+from headstart.serving import mlflow_model, network
 from headstart.serving.mlflow_model import save_model
 from headstart.serving.server import serve
 from headstart.training import networks
@@ -192,6 +192,30 @@ def test_bad_requests(body, kind, status, reason, server):
     assert found == status, answer
     assert reason in json.loads(answer)["message"]
     assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize("fault", ["", "differs", "fails"])
+def test_openvino_runs_the_network_only_if_it_answers_as_keras_does(fault, shipped, files, monkeypatch):
+    opened = network._open_openvino
+
+    def open_faulty(classifier: networks.Classifier) -> network.Network:
+        if fault == "fails":
+            raise RuntimeError("no such\noperation")
+        run = opened(classifier)
+        return (lambda arrays: run(arrays)[:, ::-1]) if fault == "differs" else run
+
+    monkeypatch.setattr(network, "_open_openvino", open_faulty)
+    classifier = networks.load_classifier(shipped)
+    run, words = network.open_network(classifier)
+    started = {"": "OpenVINO 20", "differs": "Keras; OpenVINO and Keras differ by at most ", "fails": "Keras, since "}
+    assert words.startswith(started[fault])
+    if fault == "fails":
+        assert words == "Keras, since OpenVINO cannot run this network here (no such operation)"
+    arrays = [classifier.modality.load(file.read_bytes(), 32) for file in files]
+    expected = classifier.predict(classifier.modality.batch(arrays))
+    assert len({tuple(row) for row in expected.round(3)}) > 1
+    for count in (1, 3, len(arrays)):
+        assert run(arrays[:count]) == pytest.approx(expected[:count], abs=1e-5)
 
 
 def test_no_images_are_answered_by_none(server):
