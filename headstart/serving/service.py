@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -51,10 +51,11 @@ class Service:
         examples = deque(await self._in_thread(read_examples, body, self._modality, self._size))
         count, texts = len(examples), list[str]()
         problems: dict[int, ItemError] = {}
+        turn = asyncio.Semaphore(cores())  # examples of one request wait for each other as long as it takes
         while examples:  # some at a time, so that other requests have their turn
             start = count - len(examples)
             some = [examples.popleft() for _ in range(min(MAX_BATCH, len(examples)))]
-            for place, answer in enumerate(await _gather([self._predict(example) for example in some]), start):
+            for place, answer in enumerate(await _gather([self._predict(example, turn) for example in some]), start):
                 if isinstance(answer, ItemError):
                     problems[place] = answer
                 elif not problems:
@@ -63,22 +64,23 @@ class Service:
             raise self._error(problems, count)
         return f'{{"predictions": [{", ".join(texts)}]}}'
 
-    async def _predict(self, example: Example | ItemError) -> np.ndarray | ItemError:
-        """Return the probabilities (n_classes,) of an example, or what is wrong with it."""
+    async def _predict(self, example: Example | ItemError, turn: asyncio.Semaphore) -> np.ndarray | ItemError:
+        """Return the probabilities (n_classes,) of an example, or what is wrong with it; `turn` is held to load it."""
         if isinstance(example, ItemError):
             return example
         if example.memory > self._loading.limit:
             needed, limit = (count / 2**20 for count in (example.memory, self._loading.limit))
             detail = f"too large: loading it takes {needed:,.0f} MiB of memory, {limit:,.0f} MiB are allowed"
             return ItemError("too_large", detail)
-        await self._loading.wait(example.memory, BUSY_SECONDS)
-        loop, loading = asyncio.get_running_loop(), self._threads.submit(self._load, example.data)
-        try:
-            loaded = await asyncio.wrap_future(loading)
+        loop = asyncio.get_running_loop()
+        with ExitStack() as after:
+            async with turn:
+                await self._loading.wait(example.memory, BUSY_SECONDS)
+                loading = self._threads.submit(self._load, example.data)
+                # When it has ended indeed: a thread goes on if its request is given up.
+                after.callback(loading.add_done_callback, lambda _: self._give_back(loop, example.memory))
+                loaded = await asyncio.wrap_future(loading)
             return loaded if isinstance(loaded, ItemError) else await self._batcher(loaded)
-        finally:
-            # A thread goes on if its request is given up, and keeps its memory until then.
-            loading.add_done_callback(lambda _: self._give_back(loop, example.memory))
 
     def _give_back(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server has ended
