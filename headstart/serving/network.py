@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from headstart.errors import one_line
 from headstart.features.engines import compile_openvino
 from headstart.framework import tf
-from headstart.modalities.base import Batch, batch_length
 from headstart.serving.batching import MAX_BATCH
 from headstart.serving.export import TOLERANCE, compare
 from headstart.serving.keras_batches import predict_padded
@@ -47,17 +45,9 @@ def open_network(classifier: Classifier) -> tuple[Network, str]:
 
 def _open_openvino(classifier: Classifier) -> Network:
     encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-    spec = classifier.modality.spec(classifier.size)
 
     def join(batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         return head(encoder(batch, training=training), training=training)
 
-    request: Any = compile_openvino(join, spec, "float32", batch_size=-1, streams=1).create_infer_request()
-
-    def run(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        batch: Batch = classifier.modality.batch(arrays)
-        request.infer({number: batch[name] for number, name in enumerate(spec)}, share_inputs=True)
-        answer = request.get_output_tensor(0).data[: batch_length(batch)]
-        return np.array(answer, np.float32)
-
-    return run
+    (compute,) = compile_openvino(join, classifier.modality.spec(classifier.size), "float32", batch_size=-1, streams=1)
+    return lambda arrays: compute(classifier.modality.batch(arrays))

@@ -55,7 +55,8 @@ def serve(
             return Service(network, classifier.classes, classifier.modality, classifier.size, memory * 2**20)
 
         print(f"serve: the network runs by {words}")
-        print(f"Serving {model} at http://{host}:{port}/invocations, until Ctrl-C", flush=True)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"Serving {model} at http://{address}/invocations, until Ctrl-C", flush=True)
         make_server(make_app(start, timeout, docs)).run(sockets=[listener])
 
 
