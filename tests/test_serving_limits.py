@@ -351,6 +351,24 @@ def test_an_unread_body_does_not_keep_a_connection(monkeypatch):
         assert read_all(connection).startswith(b"HTTP/1.1 415 ")
 
 
+@pytest.mark.parametrize("split", [40, len(HEADERS) + 30])
+def test_a_body_in_tiny_chunks_is_closed(split):
+    """Parsing them would keep the server from everything else; 32 such clients made /ping take 27 s."""
+    tiny = HEADERS + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 1000
+    with running() as (address, serving):
+        with connect(address) as connection:
+            connection.sendall(tiny[:split])
+            time.sleep(0.05)  # so that it is read in two pieces
+            connection.sendall(tiny[split:])
+            assert read_all(connection) == b""
+        assert serving.bodies._taken == 0
+        body = json.dumps({"instances": [{"image": png()}] * 100}, indent=1).replace("\n", "\r\n").encode()
+        assert ask(address, body=body)[0] == 200  # lines are no chunks
+        body = body.replace(b"\r", b"")
+        pieces = [body[at : at + 500] for at in range(0, len(body), 500)]
+        assert ask(address, body=iter(pieces))[0] == 200
+
+
 def test_too_many_connections_are_refused(monkeypatch):
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
     with running() as (address, _):

@@ -13,16 +13,25 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headstart.serving.limits import BODY_SECONDS, GRACE_SECONDS, HEADER_SECONDS, MAX_CONNECTIONS, STOP_SECONDS
+from headstart.serving.limits import (
+    BODY_SECONDS,
+    CHUNK_BYTES,
+    GRACE_SECONDS,
+    HEADER_SECONDS,
+    MAX_CONNECTIONS,
+    STOP_SECONDS,
+    TINY_CHUNKS,
+)
 
 MARGIN = 5.0  # seconds, after which a connection is closed whose client does not read why
 
 
 class Connection(H11Protocol):
-    """A connection that is closed if headers or a body take too long to arrive, or there are too many others."""
+    """A connection that is closed if headers or a body take too long to arrive or to parse, or others are too many."""
 
     _receiving: tuple[Any, int] | None = None
     _deadline: asyncio.TimerHandle | None = None
+    _breaks = _bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -34,6 +43,26 @@ class Connection(H11Protocol):
         if self._deadline:
             self._deadline.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._has_tiny_chunks(data):
+            self.transport.abort()
+        else:
+            super().data_received(data)
+
+    def _has_tiny_chunks(self, data: bytes) -> bool:
+        """Whether a body comes in chunks that take far longer to parse than to send; `data` is what comes next."""
+        in_body = self.conn.their_state is h11.SEND_BODY
+        head, _, rest = (b"", b"", data) if in_body else data.partition(b"\r\n\r\n")
+        if not in_body:
+            self._breaks = self._bytes = 0
+        # In the headers of this request, or among the last of them that have just come.
+        whole = (
+            any(name == b"content-length" for name, _ in self.headers) if in_body else b"content-length" in head.lower()
+        )
+        self._breaks += 0 if whole else rest.count(b"\r\n")
+        self._bytes += len(rest)
+        return self._breaks > TINY_CHUNKS + 2 * self._bytes / CHUNK_BYTES
 
     def handle_events(self) -> None:
         super().handle_events()

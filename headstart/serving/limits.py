@@ -9,6 +9,7 @@ from contextlib import suppress
 MAX_BODY = 2**26  # bytes of a request
 MAX_EXAMPLES = 1024  # in a request: its answer is built in memory
 MAX_CONNECTIONS = 400  # of which requests are answered; twice as many are accepted at all
+CHUNK_BYTES, TINY_CHUNKS = 256, 128  # of a body in chunks: the least mean size, but for a few; each costs 20 us
 HEADER_SECONDS, BODY_SECONDS = 10.0, 30.0  # until all of them must have arrived
 BUSY_SECONDS = 5.0  # that an example waits for memory
 GRACE_SECONDS, STOP_SECONDS = 8.0, 15.0  # after SIGTERM: for requests in progress, and for everything
