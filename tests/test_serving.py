@@ -147,7 +147,7 @@ def png(size: tuple[int, int], mode: str = "RGB") -> str:
         (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), 400, "damaged"),
         ("A" * 48_000_000, 413, "larger than 32 MiB"),
         (lambda: png((20000, 20000), "1"), 413, "a decompression bomb"),
-        (lambda: png((11000, 8000), "RGBA"), 413, "too large: loading it takes 1,678 MiB of memory, 512"),
+        (lambda: png((11000, 8000), "RGBA"), 413, "too large: loading it takes 2,014 MiB of memory, 512"),
         ("data:image/png;base64,iVBORw0K", 400, "not the base64 of an image file"),
     ],
     ids=["text", "empty", "other", "html", "cut", "large", "bomb", "many-pixels", "data-url"],

@@ -143,6 +143,7 @@ import ctypes, io
 import numpy as np
 from PIL import Image
 from headstart.modalities import get_modality
+from headstart.modalities.image import probes
 from headstart.serving.limits import return_memory
 
 def figure(field):
@@ -150,12 +151,13 @@ def figure(field):
 
 return_memory()
 trim = getattr(ctypes.CDLL(None), "malloc_trim", int)
-modality, (width, height) = get_modality("image"), (1400, 1000)
+modality, (width, height) = get_modality("image").with_reading({"value_range": [0, 255]}), (1400, 1000)
 noise = np.random.default_rng(0).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
 rgb = Image.fromarray(noise).resize((width, height))
 grey = rgb.convert("L")
 rgba = Image.merge("RGBA", (*rgb.split(), grey))
 values = np.asarray(grey)
+files = []
 for image, kind, options in [
     (rgb, "PNG", {}), (rgba, "PNG", {}), (grey, "PNG", {}), (rgba.convert("LA"), "PNG", {}),
     (grey.convert("1"), "PNG", {}),
@@ -173,14 +175,16 @@ for image, kind, options in [
         image.save(buffer, kind, **options)
     except (OSError, KeyError):
         continue  # this Pillow cannot write it
+    files.append((buffer.getvalue(), kind, image.mode, *options))
+files += [(data, "deep", number) for number, data in enumerate(probes.deep_files(800))]
+for data, *names in files:
     for size in (64, 1000):
-        modality.load(buffer.getvalue(), 8)
+        modality.load(data, 8)
         trim(0)
         before = figure("VmRSS")
         open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-        modality.load(buffer.getvalue(), size)
-        print(kind, image.mode, *options, size, figure("VmHWM") - before, modality.memory(buffer.getvalue(), size),
-              sep=",")
+        modality.load(data, size)
+        print(*names, size, figure("VmHWM") - before, modality.memory(data, size), sep=",")
 """
 
 

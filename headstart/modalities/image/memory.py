@@ -10,7 +10,7 @@ from headstart.modalities.image.decode import FORMATS, MAX_PIXELS
 
 # Bytes per pixel, which tests/test_serving_limits.py measures: the pixels in Pillow and as arrays, copies of them with
 # transparency, buffers of some decoders, and values of more than 8 bits.
-PLAIN, TRANSPARENCY, DEEP = 12, 8, 28
+PLAIN, TRANSPARENCY, DEEP = 12, 12, 36
 BUFFERS = {"AVIF": 10, "HEIF": 10, "JPEG2000": 16, "WEBP": 10}
 COEFFICIENTS = 8  # of a JPEG in several scans: all of its coefficients are kept, at any scale
 TILE = 322, 323  # TIFF's tags for the sides of a tile
