@@ -47,6 +47,13 @@ def port(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """Parse an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def text_and_url(text: str) -> tuple[str, str]:
     """Parse TEXT=URL."""
     name, equals, url = text.partition("=")
@@ -192,11 +199,14 @@ COMMANDS = (
         "serve",
         "serve the model over HTTP",
         "serving.server:serve",
-        ["serve", "serve --port 5003"],
+        ["serve", "serve --port 5003", "serve --host 0.0.0.0 --memory 4096"],
         [
             argument("--port", type=port, default=5002, help="the port"),
             argument("--host", default="127.0.0.1", help="the address; 0.0.0.0 lets other machines in"),
             MODEL,
+            argument("--timeout", type=positive, default=60, metavar="S", help="seconds that a request may take"),
+            argument("--memory", type=positive, default=1024, metavar="MIB", help="MiB that all requests may take"),
+            argument("--docs", action="store_true", help="also serve pages about the API, at /docs and /redoc"),
         ],
     ),
     Command(

@@ -503,7 +503,7 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         source = f"{address}/instances.json"
         listing = list_items(source)
         assert read(source, listing.items[0].path).shape == (36, 28, 3)
-        names = inputs.find_inputs([source], IMAGE)
+        names = inputs.find_inputs([source], IMAGE).names
         assert names[0] == f"{address}/images/0000.png#xywh=5,4,24,20&size=90x80"
         assert inputs.read_input(names[0], IMAGE, 0.1).startswith(b"P6 30 26 255\n")
 
@@ -569,7 +569,7 @@ def test_predict_needs_no_categories_and_reports_bad_boxes(finished, capsys):
     content = json.loads(Path("set/instances.json").read_text())
     rows = [{"image_id": 100, "bbox": [5, 4, 24, 20], "score": 0.5}, {"image_id": 100, "bbox": [5, 4, 0, 20]}]
     file = write(Path("set/found.json"), {"images": content["images"], "annotations": rows})
-    assert inputs.find_inputs([str(file)], IMAGE) == ["set/images/0000.png#xywh=5,4,24,20&size=90x80"]
+    assert inputs.find_inputs([str(file)], IMAGE).names == ["set/images/0000.png#xywh=5,4,24,20&size=90x80"]
     assert "found.json: 1 of 2 boxes are left out, the first: annotations[1]: bbox must be" in capsys.readouterr().err
     write(file, {"images": content["images"], "annotations": rows[1:]})
     with pytest.raises(UserError, match=r"found\.json: it has no boxes to predict"):

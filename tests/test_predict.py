@@ -22,6 +22,8 @@ import pytest
 from conftest import ROOT, SHIPPED_CLASSES, SMALL, paint, run_stages, write_params
 from test_remote import serve
 
+from headstart.data.layouts import list_items
+from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.outputs import spreadsheet_safe
@@ -63,16 +65,54 @@ def test_files_folders_patterns_and_lists(here, monkeypatch):
         (["photos/**/00[01].png"], [f"photos/{c}/00{n}.png" for c in ("blue", "green", "red") for n in (0, 1)]),
         (["photos/red/odd[1].png", "photos/red/000.png"], [reds[-1], reds[0]]),
     ]:
-        assert inputs.find_inputs(given, IMAGE) == expected
+        assert inputs.find_inputs(given, IMAGE).names == expected
     stdin(monkeypatch, "photos/red/003.png\n\nphotos/red/odd[1].png\n./photos/red/000.png\nphotos/blue\n")
-    listed = inputs.find_inputs(["photos/red/000.png", "-"], IMAGE)
+    listed = inputs.find_inputs(["photos/red/000.png", "-"], IMAGE).names
     assert listed == [reds[0], reds[3], reds[4], *(f"photos/blue/00{n}.png" for n in range(4))]
+
+
+def test_a_folder_is_read_as_in_training(here, capsys, monkeypatch):
+    """Whatever the suffix says: the same files are examples, and every other one is reported."""
+    red = here / "photos/red"
+    png = (red / "000.png").read_bytes()
+    for name in ("wrong.txt", "none", "upper.PNG", "camera.nef", "photo.heic"):  # content decides
+        (red / name).write_bytes(png)
+    (red / "notes.txt").write_text("no image")
+    (red / "raw.cr2").write_bytes(b"II*\0" + bytes(60))
+    (red / ".hidden.png").write_bytes(png)
+    (red / "README").write_text("no suffix: taken for an image")
+    (red / "loop").symlink_to(red)
+    os.mkfifo(red / "pipe")
+    os.mkfifo(red / "pipe.log")
+    found = inputs.find_inputs(["photos/red"], IMAGE)
+    with open_source("photos") as opened:
+        listing = list_items(opened, "photos", IMAGE)
+    inside = [f"photos/{item.path}" for item in listing.items if item.label == "red"]
+    assert found.names == inside
+    assert {Path(name).name for name in inside} >= {"wrong.txt", "none", "upper.PNG", "camera.nef", "README"}
+    assert [(f"photos/{path}", detail) for path, _, _, detail in listing.refused] == found.refused
+    assert sorted((f"photos/{path}", reason) for path, reason in listing.ignored) == sorted(
+        (name + "/" * name.endswith("loop"), reason) for name, reason in found.ignored
+    )
+    assert inputs.find_inputs(["photos/red/*"], IMAGE).names == inside  # patterns do not look at hidden files
+    stdin(monkeypatch, "photos/red\n")
+    assert inputs.find_inputs(["-"], IMAGE) == found
+
+    assert predict.predict(["photos/red"], "csv") == 1
+    printed = capsys.readouterr()
+    answered = {row["path"] for row in csv.DictReader(io.StringIO(printed.out))}
+    reported = {line.split(": ")[0] for line in printed.err.splitlines() if line.startswith("photos/")}
+    assert answered | reported == {*inside, *(name for name, _ in found.refused)}
+    assert "photos/red/raw.cr2: .cr2 files are not supported; convert them to JPEG or PNG\n" in printed.err
+    assert "predict: 4 files are ignored (" in printed.err
+    assert "1 not image data by its suffix (.txt) and content" in printed.err
+    assert all(name in printed.err for name in ("notes.txt", ".hidden.png", "photos/red/loop", "pipe.log"))
 
 
 def test_only_line_feeds_separate_names(here, monkeypatch):
     odd = "photos/red/a\x0bb\u2028c.png"
     stdin(monkeypatch, f"{odd}\r\nphotos/red/000.png\r\n")
-    assert inputs.find_inputs(["-"], IMAGE) == [odd, "photos/red/000.png"]
+    assert inputs.find_inputs(["-"], IMAGE).names == [odd, "photos/red/000.png"]
     stdin(monkeypatch, "photos/red/000.png\0photos/red/001.png\0")
     with pytest.raises(UserError, match=r"standard input: NUL between names; .* find without -print0"):
         inputs.find_inputs(["-"], IMAGE)
@@ -84,10 +124,16 @@ def test_only_line_feeds_separate_names(here, monkeypatch):
         ("nowhere.jpg", "nowhere.jpg does not exist; give files, folders"),
         ("photos/*.webp", "photos/*.webp: no image matches this pattern"),
         ("models", "models: no image in this folder"),
+        ("raw", "no image in this folder (.avif, .bmp"),
+        ("raw", "; 2 files there: .cr2 files are not supported; convert them"),
+        ("raw/*", "raw/*: no image matches this pattern"),
         ("-", "nothing to predict: standard input is empty"),
     ],
 )
 def test_names_that_lead_nowhere(given, message, here, monkeypatch):
+    for name in "ab":
+        (here / "raw").mkdir(exist_ok=True)
+        (here / f"raw/{name}.cr2").write_bytes(b"II*\0" + bytes(60))
     stdin(monkeypatch, "\n")
     with pytest.raises(UserError) as raised:
         inputs.find_inputs([given], IMAGE)

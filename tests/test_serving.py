@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import importlib.metadata
 import io
@@ -16,21 +15,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, SHIPPED_CLASSES, free_port, paint, wait_for
-from fastapi import FastAPI, Request, Response
 from PIL import Image
 
 from headstart.errors import UserError
 from headstart.modalities import get_modality
-from headstart.serving import mlflow_model
+from headstart.serving import mlflow_model, network
 from headstart.serving.mlflow_model import save_model
-from headstart.serving.server import guard, serve
+from headstart.serving.server import serve
 from headstart.training import networks
 
 SERVE = """
@@ -56,7 +53,9 @@ def server(shipped, tmp_path_factory) -> Iterator[str]:
     yield address
     process.terminate()
     printed, _ = process.communicate(timeout=30)
-    assert printed.splitlines()[0] == f"Serving {shipped} at {address}/invocations, until Ctrl-C"
+    engine, serving = printed.splitlines()
+    assert engine.startswith("serve: the network runs by OpenVINO 20")
+    assert serving == f"Serving {shipped} at {address}/invocations, until Ctrl-C"
     assert "Traceback" not in printed, printed
     assert list(temporary.iterdir()) == []
 
@@ -131,30 +130,32 @@ def test_every_form_of_json_that_mlflow_takes(server, files):
     assert ask(server, records(broken)) == expected
 
 
-def bomb() -> str:
+def png(size: tuple[int, int], mode: str = "RGB") -> str:
+    """The base64 of a black image, which takes few bytes however large it is."""
     buffer = io.BytesIO()
-    Image.new("1", (20000, 20000)).save(buffer, "PNG")
+    Image.new(mode, size).save(buffer, "PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 @pytest.mark.parametrize(
-    ("image", "reason"),
+    ("image", "expected", "reason"),
     [
-        ("This is no base64!", "not the base64 of an image file"),
-        ("", "the file is empty"),
-        (base64.b64encode(b"some text, no picture").decode(), "not an image of a supported kind"),
-        (base64.b64encode(b"<html></html>" + bytes(60)).decode(), "but HTML or XML"),
-        (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), "damaged"),
-        ("A" * 48_000_000, "larger than 32 MiB"),
-        (bomb(), "a decompression bomb"),
-        ("data:image/png;base64,iVBORw0K", "not the base64 of an image file"),
+        ("This is no base64!", 400, "not the base64 of an image file"),
+        ("", 400, "the file is empty"),
+        (base64.b64encode(b"some text, no picture").decode(), 400, "not an image of a supported kind"),
+        (base64.b64encode(b"<html></html>" + bytes(60)).decode(), 400, "but HTML or XML"),
+        (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), 400, "damaged"),
+        ("A" * 48_000_000, 413, "larger than 32 MiB"),
+        (lambda: png((20000, 20000), "1"), 413, "a decompression bomb"),
+        (lambda: png((11000, 8000), "RGBA"), 413, "too large: loading it takes 2,014 MiB of memory, 512"),
+        ("data:image/png;base64,iVBORw0K", 400, "not the base64 of an image file"),
     ],
-    ids=["text", "empty", "other", "html", "cut", "large", "bomb", "data-url"],
+    ids=["text", "empty", "other", "html", "cut", "large", "bomb", "many-pixels", "data-url"],
 )
-def test_a_bad_image_among_good_ones_is_named_by_its_place(image, reason, server, files):
+def test_a_bad_image_among_good_ones_is_named_by_its_place(image, expected, reason, server, files):
     good = text(files[0])
-    status, answer = ask(server, records(good, image, good))
-    assert status == 400
+    status, answer = ask(server, records(good, image() if callable(image) else image, good))
+    assert status == expected
     assert "image 1 (counted from 0, of 3): " in answer
     assert reason in answer
     assert "image 0" not in answer
@@ -193,39 +194,28 @@ def test_bad_requests(body, kind, status, reason, server):
     assert "Traceback" not in answer
 
 
-def test_an_error_behind_the_guard_is_one_line(files, capsys):
-    app = FastAPI()
-    app.middleware("http")(partial(guard, column="image"))
+@pytest.mark.parametrize("fault", ["", "differs", "fails"])
+def test_openvino_runs_the_network_only_if_it_answers_as_keras_does(fault, shipped, files, monkeypatch):
+    opened = network._open_openvino
 
-    @app.post("/invocations")
-    async def answer(request: Request) -> Response:
-        await request.body()
-        if "two" in request.headers:
-            told = json.dumps({"error_code": "BAD_REQUEST", "message": "no", "stack_trace": "Traceback"})
-            return Response(told, 400)
-        raise ValueError("odd\nimage")
+    def open_faulty(classifier: networks.Classifier) -> network.Network:
+        if fault == "fails":
+            raise RuntimeError("no such\noperation")
+        run = opened(classifier)
+        return (lambda arrays: run(arrays)[:, ::-1]) if fault == "differs" else run
 
-    def status(**headers: str) -> tuple[int, dict[str, Any]]:
-        sent: list[dict[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": json.dumps(records(text(files[0]))).encode()}
-
-        async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
-
-        named = [
-            (name.encode(), value.encode()) for name, value in {"content-type": "application/json", **headers}.items()
-        ]
-        scope = {"type": "http", "method": "POST", "path": "/invocations", "query_string": b"", "headers": named}
-        asyncio.run(app(scope, receive, send))
-        return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
-
-    assert status(two="") == (400, {"error_code": "BAD_REQUEST", "message": "no"})
-    found, told = status()
-    assert found == 500
-    assert told["message"] == "internal error; the server's log has the reason"
-    assert capsys.readouterr().err == "serve: ValueError: odd image\n"
+    monkeypatch.setattr(network, "_open_openvino", open_faulty)
+    classifier = networks.load_classifier(shipped)
+    run, words = network.open_network(classifier)
+    started = {"": "OpenVINO 20", "differs": "Keras; OpenVINO and Keras differ by at most ", "fails": "Keras, since "}
+    assert words.startswith(started[fault])
+    if fault == "fails":
+        assert words == "Keras, since OpenVINO cannot run this network here (no such operation)"
+    arrays = [classifier.modality.load(file.read_bytes(), 32) for file in files]
+    expected = classifier.predict(classifier.modality.batch(arrays))
+    assert len({tuple(row) for row in expected.round(3)}) > 1
+    for count in (1, 3, len(arrays)):
+        assert run(arrays[:count]) == pytest.approx(expected[:count], abs=1e-5)
 
 
 def test_no_images_are_answered_by_none(server):

@@ -7,19 +7,19 @@ import sys
 import unicodedata
 from collections import Counter
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Literal
 
 from headstart.data.boxes import Crops, parse_name
 from headstart.data.checks import compile_group_by
 from headstart.data.coco import annotation_files, list_annotations, match_patterns
-from headstart.data.files import HEAD, Source
+from headstart.data.files import Source
 from headstart.data.listing import Item, Kind, Listing, printable
+from headstart.data.recognition import sort_files
 from headstart.data.source_manifest import list_manifest
 from headstart.data.sources import is_manifest, open_source
 from headstart.data.split_folders import Splits, find_splits
 from headstart.data_config import Data
-from headstart.errors import ItemError, UserError, readable
+from headstart.errors import UserError, readable
 
 MAX_SHOWN = 5  # empty classes in a message
 
@@ -81,20 +81,12 @@ def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Li
     opened.scan()
     if annotations := match_patterns(opened.files):
         raise UserError(f"{source}: it holds COCO annotations ({annotations[0]}); give that file or its folder")
-    refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused]
-    ignored = [(printable(name), reason) for name, reason in opened.ignored]
+    found = sort_files(opened.files, opened.read, kind)
+    refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused + found.refused]
+    ignored = [(printable(name), reason) for name, reason in opened.ignored + found.ignored]
     names = []
-    for name in opened.files:
-        suffix = PurePosixPath(name).suffix.lower()
-        other = suffix in kind.unsupported or (suffix and suffix not in kind.suffixes)
-        if other and not _is_recognized(opened, name, suffix, kind):
-            if suffix in kind.unsupported:
-                advice = f"{suffix} files are not supported; {kind.unsupported[suffix]}"
-                refused.append((printable(name), "", "unsupported", advice))
-            else:
-                reason = f"not {kind.noun} data by its suffix ({printable(suffix)}) and content"
-                ignored.append((printable(name), reason))
-        elif printable(name) != name:
+    for name in found.names:
+        if printable(name) != name:
             refused.append((printable(name), "", "bad_name", "its name is not UTF-8"))
         else:
             names.append(name)
@@ -145,13 +137,6 @@ def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kin
         return f"no {kind.noun} in the class folder{names}; put {kind.noun}s there or remove it"
     detail, count = details.most_common(1)[0]
     return f"no usable {kind.noun} in the class folder{names}: {count} files there: {detail}"
-
-
-def _is_recognized(opened: Source, name: str, suffix: str, kind: Kind) -> bool:
-    try:
-        return kind.recognizes(opened.read(name, HEAD), suffix)
-    except ItemError:
-        return False
 
 
 def _outer_folder(names: list[str]) -> str:

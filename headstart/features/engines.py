@@ -93,6 +93,51 @@ class Engine:
                 pool.shutdown(cancel_futures=True)
 
 
+def compile_openvino(
+    network: Callable[..., tf.Tensor], spec: Spec, precision: str, batch_size: int, streams: int
+) -> list[Callable[[Batch], np.ndarray]]:
+    """Return functions that compute a batch by OpenVINO on the CPU, one for each batch that is computed at once.
+
+    Args:
+        network: a Keras model, or a function as one: (inputs by name, training=False) -> outputs.
+        batch_size: of all batches; -1: any.
+        streams: how many batches are computed at once; the cores are divided between them.
+
+    Raises:
+        UserError: if the CPU does not support that precision.
+    """
+    openvino = _import_openvino()
+    core = openvino.Core()
+    hint, capability = _OPENVINO_PRECISION[precision]
+    if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError(
+            f"params.yaml: extract.precision {precision}: this processor does not support it; use float32, or "
+            "extract.engine tensorflow, which is slow at it"
+        )
+    names = list(spec)
+    graph = tf.function(lambda *arrays: network(dict(zip(names, arrays, strict=True)), training=False))
+    signature = [tf.TensorSpec((None, *shape), _computed(dtype)) for shape, dtype in spec.values()]
+    model = openvino.convert_model(graph.get_concrete_function(*signature))
+    shapes = ([batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
+    model.reshape(dict(enumerate(shapes)))
+    preprocessor = openvino.preprocess.PrePostProcessor(model)
+    for number, (_, dtype) in enumerate(spec.values()):  # the graph casts
+        preprocessor.input(number).tensor().set_element_type(openvino.Type(np.dtype(dtype)))
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 if the CPU supports it
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": cores(),
+        "ENABLE_CPU_PINNING": False,  # decoding threads need the cores, too
+    }
+    compiled = core.compile_model(preprocessor.build(), "CPU", settings)
+
+    def compute(request: Any, batch: Batch) -> np.ndarray:
+        request.infer({number: batch[name] for number, name in enumerate(names)}, share_inputs=True)
+        return request.get_output_tensor(0).data.copy()
+
+    return [partial(compute, compiled.create_infer_request()) for _ in range(streams)]
+
+
 class OpenVINOEngine(Engine):
     """The Keras model, compiled by OpenVINO for the CPU.
 
@@ -103,39 +148,11 @@ class OpenVINOEngine(Engine):
     name = "openvino"
 
     def __init__(self, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None) -> None:
-        openvino = _import_openvino()
-        core = openvino.Core()
-        hint, capability = _OPENVINO_PRECISION[precision]
-        if capability not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise UserError(
-                f"params.yaml: extract.precision {precision}: this processor does not support it; use float32, or "
-                "extract.engine tensorflow, which is slow at it"
-            )
-        encoder, names = build(), list(spec)
+        encoder = build()
         super().__init__(encoder, batch_size or OPENVINO_BATCH, cores())
         self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
-        graph = tf.function(lambda *arrays: encoder(dict(zip(names, arrays, strict=True)), training=False))
-        signature = [tf.TensorSpec((None, *shape), _computed(dtype)) for shape, dtype in spec.values()]
-        model = openvino.convert_model(graph.get_concrete_function(*signature))
-        shapes = ([self.batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
-        model.reshape(dict(enumerate(shapes)))
-        preprocessor = openvino.preprocess.PrePostProcessor(model)
-        for number, (_, dtype) in enumerate(spec.values()):  # the graph casts
-            preprocessor.input(number).tensor().set_element_type(openvino.Type(np.dtype(dtype)))
-        settings = {
-            "INFERENCE_PRECISION_HINT": hint,  # else bfloat16 if the CPU supports it
-            "NUM_STREAMS": self.parallel,
-            "INFERENCE_NUM_THREADS": self.parallel,
-            "ENABLE_CPU_PINNING": False,  # decoding threads need the cores, too
-        }
-        compiled = core.compile_model(preprocessor.build(), "CPU", settings)
-
-        def compute(request: Any, batch: Batch) -> np.ndarray:
-            request.infer({number: batch[name] for number, name in enumerate(names)}, share_inputs=True)
-            return request.get_output_tensor(0).data.copy()
-
-        for _ in range(self.parallel):
-            self.pool.put(partial(compute, compiled.create_infer_request()))
+        for compute in compile_openvino(encoder, spec, precision, self.batch_size, self.parallel):
+            self.pool.put(compute)
 
 
 class TensorFlowEngine(Engine):

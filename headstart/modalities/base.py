@@ -180,6 +180,10 @@ class Modality:
         """Return an example as `front` takes it; raises as `decode`."""
         return np.asarray(self.decode(data))
 
+    def memory(self, data: bytes, size: int) -> int:
+        """Return how many bytes of memory `load` takes at most, by the header of a file; raises nothing."""
+        return 2 * len(data)
+
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
     ) -> Iterator[np.ndarray]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import glob
 import os
 import queue
-import stat
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from headstart.data.boxes import parse_name
 from headstart.data.coco import list_boxes
 from headstart.data.files import Folder
+from headstart.data.recognition import sort_files
 from headstart.data.remote import filesystem
 from headstart.data.sources import image_place, is_coco, open_source
 from headstart.errors import ItemError, UserError, one_line
@@ -25,49 +27,74 @@ MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
 _CHUNK = 2**20
 
 
-def find_inputs(given: Sequence[str], modality: Modality) -> list[str]:
-    """Return the names of all files that are meant, those of a folder or pattern sorted, each name once.
+class Inputs(NamedTuple):
+    """What is meant. Each file that was looked at is in one of these.
+
+    Attributes:
+        names: of files and addresses to predict, each once.
+        refused: name and reason of files in folders that are meant as examples and cannot be read.
+        ignored: name and reason of files in folders that are not meant as examples.
+    """
+
+    names: list[str]
+    refused: list[tuple[str, str]]
+    ignored: list[tuple[str, str]]
+
+    def add(self, other: Inputs) -> None:
+        """Take over what another one has."""
+        self.names.extend(other.names)
+        self.refused.extend(other.refused)
+        self.ignored.extend(other.ignored)
+
+
+def find_inputs(given: Sequence[str], modality: Modality) -> Inputs:
+    """Return all files that are meant, those of a folder or pattern sorted.
 
     Args:
-        given: paths of files; of folders, for the examples below them; patterns, as `photos/**/*.jpg`; addresses of
-            files; COCO annotations as .json, for their boxes; `-`: lines of standard input, each a path or an address.
-            What is listed there but missing, or a folder without examples, is returned too: it is reported with the
-            files that cannot be read, so that the rest of a long list is processed.
-        modality: says which files are examples, by their suffixes.
+        given: paths of files; of folders, for the examples below them, which are found as in training; patterns, as
+            `photos/**/*.jpg`; addresses of files; COCO annotations as .json, for their boxes; `-`: lines of standard
+            input, each a path or an address. What is listed there but missing, or a folder without examples, is among
+            the names, too: it is reported with the files that cannot be read, so that the rest is processed.
+        modality: says which files are examples, by their suffixes or first bytes.
 
     Raises:
         UserError: if a name does not exist, or a folder or pattern has no example.
     """
-    found: list[str] = []
+    found = Inputs([], [], [])
     for name in given:
         if is_coco(name) and (is_address(name) or os.path.isfile(name)):
-            found += _boxes(name)
+            found.names.extend(_boxes(name))
         elif name == STDIN:
             for line in _read_stdin():
-                found += (_examples_below(line, modality) or [line]) if os.path.isdir(line) else [line]
+                inside = _examples_below(line, modality) if os.path.isdir(line) else Inputs([], [], [])
+                found.add(inside)
+                found.names.extend([] if inside.names or inside.refused else [line])
         elif is_address(name) or os.path.isfile(name):
-            found.append(name)
+            found.names.append(name)
         elif os.path.isdir(name):
-            found += (examples := _examples_below(name, modality))
-            if not examples:
-                raise UserError(f"{name}: {_no_example(modality)}")
+            found.add(_check(name, _examples_below(name, modality), _no_example(modality)))
         elif os.path.exists(name):
             raise UserError(f"{name} is neither a file nor a folder")
         elif glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            found += (
-                examples := [match for match in matches if os.path.isfile(match) and _has_suffix(match, modality)]
-            )
-            if not examples:
-                raise UserError(f"{name}: no {modality.noun} matches this pattern ({', '.join(modality.suffixes)})")
+            matches = [match for match in sorted(glob.glob(name, recursive=True)) if not os.path.isdir(match)]
+            nothing = f"no {modality.noun} matches this pattern ({', '.join(modality.suffixes)})"
+            found.add(_check(name, _sort(matches, modality), nothing))
         else:
             raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
-    if not found:
+    if not found.names and not found.refused:
         raise UserError("nothing to predict: standard input is empty")
     unique: dict[str, str] = {}
-    for name in found:
+    for name in found.names:
         unique.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
-    return list(unique.values())
+    return Inputs(list(unique.values()), list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)))
+
+
+def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
+    """Return what is in a folder or pattern if that is something to predict."""
+    if inside.names:
+        return inside
+    reasons = Counter(reason for _, reason in inside.refused or inside.ignored).most_common(1)
+    raise UserError(f"{name}: {nothing}" + "".join(f"; {count} files there: {reason}" for reason, count in reasons))
 
 
 def _boxes(file: str) -> list[str]:
@@ -96,12 +123,21 @@ def _read_stdin() -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _examples_below(folder: str, modality: Modality) -> list[str]:
-    return sorted(str(Path(folder, name)) for name in Folder(Path(folder)).scan().files if _has_suffix(name, modality))
+def _examples_below(folder: str, modality: Modality) -> Inputs:
+    opened = Folder(Path(folder)).scan()
+    inside = _sort(sorted(str(Path(folder, name)) for name in opened.files), modality)
+    inside.ignored.extend((str(Path(folder, name)), reason) for name, reason in opened.ignored)
+    return inside
 
 
-def _has_suffix(name: str, modality: Modality) -> bool:
-    return Path(name).suffix.lower() in modality.suffixes
+def _sort(names: list[str], modality: Modality) -> Inputs:
+    """Find the examples among files by the rule of training."""
+    found = sort_files(names, _read, modality)
+    return Inputs(found.names, [(name, detail) for name, _, detail in found.refused], found.ignored)
+
+
+def _read(name: str, count: int = -1) -> bytes:
+    return Folder(Path(name).parent).read(Path(name).name, count)
 
 
 def _no_example(modality: Modality) -> str:
@@ -121,12 +157,7 @@ def read_input(name: str, modality: Modality, margin: float = 0.0) -> bytes:
         return fetch(name)
     if os.path.isdir(name):
         raise ItemError("missing", _no_example(modality))
-    try:
-        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe would wait for ever
-            raise ItemError("unreadable", "not a file")
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise ItemError("unreadable", (error.strerror or str(error)).lower()) from error
+    return _read(name)
 
 
 def fetch(address: str) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from headstart.modalities import Modality
     from headstart.training.networks import Classifier
 
+MAX_SHOWN = 5  # names of ignored files, and reasons
+
 
 def predict(inputs: Sequence[str], format: str = "text", output: Path | None = None, model: Path = paths.MODEL) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
@@ -47,7 +50,13 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         BrokenPipeError: if nobody reads standard output any more.
     """
     info = read_model_info(model)
-    names = find_inputs(inputs, info.modality)
+    names, refused, ignored = find_inputs(inputs, info.modality)
+    if ignored:
+        counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+        shown = ", ".join(printable(name) for name, _ in ignored[:MAX_SHOWN])
+        more = f" and {len(ignored) - MAX_SHOWN} more" if len(ignored) > MAX_SHOWN else ""
+        print(f"predict: {len(ignored)} files are ignored ({reasons}): {shown}{more}", file=sys.stderr)
     outputs = Outputs()
     try:
         file = outputs.path(output) if output else None
@@ -56,7 +65,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         classifier, detector = networks.load_classifier(model), _load_detector(model)
         hidden = True if not file and sys.stdout.isatty() else None  # lines and a progress bar would mix
         bar = tqdm(total=len(names), desc="predict", unit=" examples", disable=hidden)
-        flags, problems = [], []
+        flags, problems = [], [f"{printable(name)}: {reason}" for name, reason in refused]
 
         def readable() -> Iterator[Prediction]:
             for prediction in predictions(names, classifier, detector, bar, info.margin):

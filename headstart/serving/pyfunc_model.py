@@ -17,8 +17,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from headstart.errors import ItemError
-
-BATCH_SIZES = 2, 32  # a batch is padded to one of these, each of which is compiled once
+from headstart.serving.keras_batches import BATCH_SIZES, predict_padded
 
 
 class PyfuncClassifier(PythonModel):
@@ -32,7 +31,7 @@ class PyfuncClassifier(PythonModel):
         modality, size = self._classifier.modality, self._classifier.size
         for data in modality.probes(size)[:1]:
             for count in BATCH_SIZES:
-                self._probabilities([modality.load(data, size)] * count)
+                predict_padded(self._classifier, [modality.load(data, size)] * count)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -56,7 +55,7 @@ class PyfuncClassifier(PythonModel):
             raise MlflowException.invalid_parameter_value("; ".join(problems))
         rows = []
         for start in range(0, len(arrays), BATCH_SIZES[-1]):
-            rows += self._probabilities(arrays[start : start + BATCH_SIZES[-1]]).tolist()
+            rows += predict_padded(classifier, arrays[start : start + BATCH_SIZES[-1]]).tolist()
         return [
             {
                 "label": classifier.classes[int(np.argmax(row))],
@@ -65,10 +64,6 @@ class PyfuncClassifier(PythonModel):
             }
             for row in rows
         ]
-
-    def _probabilities(self, arrays: list[np.ndarray]) -> np.ndarray:
-        batch_size = next(size for size in BATCH_SIZES if len(arrays) <= size)
-        return self._classifier.predict(self._classifier.modality.batch(arrays), batch_size)
 
 
 set_model(PyfuncClassifier())

@@ -14,7 +14,7 @@ from PIL import Image
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
 from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
-from headstart.modalities.image import cutting, decode, descriptors, pixels, probes, value_range
+from headstart.modalities.image import cutting, decode, descriptors, memory, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 from headstart.modalities.image.deep import DeepImage
 
@@ -109,6 +109,9 @@ class ImageModality(Modality):
     def load(self, data: bytes, size: int) -> np.ndarray:
         """Load an image, (size, size, 3) uint8 RGB."""
         return pixels.resize(pixels.pixels(data, size, self._range), size)
+
+    def memory(self, data: bytes, size: int) -> int:
+        return memory.decoding_memory(data, size)
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
