@@ -51,7 +51,7 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
 from headstart.data.layouts import open_examples
-from headstart.data.prepared import load_classes, load_split
+from headstart.data.prepared import load_classes, load_reading, load_split
 from headstart.errors import UserError
 from headstart.features.encoding import read_meta
 from headstart.framework import device_name, keras, make_repeatable
@@ -92,7 +92,7 @@ def sample(source: Path, count: int | None, folder: Path) -> int:
 def outputs_for(network: keras.Model, examples: pd.DataFrame, size: int) -> np.ndarray:
     """What `network` gives for examples of the manifest, in their order."""
     params = load_params()
-    modality = get_modality(params.data.kind)
+    modality = get_modality(params.data.kind, load_reading())
     with open_examples(params.data, modality) as source:
         rows = (list(examples.path), list(examples.file_hash))
         batches = read_batches(source, modality, *rows, size, 32)

@@ -169,7 +169,7 @@ def up_to_date_stages(
         code |= {path: md5_of(tree, path) for path in code_deps({stage: definition}) if path not in code}
         try:
             entry = lock[stage]
-            if paths.WATCHED.as_posix() in definition["deps"]:
+            if paths.WATCHED.as_posix() in definition.get("deps", []):
                 code[paths.WATCHED.as_posix()] = _watched_md5(lock, params)
             current = _matches(tree, entry, definition, params, produced | code)
             if current and all(is_there(out) for out in entry["outs"] if is_there):

@@ -39,6 +39,8 @@ def read_texts(file: Path) -> dict[str, Any]:
         UserError: if it has layers that need code of their own, by name.
         Exception: what zipfile and json raise if it is damaged, or larger inside than such files are.
     """
+    if file.suffix != ".keras":  # Keras chooses the format by the suffix, and a file can be of two formats
+        raise ValueError("its name does not end in .keras")
     with open_zip(file, MAX_MEMBERS) as archive:
         members = archive.infolist()
         sizes = {member.filename: member.file_size for member in members}

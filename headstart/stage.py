@@ -133,6 +133,8 @@ def check_inputs(name: str) -> None:
     """
     for dep in read_stages(Workspace()).get(name, {}).get("deps", []):
         if dep != SOURCE and dep.split("/")[0] not in CODE and not Path(dep).exists():
+            if Path(dep) == paths.WATCHED:
+                raise UserError(f"the folder {dep} is missing; restore it: git checkout HEAD -- {dep}")
             raise UserError(f"{dep} does not exist; run `dvc repro`, which runs the stages before this one")
 
 

@@ -13,6 +13,7 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from headstart.backbones import cached_backbones, get_backbone, keras_applications
 from headstart.backbones.base import BACKBONE_LAYER, weights_sha256
+from headstart.backbones.keras_applications import keras_folders
 from headstart.backbones.keras_table import ROWS
 from headstart.errors import UserError
 
@@ -169,3 +170,10 @@ def test_unavailable_weights_are_reported_with_their_place(monkeypatch, tmp_path
         build("vgg16", "pretrained")
     for part in ("vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5", str(tmp_path / "models"), "here:   tiny"):
         assert part in str(error.value)
+
+
+def test_a_home_without_a_keras_folder_yet_is_writable(monkeypatch, tmp_path):
+    """Else weights that anybody may have put into /tmp would be taken."""
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert keras_folders() == [tmp_path / ".keras"]

@@ -13,6 +13,7 @@ from PIL import Image
 from test_images import encoded
 from tiff_files import tiff_file
 
+from headstart.data.inspection import inspect_contents
 from headstart.errors import ItemError
 from headstart.modalities import get_modality
 from headstart.modalities.image import deep
@@ -293,3 +294,9 @@ def test_a_modality_reads_by_what_it_is_given():
     assert image.show(data) == ""
     eight = encoded(Image.new("RGB", (8, 8), (9, 99, 199)), "PNG")
     assert (twelve.load(eight, 8) == image.load(eight, 8)).all()  # 8 bits have one scale
+
+
+def test_an_image_without_a_number_is_quarantined():
+    nothing = np.full((6, 8), np.nan, np.float32)
+    good, bad = inspect_contents([png(draw("uint16", 1)), tiff_file(nothing)], get_modality("image"))
+    assert (good.reason, bad.reason) == ("", "damaged")

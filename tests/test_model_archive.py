@@ -116,3 +116,8 @@ def test_what_is_not_of_this_pipeline_is_read_too(tmp_path, members):
     del members["headstart.json"]
     assert read_texts(write(tmp_path / "head.keras", members)).keys() == {"config.json", "classes.json"}
     assert model_archive.ABOUT == "headstart.json"
+
+
+def test_only_names_that_keras_reads_as_archives_are_opened(tmp_path, members):
+    """Keras goes by the suffix: a file that is HDF5 and, at its end, a zip would be looked through as another."""
+    refused(write(tmp_path / "model.h5", members), "its name does not end in .keras")

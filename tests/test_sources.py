@@ -226,6 +226,7 @@ def test_ids_without_a_suffix_are_completed(photos):
     ("labels", "expected", "note"),
     [
         (["1.0", "2.0", "1"], ["1", "1", "2"], ["labels such as 1.0 are read as whole numbers, e.g. 1"]),
+        (["3", "1.0", "3"], ["1", "3", "3"], ["labels such as 1.0 are read as whole numbers, e.g. 1"]),
         (["1.0", "1.5", "2.0"], ["1.0", "1.5", "2.0"], []),
         (["1.0", "v2.0", "2.0"], ["1.0", "2.0", "v2.0"], []),
         (["01", "02", "02"], ["01", "02", "02"], []),

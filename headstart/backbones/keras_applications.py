@@ -200,7 +200,8 @@ class KerasApplication(Backbone):
 def keras_folders() -> list[Path]:
     """Return where Keras keeps files: KERAS_HOME, else ~/.keras; if it cannot write there, also /tmp/.keras."""
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    return [folder] if os.access(folder, os.W_OK) else [folder, Path("/tmp/.keras")]
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())  # Keras would make the rest
+    return [folder] if os.access(there, os.W_OK) else [folder, Path("/tmp/.keras")]
 
 
 def _unseen_by_keras(file: Path) -> bool:

@@ -36,12 +36,13 @@ def inspect_contents(files: Sequence[bytes], kind: Kind) -> list[ItemInfo]:
     for data in files:
         try:
             item = kind.decode(data)
+            described_by = kind.item_id(item), kind.measures(item), kind.sketch(item)
         except ItemError as error:
             infos.append(ItemInfo(error.reason, str(error)))
             continue
         infos.append(None)
-        known.append((kind.item_id(item), kind.measures(item)))
-        sketches.append(kind.sketch(item))
+        known.append(described_by[:2])
+        sketches.append(described_by[2])
     if not sketches:
         return [info for info in infos if info]
     vectors, described = kind.describe(np.stack(sketches))

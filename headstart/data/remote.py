@@ -202,8 +202,9 @@ def _download(fs: Any, path: str, version: str | None, limit: int, size: int = 0
             print(f"{copy}: the copy of {readable(path)} is damaged; it is downloaded again", file=sys.stderr)
     copy.parent.mkdir(parents=True, exist_ok=True)
     for left in copy.parent.glob(f".*{_PARTIAL}"):  # by runs that were killed
-        if time.time() - left.stat().st_mtime > MAX_SECONDS:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another thread or run has just finished it
+            if time.time() - left.stat().st_mtime > MAX_SECONDS:
+                left.unlink()
     if size > (free := shutil.disk_usage(copy.parent).free):
         raise ItemError("too_large", f"{size / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free in {copy.parent.parent}")
     handle, partial = tempfile.mkstemp(_PARTIAL, ".", copy.parent)

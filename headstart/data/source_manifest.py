@@ -52,7 +52,8 @@ def list_manifest(
     rows = {column: _as_text(source, table[column]) for column in columns}
     notes = []
     if whole := _whole_numbers(rows["label"]):
-        notes.append(f"labels such as {rows['label'][0]} are read as whole numbers, e.g. {whole[0]}")
+        shown = next(row for row, label in enumerate(rows["label"]) if label != whole[row])
+        notes.append(f"labels such as {rows['label'][shown]} are read as whole numbers, e.g. {whole[shown]}")
         rows["label"] = whole
     first = 2 if is_csv(source) else 1
     folder = root or manifest_folder(source)
