@@ -11,7 +11,7 @@ from typing import Literal
 
 from headstart.data.boxes import Crops, parse_name
 from headstart.data.checks import compile_group_by
-from headstart.data.coco import annotation_files, list_annotations, match_patterns
+from headstart.data.coco import annotation_files, find_annotations, list_annotations
 from headstart.data.files import Source
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.recognition import sort_files
@@ -79,7 +79,7 @@ def list_items(
 def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Listing:
     """List `CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
-    if annotations := match_patterns(opened.files):
+    if annotations := find_annotations(opened, opened.files):
         raise UserError(f"{source}: it holds COCO annotations ({annotations[0]}); give that file or its folder")
     found = sort_files(opened.files, opened.read, kind)
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused + found.refused]
