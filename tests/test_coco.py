@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,7 +90,7 @@ def settings(source: Path | str, **changes: Any) -> Data:
 def list_items(source: Path | str, group_by: str | None = None, **changes: Any) -> Listing:
     data = settings(source, **changes)
     with layouts.open_examples(data, IMAGE) as opened:
-        return layouts.list_items(opened, data.source, IMAGE, data.root, group_by, data.coco)
+        return layouts.list_items(opened, data.source, IMAGE, data.root, group_by, data.coco, data.splits)
 
 
 def read(source: Path | str, name: str, **changes: Any) -> np.ndarray:
@@ -178,6 +179,18 @@ def test_several_files_are_splits(tmp_path, place, kind):
     assert Counter(item.split for item in listing.items) == {"train": 8, "val": 8, "test": 8}
     assert {item.split for item in listing.items if item.group.endswith("0010.png")} == {"val"}
     assert read(source, listing.items[0].path).ndim == 3
+
+
+def test_data_splits_are_not_ignored(tmp_path):
+    for number, split in enumerate(("train", "test")):
+        write(tmp_path / f"instances_{split}.json", make_coco(tmp_path / split, 2, 10 * number))
+    assert {item.split for item in list_items(tmp_path).items} == {"train", "test"}
+    listing = list_items(tmp_path, splits="none")
+    assert [item.split for item in listing.items] == [None] * 16
+    assert listing.notes == ["the splits by annotations files are not used, since data.splits is none"]
+    for source in (tmp_path, tmp_path / "instances_train.json"):
+        with pytest.raises(UserError, match=r"data\.splits names folders or .*; set data\.splits to null, or to none"):
+            list_items(source, splits={"train": "train", "val": "test"})
 
 
 def test_one_file_in_a_folder_is_split_by_prepare(coco):
@@ -576,6 +589,21 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         names = inputs.find_inputs([source], IMAGE).names
         assert names[0] == f"{address}/images/0000.png#xywh=5,4,24,20&size=90x80"
         assert inputs.read_input(names[0], IMAGE, 0.1).startswith(b"P6 30 26 255\n")
+
+
+@pytest.mark.parametrize("name", ["instances.json", "annotations/instances_train.json"])
+def test_a_folder_at_an_address_is_told_to_give_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    write(tmp_path / "set" / name, make_coco(tmp_path / "set" / "images"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "set"), "/coco-bucket", recursive=True)
+    try:
+        with pytest.raises(UserError, match="at an address give the file itself: ") as raised:
+            list_items("memory://coco-bucket")
+        address = str(raised.value).rpartition(" ")[2]
+        assert len(list_items(address).items) == 24
+    finally:
+        memory.rm("/coco-bucket", recursive=True)
 
 
 # --- the pipeline
