@@ -268,6 +268,12 @@ def test_a_damaged_split_is_not_left_out(tmp_path):
         list_items(tmp_path)
 
 
+def test_annotations_that_are_too_large_are_reported(coco, monkeypatch):
+    monkeypatch.setattr("headstart.data.files.MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"instances\.json: cannot be read \(larger than"):
+        list_items(coco.parent)
+
+
 def test_an_image_in_two_splits_stays_in_the_one_that_is_measured(tmp_path):
     train, test = make_coco(tmp_path / "images", 4), make_coco(tmp_path / "images", 2, first=2)
     write(tmp_path / "instances_train.json", train)

@@ -80,8 +80,8 @@ def _looks_like_coco(opened: Source, file: str) -> bool:
     """Whether a file holds lists of images and of annotations, without parsing it: it can be large, or cut off."""
     try:
         data = opened.read(file)
-    except ItemError:
-        return False
+    except ItemError as error:
+        return error.reason == "too_large"  # which listing it reports
     return bool(_IMAGES.search(data) and _ANNOTATIONS.search(data))
 
 
