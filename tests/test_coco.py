@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,7 +90,7 @@ def settings(source: Path | str, **changes: Any) -> Data:
 def list_items(source: Path | str, group_by: str | None = None, **changes: Any) -> Listing:
     data = settings(source, **changes)
     with layouts.open_examples(data, IMAGE) as opened:
-        return layouts.list_items(opened, data.source, IMAGE, data.root, group_by, data.coco)
+        return layouts.list_items(opened, data.source, IMAGE, data.root, group_by, data.coco, data.splits)
 
 
 def read(source: Path | str, name: str, **changes: Any) -> np.ndarray:
@@ -180,6 +181,18 @@ def test_several_files_are_splits(tmp_path, place, kind):
     assert read(source, listing.items[0].path).ndim == 3
 
 
+def test_data_splits_are_not_ignored(tmp_path):
+    for number, split in enumerate(("train", "test")):
+        write(tmp_path / f"instances_{split}.json", make_coco(tmp_path / split, 2, 10 * number))
+    assert {item.split for item in list_items(tmp_path).items} == {"train", "test"}
+    listing = list_items(tmp_path, splits="none")
+    assert [item.split for item in listing.items] == [None] * 16
+    assert listing.notes == ["the splits by annotations files are not used, since data.splits is none"]
+    for source in (tmp_path, tmp_path / "instances_train.json"):
+        with pytest.raises(UserError, match=r"data\.splits names folders or .*; set data\.splits to null, or to none"):
+            list_items(source, splits={"train": "train", "val": "test"})
+
+
 def test_one_file_in_a_folder_is_split_by_prepare(coco):
     assert {item.split for item in list_items(coco.parent).items} == {None}
 
@@ -213,6 +226,52 @@ def test_other_json_files_make_no_coco_of_a_folder_of_classes(tmp_path):
             archive.write(file, file.relative_to(tmp_path / "set").as_posix())
     for source in (tmp_path / "set", tmp_path / "set.zip"):
         assert list_items(source).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "other"),
+    [
+        (True, "annotations/meta.json"),
+        (True, "instances.json"),
+        (True, "train/cat/instances.json"),
+        (False, "cat/instances.json"),
+        (False, "instances.json"),
+        (False, "cat/_annotations.coco.json"),
+    ],
+)
+@pytest.mark.parametrize("content", [{"images": 7}, {"images": ["a.png"], "annotations": []}, []])
+def test_unrelated_json_makes_no_coco_of_classes_or_splits(tmp_path, splits, other, content):
+    for label in ("cat", "dog"):
+        for split in ("train", "val") if splits else ("",):
+            make_coco(tmp_path / "set" / split / label, 1)
+    write(tmp_path / "set" / other, content)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in (tmp_path / "set").rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path).as_posix())
+    for source in (tmp_path / "set", tmp_path / "set.zip"):
+        listing = list_items(source)
+        assert listing.classes == ["cat", "dog"]
+        assert {item.split for item in listing.items} == ({"train", "val"} if splits else {None})
+
+
+def test_annotations_within_a_class_folder_make_no_coco_of_the_classes(tmp_path):
+    content = make_coco(tmp_path / "set" / "cat", 2)
+    make_coco(tmp_path / "set" / "dog", 2)
+    write(tmp_path / "set" / "cat" / "instances.json", content)
+    assert list_items(tmp_path / "set").classes == ["cat", "dog"]
+
+
+def test_a_damaged_split_is_not_left_out(tmp_path):
+    write(tmp_path / "instances_train.json", make_coco(tmp_path / "images", 4))
+    (tmp_path / "instances_val.json").write_text("{")
+    with pytest.raises(UserError, match=r"instances_val\.json: not readable JSON"):
+        list_items(tmp_path)
+
+
+def test_annotations_that_are_too_large_are_reported(coco, monkeypatch):
+    monkeypatch.setattr("headstart.data.files.MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"instances\.json: cannot be read \(larger than"):
+        list_items(coco.parent)
 
 
 def test_an_image_in_two_splits_stays_in_the_one_that_is_measured(tmp_path):
@@ -411,6 +470,24 @@ def test_boxes_of_images_with_more_than_8_bits_keep_them(dtype):
     assert np.array_equal(found.values, values[2:10, 3:13])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "no_data"),
+    [(np.uint16, 0), (np.int32, -9999), (np.float32, -9999.1), (np.float32, -3.4028234663852886e38), (np.int8, -128)],
+)
+def test_boxes_of_maps_keep_where_data_are_missing(dtype, no_data):
+    values = np.random.default_rng(0).integers(50, 99, (20, 30)).astype(dtype)
+    values[4:8, 2:9] = no_data
+    buffer = io.BytesIO()
+    sign = {339: 2} if dtype == np.int8 else {}
+    stored = values.view(np.uint8) if dtype == np.int8 else values
+    Image.fromarray(stored).save(buffer, "TIFF", tiffinfo={42113: str(no_data), **sign})
+    whole = decode.read(buffer.getvalue())
+    found = decode.read(IMAGE.cutter(buffer.getvalue())(Box(3, 2, 10, 8), 0))
+    assert np.array_equal(found.values, values[2:10, 3:13])
+    assert np.array_equal(found.missing, whole.missing[2:10, 3:13])
+    assert found.extent()[0] >= 50
+
+
 def test_boxes_of_colour_images_with_16_bits_keep_them():
     values = np.random.default_rng(0).integers(0, 2**16, (20, 30, 3))
     data = b"P6 30 20 65535\n" + values.astype(">u2").tobytes()
@@ -433,6 +510,18 @@ def test_names_of_boxes():
     assert parse_name(name) == ("a#b/c d.jpg", Box(1, -2, 1234567.12, 0.3, (640, 480)))
     for name in ("a.jpg", "a.jpg#xywh=1,2,3", "a.jpg#xywh=1,2,3,0", "a.jpg#xywh=1,2,3..4,5", "a.jpg#xywh=1,2,3,1e999"):
         assert parse_name(name) == (name, None)
+
+
+def test_a_tiny_box_has_a_name_that_can_be_read(coco):
+    content = json.loads(coco.read_text())
+    add(content, 100, [5, 4, 0.004, 20])
+    add(content, 100, [5, 4, 20, 1e-9])
+    write(coco, content)
+    names = [item.path for item in list_items(coco).items]
+    assert len(names) == 26
+    assert all(map(boxes.is_box, names))
+    assert read(coco, "images/0000.png#xywh=5,4,0.01,20&size=90x80", margin=0).shape == (20, 1, 3)
+    assert read(coco, "images/0000.png#xywh=5,4,20,0.01&size=90x80", margin=0).shape == (1, 20, 3)
 
 
 # --- reading
@@ -508,6 +597,21 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         assert inputs.read_input(names[0], IMAGE, 0.1).startswith(b"P6 30 26 255\n")
 
 
+@pytest.mark.parametrize("name", ["instances.json", "annotations/instances_train.json"])
+def test_a_folder_at_an_address_is_told_to_give_the_file(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    write(tmp_path / "set" / name, make_coco(tmp_path / "set" / "images"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "set"), "/coco-bucket", recursive=True)
+    try:
+        with pytest.raises(UserError, match="at an address give the file itself: ") as raised:
+            list_items("memory://coco-bucket")
+        address = str(raised.value).rpartition(" ")[2]
+        assert len(list_items(address).items) == 24
+    finally:
+        memory.rm("/coco-bucket", recursive=True)
+
+
 # --- the pipeline
 
 
@@ -519,7 +623,7 @@ def finished(tmp_path_factory) -> Iterator[Path]:
     content = make_coco(folder / "set" / "images", 24)
     add(content, 100, [1, 1, 60, 60], iscrowd=1)
     for image in range(101, 112):
-        add(content, image, [80, 70, 4, 5])  # tiny
+        add(content, image, [80, 70, 4, 5 if image > 101 else 0.001])  # tiny
     add(content, 112, [200, 200, 30, 30])
     content["images"].append({"id": 1, "file_name": "gone.png"})
     write(folder / "set" / "instances.json", content)

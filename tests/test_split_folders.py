@@ -163,3 +163,13 @@ def test_the_column_split_of_a_manifest_is_read_alike(tmp_path):
     assert {item.split for item in list_items(table, splits="none").items} == {None}
     with pytest.raises(UserError, match="row 3: split must be A or C, got 'B'"):
         list_items(table, splits={"train": "A", "test": "C"})
+
+
+def test_splits_of_a_manifest_without_the_column_are_not_ignored(tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("path,label\na.png,x\nb.png,y\n")
+    with pytest.raises(
+        UserError, match=r"data\.splits names words of the column split, which is missing; add it, or set"
+    ):
+        list_items(table, splits={"train": "A", "test": "B"})
+    assert len(list_items(table, splits="none").items) == 2

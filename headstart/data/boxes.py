@@ -38,7 +38,9 @@ class Box(NamedTuple):
         return all(map(math.isfinite, self[:4])) and self.width > 0 and self.height > 0
 
     def __str__(self) -> str:
-        return ",".join(f"{round(value, 2):.10g}" for value in self[:4])
+        # A side is never written as 0, which would be no box: prepare says of tiny ones that they are too small.
+        sides = (max(self.width, 0.01), max(self.height, 0.01))
+        return ",".join(f"{round(value, 2):.10g}" for value in (self.x, self.y, *sides))
 
 
 Cut = Callable[[Box, float], bytes]  # a box and the margin around it, as a share of its longer side

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from headstart.data.coco_file import Annotation, CocoFile, image_path
@@ -16,12 +16,14 @@ from headstart.data.split_folders import recognize
 from headstart.errors import ItemError, UserError, one_line, readable
 
 ROBOFLOW = "_annotations.coco.json"
-# Which files are annotations, by the first pattern that any file matches.
+# Which files are annotations: those of the first pattern that any file matches and is written as COCO annotations are.
 PATTERNS = ("annotations/instances*.json", "instances*.json", f"*/{ROBOFLOW}", ROBOFLOW)
 AT_THE_TOP = "annotations/*.json"  # deeper in a folder of classes these can be anything
 IMAGE_FOLDERS = ("", "images", "data", "imgs")
 PROBED = 3  # images that are looked for to find their folder
 MAX_SHOWN = 5  # names in a message
+_IMAGES = re.compile(rb'"images"\s*:\s*\[\s*[{\]]')
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
 
 
 def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
@@ -37,9 +39,9 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     if os.path.isdir(source):  # not scanned yet
         patterns = (*PATTERNS, AT_THE_TOP)
         files = [file.relative_to(source).as_posix() for pattern in patterns for file in Path(source).glob(pattern)]
-        names = match_patterns([file for file in files if not is_hidden(file)], patterns)
+        names = find_annotations(opened, [file for file in files if not is_hidden(file)], patterns)
     else:
-        names = match_patterns(opened.files)
+        names = find_annotations(opened, opened.files)
     if len(names) < 2:
         return dict.fromkeys(names)
     known = recognize(_words(name)[-1] for name in names)
@@ -53,11 +55,34 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     return splits
 
 
-def match_patterns(files: Iterable[str], patterns: Sequence[str] = PATTERNS) -> list[str]:
-    """Return those of the files that are COCO annotations by their names, sorted."""
-    json_files = sorted({PurePosixPath(file) for file in files if file.endswith(".json")})
-    found = ([file.as_posix() for file in json_files if file.match(pattern)] for pattern in patterns)
-    return next(filter(None, found), [])
+def find_annotations(opened: Source, files: Sequence[str], patterns: Sequence[str] = PATTERNS) -> list[str]:
+    """Return those of the files that are COCO annotations, sorted; patterns start below the folders around all files.
+
+    If one of those that match a pattern is written as COCO annotations are, all are returned: another may be damaged.
+    """
+    json_files = sorted({file for file in files if file.endswith(".json")})
+    if not json_files:
+        return []
+    outer = os.path.commonpath([os.path.dirname(file) for file in files])
+    for pattern in patterns:
+        found = [file for file in json_files if _matches(file, pattern) or _matches(file[len(outer) + 1 :], pattern)]
+        if any(_looks_like_coco(opened, file) for file in found):
+            return found
+    return []
+
+
+def _matches(file: str, pattern: str) -> bool:
+    """Whether all of a path matches, not only its end."""
+    return file.count("/") == pattern.count("/") and PurePosixPath(file).match(pattern)
+
+
+def _looks_like_coco(opened: Source, file: str) -> bool:
+    """Whether a file holds lists of images and of annotations, without parsing it: it can be large, or cut off."""
+    try:
+        data = opened.read(file)
+    except ItemError as error:
+        return error.reason == "too_large"  # which listing it reports
+    return bool(_IMAGES.search(data) and _ANNOTATIONS.search(data))
 
 
 def list_annotations(opened: Source, source: str, files: dict[str, str | None], whole: bool) -> Listing:

@@ -6,20 +6,22 @@ import os
 import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 from headstart.data.boxes import Crops, parse_name
 from headstart.data.checks import compile_group_by
-from headstart.data.coco import annotation_files, list_annotations, match_patterns
+from headstart.data.coco import annotation_files, find_annotations, list_annotations
 from headstart.data.files import Source
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.recognition import sort_files
-from headstart.data.source_manifest import list_manifest
+from headstart.data.source_manifest import NO_SPLITS, list_manifest
 from headstart.data.sources import is_manifest, open_source
 from headstart.data.split_folders import Splits, find_splits
 from headstart.data_config import Data
 from headstart.errors import UserError, readable
+from headstart.paths import is_address
 
 MAX_SHOWN = 5  # empty classes in a message
 
@@ -62,7 +64,17 @@ def list_items(
         listing, grouped = list_manifest(opened, source, kind, root, group_by, splits)
     elif annotations := annotation_files(source, opened):
         opened.watch()
+        if isinstance(splits, Mapping):
+            raise UserError(
+                f"{source}: params.yaml: data.splits names folders or words of a manifest, but COCO annotations have "
+                f"the splits of their files; {NO_SPLITS}"
+            )
+        unused = splits == "none" and len(annotations) > 1
+        annotations = dict.fromkeys(annotations) if unused else annotations
         listing = list_annotations(opened, source, annotations, whole=coco == "images")
+        if unused:
+            note = "the splits by annotations files are not used, since data.splits is none"
+            listing = replace(listing, notes=[*listing.notes, note])
     else:
         listing = _list_folders(source, opened, kind, splits)
     if group_by and not grouped:
@@ -79,8 +91,11 @@ def list_items(
 def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Listing:
     """List `CLASS/...` or `SPLIT/CLASS/...`, both also inside one outer folder."""
     opened.scan()
-    if annotations := match_patterns(opened.files):
-        raise UserError(f"{source}: it holds COCO annotations ({annotations[0]}); give that file or its folder")
+    if annotations := find_annotations(opened, opened.files):
+        advice = "give that file or its folder"
+        if is_address(source):  # a folder there is not listed at each stage
+            advice = f"of those at an address give the file itself: {source.rstrip('/')}/{annotations[0]}"
+        raise UserError(f"{source}: it holds COCO annotations ({annotations[0]}); {advice}")
     found = sort_files(opened.files, opened.read, kind)
     refused = [(printable(name), "", reason, detail) for name, reason, detail in opened.refused + found.refused]
     ignored = [(printable(name), reason) for name, reason in opened.ignored + found.ignored]

@@ -26,6 +26,7 @@ from headstart.errors import UserError, did_you_mean, one_line, readable
 from headstart.paths import is_address
 
 COLUMNS = "a manifest has the columns path, label and optionally split, in UTF-8, separated by commas"
+NO_SPLITS = "set data.splits to null, or to none for splits that prepare draws"
 _WHOLE = re.compile(r"[+-]?\d+(\.0)?")
 
 
@@ -47,6 +48,11 @@ def list_manifest(
     """
     table = _read_table(source)
     grouped = group_by is not None and group_by in table
+    if isinstance(splits, Mapping) and "split" not in table:
+        raise UserError(
+            f"{source}: params.yaml: data.splits names words of the column split, which is missing; add it, or "
+            f"{NO_SPLITS}"
+        )
     has_splits = "split" in table and splits != "none"
     columns = ["path", "label", *(["split"] if has_splits else []), *([group_by] if grouped else [])]
     rows = {column: _as_text(source, table[column]) for column in columns}

@@ -11,7 +11,7 @@ from PIL import Image
 from headstart.data.boxes import Box, Cut
 from headstart.errors import ItemError
 from headstart.modalities.image import decode
-from headstart.modalities.image.deep import DeepImage
+from headstart.modalities.image.deep import NO_DATA, DeepImage
 
 LEAST_INSIDE = 0.5  # share of a box; annotators draw a little over the border, a box of another image lies anywhere
 ORIENTATION = 0x0112  # the EXIF tag
@@ -55,7 +55,10 @@ def _deep_file(image: DeepImage, left: int, upper: int, right: int, lower: int) 
     if values.ndim == 3:
         return b"P6 %d %d 65535\n" % values.shape[1::-1] + values.astype(">u2").tobytes()
     buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, "TIFF", tiffinfo={262: 0 if image.inverted else 1})
+    tags: dict[int, int | str] = {262: 0 if image.inverted else 1}
+    if image.missing is not None:
+        tags[NO_DATA] = repr(image.values[image.missing][0].item())
+    Image.fromarray(values).save(buffer, "TIFF", tiffinfo=tags)
     return buffer.getvalue()
 
 

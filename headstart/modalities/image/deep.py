@@ -24,7 +24,8 @@ SMALL_PART = 1 / 8  # of a range: a set or an image that uses less of it may hav
 # libtiff returns values in the byte order of the machine, which Pillow knows of unsigned ones only.
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _GREY_ALPHA = "LA;16B"
-_WHITE_IS_ZERO, _SIGNED, _NO_DATA = 0, 2, 42113  # in TIFF; the last one is a tag of GDAL
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # in TIFF
+NO_DATA = 42113  # a tag of GDAL
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def deep_image(image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageF
     if alpha is not None and alpha.min() == FULL:
         alpha = None
     inverted = bool(tags) and tags.get(262, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
-    return DeepImage(_smallest(values), alpha, inverted, _missing(values, tags.get(_NO_DATA)))
+    return DeepImage(_smallest(values), alpha, inverted, _missing(values, tags.get(NO_DATA)))
 
 
 def _missing(values: np.ndarray, no_data: str | None) -> np.ndarray | None:
