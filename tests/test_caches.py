@@ -167,6 +167,9 @@ def test_arrays_of_all_kinds(tmp_path):
             read_arrays(tmp_path / f"{name}.npz")
 
 
+SQLITE = {"contents.sqlite", "inspection.sqlite"}  # both are an InspectionCache
+
+
 def test_every_cache_is_tested():
     """All that `cache_path` names: a new one needs a test here, or holds nothing (locks)."""
     root = Path(store.__file__).parent.parent
@@ -176,4 +179,4 @@ def test_every_cache_is_tested():
         for line in file.read_text(encoding="utf-8").splitlines()
         if "cache_path(" in line and "def " not in line
     }
-    assert named == {"costs", "features", "fetched", "fine_tune", "gpus", "inspection.sqlite", "tracking.lock"}
+    assert named == {"costs", "features", "fetched", "fine_tune", "gpus", "tracking.lock", *SQLITE}

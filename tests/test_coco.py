@@ -687,3 +687,14 @@ def test_too_many_missing_images_stop_the_stage(coco, tmp_path, monkeypatch):
     write_params(Path("params.yaml"), **{**SMALL, "data.source": str(coco)})
     with pytest.raises(UserError, match=r"8 of 24 files cannot be used:\n  images/0002\.png#xywh=.*: no such file"):
         run_stages("prepare")
+
+
+def test_images_behind_a_link_are_not_overlooked(coco, tmp_path):
+    """DVC does not look behind it, so prepare must know of it."""
+    folder = coco.parent
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    with layouts.open_examples(settings(folder), get_modality("image")) as opened:
+        listing = layouts.list_items(opened, str(folder), get_modality("image"))
+        assert opened.linked == ["images"]
+        assert opened.read(listing.items[0].path)

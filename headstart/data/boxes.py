@@ -92,6 +92,10 @@ class Crops(Source):
         self.files, self.folders = source.files, source.folders
         self.linked, self.refused, self.ignored = source.linked, source.refused, source.ignored
 
+    def scan(self) -> Crops:
+        self._source.scan()  # fills the lists that this one shares
+        return self
+
     def read(self, name: str, count: int = -1) -> bytes:
         path, box = parse_name(name)
         if not box:

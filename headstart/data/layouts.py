@@ -64,6 +64,8 @@ def list_items(
         listing, grouped = list_manifest(opened, source, kind, root, group_by, splits)
     elif annotations := annotation_files(source, opened):
         opened.watch()
+        if os.path.isdir(source):
+            opened.scan()  # for its links to folders
         if isinstance(splits, Mapping):
             raise UserError(
                 f"{source}: params.yaml: data.splits names folders or words of a manifest, but COCO annotations have "
