@@ -291,6 +291,15 @@ def test_a_file_is_written_whole_or_not_at_all(here, capsys, monkeypatch):
     assert output.read_bytes() == before
 
 
+def test_a_model_that_cannot_be_read_is_not_blamed_on_the_output(here, monkeypatch):
+    def denied(_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(networks, "load_classifier", denied)
+    with pytest.raises(PermissionError):
+        predict.predict(["photos"])
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_standard_output_is_reported(here, monkeypatch):
     with open("/dev/full", "w") as full:

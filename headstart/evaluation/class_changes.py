@@ -105,9 +105,11 @@ def find_class_changes(
 def _counterparts(pairs: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], int]]:
     """Groups of classes of base and of head that correspond, each sorted, and how many shared examples show it."""
     links = pairs.value_counts(["base", "head"], sort=False).rename("examples").reset_index()
-    of_base, of_head = (links.examples / links.groupby(side).examples.transform("sum") for side in ("base", "head"))
-    links["is_mutual"] = (of_base > MOST) & (of_head > MOST)
-    links = links[((of_base > MOST) | (of_head > MOST)) & (links.examples >= FEWEST)]
+    base_share, head_share = (
+        links.examples / links.groupby(side).examples.transform("sum") for side in ("base", "head")
+    )
+    links["is_mutual"] = (base_share > MOST) & (head_share > MOST)
+    links = links[((base_share > MOST) | (head_share > MOST)) & (links.examples >= FEWEST)]
     (rows, bases), (columns, heads) = (pd.factorize(links[side]) for side in ("base", "head"))
     size = len(bases) + len(heads)
     graph = coo_array((np.ones(len(links)), (rows, len(bases) + columns)), shape=(size, size))

@@ -58,14 +58,12 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         more = f" and {len(ignored) - MAX_SHOWN} more" if len(ignored) > MAX_SHOWN else ""
         print(f"predict: {len(ignored)} files are ignored ({reasons}): {shown}{more}", file=sys.stderr)
     outputs = Outputs()
+    flags, problems = [], [f"{printable(name)}: {reason}" for name, reason in refused]
     try:
         file = outputs.path(output) if output else None
-        from headstart.training import networks  # TensorFlow: what is wrong so far is reported before it is loaded
-
-        classifier, detector = networks.load_classifier(model), _load_detector(model)
+        classifier, detector = _load_model(model)
         hidden = True if not file and sys.stdout.isatty() else None  # lines and a progress bar would mix
         bar = tqdm(total=len(names), desc="predict", unit=" examples", disable=hidden)
-        flags, problems = [], [f"{printable(name)}: {reason}" for name, reason in refused]
 
         def readable() -> Iterator[Prediction]:
             for prediction in predictions(names, classifier, detector, bar, info.margin):
@@ -75,14 +73,15 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
                     flags.append(prediction.is_flagged)
                     yield prediction
 
-        with _open(file) as stream:
-            FORMATS[format](stream, classifier.classes, readable())
-        outputs.commit()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        problem = f"{output or 'standard output'}: cannot be written: {error.strerror or error}"
-        raise UserError(f"{problem}; choose another file, or free some space") from error
+        try:
+            with _open(file) as stream:
+                FORMATS[format](stream, classifier.classes, readable())
+            outputs.commit()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            problem = f"{output or 'standard output'}: cannot be written: {error.strerror or error}"
+            raise UserError(f"{problem}; choose another file, or free some space") from error
     finally:
         outputs.discard()
     if problems:
@@ -94,6 +93,12 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
             file=sys.stderr,
         )
     return int(bool(problems))
+
+
+def _load_model(file: Path) -> tuple[Classifier, ood.Detector | None]:
+    from headstart.training import networks  # TensorFlow: what is wrong so far is reported before it is loaded
+
+    return networks.load_classifier(file), _load_detector(file)
 
 
 def _load_detector(model_file: Path) -> ood.Detector | None:
