@@ -11,7 +11,6 @@ from headstart.modalities.image.decode import FORMATS, MAX_PIXELS
 # Bytes per pixel, which tests/test_serving_limits.py measures: the pixels in Pillow and as arrays, copies of them with
 # transparency, buffers of some decoders, and values of more than 8 bits.
 PLAIN, TRANSPARENCY, DEEP = 12, 12, 36
-CMYK = 4  # four bytes of ink beside those of RGB
 BUFFERS = {"AVIF": 10, "HEIF": 10, "JPEG2000": 16, "WEBP": 10}
 COEFFICIENTS = 8  # of a JPEG in several scans: all of its coefficients are kept, at any scale
 TILE = 322, 323  # TIFF's tags for the sides of a tile
@@ -38,8 +37,7 @@ def decoding_memory(data: bytes, size: int) -> int:
     except Exception:  # of many kinds, on damaged bytes: decoding says what is wrong
         return 0
     deep = image.mode.startswith(("I", "F")) or (bool(image.tile) and ";16" in str(image.tile[0].args))
-    per_pixel = PLAIN + TRANSPARENCY * image.has_transparency_data + DEEP * deep + CMYK * (image.mode == "CMYK")
-    per_pixel += BUFFERS.get(image.format or "", 0)
+    per_pixel = PLAIN + TRANSPARENCY * image.has_transparency_data + DEEP * deep + BUFFERS.get(image.format or "", 0)
     return per_pixel * count + several + 3 * size**2
 
 
