@@ -1,22 +1,20 @@
-"""Test accuracy of heads and of fine-tuning, over several splits of the same images.
+"""Accuracy, log loss and calibration on test of heads and of fine-tuning, over several splits of the same images.
 
-Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--cosine]
+Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NAME] [--seeds 5] [--heads]
     [--set KEY=VALUE]...
 
 A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
 
-linear     a linear head, by params.yaml
-sklearn    LogisticRegression of scikit-learn on the same features, with the C that means the same
+recipe     train_head.hidden=[128]: 20 epochs of Adam; val chooses the epoch and the temperature
+sklearn    LogisticRegressionCV of scikit-learn on the last layer's features of train and val, by log loss
 head       what train_head makes by params.yaml
-textbook   from that head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
-cosine     with --cosine: the same with a learning rate that a cosine decays to zero
-tuned      what fine_tune trains on train by params.yaml
-final      what it ships: the same refitted on train and val, if val or folds say that tuned is better than the head;
-           else the head
+textbook   from a linear head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
+tuned      what fine_tune trains by params.yaml, before it is refitted on train and val; the head where it trains nothing
+final      what it ships
 
-A difference is a mean over the seeds, paired, with its standard error. ECE is the expected calibration error of `final`
-on the test images of all seeds together; by chance: the mean error of a network that is as sure, and right just as
-often.
+With --heads fine-tuning is left out. A difference is a mean over the seeds, paired, with its standard error. ECE is the
+expected calibration error on the test images of all seeds together; by chance: the mean error of a network that is as
+sure, and right just as often.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import statistics
@@ -44,7 +43,8 @@ import pandas as pd
 from choices import run, set_params
 from paired import difference, spread
 from scipy.special import softmax
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedKFold
 
 from headstart import paths
 from headstart.backbones import get_backbone, splitting
@@ -53,18 +53,19 @@ from headstart.config import load_params
 from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_classes, load_reading, load_split
 from headstart.errors import UserError
-from headstart.features.encoding import read_meta
+from headstart.features_meta import read_meta
 from headstart.framework import device_name, keras, make_repeatable
 from headstart.modalities import get_modality
 from headstart.modalities.loading import read_batches
 from headstart.training import calibration, defaults, heads, networks, selection
-from headstart.training.examples import load_features
-from headstart.training.head_settings import linear_decay
+from headstart.training.examples import concat, load_features
+from headstart.training.folds import load_folds
+from headstart.training.head_report import read_head_report
 from headstart.training.planning import build_encoder, build_plan
-from pipeline import extract, fine_tune, prepare, train_head
+from headstart.training.saved_head import start_head
+from pipeline import extract, prepare, train_head
 
-WAYS = ("linear", "sklearn", "head", "textbook", "tuned", "final")
-GAINS = (("final", "head"), ("tuned", "textbook"), ("final", "textbook"))
+HEADS, WAYS = ("recipe", "sklearn", "head"), ("recipe", "sklearn", "head", "textbook", "tuned", "final")
 TEXTBOOK_BLOCKS, TEXTBOOK_RATE = 4, 1e-4
 
 
@@ -105,12 +106,27 @@ def test_logits(encoder: keras.Model, head: keras.Model, size: int) -> np.ndarra
     return outputs_for(network, load_split("test"), size)
 
 
-def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float]:
-    """Logits of the test images by compile and fit, and its seconds; the frozen part runs once here, too.
+def head_logits() -> np.ndarray:
+    """Logits of the test images by the head that train_head wrote."""
+    head, _ = networks.load(paths.HEAD)
+    return heads.logits(head, load_features("test").prefix(head.input_shape[1]))
 
-    Args:
-        cosine: whether the learning rate decays; else it stays.
-    """
+
+def sklearn_logits(seed: int) -> np.ndarray:
+    """Logits of the test images by scikit-learn, with C by cross-validation."""
+    dim = read_meta().dim("last")
+    train_set, test = (
+        concat(load_features("train"), load_features("val")).prefix(dim),
+        load_features("test").prefix(dim),
+    )
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    model = LogisticRegressionCV(Cs=np.logspace(-4, 2, 13), cv=folds, scoring="neg_log_loss", max_iter=1000)
+    scores = model.fit(train_set.features, train_set.targets).decision_function(test.features)
+    return scores if scores.ndim > 1 else np.stack([np.zeros_like(scores), scores], axis=1)
+
+
+def textbook_logits(changes: list[str]) -> tuple[np.ndarray, float]:
+    """Logits of the test images by compile and fit, and its seconds; the frozen part runs once here, too."""
     params, meta = set_params(changes), read_meta()
     make_repeatable(params.seed)
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
@@ -123,54 +139,71 @@ def textbook_logits(changes: list[str], cosine: bool) -> tuple[np.ndarray, float
     start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in upper.inputs}
     network = keras.Model(start, networks.without_softmax(head)(upper(start)))
     epochs, _ = defaults.choose_schedule(params.fine_tune, len(train_set))
-    batch_size = params.fine_tune.batch_size
-    steps = epochs * -(-len(train_set) // batch_size)
-    rate = keras.optimizers.schedules.CosineDecay(TEXTBOOK_RATE, steps) if cosine else TEXTBOOK_RATE
-    network.compile(keras.optimizers.Adam(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.compile(keras.optimizers.Adam(TEXTBOOK_RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     activations = split.unpack(outputs_for(lower, train_set, meta.size))
     clock = time.perf_counter()
-    network.fit(activations, train_set.target.to_numpy(), batch_size, epochs, verbose=0)
-    seconds = time.perf_counter() - clock
-    return test_logits(encoder, head, meta.size), seconds
+    network.fit(activations, train_set.target.to_numpy(), params.fine_tune.batch_size, epochs, verbose=0)
+    return test_logits(encoder, head, meta.size), time.perf_counter() - clock
 
 
-def tuned_logits(changes: list[str]) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """Logits of the test images, by the network trained on train and by the one that is shipped, if any; seconds."""
+def tuned_logits(changes: list[str]) -> tuple[np.ndarray | None, np.ndarray | None, float]:
+    """Logits of the test images by the network before it is refitted, and by the one that is shipped; seconds.
+
+    Each is None if there is no such network.
+    """
     params, meta = set_params(changes), read_meta()
     start = time.perf_counter()
     make_repeatable(params.seed)
-    encoder, (head, classes) = build_encoder(params, meta, params.fine_tune.precision), networks.load(paths.HEAD)
-    folds = fine_tune.load_folds(params, len(classes))
-    with build_plan(params, encoder, head, meta, folds, None) as plan:
+    found, tuned = read_head_report(len(load_split("train")) + len(load_split("val")), len(load_classes())), None
+    targets = np.concatenate([load_split(name).target for name in ("train", "val")])
+    if params.fine_tune.effort != "thorough" and found.nothing_to_gain(targets):
+        return None, None, time.perf_counter() - start
+    last = meta.dim("last")
+    encoder = build_encoder(params, meta, params.fine_tune.precision)
+    head = start_head(found, networks.load(paths.HEAD)[0], last, params.seed)
+    folds = load_folds(params.fine_tune, found, last, params.seed)
+    with build_plan(params, encoder, head, found.logits, meta, folds, None) as plan:
         assert plan, "nothing is trained"
-        once = replace(plan, refits=False)
-        result = selection.fine_tune(once, lambda _: None)
-        tuned = test_logits(encoder, head, meta.size) / result.temperature
-        if result.better and result.finished and plan.refits:
+        result = selection.fine_tune(plan if folds else replace(plan, refits=False), lambda _: None)
+        if result.trained:
+            tuned = test_logits(encoder, head, meta.size) / result.temperature
+        if not folds and result.better and plan.refits and result.trained:
             plan.refit(result.trained)
         plan.delete_checkpoints()
     seconds = time.perf_counter() - start
-    shipped = test_logits(encoder, head, meta.size) / result.temperature if result.better else None
-    return tuned, shipped, seconds
+    return tuned, test_logits(encoder, head, meta.size) / result.temperature if result.better else None, seconds
 
 
-def one_split(changes: list[str], cosine: bool) -> tuple[dict[str, np.ndarray], np.ndarray, bool, dict[str, float]]:
-    """The logits of test by each way, the targets, whether the tuned network is shipped, and seconds."""
+def one_split(changes: list[str], heads_only: bool) -> tuple[dict[str, np.ndarray], np.ndarray, str, dict[str, float]]:
+    """The logits of test by each way, the targets, what is shipped, and seconds."""
     run(prepare, changes)
     run(extract, changes)
-    found, test, train_set = {}, load_features("test"), load_features("train")
-    run(train_head, [*changes, "train_head.hidden=[]"])
-    found["linear"] = heads.logits(networks.load(paths.HEAD)[0], test)
-    other = LogisticRegression(C=1 / (linear_decay(len(load_classes())) * len(train_set)), max_iter=1000)
-    scores = other.fit(train_set.features, train_set.targets).decision_function(test.features)
-    found["sklearn"] = scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
-    seconds = {"head": run(train_head, changes)}
-    found["head"] = heads.logits(networks.load(paths.HEAD)[0], test)
-    for way in ("textbook", "cosine")[: 1 + cosine]:
-        found[way], seconds[way] = textbook_logits(changes, cosine=way == "cosine")
-    found["tuned"], shipped, seconds["tuned"] = tuned_logits(changes)
-    found["final"] = found["head"] if shipped is None else shipped
-    return found, test.targets, shipped is not None, seconds
+    found, targets, seconds = {}, load_features("test").targets, {}
+    run(train_head, [*changes, "train_head.hidden=[128]"])
+    found["recipe"] = head_logits()
+    found["sklearn"] = sklearn_logits(load_params().seed)
+    if not heads_only:
+        run(train_head, [*changes, "train_head.hidden=[]"])
+        found["textbook"], seconds["textbook"] = textbook_logits(changes)
+    seconds["head"] = run(train_head, changes)
+    found["head"] = head_logits()
+    choice = json.loads(paths.report("train_head").read_text(encoding="utf-8"))["choice"].get("head", "")
+    if not heads_only:
+        tuned, shipped, seconds["tuned"] = tuned_logits(changes)
+        found["tuned"] = found["head"] if tuned is None else tuned
+        found["final"] = found["head"] if shipped is None else shipped
+        choice += ", nothing tuned" if tuned is None else ", not shipped" if shipped is None else ", shipped"
+    return found, targets, choice, seconds
+
+
+def ece(judged: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """The calibration error of logits for targets, and that by chance."""
+    probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
+    targets = np.concatenate([targets for _, targets in judged])
+    sure = probabilities.max(axis=1)
+    draws = np.random.default_rng(0).random((200, len(sure)))
+    by_chance = np.mean([calibration.expected_calibration_error(sure, draw < sure) for draw in draws])
+    return calibration.calibration_error(probabilities, targets), float(by_chance)
 
 
 def main() -> None:
@@ -179,59 +212,49 @@ def main() -> None:
     parser.add_argument("--backbone", default="mobilenetv2")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
-    parser.add_argument("--cosine", action="store_true")
+    parser.add_argument("--heads", action="store_true")
     arguments = parser.parse_args()
-    ways, pairs = (*WAYS, *["cosine"] * arguments.cosine), (*GAINS, *[("final", "cosine")] * arguments.cosine)
+    ways = HEADS if arguments.heads else WAYS
     os.environ.pop("DVC_ROOT", None)
-    print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; test accuracy, mean and deviation")
-    print(
-        f"{'':<24} "
-        + " ".join(f"{way:>15}" for way in ways)
-        + "".join(f" {f'{one} - {other}':>16}" for one, other in pairs)
-        + "  shipped   ECE by chance",
-        flush=True,
-    )
+    print(f"{arguments.backbone} on {device_name()}, {arguments.seeds} splits; on test, mean and deviation", flush=True)
     for text in arguments.sources:
         name, _, count = text.partition(":")
         with tempfile.TemporaryDirectory() as folder:
             images = sample(Path(name).resolve(), int(count) if count else None, Path(folder) / "images")
             os.chdir(folder)
             accuracy: dict[str, list[float]] = {way: [] for way in ways}
-            seconds, shipped, judged = [], 0, []
+            losses: dict[str, list[float]] = {way: [] for way in ways}
+            seconds, judged = [], {way: [] for way in ways}
             for seed in range(arguments.seeds):
                 changes = [f"backbone={arguments.backbone}", "data.source=images", "prepare.split=exact"]
                 changes += [f"seed={seed}", *arguments.changes]
                 with contextlib.redirect_stdout(io.StringIO()):
-                    found, targets, better, took = one_split(changes, arguments.cosine)
-                shipped += better
+                    found, targets, choice, took = one_split(changes, arguments.heads)
                 seconds.append(took)
-                judged.append((found["final"], targets))
                 for way in ways:
                     accuracy[way].append(float((found[way].argmax(axis=1) == targets).mean()))
+                    losses[way].append(float(calibration.log_loss(found[way], targets).mean()))
+                    judged[way].append((found[way], targets))
                 print(
                     f"{text}, seed {seed}: "
-                    + ", ".join(f"{way} {values[-1]:.4f}" for way, values in accuracy.items())
-                    + f"; {'shipped' if better else 'not shipped'}; seconds: "
+                    + ", ".join(f"{way} {accuracy[way][-1]:.4f} / {losses[way][-1]:.4f}" for way in ways)
+                    + f"; {choice}; seconds: "
                     + ", ".join(f"{way} {value:.0f}" for way, value in took.items()),
                     file=sys.stderr,
                     flush=True,
                 )
             os.chdir(ROOT)
-        probabilities = np.concatenate([softmax(logits, axis=1) for logits, _ in judged])
-        targets = np.concatenate([targets for _, targets in judged])
-        error, sure = calibration.calibration_error(probabilities, targets), probabilities.max(axis=1)
-        draws = np.random.default_rng(0).random((200, len(sure)))
-        by_chance = np.mean([calibration.expected_calibration_error(sure, draw < sure) for draw in draws])
-        columns = [spread(values) for values in accuracy.values()]
-        gains = [difference(accuracy[one], accuracy[other]) for one, other in pairs]
-        print(
-            f"{Path(name).stem + (':' + count if count else '') + f' ({images:,})':<24} "
-            + " ".join(f"{column:>15}" for column in columns)
-            + "".join(f" {gain:>16}" for gain in gains)
-            + f"  {shipped:>3} of {arguments.seeds} {error:.3f}     {by_chance:.3f}  seconds: "
-            + ", ".join(f"{way} {statistics.median(took[way] for took in seconds):.0f}" for way in seconds[0]),
-            flush=True,
-        )
+        print(f"\n{Path(name).stem}{':' + count if count else ''}, {images:,} images")
+        print(f"{'':<10} {'accuracy':>16} {'- head':>16} {'log loss':>16} {'- head':>16}     ECE by chance  seconds")
+        for way in ways:
+            error, by_chance = ece(judged[way])
+            took = f"{statistics.median(each[way] for each in seconds):8.0f}" if way in seconds[0] else ""
+            print(
+                f"{way:<10} {spread(accuracy[way]):>16} {difference(accuracy[way], accuracy['head']):>16} "
+                f"{spread(losses[way]):>16} {difference(losses[way], losses['head']):>16}  {error:.4f}    "
+                f"{by_chance:.4f} {took}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run(stage: ModuleType, changes: list[str]) -> float:
 
 def head_accuracy() -> float:
     head, _ = networks.load(paths.HEAD)
-    test = load_features("test")
+    test = load_features("test").prefix(head.input_shape[1])
     return float((heads.logits(head, test).argmax(axis=1) == test.targets).mean())
 
 

@@ -42,7 +42,7 @@ def speed() -> None:
     train_set = examples.FeatureSet(features[:rows], targets[:rows], views)
     val_set = examples.FeatureSet(features[rows:], targets[rows:], views)
     choice = load_params(ROOT / "params.yaml").train_head.choice(hidden=[128], epochs=epochs, batch_size=32)
-    choice = resolve_head(choice, rows, classes)
+    choice = resolve_head(choice, classes)
 
     def plain() -> float:
         keras.utils.set_random_seed(0)

@@ -31,9 +31,10 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import Params, load_params
 from headstart.data.prepared import load_split
-from headstart.features.encoding import FeaturesMeta, read_meta
+from headstart.features_meta import FeaturesMeta, read_meta
 from headstart.framework import device_name, keras, tf
 from headstart.training import networks
+from headstart.training.head_report import read_head_report
 from headstart.training.planning import build_encoder, build_plan
 from pipeline import extract, prepare, train_head
 
@@ -66,7 +67,8 @@ def ours(params: Params, meta: FeaturesMeta) -> tuple[list[float], float, float]
     """Seconds of epochs, those before the first one, and val accuracy."""
     clock, start = Clock(), time.perf_counter()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
-    with build_plan(params, encoder, head, meta, [], None) as plan:
+    logits = read_head_report(len(load_split("train")) + len(load_split("val")), head.output_shape[1]).logits
+    with build_plan(params, encoder, head, logits, meta, [], None) as plan:
         assert plan, "nothing is trained"
         result = plan.train(clock)
         plan.delete_checkpoints()

@@ -90,7 +90,10 @@ class Extract(Section):
     size: Annotated[Int, Field(ge=1, le=4096)] | None
     """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
     pooling: Literal["avg", "max", "flatten"]
-    """How the last feature map of the backbone becomes a vector."""
+    """How a feature map of the backbone becomes a vector."""
+    depth: Literal["last", "quarter", "half"] | None
+    """From where features are taken: the output of the backbone alone, or also each block of its last quarter or half,
+    from which train_head chooses; null: half, but last with pooling flatten or more than 50,000 examples and views."""
     engine: Literal["auto", "openvino", "tensorflow"]
     """openvino (CPUs), tensorflow (CPUs and GPUs), or auto: tensorflow on GPUs, else openvino."""
     precision: Precision
@@ -109,6 +112,13 @@ class Extract(Section):
     """Whether half of the views are flipped horizontally."""
     jitter: Below1
     """Largest relative change of brightness, contrast and saturation in a view."""
+
+    @field_validator("depth")
+    @classmethod
+    def _flatten_takes_the_output_alone(cls, depth: str | None, info: ValidationInfo) -> str | None:
+        if depth in ("quarter", "half") and info.data.get("pooling") == "flatten":
+            raise ValueError(f"must be last or null with extract.pooling flatten, got {depth}")
+        return depth
 
 
 def _read_switch(value: Any) -> Any:
@@ -135,8 +145,12 @@ class FineTune(Section):
     ]
     """What is trained, counted from the output. A share of the layers is rounded to whole blocks.
     `headstart backbones NAME` lists the blocks."""
+    effort: Literal["quick", "default", "thorough"]
+    """How much is spent where the keys below leave it open: quick has the fewest epochs; thorough the most, trains also
+    where the head leaves little to gain, ends no training early, and refits from the start."""
     epochs: Epochs | None
-    """Epochs; null: 750 steps' worth, between 5 and 30. The weights of the last one are used."""
+    """Epochs; null: 400 steps' worth, between 5 and 15; by effort quick 250, between 3 and 8, thorough 750, between 5
+    and 30. The weights of the last one are used."""
     batch_size: Annotated[Int, Field(ge=1, le=4096)]
     """Examples per step; when out of memory they are split into smaller batches, by gradient accumulation."""
     learning_rate: LearningRate
@@ -178,8 +192,8 @@ class FineTune(Section):
     """How sure a paired test must be that fine-tuning lowers the Brier score, by at least 0.0001 and without fewer
     correct answers; otherwise the head alone is selected."""
     refit: StrictBool | None
-    """Whether the selected network is then trained again in the same way on train and val together; null: if they have
-    at most 5,000 examples and the source has no val split of its own."""
+    """Whether the selected network is then trained on train and val together; null: if they have at most 5,000 examples
+    and the source has no val split of its own."""
 
 
 class Evaluate(Section):

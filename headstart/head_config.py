@@ -25,8 +25,8 @@ class HeadChoice(Section):
     """What a head is and how it is trained."""
 
     hidden: Annotated[list[Units] | None, Rule("a list of integers such as [128]")]
-    """Units of each hidden layer; []: a linear classifier; null: [128], but [] with fewer than 30 training examples per
-    class on average, or with lbfgs."""
+    """Units of each hidden layer; []: a linear classifier; null: the head is chosen by cross-validation, if the keys
+    from here to patience, but for label_smoothing and class_weight, are as they come; else [128], or [] with lbfgs."""
     activation: Literal["relu", "gelu", "silu", "tanh"]
     """Activation of the hidden layers."""
     batch_norm: StrictBool
@@ -63,6 +63,22 @@ class HeadChoice(Section):
         return optimizer
 
 
+# What leaves the choice of the head to cross-validation.
+OPEN = {
+    "hidden": None,
+    "activation": "relu",
+    "batch_norm": False,
+    "dropout": None,
+    "optimizer": "auto",
+    "learning_rate": 0.001,
+    "schedule": "constant",
+    "weight_decay": None,
+    "batch_size": 32,
+    "epochs": 20,
+    "patience": None,
+}
+
+
 class ResolvedHead(HeadChoice):
     """A choice with nothing left open, see `training.head_settings.resolve_head`."""
 
@@ -90,6 +106,13 @@ class TrainHead(HeadChoice):
     """Folds of cross-validation within train that score a combination; null: val scores it."""
     log_trials: StrictBool
     """Whether each trial becomes a run in MLflow."""
+
+    def closed(self) -> list[str]:
+        """Return the keys that ask for a head of their own; empty if cross-validation is to choose one."""
+        return [
+            *(name for name, value in OPEN.items() if getattr(self, name) != value),
+            *(["search"] * bool(self.search)),
+        ]
 
     def choice(self, **changes: Any) -> HeadChoice:
         """Return what is trained, with `changes` to it.

@@ -46,7 +46,7 @@ def main() -> None:
         check_classes(paths.MODEL, model.classes, "fine_tune")
         head, _ = load_head(features.dim)
 
-        head_probabilities = softmax(heads.logits(head, features), axis=1)
+        head_probabilities = softmax(heads.logits(head, features.prefix(head.input_shape[1])), axis=1)
         with open_examples(params.data, model.modality) as source:
             files, batch_size = (list(test.path), list(test.file_hash)), networks.PREDICTION_BATCH
             batches = read_batches(source, model.modality, *files, model.size, batch_size)
@@ -91,7 +91,9 @@ def main() -> None:
 def compare_with_head(head: keras.Model, model: networks.Classifier, gain: dict[str, Any]) -> str:
     """Return how the fine-tuned network compares with the head alone; nothing if the head itself was selected."""
     shipped = model.network.get_layer("head").get_weights()
-    if all(map(np.array_equal, head.get_weights(), shipped)):  # fine-tuning changes them
+    if len(shipped) == len(head.weights) and all(
+        map(np.array_equal, head.get_weights(), shipped)
+    ):  # fine-tuning changes them
         return ""
     verdict = "no evidence of a difference from" if gain["verdict"] == NO_EVIDENCE else f"{gain['verdict']} than"
     return f"{verdict} the head alone ({gain['metrics'][0]['base']:.4f}); "

@@ -1,8 +1,10 @@
-"""Train the last blocks of the backbone with the head, on augmented examples; select the result if it is better.
+"""Train the last blocks of the backbone with a head, on augmented examples; select the result if it is better.
 
-Training the head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054).
+Training a head first, then both, is LP-FT (https://arxiv.org/abs/2202.10054). It starts from a head on the last layer's
+features, and must beat the one that train_head made.
 
-Reads:   data/prepared, the examples, features/*.npy, features/meta.json, models/head.keras, reports/train_head.json.
+Reads:   data/prepared, the examples, features/*.npy, features/meta.json, models/head.keras, predictions/head.npy,
+         reports/train_head.json.
 Writes:  models/model.keras: whole examples, for images (N, height, width, 3) RGB in [0, 255] -> (N, n_classes), with
          preprocessing and a temperature inside; predictions/val.csv: by the selected network before it has seen val;
          plots/fine_tune.csv: a row per epoch; metrics/fine_tune.json; reports/fine_tune.json: `settings`, those that
@@ -13,14 +15,12 @@ Command: python -m pipeline fine_tune
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 from scipy.special import softmax
 
 from headstart.training import kernels
@@ -28,23 +28,21 @@ from headstart.training import kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", kernels.onednn(Path("params.yaml")))  # before TensorFlow loads
 
 from headstart import paths
-from headstart.config import Params
 from headstart.data.predictions import prediction_table
 from headstart.data.prepared import load_split
-from headstart.errors import UserError
-from headstart.features.encoding import read_meta
 from headstart.features.extraction import retry_on_oom
-from headstart.framework import distribution, make_repeatable, take_gpus
-from headstart.head_config import ResolvedHead
+from headstart.features_meta import FeaturesMeta, read_meta
+from headstart.framework import distribution, keras, make_repeatable, take_gpus
 from headstart.modalities import get_modality
 from headstart.stage import Run, stage
-from headstart.training import calibration, defaults, heads, networks
-from headstart.training.examples import concat, load_features
-from headstart.training.folds import Fold, make_folds
+from headstart.training import calibration, networks
+from headstart.training.examples import load_features
+from headstart.training.folds import load_folds
+from headstart.training.head_report import HeadReport, read_head_report
 from headstart.training.history import COLUMNS
 from headstart.training.planning import build_encoder, build_plan
-from headstart.training.saved_head import load_head
-from headstart.training.selection import explain, fine_tune
+from headstart.training.saved_head import load_head, start_head
+from headstart.training.selection import FineTuneResult, explain, fine_tune
 
 
 def main() -> None:
@@ -59,61 +57,55 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     params, settings = run.params, run.params.fine_tune
     model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
-    meta, val_set, devices = read_meta(), load_features("val"), distribution()
-    with devices.scope():
-        encoder = build_encoder(params, meta, settings.precision)
-        head, classes = load_head(val_set.dim)
-    val_logits = heads.logits(head, val_set)
-    metrics = head_metrics = calibration.val_metrics(val_logits, val_set.targets)
-    folds = load_folds(params, len(classes)) if settings.unfreeze != "none" else []
-    result = None
-    with devices.scope(), build_plan(params, encoder, head, meta, folds, batch_size) as plan:
-        if plan:
-            result = fine_tune(plan, run.log_epoch)
+    meta, train_set, val_set = read_meta(), load_features("train"), load_features("val")
+    head, classes = load_head(train_set.dim)
+    found = read_head_report(len(train_set) + len(val_set), len(classes))
+    val_logits = found.logits[len(train_set) :]
+    metrics = calibration.val_metrics(val_logits, val_set.targets)
+    report: dict[str, Any] = {f"head_{name}": value for name, value in metrics.items()}
+    curves, chosen = pd.DataFrame(columns=COLUMNS), {}
 
-    better = result is not None and result.better
-    report: dict[str, Any] = {f"head_{name}": value for name, value in head_metrics.items()}
-    curves, reason = pd.DataFrame(columns=COLUMNS), "fine_tune.unfreeze leaves nothing to train"
+    result, reason = None, "fine_tune.unfreeze leaves nothing to train"
+    encoder = build_encoder(params, meta, "float32", meta.depth_of(head.input_shape[1]))
+    skipped = found.nothing_to_gain(np.concatenate([train_set.targets, val_set.targets]))
+    if skipped and settings.effort != "thorough" and settings.unfreeze != "none":
+        reason = f"{skipped}; fine_tune.effort=thorough trains all the same"
+    elif settings.unfreeze != "none":
+        result, trained, start = tune(run, meta, found, head, batch_size)
     if result:
-        report |= result.report()
-        curves, reason = result.trained.history.curves(), explain(report, better, settings.confidence)
-    final = build_encoder(params, meta, "float32")  # whatever precision and devices were used for training
-    if result and better:
-        val_logits = result.val_logits
+        report, chosen = report | result.report(), result.plan.chosen
+        curves, reason = result.curves(), explain(report, result.better, settings.confidence)
+        run.on_success(result.plan.delete_checkpoints)
+    if result and result.better:
+        val_logits, head = result.val_logits, start
         metrics = calibration.val_metrics(val_logits, val_set.targets)
-        final.set_weights(encoder.get_weights())
+        encoder = build_encoder(params, meta, "float32")  # whatever precision and devices were used for training
+        encoder.set_weights(trained.get_weights())
         networks.divide_logits(head, result.temperature)
-    else:
-        head, _ = networks.load(paths.HEAD)
+
     modality = get_modality(params.data.kind, meta.reading)
-    model = networks.join(modality.front(meta.size), final, head)
+    model = networks.join(modality.front(meta.size), encoder, head)
     about = {"modality": modality.name, "size": meta.size, "reading": modality.reading, "margin": params.data.margin}
     networks.save(model, model_file, classes, **about)
     run.csv(paths.VAL_PREDICTIONS, prediction_table(load_split("val"), classes, softmax(val_logits, axis=1)))
     run.csv(paths.curves("fine_tune"), curves)
-    selected = "fine_tuned" if better else "head"
+    selected = "fine_tuned" if result and result.better else "head"
     run.metrics({"val_loss": metrics["val_loss"]})
-    run.report({"settings": result.plan.chosen if result else {}, "selected": selected, **metrics, **report})
-    if result:
-        run.on_success(result.plan.delete_checkpoints)
-    print(f"fine_tune: {'the fine-tuned network' if better else 'the head'} is selected: {reason}")
+    run.report({"settings": chosen, "selected": selected, **metrics, **report})
+    print(f"fine_tune: {'the head' if selected == 'head' else 'the fine-tuned network'} is selected: {reason}")
 
 
-def load_folds(params: Params, n_classes: int) -> list[Fold]:
-    """Return the folds of cross-validation; none if val is used instead."""
-    train_set, val_set = load_features("train"), load_features("val")
-    targets = np.concatenate([train_set.targets, val_set.targets])
-    groups = np.concatenate([load_split(name).connected.to_numpy() for name in ("train", "val")])
-    n_folds = defaults.choose_folds(params.fine_tune, len(val_set), targets, groups)
-    if not n_folds:
-        return []
-    file = paths.report("train_head")
-    try:
-        settings = ResolvedHead(**json.loads(file.read_text(encoding="utf-8"))["settings"])
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} does not say how the head was trained; run `dvc repro --force train_head`") from error
-    print(f"fine_tune: {n_folds + 1} trainings: in {n_folds} folds of train and val, then on train")
-    return make_folds(concat(train_set, val_set), groups, n_folds, n_classes, settings, params.seed)
+def tune(
+    run: Run, meta: FeaturesMeta, found: HeadReport, head: keras.Model, batch_size: int | None
+) -> tuple[FineTuneResult | None, keras.Model, keras.Model]:
+    """Train; return the result, None if no layer is to be trained, with the encoder and the head that were trained."""
+    params, devices = run.params, distribution()
+    with devices.scope():
+        encoder = build_encoder(params, meta, params.fine_tune.precision)
+        start = start_head(found, head, meta.dim("last"), params.seed)
+    folds = load_folds(params.fine_tune, found, meta.dim("last"), params.seed)
+    with devices.scope(), build_plan(params, encoder, start, found.logits, meta, folds, batch_size) as plan:
+        return (fine_tune(plan, run.log_epoch) if plan else None), encoder, start
 
 
 if __name__ == "__main__":

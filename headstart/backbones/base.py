@@ -2,7 +2,7 @@
 
 An encoder is a Keras model, a batch (see `headstart.modalities.Batch`) -> (N, feature_dim) float32. It has a layer
 named BACKBONE_LAYER, the pretrained network itself with its BatchNorm in inference mode, and a layer named POOL_LAYER,
-which turns the network's output into a vector.
+which turns the network's output into a vector. Features of more depths (see `backbones.depths`) follow that vector.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class Backbone:
         if size is not None and size < self.min_size:
             raise UserError(f"{PARAMS_FILE}: extract.size must be at least {self.min_size} for {self.name}, got {size}")
 
-    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+    def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         """Build the encoder for examples of that size.
 
         Args:
             weights: `pretrained`, `none` (random, by `seed`) or the path of a weights file.
             pooling: `avg`, `max` or `flatten`.
+            depth: down to where layers give features, see `backbones.depths`; `last`: the network's output alone.
 
         Raises:
             UserError: if the weights are not available, or do not fit.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
+from headstart.backbones.depths import find_taps, pool_name
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
 
@@ -88,18 +89,25 @@ class KerasApplication(Backbone):
         files = [folder / "models" / name for folder in keras_folders()]
         return next((file for file in files if file.is_file()), files[0])
 
-    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+    def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
 
         keras.utils.set_random_seed(seed)
         base = self._network(weights, size)
+        taps = find_taps(self._blocks(base.layers), base.output, depth)
+        if taps:
+            base = keras.Model(base.inputs, [base.output, *(layer.output for _, layer in taps)])
         base.name = BACKBONE_LAYER
         base.trainable = False
         image = keras.Input((size, size, 3), name=INPUT)
-        feature_map = base(self.preprocess(image), training=False)
+        maps = base(self.preprocess(image), training=False)
         layers = {"avg": "GlobalAveragePooling2D", "max": "GlobalMaxPooling2D", "flatten": "Flatten"}
-        pool = getattr(keras.layers, layers[pooling])(name=POOL_LAYER)
-        return keras.Model({INPUT: image}, pool(feature_map), name="encoder")
+        pool = getattr(keras.layers, layers[pooling])
+        if not taps:
+            return keras.Model({INPUT: image}, pool(name=POOL_LAYER)(maps), name="encoder")
+        names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
+        vectors = [pool(name=name)(feature_map) for name, feature_map in zip(names, maps, strict=True)]
+        return keras.Model({INPUT: image}, keras.layers.Concatenate(name="features")(vectors), name="encoder")
 
     def preprocess(self, image: keras.KerasTensor) -> keras.KerasTensor:
         """Preprocess RGB in [0, 255] as the backbone expects it."""
@@ -109,7 +117,9 @@ class KerasApplication(Backbone):
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return all layers, in blocks by the names that the family gives its layers."""
-        layers = encoder.get_layer(BACKBONE_LAYER).layers
+        return self._blocks(encoder.get_layer(BACKBONE_LAYER).layers)
+
+    def _blocks(self, layers: list[keras.Layer]) -> list[Block]:
         pattern, backwards = re.compile(self.family.block_name), self.family.named_by_the_end
         found: dict[str, list[keras.Layer]] = {}
         name = ""

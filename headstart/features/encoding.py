@@ -7,46 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
 
-from headstart import paths
 from headstart.backbones import get_backbone
-from headstart.config import Params
+from headstart.backbones.depths import widths
+from headstart.config import Extract, Params
 from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_reading
-from headstart.errors import damaged
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
 from headstart.features.views import ViewLoader
 from headstart.framework import device_name, keras
 from headstart.modalities import get_modality
 
+MAX_DEEP = 50_000  # examples and views up to which `extract.depth` is half by default: a few GB of features
 BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the modality
-
-
-class FeaturesMeta(BaseModel, extra="allow", frozen=True):
-    """What features/meta.json says about the encoder of the features; more keys are for people to read."""
-
-    size: Annotated[int, Field(ge=1)]
-    pooling: Literal["avg", "max", "flatten"]
-    engine: Literal["openvino", "tensorflow"]
-    weights_sha256: str
-    reading: dict[str, Any]
-
-
-def read_meta() -> FeaturesMeta:
-    """Read features/meta.json. Raises UserError if it is not what extract wrote."""
-    try:
-        return FeaturesMeta.model_validate_json(paths.FEATURES_META.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise damaged(paths.FEATURES_META, problem, "extract") from error
 
 
 @dataclass(frozen=True)
@@ -94,15 +73,30 @@ class Features:
         }
 
 
+def choose_depth(settings: Extract, manifest: pd.DataFrame) -> str:
+    """Return down to where blocks give features: half of the network, if features are vectors and not too many.
+
+    The output of a network for `flatten` is long already, and grows towards the image.
+    """
+    if settings.depth is not None:
+        return settings.depth
+    views = len(manifest) + settings.views * int((manifest.split == "train").sum())
+    return "half" if settings.pooling != "flatten" and views <= MAX_DEEP else "last"
+
+
 @contextmanager
 def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> Iterator[Features]:
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
     backbone, settings = get_backbone(params.backbone), params.extract
     modality = get_modality(params.data.kind, load_reading())
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
+    depth = choose_depth(settings, manifest)
+    depths: dict[str, list[int]] = {}
 
     def build() -> keras.Model:
-        return backbone.build(params.weights, size, settings.pooling, params.seed)
+        encoder = backbone.build(params.weights, size, settings.pooling, params.seed, depth)
+        depths.update(widths(encoder))
+        return encoder
 
     engine = open_engine(settings.engine, build, modality.spec(size), settings.precision, batch_size, "extract")
     recipe = {
@@ -111,6 +105,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "preprocessing": backbone.preprocessing,
         "size": size,
         "pooling": settings.pooling,
+        "depths": depths,
         "engine": engine.name,
         "precision": settings.precision,
         "storage": settings.storage,

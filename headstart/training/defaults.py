@@ -17,13 +17,15 @@ from headstart.training import networks
 
 # As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
 # (https://arxiv.org/abs/1912.11370, section 3.3).
-STEPS, EPOCHS, MAX_VIEWS = 750, (5, 30), 9
+STEPS = {"quick": 250, "default": 400, "thorough": 750}
+EPOCHS = {"quick": (3, 8), "default": (5, 15), "thorough": (5, 30)}
+MAX_VIEWS = 9
+REFIT_SHARE = 3  # a refit that starts from the trained network takes one part in so many of the epochs
 # The share of all steps that the exponential moving average of the weights reaches back. On flowers the average's val
 # loss changes smoothly from epoch to epoch, that of the weights themselves does not.
 AVERAGED = 0.2
 # With fewer val examples than the first, and with train at most the second, cross-validation takes the place of val.
 SMALL_VAL, MAX_FOLDED, FOLDS = 50, 1000, 5
-MAX_REFITTED = 5000  # examples of train and val up to which a better network is refitted on both
 PROBES = 1000  # examples of val on which augmentations are tried
 # An augmentation is too strong if the head no longer classifies this share of what it classified correctly before: a
 # crop or a mirror image of an example may belong to another class, as with digits.
@@ -32,8 +34,14 @@ STILL_RECOGNIZED = 0.9
 
 def choose_schedule(settings: FineTune, n_examples: int) -> tuple[int, int]:
     """Return the number of epochs and of augmented views of each training example."""
-    epochs = settings.epochs or int(np.clip(round(STEPS / -(-n_examples // settings.batch_size)), *EPOCHS))
+    wanted = STEPS[settings.effort] / -(-n_examples // settings.batch_size)
+    epochs = settings.epochs or int(np.clip(round(wanted), *EPOCHS[settings.effort]))
     return epochs, min(epochs - 1, MAX_VIEWS) if settings.views is None else settings.views
+
+
+def choose_refit_epochs(settings: FineTune, epochs: int) -> int:
+    """Return how many epochs a refit takes: as many as before, from the same start, if effort is thorough."""
+    return epochs if settings.effort == "thorough" else max(1, round(epochs / REFIT_SHARE))
 
 
 def choose_ema_momentum(settings: FineTune, epochs: int, n_examples: int) -> float:
@@ -52,19 +60,6 @@ def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np
         return settings.folds
     possible = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
     return possible if n_val < SMALL_VAL and len(targets) <= MAX_FOLDED and possible > 1 else 0
-
-
-def choose_refit(settings: FineTune, examples: pd.DataFrame) -> bool:
-    """Return whether a network that is better is trained again on train and val: if these are few examples.
-
-    A val split that comes with the data is kept apart, unless its owner says otherwise.
-
-    Args:
-        examples: of train and val.
-    """
-    if settings.refit is not None:
-        return settings.refit
-    return len(examples) <= MAX_REFITTED and not examples.given[examples.split == "val"].any()
 
 
 def choose_augmentation(

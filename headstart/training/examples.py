@@ -44,6 +44,10 @@ class FeatureSet:
         """Return the examples of `rows`, in memory."""
         return FeatureSet(self.features[rows], self.targets[rows], self.views[rows])
 
+    def prefix(self, dim: int) -> FeatureSet:
+        """Return the examples with the first `dim` of their features."""
+        return FeatureSet(self.features[:, :dim], self.targets, self.views[:, :, :dim])
+
     def rows(self, rows: np.ndarray | slice, drawn: np.ndarray | None = None) -> np.ndarray:
         """Return the (n, feature_dim) float32 features of `rows`.
 

@@ -18,6 +18,7 @@ from headstart.training.history import History
 from headstart.training.optimizers import LayerwiseAdamW
 from headstart.training.verdict import PairedScores
 
+FAR = 1.5  # times the log loss of the head
 OnEpochEnd = Callable[[dict[str, float]], None]  # takes the row of an epoch
 
 
@@ -78,12 +79,14 @@ class TrainResult:
     Attributes:
         history: the curves; its weights are those of the last epoch.
         logits: (N, n_classes) float32 of the held-out examples, after the last epoch.
-        scores: before training and after the last epoch; before training only if `watch_val` is False.
+        scores: of the head that is to be beaten, and of the network after the last epoch that was scored.
+        gave_up: whether training ended early, since the network was far behind the head.
     """
 
     history: History
     logits: np.ndarray
     scores: PairedScores
+    gave_up: bool
 
     @property
     def last_epoch(self) -> int:
@@ -105,6 +108,8 @@ class TrainingJob:
     Attributes:
         network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
         held_out: the examples that it is scored on; after each epoch if `watch_val`.
+        head_logits: (N, n_classes) of these by the head that is to be beaten.
+        give_up_after: the epoch after which training ends if the network is FAR behind the head; 0: it never does.
         checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
@@ -112,9 +117,11 @@ class TrainingJob:
     network: keras.Model
     train_set: Batches
     held_out: Batches
+    head_logits: np.ndarray
     scales: Sequence[float]
     settings: FineTune
     epochs: int
+    give_up_after: int
     checkpoint: Checkpoint | None
     watch_val: bool
     on_epoch_end: OnEpochEnd
@@ -171,7 +178,8 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
         print(f"fine_tune: stopped; the same command resumes {where}", file=sys.stderr)
         raise
     each_epoch.history.restore()
-    return TrainResult(each_epoch.history, trainer.predict(job.held_out, verbose=0), each_epoch.scores)
+    logits = trainer.predict(job.held_out, verbose=0)
+    return TrainResult(each_epoch.history, logits, each_epoch.scores, each_epoch.gave_up)
 
 
 class _EachEpoch(keras.callbacks.Callback):
@@ -183,6 +191,7 @@ class _EachEpoch(keras.callbacks.Callback):
         random = [variable for variable in trainer.variables if "int" in variable.dtype]  # states of dropout's seeds
         self._state = [*self._variables, *random, *trainer.optimizer.variables]
         self.history, self.scores = History(self._variables, keep_last=True), PairedScores.empty(job.held_out.targets)
+        self.gave_up = False
 
     def start(self) -> int:
         """Resume from the checkpoint, or score the network before training; return how many epochs are done.
@@ -192,6 +201,7 @@ class _EachEpoch(keras.callbacks.Callback):
         """
         job = self._job
         if not job.checkpoint or not job.checkpoint.load(self._state, self.history, self.scores):
+            self.scores.add(job.head_logits)
             if not self._record(0, {}):
                 raise UserError(
                     "the network gives NaN for val before any training; "
@@ -221,13 +231,14 @@ class _EachEpoch(keras.callbacks.Callback):
             variable.assign(value)
         if finite:
             self._save()
+            self._give_up_if_far_behind(epoch + 1)
         else:
             self._stop(f"val loss is NaN after epoch {epoch + 1}: training stops; lower fine_tune.learning_rate")
 
     def _record(self, epoch: int, logs: dict[str, float]) -> bool:
         """Record an epoch; return False if the network gives NaN."""
         job, val = self._job, ""
-        if job.watch_val or not epoch:
+        if job.watch_val or epoch in (0, job.give_up_after):
             logits = self._trainer.predict(job.held_out, verbose=0)
             if not np.isfinite(logits).all():
                 return False
@@ -239,6 +250,13 @@ class _EachEpoch(keras.callbacks.Callback):
             print(f"fine_tune: epoch {epoch} of {job.epochs}: loss {logs['loss']:.4f}{val}", flush=True)
         job.on_epoch_end(self.history.rows[-1])
         return True
+
+    def _give_up_if_far_behind(self, epoch: int) -> None:
+        head, network = (losses.mean() for losses in (self.scores.losses[0], self.scores.losses[-1]))
+        if epoch == self._job.give_up_after and network > FAR * head:
+            self.gave_up = True
+            reason = f"log loss {network:.4f} on held-out examples, {head:.4f} by the head: training ends"
+            self._stop(f"after epoch {epoch} of {self._job.epochs} {reason}")
 
     def _save(self) -> None:
         if self._job.checkpoint:

@@ -8,18 +8,14 @@ from typing import Any
 
 from headstart.head_config import HeadChoice, ResolvedHead, TrainHead
 
-# Below so many training examples per class, on average, a head is linear if `hidden` is null: with 14 per class hidden
-# layers were less accurate by 1.6 +- 0.5 points on flowers, with 35 by 0.6 +- 0.4 (benchmarks/choices.py).
-LINEAR_BELOW = 30
 # Weight decay of lbfgs for up to so many classes. With more it is lower, since each class then has a smaller share in
 # the loss: with 0.02 a head had an accuracy of 0.69 on 5,000 synthetic classes of one example, with 0.00002 of 0.98.
 LINEAR_DECAY, DECAY_CLASSES = 0.02, 10
 
 
-def resolve_head(choice: HeadChoice, n_examples: int, n_classes: int) -> ResolvedHead:
-    """Fill in what `choice` leaves null or auto, for a training set of `n_examples`."""
-    linear = n_examples < LINEAR_BELOW * n_classes or choice.optimizer == "lbfgs"
-    hidden = choice.hidden if choice.hidden is not None else [] if linear else [128]
+def resolve_head(choice: HeadChoice, n_classes: int) -> ResolvedHead:
+    """Fill in what `choice` leaves null or auto."""
+    hidden = choice.hidden if choice.hidden is not None else [] if choice.optimizer == "lbfgs" else [128]
     dropout = choice.dropout if choice.dropout is not None else 0.2 if hidden else 0.0
     optimizer = choice.optimizer if choice.optimizer != "auto" else "adam" if hidden or dropout else "lbfgs"
     decay = choice.weight_decay

@@ -7,27 +7,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import log_softmax
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.head_config import ResolvedHead
-from headstart.training import networks
-from headstart.training.calibration import log_loss, row_blocks
+from headstart.training import linear, networks
+from headstart.training.calibration import log_loss
 from headstart.training.examples import FeatureSet, class_weights
 from headstart.training.history import History
 from headstart.training.optimizers import FusedAdam
 
 MOMENTUM = 0.9  # of sgd
-MAX_ITERATIONS = 1000  # of lbfgs
-# It stops when no part of the gradient is larger than the first, nor than the second times the largest part at the
-# start, which thousands of classes make small. Above the second alone, it has not converged.
-TOLERANCE, SHARE_OF_START = 1e-5, 0.01
-SMALL_PRODUCT = 10**8  # multiplications of features and kernel for which one thread is enough
-
 Predict = Callable[[np.ndarray], tf.Tensor]  # (n, feature_dim) features -> (n, n_classes) logits
 
 
@@ -187,81 +178,16 @@ def shuffled_blocks(
 def _train_by_lbfgs(
     head: keras.Model, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, settings: ResolvedHead
 ) -> History:
-    """Minimize the mean cross-entropy + weight_decay / 2 x the squares of the kernel: multinomial logistic regression.
-
-    With views, the mean is over all views of each example.
-    """
     layer = head.get_layer(networks.LOGITS_LAYER)
-    feature_dim, n_classes = layer.kernel.shape
-    n_kernel = feature_dim * n_classes  # the parameters are the kernel, then the bias
     history, predict = History(head.weights, keep_last=True), _compile_predict(head)
-    views = [None, *(np.full(len(train_set), number + 1) for number in range(train_set.views.shape[1]))]
-    smoothing = settings.label_smoothing
-    latest: dict[str, float] = {}
 
-    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        kernel = parameters[:n_kernel].reshape(feature_dim, n_classes).astype(np.float32)
-        bias = parameters[n_kernel:].astype(np.float32)
-        gradient, loss, correct = np.zeros(len(parameters)), 0.0, 0
-        for rows in train_set.blocks(n_classes):
-            targets, numbers = train_set.targets[rows], np.arange(len(train_set))[rows]
-            for view in views:
-                features = train_set.rows(numbers, None if view is None else view[rows])
-                slope = features @ kernel + bias
-                part_loss, part_correct, bias_gradient = _differentiate(slope, targets, weights[targets], smoothing)
-                loss, correct = loss + part_loss, correct + part_correct
-                gradient[:n_kernel] += (features.T @ slope).ravel()
-                gradient[n_kernel:] += bias_gradient
-        count = len(train_set) * len(views)
-        latest.update(loss=loss / count, accuracy=correct / count)
-        penalty = settings.weight_decay * parameters
-        penalty[n_kernel:] = 0
-        return loss / count + (penalty * parameters).sum() / 2, gradient / count + penalty
+    def record(kernel: np.ndarray, bias: np.ndarray, loss: float, accuracy: float) -> None:
+        layer.kernel.assign(kernel)
+        layer.bias.assign(bias)
+        score = _score(predict, val_set, len(weights))
+        history.append(len(history.rows) + 1, loss=loss, accuracy=accuracy, **score)
 
-    def record(parameters: np.ndarray) -> None:
-        layer.kernel.assign(parameters[:n_kernel].reshape(feature_dim, n_classes))
-        layer.bias.assign(parameters[n_kernel:])
-        history.append(len(history.rows) + 1, **latest, **_score(predict, val_set, n_classes))
-
-    start = np.zeros(n_kernel + n_classes)
-    converged = max(SHARE_OF_START * np.abs(objective(start)[1]).max(), np.finfo(np.float32).eps)
-    options = {"maxiter": MAX_ITERATIONS, "gtol": min(TOLERANCE, converged), "ftol": 0, "maxls": 50}
-    # On a busy machine BLAS threads wait for each other: small matrices took them ten times as long as a single thread.
-    small = len(train_set) * n_kernel < SMALL_PRODUCT
-    with threadpool_limits(1 if small else None, user_api="blas"):
-        result = minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=record)
-    if not history.rows:  # there is no callback if the start is optimal
-        record(result.x)
-    # A line search may fail close to the optimum, where float32 ends; so the gradient decides.
-    if result.nit >= MAX_ITERATIONS or np.abs(result.jac).max() > converged:
-        print(
-            f"train_head: lbfgs has not converged after {result.nit} iterations, as with features of very different or "
-            "very large scale; more train_head.weight_decay helps, or optimizer=adam",
-            file=sys.stderr,
-        )
-    if not np.isfinite([history.kept["loss"], history.kept["val_loss"]]).all():
-        raise UserError("loss is NaN: training diverged; check the features for NaN and for very large values")
+    linear.fit(train_set, weights, settings.weight_decay, settings.label_smoothing, on_iteration=record)
+    if not np.isfinite(history.kept["val_loss"]):
+        raise UserError(linear.DIVERGED)
     return history
-
-
-def _differentiate(
-    logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float
-) -> tuple[float, int, np.ndarray]:
-    """Overwrite logits with the gradient of the weighted sum of losses by them.
-
-    Returns:
-        The sum of the losses, how many examples are classified correctly, and the gradient by the bias.
-    """
-    loss, correct, bias_gradient = 0.0, 0, np.zeros(logits.shape[1])
-    for rows in row_blocks(logits):
-        log_probabilities = log_softmax(logits[rows].astype(np.float64), axis=1)
-        at_target, weight = (np.arange(len(targets[rows])), targets[rows]), weights[rows].astype(np.float64)
-        expected = (1 - smoothing) * log_probabilities[at_target] + smoothing * log_probabilities.mean(axis=1)
-        loss -= (weight * expected).sum()
-        correct += int((log_probabilities.argmax(axis=1) == targets[rows]).sum())
-        slope = np.exp(log_probabilities) - smoothing / logits.shape[1]
-        slope[at_target] -= 1 - smoothing
-        slope *= weight[:, None]
-        logits[rows] = slope
-        bias_gradient += slope.sum(axis=0)
-    return loss, correct, bias_gradient

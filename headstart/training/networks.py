@@ -19,6 +19,8 @@ from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
 from headstart.model_archive import ABOUT, CLASSES, CONFIG, read_texts
+from headstart.training.linear import Linear
+from headstart.training.scaling import root
 
 LOGITS_LAYER = "logits"
 PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
@@ -31,9 +33,15 @@ def build_head(
     activation: str = "relu",
     batch_norm: bool = False,
     dropout: float = 0,
+    of_roots: bool = False,
 ) -> keras.Model:
-    """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones."""
+    """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones.
+
+    Args:
+        of_roots: whether the first layer takes square roots of features, see `scaling.root`.
+    """
     x = features = keras.Input((dim,), name="features")
+    x = root(x, keras.ops) if of_roots else x
     for number, units in enumerate(hidden, 1):
         x = keras.layers.Dropout(dropout, name=f"dropout_{number}")(x) if dropout else x
         x = keras.layers.Dense(units, name=f"hidden_{number}")(x)
@@ -42,6 +50,14 @@ def build_head(
     x = keras.layers.Dropout(dropout, name="dropout")(x) if dropout else x
     logits = keras.layers.Dense(n_classes, name=LOGITS_LAYER)(x)
     return keras.Model(features, keras.layers.Activation("softmax", name="probabilities")(logits), name="head")
+
+
+def from_layers(layers: Sequence[Linear]) -> keras.Model:
+    """Return the head of these dense layers, with ReLU between them, which takes features and their roots inside."""
+    dim, n_classes = len(layers[0].kernel), len(layers[-1].bias)
+    head = build_head(dim, n_classes, [len(layer.bias) for layer in layers[:-1]], of_roots=True)
+    head.set_weights([array for layer in layers for array in (layer.kernel, layer.bias)])
+    return head
 
 
 def without_softmax(head: keras.Model) -> keras.Model:

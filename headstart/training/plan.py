@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,10 @@ class Plan:
         inputs, targets: of the examples of train, `n_train` of them, then of val; targets are (N,) int32.
         scales: a factor of the learning rate for each trainable variable.
         views: how many augmented views each example has.
+        head_logits: (n_val, n_classes) of val by the head that fine-tuning must beat, which has not seen it.
+        gives_up: whether trainings and folds end early where fine-tuning is clearly worse.
         refits: whether a better network is trained again on train and val.
+        refit_epochs: for how long: as long as before from the same start, or less from where training has ended.
         folds: of cross-validation; empty if val is used instead.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
@@ -54,64 +56,72 @@ class Plan:
     scales: list[float]
     epochs: int
     views: int
+    head_logits: np.ndarray
+    gives_up: bool
     refits: bool
+    refit_epochs: int
     folds: Sequence[Fold]
     seed: int
     checkpoints: Path
     chosen: dict[str, Any]
 
     def cross_validate(self) -> CrossValResult:
-        """Train once per fold, and restore the network."""
+        """Train once per fold, and restore the network; end as soon as fine-tuning is clearly worse than the head."""
         folds, epochs, targets = self.folds, self.epochs, self.targets
-        logits = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32)
+        logits, seen = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32), np.zeros(len(targets), bool)
         description = f"fine_tune: {len(folds)} folds"
         with tqdm(total=len(folds) * epochs, desc=description, unit=" epochs", disable=None) as progress:
 
             def advance(epochs_before: int, row: dict[str, float]) -> None:
                 progress.update(epochs_before + row["epoch"] - progress.n)
 
-            seconds = 0.0  # of the first training
             for number, fold in enumerate(folds):
-                file = self._checkpoint_file(f"-fold{number}")
-                tuned, resumed = _read_logits(file, fold.logits.shape), ", as it was before the run was stopped"
-                if tuned is None:
-                    networks.set_state(self.network, self.start)
-                    started = time.monotonic()
-                    tuned, resumed = self._train_fold(fold, partial(advance, number * epochs)), ""
-                    with contextlib.suppress(OSError):  # a killed run then starts this fold again
-                        write_arrays(file, logits=tuned)
-                    gc.collect()  # the optimizer has reference cycles
-                    if not seconds:
-                        seconds = time.monotonic() - started
-                        follow = f"{len(folds) - number} more follow"
-                        progress.write(f"fine_tune: a training takes about {seconds:.0f} s; {follow}")
-                logits[:, fold.held_out] = fold.logits, tuned
+                tuned, resumed = self._fold_logits(number, fold, partial(advance, number * epochs))
+                logits[:, fold.held_out], seen[fold.held_out] = (fold.logits, tuned), True
                 before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
                 progress.update((number + 1) * epochs - progress.n)
                 name = f"fold {number + 1} of {len(folds)}{resumed}"
                 progress.write(f"fine_tune: {name}: {after} of {len(tuned)} classified correctly, {before} by the head")
+                scores = PairedScores.empty(targets[seen])
+                for each in logits:
+                    scores.add(each[seen])
+                if self.gives_up and scores.hopeless():
+                    break
         networks.set_state(self.network, self.start)
-        scores = PairedScores.empty(targets)
-        for each in logits:
-            scores.add(each)
-        return CrossValResult(scores, calibration.fit_temperature(logits[1], targets))
+        return CrossValResult(
+            scores, logits[1], calibration.fit_temperature(logits[1, seen], targets[seen]), number + 1
+        )
 
-    def _train_fold(self, fold: Fold, on_epoch_end: OnEpochEnd) -> np.ndarray:
-        """Return the logits of the held-out examples by a network that was trained on the others."""
+    def _fold_logits(self, number: int, fold: Fold, on_epoch_end: OnEpochEnd) -> tuple[np.ndarray, str]:
+        """Return the logits of the held-out examples by a network that was trained on the others, as a note says."""
+        file = self._checkpoint_file(f"-fold{number}")
+        tuned = _read_logits(file, fold.logits.shape)
+        if tuned is not None:
+            return tuned, ", as it was before the run was stopped"
+        networks.set_state(self.network, self.start)
         self.head.set_weights(fold.head)
-        result = train(self._job(fold.train_rows, fold.held_out, on_epoch_end))
+        result = train(self._job(fold.train_rows, fold.held_out, fold.logits, on_epoch_end))
         # A training that ended with NaN has learned nothing: all classes are equally likely.
-        finished = result.last_epoch == self.epochs and np.isfinite(result.logits).all()
-        return result.logits if finished else np.zeros_like(fold.logits)
+        ended = result.gave_up or (result.last_epoch == self.epochs and np.isfinite(result.logits).all())
+        tuned = result.logits if ended else np.zeros_like(fold.logits)
+        with contextlib.suppress(OSError):  # a killed run then starts this fold again
+            write_arrays(file, logits=tuned)
+        gc.collect()  # the optimizer has reference cycles
+        return tuned, ""
 
     def train(self, on_epoch_end: OnEpochEnd) -> TrainResult:
         """Train on train, and score each epoch on val."""
         rows = np.arange(len(self.targets))
-        train_rows, val_rows = rows[: self.n_train], rows[self.n_train :]
-        return train(self._job(train_rows, val_rows, on_epoch_end, "", watch_val=True))
+        job = self._job(rows[: self.n_train], rows[self.n_train :], self.head_logits, on_epoch_end, "", watch_val=True)
+        return train(job)
+
+    def train_on_both(self, on_epoch_end: OnEpochEnd) -> TrainResult:
+        """Train on train and val, after folds have shown that it pays."""
+        print(f"fine_tune: training on train + val, {len(self.targets):,} examples")
+        return train(self._job_on_both(on_epoch_end, self.epochs))
 
     def refit(self, result: TrainResult) -> bool:
-        """Train again from the start, in the same way but on train and val.
+        """Go on with training on train and val, for `refit_epochs`.
 
         Args:
             result: of the training on train.
@@ -121,11 +131,15 @@ class Plan:
             classifies fewer examples of val correctly than the network that has not seen them.
         """
         gc.collect()  # the optimizer of `train` has reference cycles
-        before, rows = networks.get_state(self.network), np.arange(len(self.targets))
-        networks.set_state(self.network, self.start)
-        print(f"fine_tune: refitting on train + val, {len(rows):,} examples instead of {self.n_train:,}")
-        refitted = train(self._job(rows, rows[self.n_train :], lambda _: None, "-refit"))
-        if refitted.last_epoch == self.epochs and refitted.n_correct >= result.n_correct:
+        before = networks.get_state(self.network)
+        print(
+            f"fine_tune: refitting on train + val, {len(self.targets):,} examples instead of {self.n_train:,}, in "
+            f"{self.refit_epochs} epochs"
+        )
+        if self.refit_epochs == self.epochs:
+            networks.set_state(self.network, self.start)
+        refitted = train(self._job_on_both(lambda _: None, self.refit_epochs))
+        if refitted.last_epoch == self.refit_epochs and refitted.n_correct >= result.n_correct:
             return True
         networks.set_state(self.network, before)
         print("fine_tune: the refit is worse on val and is discarded; the network trained on train alone is kept")
@@ -144,6 +158,7 @@ class Plan:
         self,
         train_rows: np.ndarray,
         held_out: np.ndarray,
+        head_logits: np.ndarray,
         on_epoch_end: OnEpochEnd,
         checkpoint: str | None = None,
         watch_val: bool = False,
@@ -159,13 +174,20 @@ class Plan:
             network=self.network,
             train_set=batches(train_rows, self.views, self.seed),
             held_out=batches(held_out, 0, None),
+            head_logits=head_logits,
             scales=self.scales,
             settings=settings,
             epochs=self.epochs,
+            give_up_after=-(-self.epochs // 3) if self.gives_up else 0,
             checkpoint=None if checkpoint is None else Checkpoint(self._checkpoint_file(checkpoint)),
             watch_val=watch_val,
             on_epoch_end=on_epoch_end,
         )
+
+    def _job_on_both(self, on_epoch_end: OnEpochEnd, epochs: int) -> TrainingJob:
+        rows = np.arange(len(self.targets))
+        job = self._job(rows, rows[self.n_train :], self.head_logits, on_epoch_end, "-refit")
+        return replace(job, epochs=epochs, give_up_after=0)
 
 
 def _read_logits(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:

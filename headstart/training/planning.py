@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headstart import paths
@@ -21,25 +22,30 @@ from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
 from headstart.errors import UserError
 from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, choose_cache
-from headstart.features.encoding import FeaturesMeta
 from headstart.features.engines import Engine, open_engine
 from headstart.features.extraction import open_extraction
 from headstart.features.views import ViewLoader
+from headstart.features_meta import FeaturesMeta
 from headstart.framework import device_name, gpu_names, keras, policy, tf
 from headstart.lockfile import Workspace, md5_of
 from headstart.modalities import get_modality
 from headstart.training import defaults, networks
 from headstart.training.folds import Fold
 from headstart.training.plan import Plan
+from headstart.training.refit import choose_refit
 
 PROJECT = Path(__file__).parents[2]
 CODE = ("backbones", "data", "features", "framework.py", "modalities", "training")  # what shapes a training
 
 
-def build_encoder(params: Params, meta: FeaturesMeta, precision: str) -> keras.Model:
-    """Return the encoder that the features were extracted with. Raises UserError if the weights have changed since."""
+def build_encoder(params: Params, meta: FeaturesMeta, precision: str, depth: str = "last") -> keras.Model:
+    """Return the encoder that the features were extracted with, down to a depth.
+
+    Raises:
+        UserError: if the weights have changed since.
+    """
     with policy(precision):
-        encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed)
+        encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed, depth)
     if weights_sha256(encoder) != meta.weights_sha256:
         raise UserError(
             f"the weights of {params.backbone} are not those that the features were extracted with; "
@@ -53,6 +59,7 @@ def build_plan(
     params: Params,
     encoder: keras.Model,
     head: keras.Model,
+    head_logits: np.ndarray,
     meta: FeaturesMeta,
     folds: Sequence[Fold],
     batch_size: int | None,
@@ -60,6 +67,8 @@ def build_plan(
     """Yield the plan to fine-tune `encoder` and `head` in place; None if no layer of the encoder is to be trained.
 
     Args:
+        head: for features of the last layer, to start from.
+        head_logits: (N, n_classes) of train, then val, by heads that have not seen them; fine-tuning must beat those.
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
@@ -75,7 +84,8 @@ def build_plan(
     examples = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     n_train = int((examples.split == "train").sum())
     epochs, views = defaults.choose_schedule(settings, n_train)
-    refits = defaults.choose_refit(settings, examples)
+    refits = choose_refit(settings.refit, examples)
+    refit_epochs = defaults.choose_refit_epochs(settings, epochs)
     split = splitting.find_split(base, trained)
     with ExitStack() as stack:
         source = stack.enter_context(open_examples(params.data, modality))
@@ -91,7 +101,7 @@ def build_plan(
             settings.trunk_cache,
             split.size if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
-            passes=len(examples) * epochs * (1 + len(folds) + refits),
+            passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits and not folds else 0)),
             fast=meta.engine == "openvino",
             work=splitting.work_below(base, split) if split else 0.0,
         )
@@ -114,6 +124,7 @@ def build_plan(
             "trunk_cache": cached,
             "folds": len(folds),
             "refit": refits,
+            "refit_epochs": refit_epochs if refits and not folds else 0,
             "layers_trained": len(scales),
         }
         yield Plan(
@@ -127,7 +138,10 @@ def build_plan(
             scales=[*scales, *[1.0] * len(head.trainable_variables)],
             epochs=epochs,
             views=views,
+            head_logits=head_logits[n_train:],
+            gives_up=settings.effort != "thorough",
             refits=refits,
+            refit_epochs=refit_epochs,
             folds=folds,
             seed=params.seed,
             checkpoints=paths.cache_path("fine_tune") / _fingerprint(params, meta, chosen, folds),
@@ -161,5 +175,5 @@ def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], fol
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     parts = [*settings, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels]
     code = [md5_of(Workspace(PROJECT), f"headstart/{place}") for place in CODE]
-    made = [paths.HEAD.read_bytes(), *(fold.digest() for fold in folds)]
+    made = [paths.HEAD.read_bytes(), paths.HELD_OUT.read_bytes(), *(fold.digest() for fold in folds)]
     return hashlib.sha256(b"".join([repr([parts, code]).encode(), *made])).hexdigest()[:16]

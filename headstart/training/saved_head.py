@@ -1,4 +1,4 @@
-"""The head that train_head wrote, checked against the features and classes of the stage that reads it."""
+"""The head that train_head wrote, checked against features and classes, and the one that fine-tuning starts from."""
 
 from __future__ import annotations
 
@@ -8,20 +8,40 @@ from headstart import paths
 from headstart.data.prepared import load_classes
 from headstart.errors import damaged
 from headstart.framework import keras
-from headstart.training import networks
+from headstart.training import calibration, heads, networks
+from headstart.training.examples import load_features
+from headstart.training.head_report import HeadReport
 
 
 def load_head(feature_dim: int) -> tuple[keras.Model, list[str]]:
-    """Return the head that train_head wrote for features of that length, and the class names, those of the manifest.
+    """Return the head that train_head wrote, and the class names, those of the manifest.
+
+    Args:
+        feature_dim: of the extracted features, of which the head takes the first.
 
     Raises:
         UserError: as `networks.load`, or if the head is for other features or classes.
     """
     head, classes = networks.load(paths.HEAD)
-    if head.input_shape != (None, feature_dim):
-        raise damaged(paths.HEAD, f"must take {feature_dim} features, got the shape {head.input_shape}", "train_head")
+    shape = head.input_shape
+    if len(shape) != 2 or not 0 < (shape[1] or 0) <= feature_dim:
+        raise damaged(paths.HEAD, f"must take at most {feature_dim} features, got the shape {shape}", "train_head")
     check_classes(paths.HEAD, classes, "train_head")
     return head, classes
+
+
+def start_head(found: HeadReport, head: keras.Model, last: int, seed: int) -> keras.Model:
+    """Return a head to start fine-tuning from: it takes the `last` features of the last layer, and has not seen val.
+
+    Args:
+        head: the one that train_head wrote, which is returned if params.yaml asked for it.
+    """
+    if not found.choice:
+        return head
+    train_set, val_set = load_features("train").prefix(last), load_features("val").prefix(last)
+    start, _ = heads.train(train_set, val_set, found.logits.shape[1], found.settings, seed, progress=False)
+    networks.divide_logits(start, calibration.fit_temperature(heads.logits(start, val_set), val_set.targets))
+    return start
 
 
 def check_classes(file: Path, classes: list[str], stage: str) -> None:

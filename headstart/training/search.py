@@ -41,7 +41,7 @@ def search(
     if trials and params.search_folds:
         folds = split_folds(train_set.targets, groups, params.search_folds, seed, "train_head.search_folds")
     for number, changes in enumerate(tqdm(trials, desc="search", unit=" trials", disable=None), 1):
-        settings = resolve_head(params.choice(**changes), len(train_set), n_classes)
+        settings = resolve_head(params.choice(**changes), n_classes)
         parts = ((train_set.subset(some), train_set.subset(others)) for some, others in folds)
         scores = [_score(*part, n_classes, settings, seed) for part in (parts if folds else [(train_set, val_set)])]
         loss, accuracy = np.mean(scores, axis=0)

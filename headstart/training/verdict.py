@@ -68,3 +68,8 @@ class PairedScores:
             return False, 0.0
         found = 1 - float(ttest_rel(before, after, alternative="greater").pvalue)
         return bool(found >= confidence and self.correct[-1].sum() >= self.correct[0].sum()), found
+
+    def hopeless(self) -> bool:
+        """Whether the latest state is worse than the first by more than a standard error of the Brier score."""
+        loss = self.brier_scores[-1] - self.brier_scores[0]
+        return bool(loss.mean() > loss.std() / np.sqrt(len(loss)))

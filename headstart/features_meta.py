@@ -1,0 +1,47 @@
+"""features/meta.json: what the features were made by, as later stages need it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from headstart import paths
+from headstart.errors import damaged
+
+
+class FeaturesMeta(BaseModel, extra="allow", frozen=True):
+    """What features/meta.json says about the encoder of the features; more keys are for people to read.
+
+    Attributes:
+        depths: how long the vectors are that each depth adds to the features, in their order; `last` comes first.
+    """
+
+    size: Annotated[int, Field(ge=1)]
+    pooling: Literal["avg", "max", "flatten"]
+    engine: Literal["openvino", "tensorflow"]
+    weights_sha256: str
+    reading: dict[str, Any]
+    depths: dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]]
+
+    def dim(self, depth: str) -> int:
+        """Return how many features there are down to a depth."""
+        names = list(self.depths)
+        return sum(sum(self.depths[name]) for name in names[: names.index(depth) + 1])
+
+    def depth_of(self, dim: int) -> str:
+        """Return down to which depth there are `dim` features. Raises UserError if there is no such depth."""
+        for name in self.depths:
+            if self.dim(name) == dim:
+                return name
+        raise damaged(paths.FEATURES_META, f"has no depth with the {dim} features that the head takes", "extract")
+
+
+def read_meta() -> FeaturesMeta:
+    """Read features/meta.json. Raises UserError if it is not what extract wrote."""
+    try:
+        return FeaturesMeta.model_validate_json(paths.FEATURES_META.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise damaged(paths.FEATURES_META, problem, "extract") from error

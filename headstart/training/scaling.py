@@ -1,0 +1,62 @@
+"""Features as linear heads take them: square roots, each tensor of a network scaled to the same variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from headstart.training.examples import FeatureSet
+from headstart.training.linear import Linear
+
+OFFSET = 0.01  # of the root, which would be vertical at zero
+Numbers = TypeVar("Numbers", bound=Any)  # arrays of NumPy, or of Keras
+
+
+def root(features: Numbers, ops: Any = np) -> Numbers:
+    """Return nearly the square roots of features, with their signs.
+
+    Args:
+        ops: `numpy` or `keras.ops`, by what `features` are.
+    """
+    return features / ops.sqrt(ops.abs(features) + OFFSET)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Maps roots of features to (roots - mean) x factor.
+
+    Attributes:
+        mean, factor: (feature_dim,) float32.
+    """
+
+    mean: np.ndarray
+    factor: np.ndarray
+
+    @classmethod
+    def of(cls, examples: FeatureSet, widths: dict[str, list[int]]) -> Scaling:
+        """Return the scaling after which the values of each tensor have a mean of 0 and a variance of 1, on average."""
+        count, total, squares = 0, np.zeros(examples.dim), np.zeros(examples.dim)
+        for rows in examples.blocks(0):
+            roots = root(examples.rows(rows)).astype(np.float64)
+            count, total, squares = count + len(roots), total + roots.sum(axis=0), squares + (roots**2).sum(axis=0)
+        mean = total / count
+        variance = np.maximum(squares / count - mean**2, 0)
+        sizes = [width for added in widths.values() for width in added]
+        parts = np.split(variance, np.cumsum(sizes)[:-1])
+        factor = [np.full(len(part), 1 / np.sqrt(max(part.mean(), np.finfo(np.float32).tiny))) for part in parts]
+        return cls(np.float32(mean), np.float32(np.concatenate(factor)))
+
+    def apply(self, features: np.ndarray) -> np.ndarray:
+        """Return the (N, feature_dim) float32 features as a head on this scaling takes them."""
+        return (root(features) - self.mean) * self.factor
+
+    def prefix(self, dim: int, factor: float) -> Scaling:
+        """Return the scaling of the first `dim` features, multiplied by `factor`."""
+        return Scaling(self.mean[:dim], self.factor[:dim] * np.float32(factor))
+
+    def unscaled(self, head: Linear) -> Linear:
+        """Return the head that gives for roots of features what `head` gives for these as scaled."""
+        kernel = self.factor[:, None] * head.kernel
+        return Linear(kernel, head.bias - self.mean @ kernel)

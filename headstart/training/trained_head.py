@@ -1,0 +1,190 @@
+"""Train the head of train_head: one that cross-validation chooses, or the one that params.yaml asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from headstart.framework import keras
+from headstart.head_config import ResolvedHead, TrainHead
+from headstart.training import calibration, head_choice, heads, linear, networks
+from headstart.training.examples import FeatureSet, class_weights, concat, split_folds
+from headstart.training.head_choice import Selection
+from headstart.training.head_settings import resolve_head
+from headstart.training.history import COLUMNS
+from headstart.training.linear import Linear
+
+MAX_FOLDED, FOLDS = 5000, 5  # examples that take part in cross-validation; of more, a sample of train does
+
+
+@dataclass(frozen=True)
+class TrainedHead:
+    """A head, and what shows how good it is.
+
+    Attributes:
+        network: features -> probabilities, a temperature in its weights.
+        settings: with which heads like it are trained on the last layer's features: fine-tuning starts from those.
+        curves: a row per epoch or iteration of a training on train, scored on val.
+        best_epoch: the epoch of these whose weights are kept.
+        held_out: (N, n_classes) float32 logits of train, then val, each by a head that has not seen it; NaN where there
+            is none.
+        temperature: by which logits were divided.
+        choice: what cross-validation found; empty if the head was asked for.
+        refitted: whether it was trained on train and val.
+    """
+
+    network: keras.Model
+    settings: ResolvedHead
+    curves: pd.DataFrame
+    best_epoch: int
+    held_out: np.ndarray
+    temperature: float
+    choice: dict[str, Any]
+    refitted: bool = False
+
+
+def train_as_asked(
+    train_set: FeatureSet, val_set: FeatureSet, n_classes: int, settings: ResolvedHead, seed: int
+) -> TrainedHead:
+    """Train the head that params.yaml asks for on train; val chooses the epoch and the temperature."""
+    network, history = heads.train(train_set, val_set, n_classes, settings, seed)
+    logits = heads.logits(network, val_set)
+    temperature = calibration.fit_temperature(logits, val_set.targets)
+    networks.divide_logits(network, temperature)
+    held_out = _held_out(len(train_set), logits / np.float32(temperature))
+    return TrainedHead(network, settings, history.curves(), history.kept["epoch"], held_out, temperature, {})
+
+
+def train_chosen(
+    train_set: FeatureSet,
+    val_set: FeatureSet,
+    groups: np.ndarray,
+    n_classes: int,
+    widths: dict[str, list[int]],
+    params: TrainHead,
+    refit: bool,
+    seed: int,
+) -> TrainedHead:
+    """Choose a head by cross-validation and train it.
+
+    Args:
+        groups: (N,) of train, then val; examples of a group are in one fold.
+        widths: by depth, see `backbones.depths.widths`.
+        refit: whether the head is chosen and trained on train and val; else val is kept apart.
+    """
+    pool = concat(train_set, val_set) if refit else train_set
+    sample, groups = _sample(pool, groups[: len(pool)], seed)
+    n_folds = min(FOLDS, int(np.bincount(sample.targets).max()), len(np.unique(groups)))
+    if n_folds < 2:  # a single example of each class
+        dim = sum(widths["last"])
+        settings = resolve_head(params.choice(hidden=[]), n_classes)
+        return train_as_asked(train_set.prefix(dim), val_set.prefix(dim), n_classes, settings, seed)
+    folds, smoothing = (
+        split_folds(sample.targets, groups, n_folds, seed, "folds of train_head:"),
+        params.label_smoothing,
+    )
+    weights = class_weights(pool.targets, n_classes, params.class_weight)
+    small = len(sample) == len(pool)
+    selection = head_choice.select(sample, folds, weights, widths, smoothing, seed if small else None)
+    choice = {"folds": n_folds, **selection.summary()}
+    curves = _curves(
+        selection, pool.subset(np.arange(len(train_set))) if small else sample, val_set, weights, smoothing
+    )
+    decay = start_decay(train_set.prefix(sum(widths["last"])), choice["decays"]["last"])
+    settings = resolve_head(params.choice(hidden=[], weight_decay=decay), n_classes)
+    if small:
+        layers = head_choice.train_selected(selection, weights, smoothing, seed)
+        temperature = head_choice.shrink(calibration.fit_temperature(selection.best.logits, pool.targets), len(pool))
+        network = networks.from_layers(layers)
+        networks.divide_logits(network, temperature)
+        held_out = np.float32(selection.best.logits / temperature)
+        if not refit:
+            seen_first = heads.logits(network, val_set.prefix(selection.depth.dim))
+            held_out = np.concatenate([held_out, seen_first])
+    else:
+        network, choice["head"] = _train_large(selection, train_set, val_set, weights, params, seed)
+        logits = heads.logits(network, val_set.prefix(selection.depth.dim))
+        temperature = calibration.fit_temperature(logits, val_set.targets)
+        networks.divide_logits(network, temperature)
+        held_out = _held_out(len(train_set), logits / np.float32(temperature))
+    return TrainedHead(network, settings, curves, len(curves), held_out, temperature, choice, refit)
+
+
+def start_decay(last: FeatureSet, decay: float) -> float:
+    """Return the weight decay of a head on features as they are that means the same as `decay` on scaled ones."""
+    total, squares = np.zeros(last.dim), 0.0
+    for rows in last.blocks(0):
+        features = last.rows(rows).astype(np.float64)
+        total, squares = total + features.sum(axis=0), squares + (features**2).sum()
+    variance = squares / len(last) - ((total / len(last)) ** 2).sum()
+    return float(min(1.0, decay * variance / head_choice.LENGTH**2))
+
+
+def _sample(pool: FeatureSet, groups: np.ndarray, seed: int) -> tuple[FeatureSet, np.ndarray]:
+    """Return at most MAX_FOLDED examples, each class by its share, and their groups."""
+    if len(pool) <= MAX_FOLDED:
+        return pool, groups
+    counts = np.bincount(pool.targets)
+    stratify = pool.targets if counts[counts > 0].min() > 1 and (counts > 0).sum() <= MAX_FOLDED else None
+    rows, _ = train_test_split(np.arange(len(pool)), train_size=MAX_FOLDED, random_state=seed, stratify=stratify)
+    return pool.subset(np.sort(rows)), groups[np.sort(rows)]
+
+
+def _train_large(
+    selection: Selection,
+    train_set: FeatureSet,
+    val_set: FeatureSet,
+    weights: np.ndarray,
+    params: TrainHead,
+    seed: int,
+) -> tuple[keras.Model, str]:
+    """Train the linear head and a hidden one on all of train; return the one that val shows to be better, and its name.
+
+    The linear one is kept unless the other has a lower log loss on val by more than a standard error.
+    """
+    dim, n_classes = selection.depth.dim, len(weights)
+    layers = head_choice.train_on_all(selection, train_set, weights, params.label_smoothing)
+    settings = resolve_head(params.choice(), n_classes)
+    val_part = val_set.prefix(dim)
+    hidden, _ = heads.train(train_set.prefix(dim), val_part, n_classes, settings, seed)
+    candidates = []
+    for network in (networks.from_layers(layers), hidden):
+        logits = heads.logits(network, val_part)
+        logits /= np.float32(calibration.fit_temperature(logits, val_set.targets))
+        candidates.append(head_choice.Candidate.scored("", "", logits, val_set.targets))
+    if candidates[1].beats(candidates[0]):
+        return hidden, head_choice.HIDDEN
+    return networks.from_layers(layers), selection.best.name
+
+
+def _held_out(n_train: int, val_logits: np.ndarray) -> np.ndarray:
+    unknown = np.full((n_train, val_logits.shape[1]), np.nan, np.float32)
+    return np.concatenate([unknown, val_logits.astype(np.float32)])
+
+
+def _curves(
+    selection: Selection, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, smoothing: float
+) -> pd.DataFrame:
+    """Return the curves of the linear head of the selected depth: trained on train, scored on val."""
+    depth, count = selection.depth, head_choice.MAX_AXES
+    dim = min(count, depth.examples.dim)
+
+    def project(examples: FeatureSet) -> np.ndarray:
+        return np.concatenate([depth.project(examples.rows(rows), dim) for rows in examples.blocks(0)])
+
+    val = project(val_set)
+    rows: list[tuple[float, ...]] = []
+
+    def record(kernel: np.ndarray, bias: np.ndarray, loss: float, accuracy: float) -> None:
+        logits = Linear(kernel, bias).logits(val)
+        val_loss = calibration.log_loss(logits, val_set.targets).mean()
+        val_accuracy = (logits.argmax(axis=1) == val_set.targets).mean()
+        rows.append((len(rows) + 1, loss, accuracy, val_loss, val_accuracy))
+
+    part = FeatureSet(project(train_set), train_set.targets, np.empty((len(train_set), 0, dim), np.float32))
+    linear.fit(part, weights, selection.found[depth.name].decay, smoothing, rough=True, on_iteration=record)
+    return pd.DataFrame(rows, columns=COLUMNS[:5]).reindex(columns=COLUMNS)
