@@ -9,7 +9,7 @@ recipe     train_head.hidden=[128]: 20 epochs of Adam; val chooses the epoch and
 sklearn    LogisticRegressionCV of scikit-learn on the last layer's features of train and val, by log loss
 head       what train_head makes by params.yaml
 textbook   from a linear head, the last four blocks by compile and fit: Adam(1e-4), no augmentation, as many epochs
-tuned      what fine_tune trains by params.yaml, before it is refitted on train and val; the head where it trains nothing
+tuned      what fine_tune trains by params.yaml, before it is refitted on train and val; else the head
 final      what it ships
 
 With --heads fine-tuning is left out. A difference is a mean over the seeds, paired, with its standard error. ECE is the
@@ -224,7 +224,8 @@ def main() -> None:
             os.chdir(folder)
             accuracy: dict[str, list[float]] = {way: [] for way in ways}
             losses: dict[str, list[float]] = {way: [] for way in ways}
-            seconds, judged = [], {way: [] for way in ways}
+            seconds: list[dict[str, float]] = []
+            judged: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {way: [] for way in ways}
             for seed in range(arguments.seeds):
                 changes = [f"backbone={arguments.backbone}", "data.source=images", "prepare.split=exact"]
                 changes += [f"seed={seed}", *arguments.changes]
@@ -248,11 +249,11 @@ def main() -> None:
         print(f"{'':<10} {'accuracy':>16} {'- head':>16} {'log loss':>16} {'- head':>16}     ECE by chance  seconds")
         for way in ways:
             error, by_chance = ece(judged[way])
-            took = f"{statistics.median(each[way] for each in seconds):8.0f}" if way in seconds[0] else ""
+            middle = f"{statistics.median(each[way] for each in seconds):8.0f}" if way in seconds[0] else ""
             print(
                 f"{way:<10} {spread(accuracy[way]):>16} {difference(accuracy[way], accuracy['head']):>16} "
                 f"{spread(losses[way]):>16} {difference(losses[way], losses['head']):>16}  {error:.4f}    "
-                f"{by_chance:.4f} {took}",
+                f"{by_chance:.4f} {middle}",
                 flush=True,
             )
 
