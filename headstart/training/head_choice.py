@@ -23,10 +23,10 @@ from headstart.training.examples import FeatureSet
 from headstart.training.linear import Linear
 from headstart.training.scaling import Scaling
 
-# Of the sum of squares of scaled features, on average. Decays are tried from the first on, until the loss has risen.
-LENGTH = 10.0
-DECAYS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003)
-RISE = 1.01  # of the loss, by which it has
+LENGTH = 10.0  # of scaled features, the root of their mean sum of squares
+# Decays, of which that of lowest loss is looked for among the neighbours of the best one, beginning at START.
+DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003, 0.00001)
+START = DECAYS.index(0.01)
 MAX_AXES = 1024  # of the largest variance, which are used in cross-validation
 MEMORY = 2**31  # bytes for coordinates of a large training set
 AVERAGE, HIDDEN = "average", "hidden"  # the former of the linear heads of all depths, which is a linear head, too
@@ -139,7 +139,11 @@ def select(
             not tried.
     """
     depths = {depth.name: depth for depth in _rotate(examples, widths)}
-    found = {name: _cross_validate(depth, folds, weights, smoothing) for name, depth in depths.items()}
+    found: dict[str, Candidate] = {}
+    start = START
+    for name, depth in depths.items():
+        found[name] = _cross_validate(depth, folds, weights, smoothing, start)
+        start = DECAYS.index(found[name].decay)
     last, *others = found.values()
     if others:
         mean = np.mean([each.logits for each in found.values()], axis=0)
@@ -207,23 +211,28 @@ def _rotate(examples: FeatureSet, widths: dict[str, list[int]]) -> Iterator[Dept
         yield Depth(name, dim, scaling.prefix(dim, length), rotation.basis, rotated)
 
 
-def _cross_validate(depth: Depth, folds: Folds, weights: np.ndarray, smoothing: float) -> Candidate:
-    """Return the linear head of a depth with the decay that is best."""
+def _cross_validate(depth: Depth, folds: Folds, weights: np.ndarray, smoothing: float, start: int) -> Candidate:
+    """Return the linear head of a depth with the decay that is best; `start` is the place in DECAYS to begin at."""
     examples = depth.axes(MAX_AXES)
     parts = [(examples.subset(rows), held_out) for rows, held_out in folds]
     heads: list[Linear | None] = [None] * len(parts)
-    best: Candidate | None = None
-    for decay in DECAYS:
+
+    def score(decay: float) -> Candidate:
         logits = np.zeros((len(examples), len(weights)))
         for number, (part, held_out) in enumerate(parts):
             head = linear.fit(part, weights, decay, smoothing, heads[number], rough=True)
             logits[held_out], heads[number] = head.logits(examples.features[held_out]), head
-        candidate = Candidate.scored(depth.name, depth.name, logits, examples.targets, decay)
-        if best is None or candidate.losses.mean() < best.losses.mean():
-            best = candidate
-        elif candidate.losses.mean() > RISE * best.losses.mean():
+        return Candidate.scored(depth.name, depth.name, logits, examples.targets, decay)
+
+    best, place = score(DECAYS[start]), start
+    for step in (1, -1):  # weaker decays first, which begin with the heads of stronger ones
+        while 0 <= place + step < len(DECAYS):
+            candidate = score(DECAYS[place + step])
+            if candidate.losses.mean() >= best.losses.mean():
+                break
+            best, place = candidate, place + step
+        if place != start:
             break
-    assert best
     return best
 
 

@@ -105,7 +105,7 @@ def fit(
     begin = zeros if start is None else np.concatenate([start.kernel.ravel(), start.bias])
     # On a busy machine BLAS threads wait for each other: small matrices took them ten times as long as a single thread.
     small = len(train_set) * n_kernel < SMALL_PRODUCT
-    with threadpool_limits(1 if small else None, user_api="blas"):
+    with threadpool_limits(1 if small or rough else None, user_api="blas"):
         converged = max(SHARE_OF_START * np.abs(objective(zeros)[1]).max(), np.finfo(np.float32).eps)
         options = {"maxiter": MAX_ITERATIONS, "gtol": min(TOLERANCE, converged), "ftol": 0, "maxls": 50}
         if rough:
@@ -167,8 +167,9 @@ SMALLEST_VARIANCE = 1e-6  # of the largest: directions below it are rounding
 def rotate(features: np.ndarray) -> Rotation:
     """Rotate (rows, feature_dim) float32 features of mean zero onto their principal axes."""
     rows, dim = features.shape
-    gram = features @ features.T if rows <= dim else features.T @ features
-    values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    with threadpool_limits(1, user_api="blas"):  # several threads took twice as much of the processor in all
+        gram = features @ features.T if rows <= dim else features.T @ features
+        values, vectors = eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     kept = np.flatnonzero(values > SMALLEST_VARIANCE * max(values[-1], np.finfo(np.float32).tiny))[::-1]
     sizes, vectors = np.sqrt(values[kept]), vectors[:, kept]
     if rows <= dim:
