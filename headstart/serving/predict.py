@@ -27,7 +27,7 @@ from headstart.machine import cores
 from headstart.outputs import Outputs
 from headstart.serving import ood
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
-from headstart.serving.inputs import find_inputs, read_input
+from headstart.serving.inputs import InputReader, find_inputs
 from headstart.serving.model_file import read_model_info
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ def predictions(
     """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
-    load = partial(_load, modality=classifier.modality, size=classifier.size, margin=margin)
+    reader = InputReader(classifier.modality, margin)
+    load = partial(_load, reader=reader, modality=classifier.modality, size=classifier.size)
     with ThreadPoolExecutor(cores()) as pool, bar:
         for start in range(0, len(names), batch_size):
             batch = names[start : start + batch_size]
@@ -153,9 +154,9 @@ def predictions(
             bar.update(len(batch))
 
 
-def _load(name: str, modality: Modality, size: int, margin: float) -> np.ndarray | str:
+def _load(name: str, reader: InputReader, modality: Modality, size: int) -> np.ndarray | str:
     """The example as the network takes it, or why it cannot be read."""
     try:
-        return modality.load(read_input(name, modality, margin), size)
+        return modality.load(reader.read(name), size)
     except ItemError as error:
         return str(error)
