@@ -107,7 +107,7 @@ def _load(base: str) -> tuple[Results, Results]:
     """The run to compare with, and that of the workspace."""
     head = load_results(WORKSPACE)
     if head.outdated:
-        raise UserError(f"{paths.PREDICTIONS} is not that of dvc.lock; run `dvc repro`")
+        raise UserError(head.outdated)
     return load_results(base), head
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from headstart import paths
 from headstart.errors import UserError, one_line
 from headstart.outputs import MAX_AGE_SECONDS
+from headstart.serving.model_file import warn_of_other_model
 from headstart.serving.runtimes import FORMATS
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def export(format: str, output: Path | None = None, model: Path = paths.MODEL) -
         folder = folder.resolve()
     check_packages(format)
     check_folder(folder)
+    warn_of_other_model(model, "export")
     try:
         _export(format, folder, model)
     except OSError as error:

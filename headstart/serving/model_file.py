@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from headstart import lockfile
 from headstart.errors import UserError, one_line
 from headstart.modalities import Modality, get_modality
 from headstart.model_archive import ABOUT, CLASSES, read_texts
@@ -49,6 +52,21 @@ def read_model_info(model_file: Path) -> ModelInfo:
         return ModelInfo(list(texts[CLASSES]), modality, int(about["size"]), float(about.get("margin", 0)))
     except (*DAMAGES, UserError) as error:
         raise _foreign(model_file, error) from error
+
+
+def warn_of_other_model(model_file: Path, command: str) -> None:
+    """Print a line if a model is not the one that dvc.lock records, as after `git checkout` without `dvc checkout`.
+
+    Args:
+        command: the subcommand that uses the model.
+    """
+    with suppress(UserError):  # a damaged dvc.lock says nothing about the model
+        if lockfile.is_other_file(model_file):
+            print(
+                f"{command}: warning: {model_file} is not the model that dvc.lock records; to use that one, run "
+                f"`dvc checkout {model_file}`, or `dvc repro` if that fails",
+                file=sys.stderr,
+            )
 
 
 def _foreign(model_file: Path, error: Exception) -> UserError:

@@ -22,7 +22,7 @@ from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
 from headstart.outputs import Outputs
-from headstart.serving.model_file import DAMAGES
+from headstart.serving.model_file import DAMAGES, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Batch
@@ -216,6 +216,7 @@ def fit_ood(rate: float = RATE, model: Path = paths.MODEL) -> None:
         raise UserError(f"--rate must be in (0, 1), got {rate:g}")
     from scipy.stats import binomtest
 
+    warn_of_other_model(model, "ood")
     features = features_of_splits(model)
     detector = fit(features["train"], features["test"], rate)
     file = save(detector, model)

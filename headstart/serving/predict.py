@@ -28,7 +28,7 @@ from headstart.outputs import Outputs
 from headstart.serving import ood
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
 from headstart.serving.inputs import InputReader, find_inputs
-from headstart.serving.model_file import read_model_info
+from headstart.serving.model_file import read_model_info, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Modality
@@ -50,6 +50,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         BrokenPipeError: if nobody reads standard output any more.
     """
     info = read_model_info(model)
+    warn_of_other_model(model, "predict")
     names, refused, ignored = find_inputs(inputs, info.modality)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
