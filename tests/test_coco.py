@@ -221,6 +221,33 @@ def test_a_folder_around_annotations_is_no_folder_of_classes(coco, tmp_path):
         list_items(tmp_path / "around")
 
 
+@pytest.mark.parametrize("images", ["images", "data", "imgs", ""])
+@pytest.mark.parametrize("name", ["annotations.json", "labels.json", "result.json", "my boxes.json"])
+def test_annotations_of_any_name_beside_their_images_make_a_folder_coco(tmp_path, images, name):
+    folder = tmp_path / "around/set"
+    content = make_coco(folder / images, 4)
+    write(folder / name, content)
+    write(folder / "about.json", {"images": 4})
+    write(folder / ".hidden.json", content)
+    expected = [item.path for item in list_items(folder / name).items]
+    assert len(expected) == 16
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "around").as_posix())
+    assert [item.path for item in list_items(folder).items] == expected
+    assert [item.path for item in list_items(tmp_path / "set.zip").items] == [f"set/{path}" for path in expected]
+    with pytest.raises(UserError, match=r"it holds COCO annotations \(set/.*\); give that file or its folder"):
+        list_items(tmp_path / "around")
+
+
+def test_annotations_beside_class_folders_make_no_coco_of_them(tmp_path):
+    """They may say where the objects are; the folders say which."""
+    content = make_coco(tmp_path / "set/cat", 4)
+    make_coco(tmp_path / "set/dog", 4, 10)
+    write(tmp_path / "set/annotations.json", content)
+    assert list_items(tmp_path / "set").classes == ["cat", "dog"]
+
+
 def test_other_json_files_make_no_coco_of_a_folder_of_classes(tmp_path):
     for label in ("cat", "dog"):
         make_coco(tmp_path / "set" / label, 2)
