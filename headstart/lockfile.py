@@ -228,6 +228,19 @@ def is_as_locked(out: dict[str, Any]) -> bool:
     return size == out.get("size", size) and (size > MAX_HASHED_BYTES or md5_of(Workspace(), out["path"]) == out["md5"])
 
 
+def locked_source() -> str | None:
+    """The data.source that prepare last ran on under DVC, None if dvc.lock does not say.
+
+    Raises:
+        UserError: if dvc.lock cannot be read.
+    """
+    try:
+        found = read_stages(Workspace(), LOCK)["prepare"]["params"]["params.yaml"]["data"]["source"]
+    except (KeyError, TypeError):  # an entry that DVC did not write
+        return None
+    return found if isinstance(found, str) else None
+
+
 def is_other_file(file: Path) -> bool:
     """Whether the workspace has another file there than dvc.lock records; False if it records none.
 

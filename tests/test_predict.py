@@ -513,6 +513,22 @@ def test_images_unlike_the_training_images_are_flagged(fitted, capsys):
         assert message in printed.err
 
 
+def test_fitting_on_another_source_is_not_told_to_prepare_again(fitted, photos):
+    """What was prepared is of the source before."""
+    photos("others", count=4)
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "others"})
+    with pytest.raises(UserError, match=r"has changed since prepare ran .*; run `dvc repro --force prepare`"):
+        ood.fit_ood(0.1)  # nothing is known of another source
+    lock = {"stages": {"prepare": {"params": {"params.yaml": {"data": {"source": "photos"}}}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    with pytest.raises(UserError) as error:
+        ood.fit_ood(0.1)
+    assert str(error.value) == (
+        "params.yaml: data.source is 'others', but dvc.lock says that the model was trained on 'photos'; set it back, "
+        "or run `dvc repro` for a model of the new data, then `headstart ood`"
+    )
+
+
 def test_fitting_says_what_is_missing(here):
     with pytest.raises(UserError, match=r"data/prepared/manifest\.parquet does not exist; run `dvc repro`"):
         ood.fit_ood()

@@ -21,6 +21,7 @@ from headstart import paths
 from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
+from headstart.lockfile import locked_source
 from headstart.outputs import Outputs
 from headstart.serving.model_file import DAMAGES, warn_of_other_model
 
@@ -192,14 +193,23 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
 
     params, classifier = load_params(), networks.load_classifier(model_file)
     scorer, features = Scorer(classifier), {}
-    with open_examples(params.data, classifier.modality) as source:
-        for split, most in AT_MOST.items():
-            examples = load_split(split)
-            examples = examples.sample(min(most, len(examples)), random_state=0)
-            files = list(examples.path), list(examples.file_hash)
-            batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
-            count = -(-len(examples) // scorer.batch_size)
-            features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+    try:
+        with open_examples(params.data, classifier.modality) as source:
+            for split, most in AT_MOST.items():
+                examples = load_split(split)
+                examples = examples.sample(min(most, len(examples)), random_state=0)
+                files = list(examples.path), list(examples.file_hash)
+                batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
+                count = -(-len(examples) // scorer.batch_size)
+                features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+    except UserError as error:
+        before = locked_source()
+        if before in (None, params.data.source):
+            raise
+        raise UserError(
+            f"params.yaml: data.source is {params.data.source!r}, but dvc.lock says that the model was trained on "
+            f"{before!r}; set it back, or run `dvc repro` for a model of the new data, then `headstart ood`"
+        ) from error
     return features
 
 
