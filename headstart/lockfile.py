@@ -241,8 +241,8 @@ def locked_source() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def is_other_file(file: Path) -> bool:
-    """Whether the workspace has another file there than dvc.lock records; False if it records none.
+def is_recorded(file: Path) -> bool | None:
+    """Whether the workspace has the very file there that dvc.lock records; None if it records none, or there is none.
 
     All of the file counts, however large it is: two models of one architecture have the same size.
 
@@ -252,11 +252,11 @@ def is_other_file(file: Path) -> bool:
     path = Path(os.path.relpath(file)).as_posix()
     locked = {out["path"]: out for stage in read_stages(Workspace(), LOCK).values() for out in stage.get("outs", [])}
     if path not in locked or not file.is_file():
-        return False
+        return None
     if file.stat().st_size != locked[path].get("size", file.stat().st_size):
-        return True
+        return False
     digest = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
-    return bool(digest.hexdigest() != locked[path].get("md5"))
+    return bool(digest.hexdigest() == locked[path].get("md5"))

@@ -88,7 +88,7 @@ def _why_outdated(name: str, tree: Tree, params: dict[str, Any]) -> str:
             "its params and code. These are the results of an earlier run; run `dvc repro`"
             + ("" if is_here else f" there (`dvc exp apply {name}` for an experiment)")
         )
-    if is_here and lockfile.is_other_file(paths.PREDICTIONS):  # anybody can write there
+    if is_here and lockfile.is_recorded(paths.PREDICTIONS) is False:  # anybody can write there
         return (
             f"{paths.PREDICTIONS} in the {name} is not the file that dvc.lock records; run `dvc checkout "
             f"{paths.PREDICTIONS}` for that one, or `dvc repro`"

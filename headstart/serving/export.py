@@ -27,7 +27,7 @@ import numpy as np
 from headstart import paths
 from headstart.errors import UserError, one_line
 from headstart.outputs import MAX_AGE_SECONDS
-from headstart.serving.model_file import warn_of_other_model
+from headstart.serving.model_file import load_classifier, warn_of_other_model
 from headstart.serving.runtimes import FORMATS
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
     """Write `folder` once its network has been run."""
     # OpenVINO's converter sends usage data to its makers unless this module is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    from headstart.training import networks
-
-    form, classifier = FORMATS[name], networks.load_classifier(model_file)
+    form, classifier = FORMATS[name], load_classifier(model_file)
     network = classifier.network if form.whole else without_front(classifier)
     if len(network.inputs) > 1:
         names = ", ".join(tensor.name for tensor in network.inputs)

@@ -23,7 +23,7 @@ from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
 from headstart.lockfile import locked_source
 from headstart.outputs import Outputs
-from headstart.serving.model_file import DAMAGES, warn_of_other_model
+from headstart.serving.model_file import DAMAGES, load_classifier, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Batch
@@ -189,9 +189,8 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
     from headstart.data.layouts import open_examples
     from headstart.data.prepared import load_split
     from headstart.modalities.loading import read_batches
-    from headstart.training import networks
 
-    params, classifier = load_params(), networks.load_classifier(model_file)
+    params, classifier = load_params(), load_classifier(model_file)
     scorer, features = Scorer(classifier), {}
     try:
         with open_examples(params.data, classifier.modality) as source:

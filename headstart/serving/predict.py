@@ -28,7 +28,7 @@ from headstart.outputs import Outputs
 from headstart.serving import ood
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
 from headstart.serving.inputs import InputReader, find_inputs
-from headstart.serving.model_file import read_model_info, warn_of_other_model
+from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Modality
@@ -97,9 +97,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
 
 
 def _load_model(file: Path) -> tuple[Classifier, ood.Detector | None]:
-    from headstart.training import networks  # TensorFlow: what is wrong so far is reported before it is loaded
-
-    return networks.load_classifier(file), _load_detector(file)
+    return load_classifier(file), _load_detector(file)  # TensorFlow: what is wrong so far is reported before that
 
 
 def _load_detector(model_file: Path) -> ood.Detector | None:

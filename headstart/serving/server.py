@@ -16,7 +16,7 @@ from pathlib import Path
 from headstart import paths
 from headstart.errors import UserError
 from headstart.serving import limits
-from headstart.serving.model_file import read_model_info, warn_of_other_model
+from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
 
 TIMEOUT, MEMORY = 60.0, 1024  # seconds of a request; MiB of all requests
 
@@ -47,9 +47,8 @@ def serve(
         from headstart.serving.connections import make_server
         from headstart.serving.network import open_network
         from headstart.serving.service import Service
-        from headstart.training import networks
 
-        classifier = networks.load_classifier(model)
+        classifier = load_classifier(model)
         network, words = open_network(classifier)
 
         def start() -> Service:
