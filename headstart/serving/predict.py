@@ -59,6 +59,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         more = f" and {len(ignored) - MAX_SHOWN} more" if len(ignored) > MAX_SHOWN else ""
         print(f"predict: {len(ignored)} files are ignored ({reasons}): {shown}{more}", file=sys.stderr)
     outputs = Outputs()
+    remarks: dict[str, list[str]] = {}
     flags, problems = [], [f"{printable(name)}: {reason}" for name, reason in refused]
     try:
         file = outputs.path(output) if output else None
@@ -72,6 +73,8 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
                     problems.append(f"{printable(prediction.name)}: {prediction.problem}")
                 else:
                     flags.append(prediction.is_flagged)
+                    if prediction.remark:
+                        remarks.setdefault(prediction.remark, []).append(prediction.name)
                     yield prediction
 
         try:
@@ -87,6 +90,11 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         outputs.discard()
     if problems:
         print("\n".join(problems), file=sys.stderr)
+    for remark, about in remarks.items():
+        noun = info.modality.noun
+        print(
+            f"predict: {len(about)} of {len(flags)} {noun}s {remark} The first: {printable(about[0])}", file=sys.stderr
+        )
     if any(flags) and detector:
         print(
             f"predict: {sum(flags)} of {len(flags)} examples are {FLAG}, so their labels may mean nothing; of the test "
@@ -139,23 +147,23 @@ def predictions(
         for start in range(0, len(names), batch_size):
             batch = names[start : start + batch_size]
             loaded = list(pool.map(load, batch))
-            arrays = [array for array in loaded if isinstance(array, np.ndarray)]
+            arrays = [array for array, _ in loaded if isinstance(array, np.ndarray)]
             scored: Iterator[tuple[np.ndarray, float | None]] = iter(())
             if arrays:
                 features, probabilities = scorer(classifier.modality.batch(arrays), batch_size)
                 distances = detector.distances(features).tolist() if detector else [None] * len(arrays)
                 scored = zip(probabilities, distances, strict=True)
-            for name, array in zip(batch, loaded, strict=True):
+            for name, (array, remark) in zip(batch, loaded, strict=True):
                 if isinstance(array, np.ndarray):
-                    yield Prediction(name, *next(scored))
+                    yield Prediction(name, *next(scored), remark=remark)
                 else:
                     yield Prediction(name, np.empty(0), problem=array)
             bar.update(len(batch))
 
 
-def _load(name: str, reader: InputReader, modality: Modality, size: int) -> np.ndarray | str:
-    """The example as the network takes it, or why it cannot be read."""
+def _load(name: str, reader: InputReader, modality: Modality, size: int) -> tuple[np.ndarray | str, str]:
+    """The example as the network takes it, or why it cannot be read; and what is odd about it."""
     try:
-        return modality.load(reader.read(name), size)
+        return modality.load_with_remark(reader.read(name), size)
     except ItemError as error:
-        return str(error)
+        return str(error), ""
