@@ -228,17 +228,15 @@ def is_as_locked(out: dict[str, Any]) -> bool:
     return size == out.get("size", size) and (size > MAX_HASHED_BYTES or md5_of(Workspace(), out["path"]) == out["md5"])
 
 
-def locked_source() -> str | None:
-    """The data.source that prepare last ran on under DVC, None if dvc.lock does not say.
-
-    Raises:
-        UserError: if dvc.lock cannot be read.
-    """
+def describe_other_source(source: str) -> str:
+    """What to say if prepare, and so the model, is of another data.source by dvc.lock; empty if not, or if unknown."""
     try:
-        found = read_stages(Workspace(), LOCK)["prepare"]["params"]["params.yaml"]["data"]["source"]
-    except (KeyError, TypeError):  # an entry that DVC did not write
-        return None
-    return found if isinstance(found, str) else None
+        known = read_stages(Workspace(), LOCK)["prepare"]["params"]["params.yaml"]["data"]["source"]
+    except (KeyError, TypeError, UserError):  # not there, or damaged
+        return ""
+    if known == source:
+        return ""
+    return f"params.yaml: data.source is {source!r}, but dvc.lock says that the model was trained on {known!r}"
 
 
 def is_recorded(file: Path) -> bool | None:

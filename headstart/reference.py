@@ -44,7 +44,7 @@ def parameters_page(defaults: dict[str, Any]) -> str:
             sections[""][1][name] = field
     lines = [INTRODUCTION]
     for name, (introduction, fields) in sections.items():
-        values = defaults[name] if name else defaults
+        values = defaults.get(name, {}) if name else defaults
         lines += [f"## {name or 'General'}", "", introduction, "", *_table(name, fields, values), ""]
     return "\n".join(lines)
 

@@ -195,6 +195,18 @@ def test_predictions_that_were_changed_are_not_compared(run):
     assert f"{problem}; run `dvc checkout predictions/test.csv` for that one, or `dvc repro`" in reasons
 
 
+@pytest.mark.parametrize("file", [paths.report("evaluate"), paths.MODEL])
+def test_results_that_dvc_lock_does_not_record_are_not_judged(run, file):
+    out = {"path": file.as_posix(), "md5": hashlib.md5(file.read_bytes()).hexdigest()}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": [out]}}}))
+    run()
+    Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": [{**out, "md5": "0" * 32}]}}}))
+    with pytest.raises(
+        UserError, match=rf"^{file} is not the file that dvc\.lock records; run `dvc checkout`, or `dvc"
+    ):
+        run()
+
+
 def test_results_of_other_params_are_not_judged(run, monkeypatch):
     monkeypatch.setattr("headstart.evaluation.gate.up_to_date_stages", lambda *_: ["prepare", "extract", "train_head"])
     with pytest.raises(UserError, match=r"^the results in the workspace do not belong to its params and code; run"):

@@ -27,7 +27,7 @@ def test_the_page_about_parameters_is_up_to_date():
         assert re.search(rf"^\| `{re.escape(key)}` \| `[^|]+` \| [^|]+ \| \w[^|]+ \|$", page, re.MULTILINE), key
 
 
-def test_a_param_without_description_or_default_is_named(monkeypatch, capsys):
+def test_a_param_without_description_or_default_is_named(monkeypatch):
     class Extract(Section):
         """How."""
 
@@ -42,7 +42,7 @@ def test_a_param_without_description_or_default_is_named(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"^headstart/config\.py: extract\.depth has no description; write one"):
         parameters_page({"extract": {"size": 1, "depth": 2}})
     with pytest.raises(UserError, match=r"^params\.yaml: extract\.size is missing, which headstart/config\.py has"):
-        parameters_page({"extract": {}})
+        parameters_page({})
     monkeypatch.setattr(reference, "read_yaml", lambda file: {"extract": {}})
     with pytest.raises(SystemExit, match=r"^params\.yaml: extract\.size is missing"):
         reference.main()

@@ -21,7 +21,7 @@ from headstart import paths
 from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
-from headstart.lockfile import locked_source
+from headstart.lockfile import describe_other_source
 from headstart.outputs import Outputs
 from headstart.serving.model_file import DAMAGES, load_classifier, warn_of_other_model
 
@@ -202,13 +202,10 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
                 count = -(-len(examples) // scorer.batch_size)
                 features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
     except UserError as error:
-        before = locked_source()
-        if before in (None, params.data.source):
-            raise
-        raise UserError(
-            f"params.yaml: data.source is {params.data.source!r}, but dvc.lock says that the model was trained on "
-            f"{before!r}; set it back, or run `dvc repro` for a model of the new data, then `headstart ood`"
-        ) from error
+        if other := describe_other_source(params.data.source):
+            advice = "set it back, or run `dvc repro` for a model of the new data, then `headstart ood`"
+            raise UserError(f"{other}; {advice}") from error
+        raise
     return features
 
 
