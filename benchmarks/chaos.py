@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -62,6 +63,9 @@ class Clone:
             params[section][name] = value
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         few_digits(root / "few.zip")
+        # Else a trial would begin with the params of this repository, and its recorded run would be a row of MLflow.
+        commit = ["git", "-c", "user.name=chaos", "-c", "user.email=chaos@localhost", "commit", "-qam", "Few images"]
+        subprocess.run(commit, cwd=root, check=True)
 
     def start(self, command: list[str]) -> subprocess.Popen[str]:
         """Start `command` as the leader of a process group of its own."""
@@ -85,7 +89,9 @@ class Clone:
     def outputs(self) -> dict[str, str]:
         """The sha256 of every output, by its path."""
         files = [file for name in OUTPUTS for file in (self.root / name).rglob("*") if file.is_file()]
-        kept = [file for file in files if file.suffix != ".html" and file.name != ".gitignore"]
+        # What a killed run had begun to write lies beside the outputs for a day, under names of its own.
+        ours = [file for file in files if not re.fullmatch(r"\..+\.partial\.\d+\..+", file.name)]
+        kept = [file for file in ours if file.suffix != ".html" and file.name != ".gitignore"]
         return {str(file.relative_to(self.root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in kept}
 
 

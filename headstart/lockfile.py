@@ -26,6 +26,7 @@ from headstart.errors import UserError
 LOCK, PIPELINE, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 CODE = ("headstart", "pipeline")  # the folders that hold code
 MAX_HASHED_BYTES = 64 * 2**20  # a larger output is compared with dvc.lock by its size alone
+_BLOCK = 2**20
 SOURCE = "${data.source}"
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a dvc.lock of each experiment is read: ten times as fast
 
@@ -225,3 +226,35 @@ def is_as_locked(out: dict[str, Any]) -> bool:
         return False
     size = file.stat().st_size
     return size == out.get("size", size) and (size > MAX_HASHED_BYTES or md5_of(Workspace(), out["path"]) == out["md5"])
+
+
+def describe_other_source(source: str) -> str:
+    """What to say if prepare, and so the model, is of another data.source by dvc.lock; empty if not, or if unknown."""
+    try:
+        known = read_stages(Workspace(), LOCK)["prepare"]["params"]["params.yaml"]["data"]["source"]
+    except (KeyError, TypeError, UserError):  # not there, or damaged
+        return ""
+    if known == source:
+        return ""
+    return f"params.yaml: data.source is {source!r}, but dvc.lock says that the model was trained on {known!r}"
+
+
+def is_recorded(file: Path) -> bool | None:
+    """Whether the workspace has the very file there that dvc.lock records; None if it records none, or there is none.
+
+    All of the file counts, however large it is: two models of one architecture have the same size.
+
+    Raises:
+        UserError: if dvc.lock cannot be read.
+    """
+    path = Path(os.path.relpath(file)).as_posix()
+    locked = {out["path"]: out for stage in read_stages(Workspace(), LOCK).values() for out in stage.get("outs", [])}
+    if path not in locked or not file.is_file():
+        return None
+    if file.stat().st_size != locked[path].get("size", file.stat().st_size):
+        return False
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return bool(digest.hexdigest() == locked[path].get("md5"))

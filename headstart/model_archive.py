@@ -7,6 +7,7 @@ A .keras file is a zip of the weights, of config.json, which names the classes o
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from headstart.errors import UserError
 from headstart.zips import open_zip
 
 CLASSES, ABOUT, CONFIG = "classes.json", "headstart.json", "config.json"
+WEIGHTS = "model.weights"  # the beginning of the names of members that hold weights
 MAX_MEMBERS, MAX_TEXT_BYTES = 1000, 2**24  # the config of the largest backbone has a megabyte
 MAX_RATIO, MIN_BYTES = 10, 2**26  # weights hardly compress
 
@@ -61,6 +63,31 @@ def read_texts(file: Path) -> dict[str, Any]:
                 "Build it from layers of Keras alone"
             )
     return texts
+
+
+def check_weights(file: Path) -> None:
+    """Check that a network asks for no more weights than its file holds, before they take memory.
+
+    Building it as a graph takes about as long as loading it.
+
+    Raises:
+        UserError: if it asks for more.
+        Exception: what Keras, zipfile and json raise if it is damaged.
+    """
+    from headstart.framework import keras, tf  # takes seconds
+
+    with open_zip(file, MAX_MEMBERS) as archive:
+        config = json.loads(archive.read(CONFIG))
+        stored = sum(member.file_size for member in archive.infolist() if member.filename.startswith(WEIGHTS))
+    config.pop("compile_config", None)
+    with tf.Graph().as_default():  # where variables have a shape, but no values yet
+        network = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        asked = sum(math.prod(variable.shape) for variable in network.variables)
+    if asked > stored:  # each takes a byte or more
+        raise UserError(
+            f"{file}: its config asks for {asked:,} weights, but the file holds {stored:,} bytes of them; such a model "
+            "is not opened, since it could fill the memory. Save it again"
+        )
 
 
 def _problems(config: Any, layer: str = "") -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from headstart.config import PARAMS_FILE, Params
+from headstart.errors import UserError
 from headstart.validation import describe, read_yaml
 
 INTRODUCTION = """\
@@ -29,18 +30,21 @@ def parameters_page(defaults: dict[str, Any]) -> str:
 
     Args:
         defaults: the content of params.yaml.
+
+    Raises:
+        UserError: naming the key that has no description in config.py, or no line in params.yaml.
     """
     schema = Params.model_json_schema()
     sections: dict[str, tuple[str, dict[str, Any]]] = {"": ("Keys that several stages share.", {})}
     for name, field in schema["properties"].items():
         if "$ref" in field:
             section = schema["$defs"][field["$ref"].split("/")[-1]]
-            sections[name] = (" ".join(section["description"].split()), section["properties"])
+            sections[name] = (_description(name, section), section["properties"])
         else:
             sections[""][1][name] = field
     lines = [INTRODUCTION]
     for name, (introduction, fields) in sections.items():
-        values = defaults[name] if name else defaults
+        values = defaults.get(name, {}) if name else defaults
         lines += [f"## {name or 'General'}", "", introduction, "", *_table(name, fields, values), ""]
     return "\n".join(lines)
 
@@ -49,9 +53,26 @@ def _table(section: str, fields: dict[str, Any], defaults: dict[str, Any]) -> It
     yield from ("| key | default | values | what it does |", "|---|---|---|---|")
     for name, field in fields.items():
         key = f"{section}.{name}".lstrip(".")
+        if name not in defaults:
+            raise UserError(f"{PARAMS_FILE}: {key} is missing, which headstart/config.py has; add a line for it")
         default = defaults[name] if isinstance(defaults[name], str) else json.dumps(defaults[name])
-        yield f"| `{key}` | `{default}` | {describe(field)} | {' '.join(field['description'].split())} |"
+        yield f"| `{key}` | `{default}` | {describe(field)} | {_description(key, field)} |"
+
+
+def _description(key: str, field: dict[str, Any]) -> str:
+    """The description of a key or section in one line."""
+    if "description" not in field:
+        raise UserError(f"headstart/config.py: {key} has no description; write one as a string below it")
+    return " ".join(field["description"].split())
+
+
+def main() -> None:
+    """Print the page, or what is missing for it."""
+    try:
+        sys.stdout.write(parameters_page(read_yaml(PARAMS_FILE)))
+    except UserError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(parameters_page(read_yaml(PARAMS_FILE)))
+    main()

@@ -8,7 +8,7 @@ from conftest import write_params
 
 from headstart.backbones import BACKBONES, cached_backbones, check_params, get_backbone
 from headstart.backbones.keras_applications import TINY_WEIGHTS, KerasApplication
-from headstart.backbones.keras_table import PREPROCESSING, ROWS
+from headstart.backbones.keras_table import CAFFE, INSIDE, ROWS, TF, TORCH
 from headstart.backbones.listing import print_backbones
 from headstart.config import Params, load_params
 from headstart.errors import UserError
@@ -27,7 +27,7 @@ def test_a_row_fits_keras(name):
     row = get_backbone(name)
     assert isinstance(row, KerasApplication)
     assert hasattr(getattr(keras.applications, row.module), "preprocess_input")
-    assert row.preprocessing in PREPROCESSING
+    assert row.preprocessing in (TF, CAFFE, TORCH, INSIDE)
     assert row.min_size <= row.default_size
 
 

@@ -7,9 +7,12 @@ import io
 import json
 import os
 import shutil
+import threading
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,14 @@ from headstart import paths
 from headstart.config import Data, load_params
 from headstart.data import boxes, layouts
 from headstart.data.boxes import Box, box_name, parse_name
+from headstart.data.files import file_hash
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
 from headstart.data.listing import Listing
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.modalities.image import cutting, decode
+from headstart.modalities.loading import read_batches
 from headstart.report.data_page import render_data_page
 from headstart.serving import inputs
 from headstart.serving.predict import predict
@@ -214,6 +219,33 @@ def test_a_folder_around_annotations_is_no_folder_of_classes(coco, tmp_path):
         UserError, match=r"it holds COCO annotations \(set/deep/instances\.json\); give that file or its"
     ):
         list_items(tmp_path / "around")
+
+
+@pytest.mark.parametrize("images", ["images", "data", "imgs", ""])
+@pytest.mark.parametrize("name", ["annotations.json", "labels.json", "result.json", "my boxes.json"])
+def test_annotations_of_any_name_beside_their_images_make_a_folder_coco(tmp_path, images, name):
+    folder = tmp_path / "around/set"
+    content = make_coco(folder / images, 4)
+    write(folder / name, content)
+    write(folder / "about.json", {"images": 4})
+    write(folder / ".hidden.json", content)
+    expected = [item.path for item in list_items(folder / name).items]
+    assert len(expected) == 16
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "around").as_posix())
+    assert [item.path for item in list_items(folder).items] == expected
+    assert [item.path for item in list_items(tmp_path / "set.zip").items] == [f"set/{path}" for path in expected]
+    with pytest.raises(UserError, match=r"it holds COCO annotations \(set/.*\); give that file or its folder"):
+        list_items(tmp_path / "around")
+
+
+def test_annotations_beside_class_folders_make_no_coco_of_them(tmp_path):
+    """They may say where the objects are; the folders say which."""
+    content = make_coco(tmp_path / "set/cat", 4)
+    make_coco(tmp_path / "set/dog", 4, 10)
+    write(tmp_path / "set/annotations.json", content)
+    assert list_items(tmp_path / "set").classes == ["cat", "dog"]
 
 
 def test_other_json_files_make_no_coco_of_a_folder_of_classes(tmp_path):
@@ -594,7 +626,7 @@ def test_annotations_at_an_address(coco, tmp_path, monkeypatch):
         assert read(source, listing.items[0].path).shape == (36, 28, 3)
         names = inputs.find_inputs([source], IMAGE).names
         assert names[0] == f"{address}/images/0000.png#xywh=5,4,24,20&size=90x80"
-        assert inputs.read_input(names[0], IMAGE, 0.1).startswith(b"P6 30 26 255\n")
+        assert inputs.InputReader(IMAGE, 0.1).read(names[0]).startswith(b"P6 30 26 255\n")
 
 
 @pytest.mark.parametrize("name", ["instances.json", "annotations/instances_train.json"])
@@ -667,6 +699,85 @@ def test_predict_answers_each_box_as_evaluate_does(finished, capsys):
     assert "set/images/0012.png#xywh=200,200,30,30&size=90x80: most of the box is outside" in printed.err
     for path, row in expected.iterrows():
         assert list(found[f"set/{path}"].values()) == pytest.approx([row[f"p_{name}"] for name in LABELS], abs=1e-4)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[bytes]:
+    """The files that boxes are cut out of, each time that one is decoded."""
+    files: list[bytes] = []
+
+    def cutter(data: bytes) -> boxes.Cut:
+        files.append(data)
+        time.sleep(0.01)  # so that other threads ask for the same file
+        return decode_for_boxes(data)
+
+    decode_for_boxes = cutting.cutter
+    monkeypatch.setattr(cutting, "cutter", cutter)
+    return files
+
+
+def test_predict_decodes_an_image_once_for_all_of_its_boxes(finished, capsys, decoded):
+    content = json.loads(Path("set/instances.json").read_text())
+    images = sorted({row["image_id"] for row in content["annotations"]})
+    boxes_of_all = [[10 + image, place, 20, 20] for place in range(0, 40, 2) for image in range(len(images))]
+    rows = [{"image_id": images[row % len(images)], "bbox": box} for row, box in enumerate(boxes_of_all)]
+    file = write(Path("set/mixed.json"), {"images": content["images"], "annotations": rows})
+    predict([str(file)], "json")
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == len(rows) == 20 * len(images)
+    assert len(decoded) <= len(images) + 2  # more only if a thread stops for as long as another decodes two images
+
+
+def test_training_decodes_an_image_once_for_boxes_that_follow_each_other(coco, decoded):
+    for file in (coco.parent / "images").iterdir():
+        os.utime(file, (1e9, 1e9))
+    with layouts.open_examples(settings(coco), IMAGE) as opened:
+        names = [item.path for item in list_items(coco).items]
+        hashes = [file_hash(opened.read(name)) for name in names]
+        decoded.clear()
+        opened.close()  # forget them
+        list(read_batches(opened, IMAGE, names, hashes, 16, 2, workers=1))
+    assert len(decoded) == 6
+
+
+def test_threads_wait_for_each_other_rather_than_decoding_the_same_image():
+    decoded: list[str] = []
+    asked = threading.Barrier(3)
+
+    def decode(path: str) -> boxes.Cut:
+        decoded.append(path)
+        asked.wait(10)  # the others have asked, or are about to
+        time.sleep(0.05)
+        return lambda box, margin: path.encode()
+
+    cutters = boxes.Cutters(decode)
+
+    def cut(path: str) -> bytes:
+        if decoded:
+            asked.wait(10)
+        return cutters.get(path, "1")(Box(0, 0, 1, 1), 0)
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(cut, "a")
+        while not decoded:
+            time.sleep(0.001)
+        assert [future.result() for future in (first, pool.submit(cut, "a"), pool.submit(cut, "a"))] == [b"a"] * 3
+    assert decoded == ["a"]
+
+
+def test_an_image_that_cannot_be_decoded_is_tried_once(finished, decoded, capsys):
+    first = json.loads(Path("set/instances.json").read_text())["images"][0]
+    Path("set/images/broken.png").write_bytes(b"no image")
+    rows = [{"image_id": 1, "bbox": [place, 4, 24, 20]} for place in range(3)]
+    rows.append({"image_id": first["id"], "bbox": [5, 4, 24, 20]})
+    images = [first, {"id": 1, "file_name": "broken.png"}]
+    file = write(Path("set/some.json"), {"images": images, "annotations": rows})
+    try:
+        assert predict([str(file)], "json") == 1
+    finally:
+        os.remove("set/images/broken.png")
+    assert capsys.readouterr().err.count("not an image") == 3
+    assert decoded.count(b"no image") == 1
 
 
 def test_predict_needs_no_categories_and_reports_bad_boxes(finished, capsys):

@@ -315,13 +315,51 @@ def test_revisions_and_the_workspace(repository, capsys):
     assert comparison["params"] == {"train_head.hidden": {"base": [128], "head": [256]}}
     cost = {"latency_ms": {"base": 5.0, "head": 10.0}, "model_mb": {"base": 10.0, "head": 20.0}}
     assert comparison["cost"] == cost
-    assert comparison["outdated"] == []
+    assert comparison["outdated"] == {}
     compare("HEAD")
-    text = capsys.readouterr().out
-    assert text.startswith("workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference -0.")
-    assert "The results of workspace are not those that dvc.lock records for its params and code; run `dvc" in text
+    first, verdict, *_ = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("workspace is worse than HEAD: accuracy 0.9800 (HEAD) -> 0.7000 (workspace), difference")
+    assert first == (
+        "Warning: workspace has no results of its own: evaluate did not run with its params and code. These are the "
+        "results of an earlier run; run `dvc repro`."
+    )
     compare("HEAD~1", "HEAD", "markdown", Path("report.md"))
     assert r"**HEAD is better** than HEAD\~1" in Path("report.md").read_text()
+
+
+def test_a_run_that_stopped_early_is_compared_with_a_warning(repository, capsys):
+    evaluate = {**STAGE, "deps": ["pipeline/evaluate.py", "models/head.keras"]}
+    stages = {"train_head": {"cmd": "x", "outs": ["models/head.keras"]}, "evaluate": evaluate}
+    head = repository.root / "models/head.keras"
+    head.parent.mkdir()
+
+    def commit(content: str, *commands: str) -> None:
+        head.write_text(content)
+        repository.run(" && ".join(["dvc commit -q -f " + " ".join(commands), "git add -A && git commit -qm run"]))
+
+    (repository.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    commit("old")
+    commit("new", "train_head")
+    compare("HEAD~1", "HEAD", "json")
+    assert json.loads(capsys.readouterr().out)["outdated"] == {
+        "HEAD": "HEAD has no results of its own: evaluate did not run with its params and code. These are the results "
+        "of an earlier run; run `dvc repro` there (`dvc exp apply HEAD` for an experiment)"
+    }
+    compare("HEAD~1", "HEAD", "markdown")
+    assert capsys.readouterr().out.startswith("Warning: HEAD has no results of its own: ")
+
+
+def test_predictions_that_dvc_lock_does_not_record_are_compared_with_a_warning(repository, capsys):
+    """As after `git checkout .` without `dvc checkout`."""
+    repository.run("git checkout -q .")
+    compare("HEAD")
+    assert capsys.readouterr().out.startswith(
+        "Warning: predictions/test.csv in the workspace is not the file that dvc.lock records; run `dvc checkout "
+        "predictions/test.csv` for that one, or `dvc repro`.\n"
+    )
+    repository.run("dvc checkout -q -f")
+    compare("HEAD")
+    assert "Warning" not in capsys.readouterr().out
 
 
 def test_params_are_leaves_as_config_has_them(tmp_path):

@@ -144,7 +144,17 @@ def test_the_test_split_is_compared_if_there_is_one(here, photos):
     assert all(any((image == one).all() for one in known) for image in images)
 
     (here / "photos").rename(here / "elsewhere")
-    assert "generated examples" in export.load_test_batch(classifier)[1]
+    what = export.load_test_batch(classifier)[1]
+    assert what.startswith(
+        "generated examples, because the test split is not there (params.yaml: data.source 'photos' d"
+    )
+    write_params(here / "params.yaml", **{**SMALL, "data.source": "elsewhere/red"})
+    lock = {"stages": {"prepare": {"params": {"params.yaml": {"data": {"source": "photos"}}}}}}
+    (here / "dvc.lock").write_text(json.dumps(lock))
+    assert (
+        "is 'elsewhere/red', but dvc.lock says that the model was trained on 'photos')"
+        in export.load_test_batch(classifier)[1]
+    )
 
 
 @pytest.mark.parametrize(

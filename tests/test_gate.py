@@ -191,7 +191,20 @@ def test_predictions_that_were_changed_are_not_compared(run):
     write_run(CORRECT + 1, paths.PREDICTIONS)
     code, _, reasons = run("base.csv", max_drop=0)
     assert code == 1
-    assert "max_drop cannot be checked: predictions/test.csv is not that of dvc.lock; run `dvc repro`" in reasons
+    problem = "max_drop cannot be checked: predictions/test.csv in the workspace is not the file that dvc.lock records"
+    assert f"{problem}; run `dvc checkout predictions/test.csv` for that one, or `dvc repro`" in reasons
+
+
+@pytest.mark.parametrize("file", [paths.report("evaluate"), paths.MODEL])
+def test_results_that_dvc_lock_does_not_record_are_not_judged(run, file):
+    out = {"path": file.as_posix(), "md5": hashlib.md5(file.read_bytes()).hexdigest()}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": [out]}}}))
+    run()
+    Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate": {"outs": [{**out, "md5": "0" * 32}]}}}))
+    with pytest.raises(
+        UserError, match=rf"^{file} is not the file that dvc\.lock records; run `dvc checkout`, or `dvc"
+    ):
+        run()
 
 
 def test_results_of_other_params_are_not_judged(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from headstart import model_archive, zips
 from headstart.errors import UserError
 from headstart.model_archive import MAX_MEMBERS, MAX_TEXT_BYTES, read_texts
-from headstart.serving.model_file import read_model_info
+from headstart.serving import model_file
+from headstart.serving.model_file import load_classifier, read_model_info
 from headstart.training import networks
 
 
@@ -34,8 +36,8 @@ def write(file: Path, members: dict[str, bytes]) -> Path:
 
 
 def refused(file: Path, match: str) -> None:
-    """Wherever models are opened: read_model_info for serve, predict and MLflow, networks.load for all else."""
-    for opener in (read_model_info, networks.load, networks.load_classifier):
+    """Wherever models are opened: the first two for serve, predict, export and ood, networks.load for all else."""
+    for opener in (read_model_info, load_classifier, networks.load, networks.load_classifier):
         with pytest.raises(UserError, match=match):
             opener(file)
 
@@ -69,6 +71,53 @@ def test_a_lambda_as_keras_saves_it(tmp_path):
     image = keras.Input((2,))
     keras.Model(image, keras.layers.Lambda(lambda x: x + 1)(image)).save(tmp_path / "evil.keras")
     refused(tmp_path / "evil.keras", "the layer 'lambda' is a Lambda, which holds code; such a model is not opened")
+
+
+def with_units(members: dict[str, bytes], units: int) -> dict[str, bytes]:
+    """The same file, but the config asks for a wider hidden layer."""
+    model = json.loads(members["config.json"])
+    layers = {layer["config"]["name"]: layer for layer in model["config"]["layers"]}
+    layers["hidden_1"]["config"]["units"] = units
+    layers["logits"]["build_config"] = {"input_shape": [None, units]}
+    return {**members, "config.json": json.dumps(model).encode()}
+
+
+def test_a_config_that_asks_for_more_weights_than_there_are_is_refused_before_they_are_made(
+    tmp_path, members, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "model.keras", members)
+    assert load_classifier(file).classes == ["a", "b"]
+    write(file, with_units(members, 10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.models, "load_model", None)
+        with pytest.raises(UserError, match=r"model\.keras: its config asks for 7,000,002 weights, but the file holds"):
+            load_classifier(file)
+        write(file, with_units(members, 10**12))
+        with pytest.raises(UserError, match=r"model\.keras: its config asks for 7,000,000,000,002 weights, but the"):
+            load_classifier(file)
+        write(file, with_units(members, -1))
+        with pytest.raises(UserError, match="is not a model of this pipeline"):
+            load_classifier(file)
+
+
+def test_the_model_that_dvc_lock_records_is_trusted(tmp_path, members, monkeypatch):
+    """Counting its weights takes as long as loading it."""
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "model.keras", members)
+    out = {"path": "model.keras", "md5": hashlib.md5(file.read_bytes()).hexdigest()}
+    Path("dvc.lock").write_text(json.dumps({"stages": {"fine_tune": {"outs": [out]}}}))
+    monkeypatch.setattr(model_file, "check_weights", None)
+    assert load_classifier(file).classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("size", [0, 4097, 10**9])
+def test_the_size_of_examples_is_bounded(tmp_path, members, size):
+    about = {**json.loads(members["headstart.json"]), "size": size}
+    file = write(tmp_path / "model.keras", {**members, "headstart.json": json.dumps(about).encode()})
+    for opener in (read_model_info, load_classifier):
+        with pytest.raises(UserError, match=rf"not a model of this pipeline \(its size is {size}, not in \[1, 4096\]"):
+            opener(file)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, write_params
 from dvc.utils.hydra import apply_overrides
 
-from headstart import cli
+from headstart import cli, reference
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.reference import parameters_page
-from headstart.validation import read_yaml
+from headstart.validation import Section, read_yaml
 
 
 def test_the_page_about_parameters_is_up_to_date():
@@ -25,6 +25,27 @@ def test_the_page_about_parameters_is_up_to_date():
     assert page == parameters_page(read_yaml(ROOT / "params.yaml")), "run `make docs`"
     for key in load_params(ROOT / "params.yaml").leaves():
         assert re.search(rf"^\| `{re.escape(key)}` \| `[^|]+` \| [^|]+ \| \w[^|]+ \|$", page, re.MULTILINE), key
+
+
+def test_a_param_without_description_or_default_is_named(monkeypatch):
+    class Extract(Section):
+        """How."""
+
+        size: int
+        """Side."""
+        depth: int
+
+    class Params(Section):
+        extract: Extract
+
+    monkeypatch.setattr(reference, "Params", Params)
+    with pytest.raises(UserError, match=r"^headstart/config\.py: extract\.depth has no description; write one"):
+        parameters_page({"extract": {"size": 1, "depth": 2}})
+    with pytest.raises(UserError, match=r"^params\.yaml: extract\.size is missing, which headstart/config\.py has"):
+        parameters_page({})
+    monkeypatch.setattr(reference, "read_yaml", lambda file: {"extract": {}})
+    with pytest.raises(SystemExit, match=r"^params\.yaml: extract\.size is missing"):
+        reference.main()
 
 
 def test_the_committed_params_are_good():

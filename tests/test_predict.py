@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -19,15 +20,17 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, SHIPPED_CLASSES, SMALL, paint, run_stages, write_params
 from test_remote import serve
 
+from headstart import lockfile
 from headstart.data.layouts import list_items
 from headstart.data.sources import open_source
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.outputs import spreadsheet_safe
-from headstart.serving import inputs, ood, predict
+from headstart.serving import export, inputs, ood, predict, server
 from headstart.serving.model_file import read_model_info
 from headstart.training import networks
 
@@ -52,6 +55,52 @@ def rows(capsys, *names: str, code: int = 0, **options) -> list[dict]:
 
 def stdin(monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8", "surrogateescape"))))
+
+
+def record_model(content: bytes) -> None:
+    """Write a dvc.lock after which models/model.keras has this content."""
+    out = {"path": "models/model.keras", "md5": hashlib.md5(content).hexdigest(), "size": len(content)}
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"fine_tune": {"cmd": "x", "outs": [out]}}}))
+
+
+def use_model(command: str, model: Path) -> None:
+    """Call what `headstart COMMAND` does, up to the work."""
+    if command == "predict":
+        predict.predict(["photos/red/000.png"], model=model)
+    elif command == "export":
+        export.export("saved_model", Path("out"), model)
+    elif command == "ood":
+        with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
+            ood.fit_ood(model=model)
+    else:
+        with pytest.raises(UserError, match="cannot bind"):
+            server.serve(host="nowhere.invalid", model=model)
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "ood", "serve"])
+def test_a_model_that_dvc_lock_does_not_record_is_reported(command, here, capsys, monkeypatch):
+    """As after `git checkout .` without `dvc checkout`: models of one architecture even have the same size."""
+    monkeypatch.setattr(export, "_export", lambda *arguments: None)
+    monkeypatch.setattr(lockfile, "MAX_HASHED_BYTES", 5)
+    content = Path("models/model.keras").read_bytes()
+    record_model(content[:-1] + b"x")
+    warning = (
+        f"{command}: warning: models/model.keras is not the model that dvc.lock records; to use that one, run `dvc "
+        "checkout models/model.keras`, or `dvc repro` if that fails\n"
+    )
+    use_model(command, Path("models/model.keras"))
+    assert warning in capsys.readouterr().err
+    use_model(command, Path("models/model.keras").resolve())
+    assert "is not the model that dvc.lock records" in capsys.readouterr().err
+
+    record_model(content)
+    use_model(command, Path("models/model.keras"))
+    shutil.copytree("models", "mine")  # DVC knows nothing of it
+    record_model(b"other")
+    use_model(command, Path("mine/model.keras"))
+    Path("dvc.lock").write_text("<<<<<<< HEAD")
+    use_model(command, Path("models/model.keras"))
+    assert "dvc.lock" not in capsys.readouterr().err
 
 
 def test_files_folders_patterns_and_lists(here, monkeypatch):
@@ -462,6 +511,22 @@ def test_images_unlike_the_training_images_are_flagged(fitted, capsys):
         printed = capsys.readouterr()
         assert printed.out.endswith("photos/red/000.png\n")
         assert message in printed.err
+
+
+def test_fitting_on_another_source_is_not_told_to_prepare_again(fitted, photos):
+    """What was prepared is of the source before."""
+    photos("others", count=4)
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "others"})
+    with pytest.raises(UserError, match=r"has changed since prepare ran .*; run `dvc repro --force prepare`"):
+        ood.fit_ood(0.1)  # nothing is known of another source
+    lock = {"stages": {"prepare": {"params": {"params.yaml": {"data": {"source": "photos"}}}}}}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    with pytest.raises(UserError) as error:
+        ood.fit_ood(0.1)
+    assert str(error.value) == (
+        "params.yaml: data.source is 'others', but dvc.lock says that the model was trained on 'photos'; set it back, "
+        "or run `dvc repro` for a model of the new data, then `headstart ood`"
+    )
 
 
 def test_fitting_says_what_is_missing(here):

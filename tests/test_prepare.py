@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,8 +156,35 @@ def test_a_class_of_two_images_is_named_with_what_to_do(run, photos):
     folder = photos()
     for index in range(2):
         paint(folder / "rare" / f"{index}.png", (9, 9, 9), index)
-    with pytest.raises(UserError, match=r"1 of 4 classes are not in each .*\n  rare: .*\nAdd examples to them"):
+    with pytest.raises(UserError) as error:
         run(folder)
+    first, line, *advice = str(error.value).splitlines()
+    assert first == "1 of 4 classes are not in each of train, val and test:"
+    assert re.fullmatch("  rare: . train, . val, . test", line)
+    assert advice[:2] == ["What can help:", "  - more examples of these classes, or none: leave them out"]
+    assert "exact" not in str(error.value)  # which needs three
+
+
+@pytest.mark.parametrize("split", ["hash", "exact"])
+def test_a_class_of_near_copies_is_said_to_be_one(run, tmp_path, split):
+    folder = tmp_path / "pictures"
+    for label, first in (("cat", 100), ("dog", 200), ("rare", 0)):
+        (folder / label).mkdir(parents=True)
+        for index in range(15):
+            number = index // 8 if label == "rare" else index
+            picture(first + number, (90, 80)).save(folder / label / f"{index}.jpg", quality=80 + index)
+    with pytest.raises(UserError) as error:
+        run(folder, **{"prepare.split": split, "prepare.near_distance": 0.25})
+    first, line, *advice = str(error.value).splitlines()
+    assert first == "1 of 3 classes are not in each of train, val and test:"
+    assert line.startswith("  rare: ")
+    assert line.endswith("; its 15 different examples are 2 sets of near copies")
+    reason = "fewer examples are then taken for near copies, which are never in two splits; 0: none"
+    assert f"  - prepare.near_distance below 0.25: {reason}" in advice
+    assert "prepare.split=exact" not in str(error.value)  # it would say the same
+    assert "fraction" not in str(error.value)
+    assert max(map(len, advice)) < 150
+    assert len(run(folder, **{"prepare.split": "exact", "prepare.near_distance": 0})) == 45
 
 
 def test_advice_speaks_only_of_the_fractions_that_are_used(run, photos, tmp_path):
@@ -165,8 +193,8 @@ def test_advice_speaks_only_of_the_fractions_that_are_used(run, photos, tmp_path
     (tmp_path / "own/val/red").rename(tmp_path / "own/val/Red")
     with pytest.raises(UserError) as error:
         run(tmp_path / "own")
-    assert "'Red' and 'red' differ only in case or spaces: is one class meant?" in str(error.value)
-    assert "A larger prepare.test_fraction helps, too." in str(error.value)
+    assert "'Red' and 'red' differ only in case or spaces" in str(error.value)
+    assert "\n  - a larger prepare.test_fraction\n" in str(error.value)
     photos("own/test", count=8, first=16)
     with pytest.raises(UserError) as error:
         run(tmp_path / "own")

@@ -1,11 +1,32 @@
-"""The lower bounds of pyproject.toml, which exclude versions with known holes, hold in requirements.lock."""
+"""pyproject.toml names what is imported; its bounds, which exclude versions with known holes, hold in the lock file."""
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
+import sys
 
 from conftest import ROOT
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def test_every_package_that_is_imported_is_named():
+    """Else it would be missing if another package stopped bringing it along."""
+    text = (ROOT / "pyproject.toml").read_text().partition("[dependency-groups]")[0]
+    named = {canonicalize_name(name) for name in re.findall(r'"([\w.-]+)(?:\[\w+\])?(?:[<>=!][^"]*)?"', text)}
+    distributions = importlib.metadata.packages_distributions()
+    missing = {}
+    for file in [*ROOT.glob("headstart/**/*.py"), *ROOT.glob("pipeline/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for module in {name.split(".")[0] for name in names} - {"headstart", "pipeline", *sys.stdlib_module_names}:
+                packages = {canonicalize_name(name) for name in distributions.get(module, [module])}
+                if not packages & named:
+                    missing[module] = file.relative_to(ROOT).as_posix()
+    assert missing == {}
 
 
 def test_every_locked_version_is_within_its_bounds():

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
@@ -172,7 +173,11 @@ def test_a_parquet_manifest_with_any_byte_wrong_is_read_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["../evil.png", "a/../../evil.png", "ABSOLUTE", "link/evil.png", "evil-link.png", "C:/x"]
+    "path",
+    [
+        *("../evil.png", "a/../../evil.png", "ABSOLUTE", "C:/x"),
+        *("link/evil.png", "ABSOLUTE/link/evil.png", "evil-link.png", "a/link/evil.png"),
+    ],
 )
 def test_rows_that_leave_the_folder_are_refused(photos, path):
     folder = photos(count=1)
@@ -180,12 +185,19 @@ def test_rows_that_leave_the_folder_are_refused(photos, path):
     paint(evil, (1, 1, 1), 1)
     os.symlink(folder.parent, folder / "link")
     os.symlink(evil, folder / "evil-link.png")
-    path = str(evil) if path == "ABSOLUTE" else path
+    (folder / "a").symlink_to(".")  # which stays inside
+    path = {"ABSOLUTE": str(evil), "ABSOLUTE/link/evil.png": str(folder / "link/evil.png")}.get(path, path)
     (folder / "list.csv").write_text(f"path,label\nred/000.png,red\nblue/000.png,blue\n{path},red\n")
     listing = list_items(folder / "list.csv")
     assert [item.path for item in listing.items] == ["blue/000.png", "red/000.png"]
-    detail = f"row 4: leads out of {folder}; make it relative to it, or set data.root to another folder"
-    assert listing.refused == [(path, "red", "outside", detail)]
+    detail = f"leads out of {folder}; make it relative to it, or set data.root to another folder"
+    if "link/" in path:
+        link = "a/link" if path.startswith("a/") else "link"
+        way_out = f"put the files themselves there, or set data.root to {folder.parent} and let paths start from that"
+        detail = f"{link} is a link that leads out of {folder}; {way_out}"
+    elif "link" in path:
+        detail = f"it is a link that leads out of {folder}, to {evil}; put the file itself there"
+    assert listing.refused == [(path, "red", "outside", f"row 4: {detail}")]
 
 
 @pytest.mark.parametrize("root", ["photos", "/ABSOLUTE/photos", "link", "photos/../photos/", "."])
@@ -342,8 +354,42 @@ def test_links_in_archives_are_not_followed(photos):
     folder = photos(count=1)
     os.symlink("/etc/passwd", folder / "red" / "link.png")
     listing = list_items(pack("tar", folder))
-    assert listing.refused == [("red/link.png", "", "link", "a link in the archive")]
+    detail = "a link in the archive; pack what it leads to: tar --dereference"
+    assert listing.refused == [("red/link.png", "", "link", detail)]
     assert not any("link" in item.path for item in listing.items)
+
+
+@pytest.mark.parametrize(("kind", "way_out"), [("tar", "tar --dereference"), ("zip", "zip without --symlinks")])
+def test_a_class_that_is_a_link_in_an_archive_is_reported(photos, kind, way_out):
+    folder = photos(count=2)
+    shutil.move(folder / "red", folder.parent / "pool")
+    (folder / "red").symlink_to("../pool")
+    note = f"photos/red is left out: a link in the archive; pack what it leads to: {way_out}"
+    assert list_items(pack_links(kind, folder)).notes == [note]
+    (folder / "green/more").symlink_to("../../pool")
+    assert "is left out, and so are 1 others: a link" in list_items(pack_links(kind, folder)).notes[0]
+    shutil.rmtree(folder / "green")
+    with pytest.raises(UserError, match=rf"at least two classes are needed, found 1 \(blue\); .*; {note}"):
+        list_items(pack_links(kind, folder))
+
+
+def pack_links(kind: str, folder: Path) -> Path:
+    """The folder in an archive, its links as links."""
+    file = folder.with_suffix(f".{kind}")
+    if kind == "tar":
+        with tarfile.open(file, "w") as archive:
+            archive.add(folder, folder.name)
+        return file
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder.parent).as_posix()
+            if path.is_symlink():
+                info = zipfile.ZipInfo(name)
+                info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+                archive.writestr(info, os.readlink(path))
+            elif path.is_file():
+                archive.write(path, name)
+    return file
 
 
 def test_a_hard_link_in_a_tar_is_read_like_its_file(photos):

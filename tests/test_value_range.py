@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, SHORT, SMALL, paint_classes, register_short, run_stages, write_params
+from conftest import ROOT, SHORT, SMALL, paint, paint_classes, register_short, run_stages, write_params
 from PIL import Image
 from test_deep_images import tiff_file
 
@@ -198,6 +198,31 @@ def test_predictions_and_the_model_server_read_as_the_stages_did(here, capsys):
         assert probabilities == pytest.approx(expected.loc[path].tolist(), abs=1e-4)
     whole = json.loads(paths.report("evaluate").read_text())["whole_images"]
     assert whole["max_difference"] < 0.05  # the model itself takes RGB in [0, 255]
+
+
+def test_predictions_of_another_depth_are_reported(here, capsys):
+    """They are nearly white or black, and answered all the same."""
+    values = draw("plain", 0)
+    Path("new").mkdir()
+    for name, other in (("as", values), ("bright", values * 16), ("dark", values // 16), ("darker", values // 20)):
+        Path(f"new/{name}.tif").write_bytes(tiff_file(other.astype(np.uint16)))
+    paint(Path("new/eight.png"), (9, 9, 9), 1)
+    paint(Path("new/eight.jpg"), (9, 9, 9), 1)
+    assert predict(["new"], "json") == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 6
+    training, depth = "black and white of the training images", "have they another depth?"
+    about = [line for line in printed.err.splitlines() if "training images" in line]
+    assert about == [
+        f"predict: 1 of 6 images have values beyond 0 and 4095, {training}, which are clipped; {depth} The first: "
+        "new/bright.tif",
+        f"predict: 2 of 6 images use less than an eighth of the values from 0 to 4095, {training}; {depth} The first: "
+        "new/dark.tif",
+    ]
+    modality = read_model_info(paths.MODEL).modality
+    for file in Path("new").iterdir():
+        loaded, _ = modality.load_with_remark(file.read_bytes(), 32)
+        assert (loaded == modality.load(file.read_bytes(), 32)).all()
 
 
 def test_the_range_is_part_of_what_features_are_known_by(here, capsys):

@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL, make_project, paint, paint_classes, run_stages
 from headstart import cli, paths
 from headstart.config import load_params
 from headstart.data.checks import check_files
+from headstart.data.files import Folder
 from headstart.data.watching import unwatched
 from headstart.errors import UserError
 from headstart.lockfile import Workspace, folder_md5, up_to_date_stages
@@ -77,7 +78,7 @@ LINKS = [link_whole, link_new_class, link_inside_class, link_val]
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_links_to_folders_are_refused_with_both_ways_out(here, photos, link: Callable[[Path], Path]):
+def test_links_to_folders_are_refused_with_both_ways_out(here, photos, capsys, link: Callable[[Path], Path]):
     link(photos())
     with pytest.raises(UserError) as error:
         prepare("photos")
@@ -88,6 +89,11 @@ def test_links_to_folders_are_refused_with_both_ways_out(here, photos, link: Cal
         "watched: dvc exp run -S 'data.watch=[source]'"
     )
     assert not paths.MANIFEST.exists()
+    capsys.readouterr()
+    assert cli.main(["check"]) == 1  # before DVC starts
+    assert capsys.readouterr().err == f"{error.value}\n"
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", "data.watch": ["source"]})
+    assert cli.main(["check"]) == 0
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -132,6 +138,7 @@ def test_links_that_dvc_sees_are_no_reason_to_stop(here, photos):
     (folder / "red/loop").symlink_to("..")
     Path("link").symlink_to("photos")
     prepare("link")
+    assert cli.main(["check"]) == 0
     assert "a link to a folder that is listed elsewhere" in paths.IGNORED.read_text()
 
 
@@ -278,8 +285,21 @@ def test_check_does_not_look_behind_links_as_dvc_does_not(here, photos):
     Path("pool").mkdir()
     os.mkfifo("pool/pipe")
     (folder / "red/more").symlink_to("../../pool")
-    check_files("photos")
+    assert check_files("photos") == ["red/more"]
     assert look("photos")  # nor does this wait
+
+
+def test_check_finds_the_links_that_prepare_finds(here, photos):
+    folder = photos(count=2)
+    for name in ("one", "two", "three"):
+        paint(Path(f"pool/{name}/0.png"), (9, 9, 9), 1)
+    for link, target in (
+        *(("zebra", "pool/one"), ("red/again", "pool/one"), ("blue/b/deep", "pool/two"), ("blue/a", "pool/three")),
+        *((".hidden", "pool/two"), ("green/up", "photos"), ("green/side", "photos/red")),
+    ):
+        (folder / link).parent.mkdir(exist_ok=True)
+        (folder / link).symlink_to(Path(target).resolve())
+    assert check_files("photos") == Folder(folder).scan().linked == ["zebra", "blue/a", "blue/b/deep"]
 
 
 @pytest.fixture(scope="module")

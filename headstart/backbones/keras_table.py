@@ -10,7 +10,6 @@ from headstart.backbones.keras_applications import Family, KerasApplication
 TF, CAFFE = "RGB in [-1, 1]", "BGR minus ImageNet's mean"
 TORCH = "RGB in [0, 1] by ImageNet's mean and deviation"
 INSIDE = "inside the network"  # its first layers do it
-PREPROCESSING = (TF, CAFFE, TORCH, INSIDE)
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5"

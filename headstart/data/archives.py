@@ -117,7 +117,7 @@ class Zip(_Archive):
             if info.flag_bits & 1:
                 refusal = ("encrypted", "encrypted in the archive")
             elif (info.external_attr >> 28) == 0o12:
-                refusal = ("link", "a link in the archive")
+                refusal = ("link", "a link in the archive; pack what it leads to: zip without --symlinks")
             elif info.file_size > max(BOMB_MEMBER_BYTES, BOMB_RATIO * info.compress_size):
                 refusal = ("bomb", f"{info.compress_size} bytes in the archive that claim to be {info.file_size}")
             self._add(name, None if name.endswith("/") else info, info.file_size, info.CRC, refusal)
@@ -174,7 +174,7 @@ class Tar(_Archive):
             earlier[member.name] = content
             refusal = None
             if content.issym():
-                refusal = ("link", "a link in the archive")
+                refusal = ("link", "a link in the archive; pack what it leads to: tar --dereference")
             elif content.issparse():  # a few bytes can claim to be gigabytes of zeros
                 refusal = ("bomb", "a sparse file in the archive")
             elif content.islnk():

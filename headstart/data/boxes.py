@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from headstart.data.files import MAX_BYTES, Source
+from headstart.machine import cores
 
 _NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?)"
 _NAME = re.compile(rf"(.+)#xywh={_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}(?:&size=(\d+)x(\d+))?", re.DOTALL)
@@ -76,6 +78,42 @@ def is_box(name: str) -> bool:
     return parse_name(name)[1] is not None
 
 
+class Cutters:
+    """Decodes files whose boxes are cut out, each once for all of its boxes if these are asked for in a row.
+
+    Threads share the files that were decoded last, one for each thread, so that memory is bounded. What cannot be
+    decoded is remembered, too.
+
+    Args:
+        decode: returns what cuts boxes out of a file.
+    """
+
+    def __init__(self, decode: Callable[[str], Cut]) -> None:
+        self._decode, self._lock = decode, threading.Lock()
+        self._threads: set[int] = set()
+        self._kept: dict[Hashable, Future[Cut]] = {}  # what was used last stands last
+
+    def get(self, path: str, version: str) -> Cut:
+        """Return what cuts boxes out of this version of a file; raises as `decode`."""
+        with self._lock:
+            self._threads.add(threading.get_ident())
+            known = self._kept.pop((path, version), None)
+            while len(self._kept) >= min(len(self._threads), cores()):  # frees the memory before more is needed
+                del self._kept[next(iter(self._kept))]
+            future = self._kept[path, version] = known or Future()
+        if known is None:
+            try:
+                future.set_result(self._decode(path))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def clear(self) -> None:
+        """Free the memory."""
+        with self._lock:
+            self._kept.clear()
+
+
 class Crops(Source):
     """Reads the boxes of the files of another source, each as a file of its own; other names as that source does.
 
@@ -88,7 +126,7 @@ class Crops(Source):
     def __init__(self, source: Source, kind: Cutter, margin: float) -> None:
         super().__init__()
         self._source, self._kind, self._margin = source, kind, margin
-        self._last = threading.local()  # the file that each thread decoded last: most have several boxes
+        self._cutters = Cutters(self._decode)
         self.files, self.folders = source.files, source.folders
         self.linked, self.refused, self.ignored = source.linked, source.refused, source.ignored
 
@@ -103,14 +141,12 @@ class Crops(Source):
         data = self._cutter(path)(box, self._margin)
         return data if count < 0 else data[:count]
 
+    def _decode(self, path: str) -> Cut:
+        return self._kind.cutter(self._source.read(path))
+
     def _cutter(self, path: str) -> Cut:
-        key = path, self._source.state(path)[1]
-        if key[1] is None or key != getattr(self._last, "key", None):
-            self._last.key = self._last.cut = None  # frees the memory before more is needed
-            self._last.cut = self._kind.cutter(self._source.read(path))
-            self._last.key = key
-        cut: Cut = self._last.cut
-        return cut
+        version = self._source.state(path)[1]
+        return self._decode(path) if version is None else self._cutters.get(path, version)
 
     def state(self, name: str) -> tuple[int, str | None]:
         path, box = parse_name(name)
@@ -130,7 +166,7 @@ class Crops(Source):
         return opener and partial(_reopen, opener, self._kind, self._margin)
 
     def close(self) -> None:
-        self._last = threading.local()
+        self._cutters.clear()
         self._source.close()
 
 

@@ -39,7 +39,10 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     if os.path.isdir(source):  # not scanned yet
         patterns = (*PATTERNS, AT_THE_TOP)
         files = [file.relative_to(source).as_posix() for pattern in patterns for file in Path(source).glob(pattern)]
-        names = find_annotations(opened, [file for file in files if not is_hidden(file)], patterns)
+        names = _find_usual(opened, [file for file in files if not is_hidden(file)], patterns)
+        if not names:
+            at_top = (entry.name + "/" * entry.is_dir() for entry in os.scandir(source) if not is_hidden(entry.name))
+            names = _find_beside_images(opened, list(at_top), "")
     else:
         names = find_annotations(opened, opened.files)
     if len(names) < 2:
@@ -55,8 +58,15 @@ def annotation_files(source: str, opened: Source) -> dict[str, str | None]:
     return splits
 
 
-def find_annotations(opened: Source, files: Sequence[str], patterns: Sequence[str] = PATTERNS) -> list[str]:
-    """Return those of the files that are COCO annotations, sorted; patterns start below the folders around all files.
+def find_annotations(opened: Source, files: Sequence[str]) -> list[str]:
+    """Return those of all files of a source that are COCO annotations, sorted."""
+    outer = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    names = _find_usual(opened, files, PATTERNS)
+    return names or _find_beside_images(opened, [file[len(outer) :].lstrip("/") for file in files], outer)
+
+
+def _find_usual(opened: Source, files: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Return those that match one of the patterns, which start below the folders around all files.
 
     If one of those that match a pattern is written as COCO annotations are, all are returned: another may be damaged.
     """
@@ -69,6 +79,21 @@ def find_annotations(opened: Source, files: Sequence[str], patterns: Sequence[st
         if any(_looks_like_coco(opened, file) for file in found):
             return found
     return []
+
+
+def _find_beside_images(opened: Source, names: Sequence[str], outer: str) -> list[str]:
+    """Return those of any name at the top, beside a folder of images or the images alone.
+
+    Beside other folders they say something about classes or splits.
+
+    Args:
+        names: relative to the folder `outer`; those of folders, if they are given, end in a `/`.
+    """
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    if folders and not folders & set(IMAGE_FOLDERS):
+        return []
+    found = [str(PurePosixPath(outer, name)) for name in sorted(names) if "/" not in name and name.endswith(".json")]
+    return [file for file in found if _looks_like_coco(opened, file)]
 
 
 def _matches(file: str, pattern: str) -> bool:

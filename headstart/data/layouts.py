@@ -83,9 +83,10 @@ def list_items(
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
         found = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
+        because = "".join(f"; {note}" for note in listing.notes)
         raise UserError(
             f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({found}); "
-            "put each class into a folder of its own, or give a .csv manifest with the columns path,label"
+            f"put each class into a folder of its own, or give a .csv manifest with the columns path,label{because}"
         )
     return listing
 
@@ -138,10 +139,14 @@ def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Li
     if empty := sorted(folder for folder in folders if folder and folder not in labels):
         raise UserError(f"{source}: {_describe_empty(empty, reasons, kind)}")
     folders_of = {split: [f.rstrip("/") for f in split_of if split_of[f] == split] for split in split_of.values()}
-    notes = [f"{' and '.join(map(readable, places))} is the split {split}" for split, places in folders_of.items()]
+    splits_are = [f"{' and '.join(map(readable, places))} is the split {split}" for split, places in folders_of.items()]
     plain = all(folder[len(outer) :] == f"{split}/" for folder, split in split_of.items())
-    listed = sorted(items, key=lambda item: item.path)
-    return Listing(listed, sorted(labels), refused, ignored, [] if plain else ["; ".join(notes)])
+    notes = [] if plain else ["; ".join(splits_are)]
+    links = [(name, detail) for name, _, reason, detail in refused if reason == "link"]
+    if links:  # one may be a whole class
+        others = f", and so are {len(links) - 1} others" if links[1:] else ""
+        notes.append(f"{readable(links[0][0])} is left out{others}: {links[0][1]}")
+    return Listing(sorted(items, key=lambda item: item.path), sorted(labels), refused, ignored, notes)
 
 
 def _describe_empty(empty: list[str], reasons: list[tuple[str | None, str]], kind: Kind) -> str:

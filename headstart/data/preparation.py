@@ -84,7 +84,7 @@ def decide(table: pd.DataFrame, descriptors: np.ndarray, classes: list[str], par
     table["given"] = table.split
     table["split"] = decisions.assign_splits(table, copies, settings.split, params.seed, *fractions)
     decisions.exclude_copies(table, copies)
-    splits.check_classes(table, classes, settings.split == "exact")
+    splits.check_classes(table, classes, copies, settings)
     return copies
 
 

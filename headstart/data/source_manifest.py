@@ -80,8 +80,7 @@ def list_manifest(
             raise UserError(f"{source}: row {number}: split must be {allowed}, got {row['split']!r}")
         plain = relative(path)
         if plain is None:
-            detail = f"row {number}: leads out of {folder}; make it relative to it, or set data.root to another folder"
-            refused.append((path, label, "outside", detail))
+            refused.append((path, label, "outside", f"row {number}: {relative.explain(path)}"))
             continue
         group = (row[group_by] or None) if grouped else None
         items.append(Item(complete(plain), label, split, group))
@@ -179,16 +178,35 @@ class _Relative:
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/") or "/"
+        self._shown = "this folder" if self._root == "." else readable(self._root)
         self._real = "" if is_address(root) else os.path.realpath(root)
         self._folders: dict[str, bool] = {}
 
     def __call__(self, path: str) -> str | None:
+        plain = self._plain(path)
+        return "/".join(PurePosixPath(plain).parts) if plain and self._is_inside(plain) else None
+
+    def explain(self, path: str) -> str:
+        """Return why a path leads out of the root, and what to do."""
+        parts = PurePosixPath(self._plain(path)).parts
+        for count in range(1, len(parts) + 1):
+            link = os.path.join(self._root, *parts[:count])
+            if os.path.islink(link) and not self._contains(link):
+                place, target = readable("/".join(parts[:count])), readable(os.path.realpath(link))
+                if count == len(parts):
+                    return f"it is a link that leads out of {self._shown}, to {target}; put the file itself there"
+                return (
+                    f"{place} is a link that leads out of {self._shown}; put the files themselves there, or set "
+                    f"data.root to {target} and let paths start from that"
+                )
+        return f"leads out of {self._shown}; make it relative to it, or set data.root to another folder"
+
+    def _plain(self, path: str) -> str:
+        """Return a path from the root on, links not resolved; nothing if it leads out of that."""
         plain = path if "/" in path else path.replace("\\", "/")  # as written on Windows
         if is_address(path) or os.path.isabs(path):
             plain = self._below(path)
-        if not plain or leads_out(plain) or not self._is_inside(plain):
-            return None
-        return "/".join(PurePosixPath(plain).parts)
+        return "" if leads_out(plain) else plain
 
     def _below(self, path: str) -> str:
         """Return what of an absolute path, or of an address, follows the root; nothing if it is not below that."""

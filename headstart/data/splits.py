@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from headstart.data.listing import similar_class_names
 from headstart.errors import UserError, readable
+
+if TYPE_CHECKING:
+    from headstart.config import Prepare
 
 SPLITS = ("train", "val", "test")
 MAX_SHOWN = 5  # files or classes in a message
@@ -101,45 +105,64 @@ def _targets(counts: np.ndarray, val_fraction: float, test_fraction: float) -> n
     return np.stack([counts - val - test, val, test], axis=1)
 
 
-def check_classes(table: pd.DataFrame, classes: Sequence[str], exact: bool) -> None:
+def check_classes(table: pd.DataFrame, classes: Sequence[str], copies: pd.Series, settings: Prepare) -> None:
     """Check that every class has an example in every split.
 
     Args:
-        table: with the columns label, split, given (the split by the source), group and reason, the last empty for
-            examples that are used.
-        exact: whether prepare.split is exact.
+        table: with the columns label, split, given (the split by the source), group, item_id and reason, the last empty
+            for examples that are used.
+        copies: a number for each example that might be used, shared by near copies.
 
     Raises:
         UserError: naming the classes that have not, with what was left out of them and what to do.
     """
-    good, left_out = table[table.reason == ""], table[table.reason != ""]
+    good = table[table.reason == ""]
     counts = pd.crosstab(good.label, good.split).reindex(index=classes, columns=list(SPLITS), fill_value=0)
     small = counts[(counts == 0).any(axis=1)]
     if small.empty:
         return
+    drawn = [split for split in SPLITS[1:] if split not in set(table.given.dropna())]
+    labels, needed = table.label[copies.index], 1 + len(drawn)
+    contents = table.item_id[copies.index].groupby(labels).nunique().reindex(classes, fill_value=0)
+    sets = copies.groupby(labels).nunique().reindex(classes, fill_value=0)  # of near copies, which stay in one split
+    crowded = small.index[(sets < needed)[small.index] & (contents >= needed)[small.index]]
+    can_be_drawn = (small[drawn] == 0).any(axis=1) & (sets >= needed)[small.index]
     lines = []
     for name, row in small.head(MAX_SHOWN).iterrows():
         line = f"{readable(name)}: " + ", ".join(f"{row[split]} {split}" for split in SPLITS)
-        reasons = left_out.reason[left_out.label == name].value_counts()
+        reasons = table.reason[(table.reason != "") & (table.label == name)].value_counts()
         left = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        lines.append(line + (f"; left out: {left}" if left else ""))
-    drawn = [f"prepare.{split}_fraction" for split in SPLITS[1:] if split not in set(table.given.dropna())]
-    advice = ""
-    for names in similar_class_names(classes):
-        if set(names) & set(small.index):
-            advice += f" {' and '.join(map(repr, names))} differ only in case or spaces: is one class meant?"
-    if not exact and drawn:
-        advice += " prepare.split=exact puts a class of three examples into all splits."
-    if (left_out.reason == "near_duplicate").any():
-        advice += (
-            " Near copies were left out because their splits differ: prepare.split=exact or prepare.group_by keeps "
-            "them together, a smaller prepare.near_distance takes fewer examples for copies."
+        line += f"; left out: {left}" if left else ""
+        if name in crowded:
+            near = "all near copies of each other" if sets[name] == 1 else f"{sets[name]} sets of near copies"
+            line += f"; its {contents[name]} different examples are {near}"
+        lines.append(line)
+    advice = ["more examples of these classes, or none: leave them out"]
+    advice += [
+        f"one class, if one is meant: {' and '.join(map(repr, names))} differ only in case or spaces"
+        for names in similar_class_names(classes)
+        if set(names) & set(small.index)
+    ]
+    if settings.near_distance and (len(crowded) or (table.reason == "near_duplicate").any()):
+        advice.append(
+            f"prepare.near_distance below {settings.near_distance:g}: fewer examples are then taken for near copies, "
+            "which are never in two splits; 0: none"
         )
+    if settings.split == "hash" and can_be_drawn.any():
+        advice.append(
+            f"prepare.split=exact, which puts a class into all splits if it has {needed} examples that are no near "
+            "copies of each other, and leaves no near copies out"
+        )
+        advice.append("a larger " + " or ".join(f"prepare.{split}_fraction" for split in drawn))
     if table.group.notna().any():
-        advice += " The examples of a group (of prepare.group_by, or of an image) are in one split; a class needs 3."
+        advice.append(
+            f"examples of {needed} groups or more (of prepare.group_by, or of images with boxes) in each class: those "
+            "of a group are in one split"
+        )
+    advice.append("splits of your own: folders train/, val/ and test/, or a manifest with a column split")
     raise UserError(
         f"{len(small)} of {len(classes)} classes are not in each of train, val and test:\n"
         + and_more(lines, len(small))
-        + "Add examples to them, leave them out, or give splits of your own (folders train/, val/, test/, or a "
-        f"manifest with a split column).{advice}" + (f" A larger {' and '.join(drawn)} helps, too." if drawn else "")
+        + "What can help:\n"
+        + "\n".join(f"  - {line}" for line in advice)
     )

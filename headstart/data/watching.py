@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -20,15 +19,15 @@ from blake3 import blake3
 from headstart import paths
 from headstart.config import Params, check_weights
 from headstart.data.boxes import parse_name
+from headstart.data.checks import check_linked, watch_option
 from headstart.data.files import Source, file_hash
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.layouts import list_items
 from headstart.data.listing import Kind
 from headstart.data.sources import is_archive, local_file, names_files, open_source
-from headstart.errors import ItemError, UserError
+from headstart.errors import ItemError
 from headstart.machine import cores
 from headstart.outputs import Outputs
-from headstart.provenance import set_option
 
 CHUNK_FILES, CHUNK_BYTES = 256, 2**20
 PRETRAINED = ("pretrained", "none")  # what `weights` says if it names no file
@@ -118,14 +117,8 @@ def check_links(source: Source, params: Params) -> None:
     Raises:
         UserError: naming a link to a folder, with the ways out.
     """
-    if source.linked and not names_files(params.data.source) and "source" not in params.data.watch:
-        link = Path(params.data.source) / source.linked[0]
-        others = f", and so are {len(source.linked) - 1} others" if source.linked[1:] else ""
-        raise UserError(
-            f"{link} is a link to a folder{others}: DVC does not look behind such links, so that changed files there "
-            "would go unnoticed. Give a folder that holds the files themselves as data.source, or have them watched: "
-            f"dvc exp run {watch_option(params, 'source')}"
-        )
+    if not names_files(params.data.source):
+        check_linked(source.linked, params)
 
 
 def unwatched(item: str, params: Params) -> Iterator[str]:
@@ -143,11 +136,6 @@ def unwatched(item: str, params: Params) -> Iterator[str]:
             f"DVC does not watch the weights file {params.weights}; if it changes, run `dvc repro --force extract`, or "
             f"have it watched: dvc exp run {option}"
         )
-
-
-def watch_option(params: Params, item: str) -> str:
-    """Return what `dvc exp run` must be given to watch `item`, too."""
-    return set_option("data.watch", sorted({*params.data.watch, item}))
 
 
 def remove_stale(params: Params) -> None:

@@ -145,7 +145,7 @@ def compare_results(base: Results, head: Results) -> dict[str, Any]:
     return {
         "base": base.name,
         "head": head.name,
-        "outdated": [run.name for run in (base, head) if run.outdated],
+        "outdated": {run.name: run.outdated for run in (base, head) if run.outdated},
         "examples": {
             "compared": len(a),
             "only_base": len(base.predictions.index.difference(head.predictions.index)),

@@ -58,13 +58,15 @@ def _of_known(comparison: dict[str, Any]) -> str:
     return f" of the {comparison['classes_compared']:,} classes that both know" if is_part else ""
 
 
+def about_outdated(comparison: dict[str, Any]) -> list[str]:
+    """Return what makes the comparison one of other results than it is called, in sentences."""
+    return [f"Warning: {reason}." for reason in comparison["outdated"].values()]
+
+
 def caveats(comparison: dict[str, Any]) -> list[str]:
     """Return what limits the comparison, in sentences."""
     base, head, examples = comparison["base"], comparison["head"], comparison["examples"]
-    sentences = [
-        f"The results of {name} are not those that dvc.lock records for its params and code; run `dvc repro`."
-        for name in comparison["outdated"]
-    ]
+    sentences = []
     if examples["only_base"] or examples["only_head"]:
         sentences.append(
             f"The test sets differ: {examples['only_base']:,} examples only in {base}, {examples['only_head']:,} only "
@@ -138,7 +140,7 @@ def to_cell(value: Any) -> str:
 
 def comparison_as_text(comparison: dict[str, Any]) -> str:
     """Return a comparison for a terminal."""
-    parts = ["\n".join([describe(comparison), *caveats(comparison)])]
+    parts = ["\n".join([*about_outdated(comparison), describe(comparison), *caveats(comparison)])]
     parts += [f"{table.title}\n{text_table(table)}" for table in tables(comparison).values()]
     return "\n\n".join(parts) + "\n"
 
@@ -150,9 +152,13 @@ def comparison_as_markdown(comparison: dict[str, Any]) -> str:
 
 
 def verdict_as_markdown(comparison: dict[str, Any]) -> str:
-    """Return the verdict and its caveats as paragraphs."""
-    sentences = [escape_markdown(sentence, keep_code=True) for sentence in caveats(comparison)]
-    return "\n\n".join([describe(comparison, markdown=True), *sentences])
+    """Return the verdict between its warnings and its caveats as paragraphs."""
+
+    def escaped(sentences: list[str]) -> list[str]:
+        return [escape_markdown(sentence, keep_code=True) for sentence in sentences]
+
+    verdict = describe(comparison, markdown=True)
+    return "\n\n".join([*escaped(about_outdated(comparison)), verdict, *escaped(caveats(comparison))])
 
 
 def text_table(table: Table) -> str:

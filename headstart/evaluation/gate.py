@@ -16,7 +16,7 @@ from headstart.errors import UserError, did_you_mean, readable
 from headstart.evaluation.compare import class_changes, compare_results
 from headstart.evaluation.formatting import describe, write_text
 from headstart.evaluation.results import WORKSPACE, Results, load_results, naming, numbers, parse_figures
-from headstart.lockfile import Workspace, up_to_date_stages
+from headstart.lockfile import Workspace, is_recorded, up_to_date_stages
 
 OK, FAILED, UNKNOWN, NOT_SET, SKIPPED = "ok", "FAILED", "UNKNOWN", "not set", "skipped"
 NO_BASE = "there is no BASE to compare with"
@@ -80,11 +80,15 @@ def gate(base: str | None) -> int:
         1 if there are any of the latter, else 0.
 
     Raises:
-        UserError: if the results do not belong to the params and code in the workspace, or a class is unknown.
+        UserError: if the results do not belong to the params and code in the workspace, or not to its dvc.lock, or a
+            class is unknown.
     """
     params = load_params()
     if "evaluate" not in up_to_date_stages(Workspace(), params.model_dump()):
         raise UserError("the results in the workspace do not belong to its params and code; run `dvc repro`")
+    for file in (REPORT, paths.MODEL):  # as after `git checkout` without `dvc checkout`
+        if is_recorded(file) is False:
+            raise UserError(f"{file} is not the file that dvc.lock records; run `dvc checkout`, or `dvc repro`")
     load = cache(lambda: _load(base)) if base else None
     verdicts = list(judge(params.gate, read_figures(), load))
     rows = [tuple(map(_on_one_line, (row.status, row.rule, row.limit, row.found))) for row in verdicts]
@@ -107,7 +111,7 @@ def _load(base: str) -> tuple[Results, Results]:
     """The run to compare with, and that of the workspace."""
     head = load_results(WORKSPACE)
     if head.outdated:
-        raise UserError(f"{paths.PREDICTIONS} is not that of dvc.lock; run `dvc repro`")
+        raise UserError(head.outdated)
     return load_results(base), head
 
 

@@ -33,14 +33,15 @@ class Results:
         predictions: of the test split, indexed by item_id, see `parse_predictions`.
         params: the sections of params.yaml; empty if there is only a file of predictions.
         costs: seconds, rates, latency and size by name, as far as they are known.
-        outdated: whether the predictions are known not to be those of the params and code beside them.
+        outdated: why the predictions are known not to be those of the params and code beside them, and what to do, in
+            one sentence; empty if they are.
     """
 
     name: str
     predictions: pd.DataFrame
     params: dict[str, Any] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
-    outdated: bool = False
+    outdated: str = ""
 
     @property
     def classes(self) -> list[str]:
@@ -70,14 +71,29 @@ def _load(name: str, tree: Tree, read_output: Read, advice: str) -> Results:
     if predictions is None:
         raise UserError(f"{name}: {content} does not exist; {advice}")
     params = parse_params(tree.read(PARAMS), name)
-    is_recorded = tree.read(lockfile.PIPELINE) is not None
-    outdated = is_recorded and "evaluate" not in lockfile.up_to_date_stages(tree, params)
-    if isinstance(tree, Workspace):  # anybody can write there
-        locked = locked_outputs(tree).get("evaluate", {}).get(content.as_posix())
-        outdated = outdated or locked not in (None, lockfile.md5_of(tree, content.as_posix()))
     size = numbers(parse_figures(read_output(report), f"{name}: {report}")).get("model_mb")
     known = read_costs(tree) | ({} if size is None else {"model_mb": size})
+    outdated = _why_outdated(name, tree, params)
     return Results(name, parse_predictions(predictions, f"{name}: {content}"), params, known, outdated)
+
+
+def _why_outdated(name: str, tree: Tree, params: dict[str, Any]) -> str:
+    """Why the predictions of `name` are not those of its params and code, in one sentence; empty if they are."""
+    is_here, stages = isinstance(tree, Workspace), lockfile.read_stages(tree)
+    up_to_date = lockfile.up_to_date_stages(tree, params)
+    if "evaluate" in stages and "evaluate" not in up_to_date:
+        *others, last = [stage for stage in stages if stage in costs.RESULTS and stage not in up_to_date]
+        return (
+            f"{name} has no results of its own: {', '.join(others)}{' and ' if others else ''}{last} did not run with "
+            "its params and code. These are the results of an earlier run; run `dvc repro`"
+            + ("" if is_here else f" there (`dvc exp apply {name}` for an experiment)")
+        )
+    if is_here and lockfile.is_recorded(paths.PREDICTIONS) is False:  # anybody can write there
+        return (
+            f"{paths.PREDICTIONS} in the {name} is not the file that dvc.lock records; run `dvc checkout "
+            f"{paths.PREDICTIONS}` for that one, or `dvc repro`"
+        )
+    return ""
 
 
 @contextmanager

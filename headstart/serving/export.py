@@ -26,7 +26,9 @@ import numpy as np
 
 from headstart import paths
 from headstart.errors import UserError, one_line
+from headstart.lockfile import describe_other_source
 from headstart.outputs import MAX_AGE_SECONDS
+from headstart.serving.model_file import load_classifier, warn_of_other_model
 from headstart.serving.runtimes import FORMATS
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def export(format: str, output: Path | None = None, model: Path = paths.MODEL) -
         folder = folder.resolve()
     check_packages(format)
     check_folder(folder)
+    warn_of_other_model(model, "export")
     try:
         _export(format, folder, model)
     except OSError as error:
@@ -106,9 +109,7 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
     """Write `folder` once its network has been run."""
     # OpenVINO's converter sends usage data to its makers unless this module is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    from headstart.training import networks
-
-    form, classifier = FORMATS[name], networks.load_classifier(model_file)
+    form, classifier = FORMATS[name], load_classifier(model_file)
     network = classifier.network if form.whole else without_front(classifier)
     if len(network.inputs) > 1:
         names = ", ".join(tensor.name for tensor in network.inputs)
@@ -179,8 +180,10 @@ def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
     from headstart.modalities.loading import read_batches
 
     modality, size = classifier.modality, classifier.size
+    other = ""
     try:
         params, test = load_params(), load_split("test")
+        other = describe_other_source(params.data.source)
         rows = test.iloc[np.unique(np.linspace(0, len(test) - 1, EXAMPLES).astype(int))]
         with open_examples(params.data, modality) as source:
             files = list(rows.path), list(rows.file_hash)
@@ -188,7 +191,7 @@ def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:
         what = "examples of the test split"
     except (UserError, AttributeError, OSError, LookupError, TypeError, ValueError) as error:  # missing or damaged
         batch = modality.batch([modality.load(data, size) for data in modality.probes(size)])
-        what = f"generated examples, because the test split is not there ({one_line(error)})"
+        what = f"generated examples, because the test split is not there ({other or one_line(error)})"
     return next(iter(batch.values())), what
 
 

@@ -24,12 +24,14 @@ class Prediction(NamedTuple):
         probabilities: (n_classes,), or empty if the input cannot be read.
         distance: from the training images; above 1: out of distribution; None if it is not known.
         problem: why the input cannot be read.
+        remark: what is odd about it, see `Modality.load_with_remark`.
     """
 
     name: str
     probabilities: np.ndarray
     distance: float | None = None
     problem: str = ""
+    remark: str = ""
 
     @property
     def is_flagged(self) -> bool:

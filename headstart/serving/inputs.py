@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from headstart.data.boxes import parse_name
+from headstart.data.boxes import Cut, Cutters, parse_name
 from headstart.data.coco import list_boxes
 from headstart.data.files import Folder
 from headstart.data.recognition import sort_files
@@ -98,9 +98,9 @@ def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
 
 
 def _boxes(file: str) -> list[str]:
-    """The names of the boxes in COCO annotations; those that cannot be used are reported."""
+    """The names of the boxes in COCO annotations, image by image; those that cannot be used are reported."""
     with open_source(file) as opened:
-        rows = list_boxes(opened, file)
+        rows = sorted(list_boxes(opened, file), key=lambda row: row.image)  # many files mix the boxes of all images
     good = [row.path for row in rows if not row.reason]
     bad = [row.detail for row in rows if row.reason]
     if bad:
@@ -144,20 +144,39 @@ def _no_example(modality: Modality) -> str:
     return f"no {modality.noun} in this folder ({', '.join(sorted(modality.suffixes))})"
 
 
-def read_input(name: str, modality: Modality, margin: float = 0.0) -> bytes:
-    """Return the content of a file or an address, or what a box cuts out of it with `margin`.
+class InputReader:
+    """Reads inputs by the names that `find_inputs` returns; threads may call it at once.
 
-    Raises:
-        ItemError: if it cannot be read.
+    An image is read and decoded once for all of its boxes that are asked for in a row.
+
+    Args:
+        margin: what is added on each side of a box, as a share of its longer side.
     """
-    path, box = parse_name(name)
-    if box and not os.path.exists(name):
-        return modality.cutter(read_input(path, modality))(box, margin)
-    if is_address(name):
-        return fetch(name)
-    if os.path.isdir(name):
-        raise ItemError("missing", _no_example(modality))
-    return _read(name)
+
+    def __init__(self, modality: Modality, margin: float = 0.0) -> None:
+        self._modality, self._margin = modality, margin
+        self._cutters = Cutters(self._decode)
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file or an address, or what a box cuts out of it.
+
+        Raises:
+            ItemError: if it cannot be read.
+        """
+        path, box = parse_name(name)
+        if box and not os.path.exists(name):
+            return self._cutters.get(path, "")(box, self._margin)
+        return self._read_file(name)
+
+    def _decode(self, path: str) -> Cut:
+        return self._modality.cutter(self._read_file(path))
+
+    def _read_file(self, name: str) -> bytes:
+        if is_address(name):
+            return fetch(name)
+        if os.path.isdir(name):
+            raise ItemError("missing", _no_example(self._modality))
+        return _read(name)
 
 
 def fetch(address: str) -> bytes:

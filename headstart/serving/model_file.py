@@ -1,15 +1,22 @@
-"""What a model file says about itself, read without TensorFlow."""
+"""Model files, as predict, serve, export and ood open them; what they say of themselves is read without TensorFlow."""
 
 from __future__ import annotations
 
+import sys
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from headstart import lockfile
 from headstart.errors import UserError, one_line
 from headstart.modalities import Modality, get_modality
-from headstart.model_archive import ABOUT, CLASSES, read_texts
+from headstart.model_archive import ABOUT, CLASSES, check_weights, read_texts
+
+if TYPE_CHECKING:
+    from headstart.training.networks import Classifier
+
+MAX_SIZE = 4096  # of extract.size
 
 # What a damaged archive, or JSON of another shape, raises; RuntimeError if it is encrypted or nested too deeply.
 DAMAGES = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError)
@@ -46,9 +53,52 @@ def read_model_info(model_file: Path) -> ModelInfo:
     try:
         about = texts[ABOUT]
         modality = get_modality(about["modality"], about.get("reading"))
-        return ModelInfo(list(texts[CLASSES]), modality, int(about["size"]), float(about.get("margin", 0)))
+        if not 1 <= (size := int(about["size"])) <= MAX_SIZE:
+            raise ValueError(f"its size is {size}, not in [1, {MAX_SIZE}]")
+        return ModelInfo(list(texts[CLASSES]), modality, size, float(about.get("margin", 0)))
     except (*DAMAGES, UserError) as error:
         raise _foreign(model_file, error) from error
+
+
+def warn_of_other_model(model_file: Path, command: str) -> None:
+    """Print a line if a model is not the one that dvc.lock records, as after `git checkout` without `dvc checkout`.
+
+    Args:
+        command: the subcommand that uses the model.
+    """
+    if _is_recorded(model_file) is False:
+        print(
+            f"{command}: warning: {model_file} is not the model that dvc.lock records; to use that one, run "
+            f"`dvc checkout {model_file}`, or `dvc repro` if that fails",
+            file=sys.stderr,
+        )
+
+
+def load_classifier(model_file: Path) -> Classifier:
+    """Load a model; one that dvc.lock does not record may come from anybody, and its size is checked first.
+
+    Raises:
+        UserError: as `read_model_info` and `networks.load_classifier`; if its config asks for more weights than it has.
+    """
+    from headstart.training import networks  # TensorFlow
+
+    read_model_info(model_file)
+    if not _is_recorded(model_file):
+        try:
+            check_weights(model_file)
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # Keras raises many kinds
+            raise _foreign(model_file, error) from error
+    return networks.load_classifier(model_file)
+
+
+def _is_recorded(model_file: Path) -> bool | None:
+    """As `lockfile.is_recorded`; None also if dvc.lock is damaged, which says nothing about the model."""
+    try:
+        return lockfile.is_recorded(model_file)
+    except UserError:
+        return None
 
 
 def _foreign(model_file: Path, error: Exception) -> UserError:

@@ -21,8 +21,9 @@ from headstart import paths
 from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
+from headstart.lockfile import describe_other_source
 from headstart.outputs import Outputs
-from headstart.serving.model_file import DAMAGES
+from headstart.serving.model_file import DAMAGES, load_classifier, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Batch
@@ -188,18 +189,23 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
     from headstart.data.layouts import open_examples
     from headstart.data.prepared import load_split
     from headstart.modalities.loading import read_batches
-    from headstart.training import networks
 
-    params, classifier = load_params(), networks.load_classifier(model_file)
+    params, classifier = load_params(), load_classifier(model_file)
     scorer, features = Scorer(classifier), {}
-    with open_examples(params.data, classifier.modality) as source:
-        for split, most in AT_MOST.items():
-            examples = load_split(split)
-            examples = examples.sample(min(most, len(examples)), random_state=0)
-            files = list(examples.path), list(examples.file_hash)
-            batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
-            count = -(-len(examples) // scorer.batch_size)
-            features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+    try:
+        with open_examples(params.data, classifier.modality) as source:
+            for split, most in AT_MOST.items():
+                examples = load_split(split)
+                examples = examples.sample(min(most, len(examples)), random_state=0)
+                files = list(examples.path), list(examples.file_hash)
+                batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
+                count = -(-len(examples) // scorer.batch_size)
+                features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+    except UserError as error:
+        if other := describe_other_source(params.data.source):
+            advice = "set it back, or run `dvc repro` for a model of the new data, then `headstart ood`"
+            raise UserError(f"{other}; {advice}") from error
+        raise
     return features
 
 
@@ -216,6 +222,7 @@ def fit_ood(rate: float = RATE, model: Path = paths.MODEL) -> None:
         raise UserError(f"--rate must be in (0, 1), got {rate:g}")
     from scipy.stats import binomtest
 
+    warn_of_other_model(model, "ood")
     features = features_of_splits(model)
     detector = fit(features["train"], features["test"], rate)
     file = save(detector, model)

@@ -27,8 +27,8 @@ from headstart.machine import cores
 from headstart.outputs import Outputs
 from headstart.serving import ood
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
-from headstart.serving.inputs import find_inputs, read_input
-from headstart.serving.model_file import read_model_info
+from headstart.serving.inputs import InputReader, find_inputs
+from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
 
 if TYPE_CHECKING:
     from headstart.modalities import Modality
@@ -50,6 +50,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         BrokenPipeError: if nobody reads standard output any more.
     """
     info = read_model_info(model)
+    warn_of_other_model(model, "predict")
     names, refused, ignored = find_inputs(inputs, info.modality)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
@@ -58,6 +59,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         more = f" and {len(ignored) - MAX_SHOWN} more" if len(ignored) > MAX_SHOWN else ""
         print(f"predict: {len(ignored)} files are ignored ({reasons}): {shown}{more}", file=sys.stderr)
     outputs = Outputs()
+    remarks: dict[str, list[str]] = {}
     flags, problems = [], [f"{printable(name)}: {reason}" for name, reason in refused]
     try:
         file = outputs.path(output) if output else None
@@ -71,6 +73,8 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
                     problems.append(f"{printable(prediction.name)}: {prediction.problem}")
                 else:
                     flags.append(prediction.is_flagged)
+                    if prediction.remark:
+                        remarks.setdefault(prediction.remark, []).append(prediction.name)
                     yield prediction
 
         try:
@@ -86,6 +90,11 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         outputs.discard()
     if problems:
         print("\n".join(problems), file=sys.stderr)
+    for remark, about in remarks.items():
+        noun = info.modality.noun
+        print(
+            f"predict: {len(about)} of {len(flags)} {noun}s {remark} The first: {printable(about[0])}", file=sys.stderr
+        )
     if any(flags) and detector:
         print(
             f"predict: {sum(flags)} of {len(flags)} examples are {FLAG}, so their labels may mean nothing; of the test "
@@ -96,9 +105,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
 
 
 def _load_model(file: Path) -> tuple[Classifier, ood.Detector | None]:
-    from headstart.training import networks  # TensorFlow: what is wrong so far is reported before it is loaded
-
-    return networks.load_classifier(file), _load_detector(file)
+    return load_classifier(file), _load_detector(file)  # TensorFlow: what is wrong so far is reported before that
 
 
 def _load_detector(model_file: Path) -> ood.Detector | None:
@@ -134,28 +141,29 @@ def predictions(
     """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
-    load = partial(_load, modality=classifier.modality, size=classifier.size, margin=margin)
+    reader = InputReader(classifier.modality, margin)
+    load = partial(_load, reader=reader, modality=classifier.modality, size=classifier.size)
     with ThreadPoolExecutor(cores()) as pool, bar:
         for start in range(0, len(names), batch_size):
             batch = names[start : start + batch_size]
             loaded = list(pool.map(load, batch))
-            arrays = [array for array in loaded if isinstance(array, np.ndarray)]
+            arrays = [array for array, _ in loaded if isinstance(array, np.ndarray)]
             scored: Iterator[tuple[np.ndarray, float | None]] = iter(())
             if arrays:
                 features, probabilities = scorer(classifier.modality.batch(arrays), batch_size)
                 distances = detector.distances(features).tolist() if detector else [None] * len(arrays)
                 scored = zip(probabilities, distances, strict=True)
-            for name, array in zip(batch, loaded, strict=True):
+            for name, (array, remark) in zip(batch, loaded, strict=True):
                 if isinstance(array, np.ndarray):
-                    yield Prediction(name, *next(scored))
+                    yield Prediction(name, *next(scored), remark=remark)
                 else:
                     yield Prediction(name, np.empty(0), problem=array)
             bar.update(len(batch))
 
 
-def _load(name: str, modality: Modality, size: int, margin: float) -> np.ndarray | str:
-    """The example as the network takes it, or why it cannot be read."""
+def _load(name: str, reader: InputReader, modality: Modality, size: int) -> tuple[np.ndarray | str, str]:
+    """The example as the network takes it, or why it cannot be read; and what is odd about it."""
     try:
-        return modality.load(read_input(name, modality, margin), size)
+        return modality.load_with_remark(reader.read(name), size)
     except ItemError as error:
-        return str(error)
+        return str(error), ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from headstart import paths
 from headstart.errors import UserError
 from headstart.serving import limits
-from headstart.serving.model_file import read_model_info
+from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
 
 TIMEOUT, MEMORY = 60.0, 1024  # seconds of a request; MiB of all requests
 
@@ -40,15 +40,15 @@ def serve(
         UserError: if there is no model, or the server cannot bind to the address.
     """
     read_model_info(model)
+    warn_of_other_model(model, "serve")
     with bind(host, port) as listener, suppress(KeyboardInterrupt):
         limits.return_memory()
         from headstart.serving.app import make_app
         from headstart.serving.connections import make_server
         from headstart.serving.network import open_network
         from headstart.serving.service import Service
-        from headstart.training import networks
 
-        classifier = networks.load_classifier(model)
+        classifier = load_classifier(model)
         network, words = open_network(classifier)
 
         def start() -> Service:

@@ -110,6 +110,16 @@ class ImageModality(Modality):
         """Load an image, (size, size, 3) uint8 RGB."""
         return pixels.resize(pixels.pixels(data, size, self._range), size)
 
+    def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
+        """Return an image as `load` does, and a remark if its values do not fit the range of the training images."""
+        if not self._range or data.startswith(pixels.JPEG):
+            return self.load(data, size), ""
+        image, remark = decode.read(data), ""
+        if isinstance(image, DeepImage):
+            remark = value_range.compare(image.extent(), self._range)
+            image = image.rgb(self._range)
+        return pixels.resize(np.asarray(image), size), remark
+
     def memory(self, data: bytes, size: int) -> int:
         return memory.decoding_memory(data, size)
 

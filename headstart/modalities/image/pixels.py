@@ -11,6 +11,8 @@ from PIL import Image
 
 from headstart.modalities.image.decode import MAX_PIXELS, decode
 
+JPEG = b"\xff\xd8\xff"  # which all of them begin with; none has more than 8 bits here
+
 
 def pixels(data: bytes, size: int, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Decode an image as RGB, (h, w, 3) uint8: upright, transparency on white.
@@ -24,7 +26,7 @@ def pixels(data: bytes, size: int, value_range: tuple[float, float] | None = Non
     Raises:
         ItemError: as `decode`.
     """
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(JPEG):
         try:
             found = _plain_jpeg(data, size)
         except ValueError:  # damaged, or unusual: Pillow knows which

@@ -112,6 +112,22 @@ def describe_value_range(examples: pd.DataFrame, value_range: Range, chosen: boo
     return lines
 
 
+def compare(extent: Range, value_range: Range) -> str:
+    """Return what to say of an image to predict, as of `3 of 9 images`, if another range would suit it better."""
+    (least, most), (low, high) = extent, value_range
+    if least < low or most > high:
+        return (
+            f"have values beyond {low:g} and {high:g}, black and white of the training images, which are clipped; have "
+            "they another depth?"
+        )
+    if most - least < SMALL_PART * (high - low):
+        return (
+            f"use less than an eighth of the values from {low:g} to {high:g}, black and white of the training images; "
+            "have they another depth?"
+        )
+    return ""
+
+
 def as_range(value: Sequence[float]) -> Range:
     """Return two finite numbers in rising order; raises ValueError if `value` is anything else."""
     low, high = value
