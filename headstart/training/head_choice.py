@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from headstart.training import calibration, linear
 from headstart.training.examples import FeatureSet
-from headstart.training.linear import Linear
+from headstart.training.linear import Linear, Rotation
 from headstart.training.scaling import Scaling
 
 LENGTH = 10.0  # of scaled features, the root of their mean sum of squares
@@ -72,20 +72,23 @@ class Depth:
     name: str
     dim: int
     scaling: Scaling
-    basis: np.ndarray
+    rotation: Rotation
     examples: FeatureSet
 
     def axes(self, count: int) -> FeatureSet:
         """Return the examples with at most `count` axes, those of the largest variance."""
         return self.examples.prefix(min(count, self.examples.dim))
 
-    def project(self, features: np.ndarray, count: int) -> np.ndarray:
-        """Return (N, count) coordinates on the first axes of (N, feature_dim) float32 features of other examples."""
-        return self.scaling.apply(features[:, : self.dim]) @ self.basis[:, :count]
+    def project(self, examples: FeatureSet, count: int) -> FeatureSet:
+        """Return other examples on the first axes, without their views."""
+        count, part = min(count, self.examples.dim), examples.prefix(self.dim)
+        basis = self.rotation.basis(count)
+        rotated = np.concatenate([self.scaling.apply(part.rows(rows)) @ basis for rows in part.blocks(0)])
+        return FeatureSet(rotated, examples.targets, np.empty((len(examples), 0, count), np.float32))
 
     def unrotated(self, head: Linear) -> Linear:
         """Return the head that gives for roots of features what `head` gives on the first axes."""
-        return self.scaling.unscaled(Linear(self.basis[:, : len(head.kernel)] @ head.kernel, head.bias))
+        return self.scaling.unscaled(Linear(self.rotation.unrotate(head.kernel), head.bias))
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,7 @@ def train_on_all(selection: Selection, train_set: FeatureSet, weights: np.ndarra
     heads = []
     for name in selection.parts:
         depth = selection.depths[name]
-        count = max(1, min(MAX_AXES, depth.examples.dim, MEMORY // (4 * len(train_set))))
-        coordinates = np.concatenate([depth.project(train_set.rows(rows), count) for rows in train_set.blocks(0)])
-        examples = FeatureSet(coordinates, train_set.targets, np.empty((len(train_set), 0, count), np.float32))
+        examples = depth.project(train_set, max(1, min(MAX_AXES, MEMORY // (4 * len(train_set)))))
         # The decay counts against the sum of all losses.
         decay = selection.found[name].decay * len(depth.examples) / len(train_set)
         heads.append(depth.unrotated(linear.fit(examples, weights, decay, smoothing, rough=True)))
@@ -208,7 +209,7 @@ def _rotate(examples: FeatureSet, widths: dict[str, list[int]]) -> Iterator[Dept
         plain, *others = np.split(rotation.coordinates, 1 + views)
         turned = np.stack(others, axis=1) if others else np.empty((len(plain), 0, plain.shape[1]), np.float32)
         rotated = FeatureSet(plain, examples.targets, turned)
-        yield Depth(name, dim, scaling.prefix(dim, length), rotation.basis, rotated)
+        yield Depth(name, dim, scaling.prefix(dim, length), rotation, rotated)
 
 
 def _cross_validate(depth: Depth, folds: Folds, weights: np.ndarray, smoothing: float, start: int) -> Candidate:

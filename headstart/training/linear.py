@@ -150,15 +150,25 @@ def differentiate(
 
 @dataclass(frozen=True)
 class Rotation:
-    """The same examples in as many dimensions as there are examples or fewer, for penalties that rotations keep.
+    """Examples on their principal axes, of which there are no more than examples, for penalties that rotations keep.
 
     Attributes:
         coordinates: (rows, n) float32, largest variance first.
-        basis: (feature_dim, n) float32: features @ basis are the coordinates.
+        left, right: whose product, (feature_dim, k) @ (k, n), is the basis: features @ basis are the coordinates. It is
+            not multiplied out, since that takes as long as the rotation itself.
     """
 
     coordinates: np.ndarray
-    basis: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+    def basis(self, count: int) -> np.ndarray:
+        """Return the first axes, (feature_dim, count)."""
+        return self.left @ self.right[:, :count]
+
+    def unrotate(self, kernel: np.ndarray) -> np.ndarray:
+        """Return the (feature_dim, k) kernel that does to features what (count, k) does to the first coordinates."""
+        return self.left @ (self.right[:, : len(kernel)] @ kernel.astype(np.float32))
 
 
 SMALLEST_VARIANCE = 1e-6  # of the largest: directions below it are rounding
@@ -173,5 +183,5 @@ def rotate(features: np.ndarray) -> Rotation:
     kept = np.flatnonzero(values > SMALLEST_VARIANCE * max(values[-1], np.finfo(np.float32).tiny))[::-1]
     sizes, vectors = np.sqrt(values[kept]), vectors[:, kept]
     if rows <= dim:
-        return Rotation(vectors * sizes, features.T @ (vectors / sizes))
-    return Rotation(features @ vectors, vectors)
+        return Rotation(vectors * sizes, features.T, vectors / sizes)
+    return Rotation(features @ vectors, np.eye(dim, dtype=np.float32), vectors)

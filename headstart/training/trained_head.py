@@ -170,21 +170,15 @@ def _curves(
     selection: Selection, train_set: FeatureSet, val_set: FeatureSet, weights: np.ndarray, smoothing: float
 ) -> pd.DataFrame:
     """Return the curves of the linear head of the selected depth: trained on train, scored on val."""
-    depth, count = selection.depth, head_choice.MAX_AXES
-    dim = min(count, depth.examples.dim)
-
-    def project(examples: FeatureSet) -> np.ndarray:
-        return np.concatenate([depth.project(examples.rows(rows), dim) for rows in examples.blocks(0)])
-
-    val = project(val_set)
+    depth = selection.depth
+    part, val = (depth.project(examples, head_choice.MAX_AXES) for examples in (train_set, val_set))
     rows: list[tuple[float, ...]] = []
 
     def record(kernel: np.ndarray, bias: np.ndarray, loss: float, accuracy: float) -> None:
-        logits = Linear(kernel, bias).logits(val)
+        logits = Linear(kernel, bias).logits(val.features)
         val_loss = calibration.log_loss(logits, val_set.targets).mean()
         val_accuracy = (logits.argmax(axis=1) == val_set.targets).mean()
         rows.append((len(rows) + 1, loss, accuracy, val_loss, val_accuracy))
 
-    part = FeatureSet(project(train_set), train_set.targets, np.empty((len(train_set), 0, dim), np.float32))
     linear.fit(part, weights, selection.found[depth.name].decay, smoothing, rough=True, on_iteration=record)
     return pd.DataFrame(rows, columns=COLUMNS[:5]).reindex(columns=COLUMNS)
