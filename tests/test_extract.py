@@ -261,6 +261,11 @@ def test_features_that_are_not_finite_are_reported_with_the_example(known, monke
         run(**SHORT, **{"extract.storage": "float16"})
 
 
+def test_images_may_be_larger_than_the_probes_of_decoding(known):
+    """Of 256 pixels; many backbones take 299 or more by default."""
+    assert run(**SHORT, **{"extract.size": 299})["computed"] == 48
+
+
 def test_a_damaged_row_is_computed_again_with_a_warning(known, capsys):
     fresh = contents()
     with sqlite3.connect(stores()[0]) as db:
