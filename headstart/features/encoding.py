@@ -26,7 +26,7 @@ from headstart.framework import device_name, keras
 from headstart.modalities import get_modality
 
 BYTES_AT_ONCE = 2**24  # read from the store and written
-LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the modality
+LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the engine and the modality
 
 
 class FeaturesMeta(BaseModel, extra="allow", frozen=True):
@@ -34,7 +34,7 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
 
     size: Annotated[int, Field(ge=1)]
     pooling: Literal["avg", "max", "flatten"]
-    engine: Literal["openvino", "tensorflow"]
+    engine: Literal["openvino", "tensorflow", "jax"]
     weights_sha256: str
     reading: dict[str, Any]
 
@@ -116,6 +116,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "storage": settings.storage,
     }
     views = {"count": settings.views, "augmentation": augmentation.key()} if settings.views and augmentation else None
+    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries)
     meta = {
         **recipe,
         "feature_dim": engine.feature_dim,
@@ -123,7 +124,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "reading": modality.reading,
         "weights": params.weights,
         "keras_backend": keras.backend.backend(),
-        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, *modality.libraries)},
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
     with (
         open_examples(params.data, modality) as source,
