@@ -22,8 +22,7 @@ Weights = tuple[list[jax.Array], list[jax.Array]]  # those that could be trained
 class JaxEngine(Engine):
     """The Keras model, compiled by XLA, a copy on each of `devices`: by default all GPUs, else the CPU.
 
-    JAX answers before it has computed: while a device computes a batch, the next one is copied to it, and threads
-    decode those after that.
+    On GPUs two batches are under way: one is computed while the next one is copied to the device.
     """
 
     name, libraries = "jax", ("jax", "jaxlib")
@@ -47,31 +46,32 @@ class JaxEngine(Engine):
             "batch_size": str(self.batch_size),  # rounding may depend on it
             "devices": ", ".join(sorted({device.device_kind for device in devices})),
         }
-        run = jax.jit(forward(encoder), compiler_options=REPEATABLE)
+        run = jax.jit(_forward(encoder, precision), compiler_options=REPEATABLE)
         for device in devices:
-            weights = jax.device_put(get_weights(encoder), device)
+            weights = jax.device_put(_get_weights(encoder), device)
             for _ in range(copies):
                 self.pool.put(partial(_compute, run, weights, device))
 
     def _is_out_of_memory(self, error: Exception) -> bool:
-        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        words = ("RESOURCE_EXHAUSTED", "Out of memory")  # the second is said within other errors
+        return isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in words)
 
 
-def forward(encoder: keras.Model) -> Callable[[Weights, dict[str, jax.Array]], jax.Array]:
+def _forward(encoder: keras.Model, precision: str) -> Callable[[Weights, dict[str, jax.Array]], jax.Array]:
     """Return a pure function, for jax.jit: weights and a batch -> features, (b, feature_dim) float32."""
 
     def run(weights: Weights, batch: dict[str, jax.Array]) -> jax.Array:
         inputs = {name: array.astype(computed_dtype(array.dtype.name)) for name, array in batch.items()}
         # GPUs would multiply float32 as TensorFloat-32, with 10 of 23 bits; see headstart.framework.
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest" if precision == "float32" else None):
             features, _ = encoder.stateless_call(*weights, inputs, training=False)
         return features.astype("float32")
 
     return run
 
 
-def get_weights(encoder: keras.Model) -> Weights:
-    """Return the arrays of all weights, as `forward` takes them."""
+def _get_weights(encoder: keras.Model) -> Weights:
+    """Return the arrays of all weights, as `_forward` takes them."""
     groups = (encoder.trainable_variables, encoder.non_trainable_variables)
     trainable, others = ([variable.value for variable in group] for group in groups)
     return trainable, others
