@@ -92,8 +92,8 @@ class Extract(Section):
     pooling: Literal["avg", "max", "flatten"]
     """How the last feature map of the backbone becomes a vector."""
     engine: Literal["auto", "openvino", "tensorflow", "jax"]
-    """openvino (CPUs), tensorflow (CPUs and GPUs), jax (CPUs, GPUs and TPUs; needs the extra `jax`, and weights other
-    than none), or auto: tensorflow on GPUs, else openvino."""
+    """openvino (CPUs), tensorflow (CPUs and GPUs), jax (CPUs and GPUs; needs the extra `jax`, and weights other than
+    none), or auto: tensorflow on GPUs, else openvino."""
     precision: Precision
     """Precision of the arithmetic; bfloat16 and float16 are faster on devices that support them. Later stages compute
     in float32, so the head is then trained on slightly different features."""

@@ -116,7 +116,7 @@ def device_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    """Return the model of each visible GPU; with JAX also of each TPU."""
+    """Return the model of each visible GPU."""
     if JAX:
         return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
     details = tf.config.experimental.get_device_details

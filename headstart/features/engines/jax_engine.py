@@ -1,4 +1,4 @@
-"""JAX: the network compiled by XLA, for GPUs and TPUs. Nothing here is imported where Keras runs on TensorFlow."""
+"""JAX: the network compiled by XLA, for GPUs. Nothing here is imported where Keras runs on TensorFlow."""
 
 from __future__ import annotations
 
