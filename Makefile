@@ -46,7 +46,9 @@ ui: setup ## the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=
 serve: setup ## models/model.keras behind HTTP on http://127.0.0.1:5002 (another port: make serve PORT=5003)
 	headstart serve --port $(or $(PORT),5002)
 
-setup: $(STAMP)
+# More packages, each set with a lock of its own: make setup EXTRAS=jax
+EXTRAS ?=
+setup: $(STAMP) $(EXTRAS:%=.venv/installed-%)
 
 # A set-up that was interrupted leaves no stamp and starts again. The last line adds the `headstart` command.
 $(STAMP): requirements.lock pyproject.toml
@@ -56,5 +58,10 @@ $(STAMP): requirements.lock pyproject.toml
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+.venv/installed-%: requirements-%.lock $(STAMP)
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	@touch $@
+
 lock: ## follow pyproject.toml; other versions stay (update all: make lock UPGRADE=--upgrade); needs uv: pip install uv
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements.lock
+	echo jax | uv pip compile - --constraint requirements.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-jax.lock

@@ -39,6 +39,7 @@ from headstart.backbones.base import BACKBONE_LAYER
 from headstart.backbones.keras_applications import KerasApplication
 from headstart.data.files import Folder, file_hash
 from headstart.features import engines
+from headstart.features.engines.openvino_engine import OpenVINOEngine
 from headstart.features.extraction import Extraction
 from headstart.features.store import FeatureStore
 from headstart.features.views import ViewIndex, ViewLoader
@@ -226,7 +227,7 @@ def features(photos: Path) -> None:
     images = np.stack([ways["as extract does"](data) for data in files])
     reference = encoder.predict({"image": images}, batch_size=32, verbose=0)
     for precision in ("float32", "bfloat16"):
-        run = engines.OpenVINOEngine(lambda: encoder, IMAGES.spec(size), precision, None)
+        run = OpenVINOEngine(lambda: encoder, IMAGES.spec(size), precision, None)
         starts = range(0, len(images), run.batch_size)
         batches = (IMAGES.batch(list(images[start : start + run.batch_size])) for start in starts)
         found = np.concatenate(list(run.map(batches)))

@@ -38,13 +38,14 @@ FORMATTER = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_pos
 
 def check() -> None:
     """Check params.yaml and the files that it names."""
-    from headstart import backbones, config
+    from headstart import backbones, config, keras_backend
     from headstart.data.checks import check_data
 
     params = config.load_params()
     check_data(params)
     config.check_weights(params)
     backbones.check_params(params)
+    keras_backend.check_jax(params)
     print(f"{config.PARAMS_FILE} is valid: backbone {params.backbone}, data {params.data.source}")
 
 

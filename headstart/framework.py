@@ -1,4 +1,4 @@
-"""Keras on TensorFlow, imported quietly and configured once.
+"""Keras on TensorFlow, imported quietly and configured once; or on JAX, see `keras_backend`, and then without `tf`.
 
 TensorFlow writes lines to stderr while it loads that its own TF_CPP_MIN_LOG_LEVEL does not silence
 (https://github.com/tensorflow/tensorflow/issues/100442). If that is set already (0: everything), nothing is silenced.
@@ -6,13 +6,14 @@ TensorFlow writes lines to stderr while it loads that its own TF_CPP_MIN_LOG_LEV
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
-from headstart import locks
+from headstart import keras_backend, locks
 from headstart.machine import cores
 
 
@@ -34,21 +35,34 @@ def _discard_stderr() -> Iterator[None]:
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
 os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(2**24))  # no limit; the default is 64 GB
 
+JAX = keras_backend.name == "jax"
+os.environ["KERAS_BACKEND"] = keras_backend.name
 _QUIET = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from here on; errors are still raised
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from here on; errors are still raised; JAX reads it too
 with _discard_stderr() if _QUIET else nullcontext():
     import keras
-    import tensorflow as tf
-if _QUIET:
-    tf.get_logger().setLevel("ERROR")  # it warns about functions compiled often, as in a search
 
-for _gpu in tf.config.list_physical_devices("GPU"):  # by default the first process takes all memory
-    tf.config.experimental.set_memory_growth(_gpu, True)
-# TensorFloat-32, the default on GPUs that have it, keeps 10 of 23 bits: features would agree between stages to half a
-# percent only, so that the joined model would not be what its head was trained on.
-tf.config.experimental.enable_tensor_float_32_execution(False)
+    if JAX:
+        import jax
+    else:
+        import tensorflow as tf
 
-__all__ = ["device_name", "distribution", "gpu_names", "keras", "make_repeatable", "policy", "take_gpus", "tf"]
+if JAX:
+    # By default the first process takes three quarters of a GPU's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from keras.src.utils import module_utils
+
+    module_utils.tensorflow._available = False  # else Keras loads it wherever it is installed, to seed it
+else:
+    if _QUIET:
+        tf.get_logger().setLevel("ERROR")  # it warns about functions compiled often, as in a search
+    for _gpu in tf.config.list_physical_devices("GPU"):  # by default the first process takes all memory
+        tf.config.experimental.set_memory_growth(_gpu, True)
+    # TensorFloat-32, the default on GPUs that have it, keeps 10 of 23 bits: features would agree between stages to half
+    # a percent only, so that the joined model would not be what its head was trained on.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+__all__ = ["JAX", "device_name", "distribution", "gpu_names", "keras", "make_repeatable", "policy", "take_gpus", "tf"]
 
 
 @cache  # a process that has its GPUs keeps them
@@ -58,15 +72,39 @@ def take_gpus(stage: str) -> None:
     Raises:
         UserError: see `locks.claim_gpus`.
     """
+    if JAX:
+        count = _count_cuda_gpus()
+        if count:
+            numbers = locks.claim_gpus(count, stage)
+            jax.config.update("jax_cuda_visible_devices", ",".join(map(str, numbers)))
+        return
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         tf.config.set_visible_devices([gpus[index] for index in locks.claim_gpus(len(gpus), stage)], "GPU")
 
 
+def _count_cuda_gpus() -> int:
+    """Count the GPUs that JAX would use. JAX itself would take memory on each of them to answer."""
+    plugins = [f"jax_plugins.xla_cuda{version}" for version in (12, 13)]
+    if not importlib.util.find_spec("jax_plugins") or not any(map(importlib.util.find_spec, plugins)):
+        return 0  # JAX for CPUs
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:  # there is no GPU
+        return 0
+
+
 def make_repeatable(seed: int) -> None:
     """Make the same seed give the same bits on the same machine from here on, at some cost in speed."""
     keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
+    if not JAX:  # whose engine asks XLA for it
+        tf.config.experimental.enable_op_determinism()
 
 
 def device_name() -> str:
@@ -79,6 +117,8 @@ def device_name() -> str:
 
 def gpu_names() -> list[str]:
     """Return the model of each visible GPU."""
+    if JAX:
+        return [device.device_kind for device in jax.local_devices() if device.platform != "cpu"]
     details = tf.config.experimental.get_device_details
     return [details(gpu).get("device_name", gpu.name) for gpu in tf.config.get_visible_devices("GPU")]
 

@@ -11,6 +11,11 @@ Command: python -m pipeline extract
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+
+from headstart import keras_backend
+
+keras_backend.choose(Path("params.yaml"))  # before Keras loads
 
 from headstart import paths
 from headstart.data.prepared import load_manifest
@@ -25,6 +30,7 @@ from headstart.stage import Run, stage
 def main() -> None:
     """Run the stage."""
     with stage("extract") as run:
+        keras_backend.check_jax(run.params)
         take_gpus("extract")
         make_repeatable(run.params.seed)
         for line in unwatched("weights", run.params):

@@ -18,8 +18,9 @@ from test_backbone_networks import FAMILIES
 
 from headstart.backbones import get_backbone
 from headstart.errors import UserError
-from headstart.features import engines
-from headstart.features.engines import Engine, OpenVINOEngine, TensorFlowEngine, open_engine
+from headstart.features.engines import Engine, OutOfMemoryError, open_engine, openvino_engine
+from headstart.features.engines.openvino_engine import OpenVINOEngine
+from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.modalities import get_modality
 
 SPEC = get_modality("image").spec(32)
@@ -32,7 +33,7 @@ def images() -> np.ndarray:
 
 
 def has_bfloat16() -> bool:
-    return "BF16" in engines._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_engine._import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def build(backbone: str = "tiny", weights: str = "pretrained") -> keras.Model:
@@ -136,7 +137,7 @@ def test_auto_is_openvino_on_cpus_and_tensorflow_if_that_fails(monkeypatch, caps
     def no_wheel() -> None:
         raise ImportError("no wheel for this machine")
 
-    monkeypatch.setattr(engines, "_import_openvino", no_wheel)
+    monkeypatch.setattr(openvino_engine, "_import_openvino", no_wheel)
     assert opened("auto") == "tensorflow"
     assert "fine_tune: using TensorFlow, since OpenVINO cannot run this backbone here" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"extract\.engine openvino cannot run this backbone here \(no wheel"):
@@ -151,13 +152,14 @@ def test_out_of_memory_is_reported_with_the_batch_size(images):
 
     one.pool.get()
     one.pool.put(exhausted)
-    with pytest.raises(engines.OutOfMemoryError, match="OOM when allocating tensor") as raised:
+    with pytest.raises(OutOfMemoryError, match="OOM when allocating tensor") as raised:
         one({"image": images[:4]})
     assert raised.value.batch_size == 4
 
 
 PROGRAM = f"""
-from headstart.features.engines import OpenVINOEngine, TensorFlowEngine
+from headstart.features.engines.openvino_engine import OpenVINOEngine
+from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.framework import keras
 SPEC = {SPEC}
 {inspect.getsource(build_small)}

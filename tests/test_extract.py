@@ -27,8 +27,10 @@ from headstart.backbones import get_backbone
 from headstart.backbones.keras_applications import KerasApplication
 from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.features import encoding, engines, extraction, store
-from headstart.features.engines import Engine
+from headstart.features import encoding, extraction, store
+from headstart.features.engines import Engine, OutOfMemoryError
+from headstart.features.engines.openvino_engine import OpenVINOEngine
+from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.features.executors import LocalExecutor
 from headstart.modalities import get_modality
 from headstart.modalities.image.augmentation import ImageAugmentation, view
@@ -180,7 +182,7 @@ def test_every_input_changes_the_fingerprint_and_nothing_else_does(known, monkey
         assert len(stores()) == count
 
     # Code and libraries that load or compute differently.
-    images, engine = type(IMAGES), engines.OpenVINOEngine
+    images, engine = type(IMAGES), OpenVINOEngine
     real = images.load
     for target, name, other in [
         (images, "load", lambda self, data, size: real(self, data, size) // 2 * 2),
@@ -255,10 +257,15 @@ def test_float16_halves_the_files(known):
 
 
 def test_features_that_are_not_finite_are_reported_with_the_example(known, monkeypatch):
-    real = engines.OpenVINOEngine._run
-    monkeypatch.setattr(engines.OpenVINOEngine, "_run", lambda self, batch: real(self, batch) * 1e6)
+    real = OpenVINOEngine._run
+    monkeypatch.setattr(OpenVINOEngine, "_run", lambda self, batch: real(self, batch) * 1e6)
     with pytest.raises(UserError, match=r"blue/000\.png: its features are not finite numbers; use float32"):
         run(**SHORT, **{"extract.storage": "float16"})
+
+
+def test_images_may_be_larger_than_the_probes_of_decoding(known):
+    """Of 256 pixels; many backbones take 299 or more by default."""
+    assert run(**SHORT, **{"extract.size": 299})["computed"] == 48
 
 
 def test_a_damaged_row_is_computed_again_with_a_warning(known, capsys):
@@ -304,16 +311,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(known, monkeypa
     run(**SHORT, **{"extract.engine": "tensorflow"})
     fresh = {file: file.read_bytes() for file in paths.FEATURES.values()}
     delete_stores()
-    real, sizes = engines.TensorFlowEngine._run, []
+    real, sizes = TensorFlowEngine._run, []
 
     def small(self, batch):
         size = len(batch["image"])
         sizes.append(size)
         if size > 6 and len(sizes) > 2:
-            raise engines.OutOfMemoryError(size, "OOM")
+            raise OutOfMemoryError(size, "OOM")
         return real(self, batch)
 
-    monkeypatch.setattr(engines.TensorFlowEngine, "_run", small)
+    monkeypatch.setattr(TensorFlowEngine, "_run", small)
     figures = run(**SHORT, **{"extract.engine": "tensorflow", "extract.batch_size": 24})
     assert sizes[0] == 24
     assert sizes[-1] == 6
@@ -324,9 +331,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_nothing_is_lost(known, monkeypa
 
 def test_two_examples_that_do_not_fit_stop_the_stage(known, monkeypatch):
     def none_fits(self, batch):
-        raise engines.OutOfMemoryError(self.batch_size, "OOM")
+        raise OutOfMemoryError(self.batch_size, "OOM")
 
-    monkeypatch.setattr(engines.TensorFlowEngine, "_run", none_fits)
+    monkeypatch.setattr(TensorFlowEngine, "_run", none_fits)
     with pytest.raises(UserError, match=r"out of memory with a batch of two \(OOM\); lower extract\.size"):
         run(**SHORT, **{"extract.engine": "tensorflow"})
 

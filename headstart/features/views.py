@@ -86,14 +86,14 @@ def fingerprint_inputs(engine: Engine, recipe: dict[str, Any], loader: ViewLoade
         "engine": engine.name,
         "weights_sha256": engine.weights_sha256,
         "arithmetic": engine.arithmetic,
-        "loading": _digest(loader.modality.name, _load_probes(loader)),
+        "loading": _digest(loader.modality.name, _load_probes(loader, min(loader.size, LARGEST_PROBE))),
         **({"reading": loader.modality.reading} if loader.modality.reading else {}),
         "computing": engine.device or _fingerprint_engine(engine, loader),
     }
 
 
 def _fingerprint_engine(engine: Engine, loader: ViewLoader) -> str:
-    arrays = _load_probes(loader)[:PROBES_COMPUTED]
+    arrays = _load_probes(loader, loader.size)[:PROBES_COMPUTED]  # the network takes no other size
     starts = range(0, len(arrays), engine.batch_size)
     batches = [loader.modality.batch(arrays[start : start + engine.batch_size]) for start in starts]
     computed = zip(batches, engine.map(batches), strict=True)
@@ -107,9 +107,8 @@ def _fingerprint_augmentation(loader: ViewLoader) -> str:
     return f"{key} {_digest(modality.name, (view for some in views for view in some))}"
 
 
-def _load_probes(loader: ViewLoader) -> list[np.ndarray]:
-    size = min(loader.size, LARGEST_PROBE)
-    return [loader.modality.load(data, size) for data in loader.modality.probes(size)]
+def _load_probes(loader: ViewLoader, size: int) -> list[np.ndarray]:
+    return [loader.modality.load(data, size) for data in loader.modality.probes(min(size, LARGEST_PROBE))]
 
 
 def _digest(name: str, arrays: Iterable[np.ndarray]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from headstart.errors import one_line
-from headstart.features.engines import compile_openvino
+from headstart.features.engines.openvino_engine import compile_openvino
 from headstart.framework import tf
 from headstart.serving.batching import MAX_BATCH
 from headstart.serving.export import TOLERANCE, compare

@@ -102,7 +102,7 @@ def build_plan(
             split.size if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
             passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits and not folds else 0)),
-            fast=meta.engine == "openvino",
+            fast=meta.engine != "tensorflow",
             work=splitting.work_below(base, split) if split else 0.0,
         )
         where = "cached activations" if cached else f"the {modality.noun}s"
