@@ -90,19 +90,13 @@ class Extract(Section):
     size: Annotated[Int, Field(ge=1, le=4096)] | None
     """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
     pooling: Literal["avg", "max", "flatten"]
-<<<<<<< HEAD
     """How a feature map of the backbone becomes a vector."""
     depth: Literal["last", "quarter", "half"] | None
     """From where features are taken: the output of the backbone alone, or also each block of its last quarter or half,
     from which train_head chooses; null: half, but last with pooling flatten or more than 50,000 examples and views."""
-    engine: Literal["auto", "openvino", "tensorflow"]
-    """openvino (CPUs), tensorflow (CPUs and GPUs), or auto: tensorflow on GPUs, else openvino."""
-=======
-    """How the last feature map of the backbone becomes a vector."""
     engine: Literal["auto", "openvino", "tensorflow", "jax"]
     """openvino (CPUs), tensorflow (CPUs and GPUs), jax (CPUs and GPUs; needs the extra `jax`, and weights other than
     none), or auto: tensorflow on GPUs, else openvino."""
->>>>>>> jax
     precision: Precision
     """Precision of the arithmetic; bfloat16 and float16 are faster on devices that support them. Later stages compute
     in float32, so the head is then trained on slightly different features."""

@@ -19,7 +19,7 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
 
     size: Annotated[int, Field(ge=1)]
     pooling: Literal["avg", "max", "flatten"]
-    engine: Literal["openvino", "tensorflow"]
+    engine: Literal["openvino", "tensorflow", "jax"]
     weights_sha256: str
     reading: dict[str, Any]
     depths: dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]]

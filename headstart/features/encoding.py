@@ -28,29 +28,6 @@ BYTES_AT_ONCE = 2**24  # read from the store and written
 LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the engine and the modality
 
 
-<<<<<<< HEAD
-=======
-class FeaturesMeta(BaseModel, extra="allow", frozen=True):
-    """What features/meta.json says about the encoder of the features; more keys are for people to read."""
-
-    size: Annotated[int, Field(ge=1)]
-    pooling: Literal["avg", "max", "flatten"]
-    engine: Literal["openvino", "tensorflow", "jax"]
-    weights_sha256: str
-    reading: dict[str, Any]
-
-
-def read_meta() -> FeaturesMeta:
-    """Read features/meta.json. Raises UserError if it is not what extract wrote."""
-    try:
-        return FeaturesMeta.model_validate_json(paths.FEATURES_META.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise damaged(paths.FEATURES_META, problem, "extract") from error
-
-
->>>>>>> jax
 @dataclass(frozen=True)
 class Features:
     """Features of all examples of a manifest, in the store.
