@@ -49,13 +49,15 @@ class FeatureSet:
         return FeatureSet(self.features[:, :dim], self.targets, self.views[:, :, :dim])
 
     def rows(self, rows: np.ndarray | slice, drawn: np.ndarray | None = None) -> np.ndarray:
-        """Return the (n, feature_dim) float32 features of `rows`.
+        """Return the (n, feature_dim) float32 features of `rows`, not to be written to.
 
         Args:
             drawn: (n,) which view of each, 0 being the example as it is; None: all as they are.
         """
+        if drawn is None:
+            return np.asarray(self.features[rows], np.float32)
         features = np.array(self.features[rows], np.float32)
-        if drawn is not None:
+        if drawn.any():
             numbers = np.arange(len(self))[rows][drawn > 0]
             features[drawn > 0] = self.views[numbers, drawn[drawn > 0] - 1]
         return features

@@ -18,7 +18,7 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
-from headstart.model_archive import ABOUT, CLASSES, CONFIG, read_texts
+from headstart.model_archive import ABOUT, CLASSES, CONFIG, DATE_SAVED, METADATA, read_texts, write_members
 from headstart.training.linear import Linear
 from headstart.training.scaling import root
 
@@ -118,15 +118,12 @@ def save(model: keras.Model, file: Path, classes: Sequence[str], **about: Any) -
     model.save(file)
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
-    metadata = json.loads(members["metadata.json"])
-    metadata["date_saved"] = "1980-01-01@00:00:00"
-    members["metadata.json"] = json.dumps(metadata).encode()
+    metadata = json.loads(members[METADATA])
+    members[METADATA] = json.dumps(metadata | {"date_saved": DATE_SAVED}).encode()
     members[CONFIG] = json.dumps(_numbered(json.loads(members[CONFIG]), {})).encode()
     members[CLASSES] = json.dumps(list(classes), ensure_ascii=False).encode()
     members[ABOUT] = json.dumps(about).encode()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is 1980-01-01
+    write_members(file, members)
 
 
 def _numbered(config: Any, numbers: dict[int, int]) -> Any:
