@@ -60,13 +60,13 @@ def metrics(name: str) -> dict:
 
 def test_features_are_those_of_the_manifest(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    manifest = pd.read_parquet(paths.MANIFEST)
+    manifest, meta = pd.read_parquet(paths.MANIFEST), json.loads(paths.FEATURES_META.read_text())
     for split, file in paths.FEATURES.items():
         features = np.load(file)
-        assert features.shape == ((manifest.split == split).sum(), 1280)
+        assert features.shape == ((manifest.split == split).sum(), meta["feature_dim"])
         assert features.dtype == np.float32
-    meta = json.loads(paths.FEATURES_META.read_text())
-    encoder = get_backbone("tiny").build("pretrained", meta["size"], meta["pooling"], 0)
+    assert meta["feature_dim"] == sum(map(sum, meta["depths"].values())) > sum(meta["depths"]["last"]) == 1280
+    encoder = get_backbone("tiny").build("pretrained", meta["size"], meta["pooling"], 0, "half")
     assert weights_sha256(encoder) == meta["weights_sha256"]
     last = manifest[manifest.split == "test"].iloc[-1]
     array = get_modality("image").load((finished / "photos" / last.path).read_bytes(), meta["size"])
@@ -125,7 +125,7 @@ def test_the_epoch_with_the_lowest_val_loss_is_restored(here):
 def test_the_temperature_is_part_of_the_head(here):
     run("train_head")
     val_set, found = load_features("val"), report("train_head")
-    logits = heads.logits(networks.load(paths.HEAD)[0], val_set)
+    logits = heads.logits(networks.load(paths.HEAD)[0], val_set.prefix(1280))
     assert calibration.val_metrics(logits, val_set.targets)["val_loss"] == pytest.approx(found["val_loss"], abs=1e-4)
     assert found["val_loss"] <= found["unscaled_val_loss"]
 
@@ -183,7 +183,7 @@ def test_training_that_diverges_is_an_error(here, optimizer, message):
 
 def test_features_of_another_manifest_are_refused(here):
     np.save(paths.FEATURES["val"], np.load(paths.FEATURES["val"])[1:])
-    with pytest.raises(UserError, match=r"val\.npy: must have the shape \(\d+, 1280\) for this manifest, got"):
+    with pytest.raises(UserError, match=r"val\.npy: must have the shape \(\d+, \d+\) for this manifest, got"):
         run("train_head")
 
 

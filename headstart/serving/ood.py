@@ -3,9 +3,9 @@
 `headstart ood` fits a detector to a trained model and writes it beside the model; `headstart predict` uses it. The
 score is the distance to the K-th nearest training example, by features of unit length (Sun et al., "Out-of-Distribution
 Detection with Deep Nearest Neighbors", 2022, https://arxiv.org/abs/2204.06507). The features are those of the shipped
-network's last layer: features/train.npy are of the backbone before fine-tuning. The threshold is set on the test split, so that at
-most a share `rate` of similar examples is flagged. Not on val, which fine_tune may have trained on: what was trained on
-lies nearer.
+network's last layer: features/train.npy are of the backbone before fine-tuning. The threshold is set on the test split,
+so that at most a share `rate` of similar examples is flagged. Not on val, which fine_tune may have trained on: what was
+trained on lies nearer.
 """
 
 from __future__ import annotations
