@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from scipy.special import log_softmax
 from test_head_choice import CLASSES, DIM, accuracy, logits_of, make_examples, train, xor_examples
 
