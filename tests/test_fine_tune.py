@@ -253,14 +253,16 @@ def test_a_training_with_other_kernels_does_not_resume(here, monkeypatch):
 
 
 @pytest.fixture
-def trainings(monkeypatch) -> list[tuple[int, float]]:
-    """How many examples each training sees, and a sum over the weights that it starts from."""
+def trainings(monkeypatch) -> list[tuple[int, float, float]]:
+    """How many examples each training sees, and sums over the weights that it starts from and ends with."""
     seen, original = [], plan.train
 
     def train(job):
-        weights = sum(float(np.abs(value).sum()) for value in networks.get_state(job.network))
-        seen.append((len(job.train_set.targets), weights))
-        return original(job)
+        before = sum(float(np.abs(value).sum()) for value in job.network.get_weights())
+        result = original(job)
+        after = sum(float(np.abs(value).sum()) for value in job.network.get_weights())
+        seen.append((len(job.train_set.targets), before, after))
+        return result
 
     monkeypatch.setattr(plan, "train", train)
     return seen
@@ -271,9 +273,9 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
     model, probabilities = paths.MODEL.read_bytes(), val_predictions()
     report = fine_tune(confidence=0, refit=True)
     n_train, n_val = len(load_split("train")), len(load_split("val"))
-    assert trainings[:2] == [(n_train, trainings[0][1])] * 2
-    assert trainings[2][0] == n_train + n_val
-    assert trainings[2][1] != trainings[0][1]  # it goes on from the trained weights
+    assert trainings[0] == trainings[1] == (n_train, *trainings[0][1:])
+    assert trainings[2][:2] == (n_train + n_val, trainings[1][2])  # it goes on from the trained weights
+    assert trainings[2][2] != trainings[2][1] != trainings[1][1]
     assert (alone.pop("refitted"), report.pop("refitted"), report["selected"]) == (False, True, "fine_tuned")
     assert (alone["settings"].pop("refit"), report["settings"].pop("refit")) == (False, True)
     assert (alone["settings"].pop("refit_epochs"), report["settings"].pop("refit_epochs")) == (0, 1)
@@ -282,6 +284,14 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
     assert (val_predictions() == probabilities).all()  # of the network that has not seen val
     assert predict_val(networks.load_classifier(paths.MODEL)) != pytest.approx(probabilities, abs=1e-3)
     assert not list(paths.cache_path("fine_tune").iterdir())
+
+
+def test_with_thorough_effort_the_refit_starts_from_the_beginning(here, trainings):
+    report = fine_tune(confidence=0, refit=True, effort="thorough")
+    n_train, n_val = len(load_split("train")), len(load_split("val"))
+    assert [count for count, *_ in trainings] == [n_train, n_train + n_val]
+    assert trainings[0][1] == trainings[1][1]
+    assert report["settings"]["refit_epochs"] == 4
 
 
 @pytest.mark.parametrize("failure", [pytest.param("NaN", marks=pytest.mark.slow), "worse"])

@@ -16,7 +16,7 @@ from conftest import run_stages as run
 from headstart import paths
 from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.training import folds, heads, networks, plan
+from headstart.training import folds, heads, networks, plan, selection
 from headstart.training.batches import Batches
 from headstart.training.examples import FeatureSet
 from headstart.training.head_report import read_head_report
@@ -115,6 +115,28 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, 
     assert all((one == other).all() for one, other in zip(network.get_weights(), before, strict=True))
 
 
+@pytest.mark.parametrize(("gives_up", "trained"), [(True, 1), (False, 4)])
+def test_folds_end_as_soon_as_fine_tuning_is_clearly_worse(examples, tmp_path, capsys, gives_up, trained):
+    """Here the head knows all classes, and the network, by random labels, none."""
+    known = 5 * np.eye(CLASSES, dtype=np.float32)[examples.targets]
+    made = make_folds(examples, 4, logits=known)
+    assert all((fold.logits == known[fold.held_out]).all() for fold in made)
+    head = networks.build_head(FEATURES, CLASSES, [])
+    x = keras.Input((FEATURES,), name="x")
+    network = keras.Model({"x": x}, networks.without_softmax(head)(x))
+    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2)
+    result = tried.cross_validate()
+    assert result.trained == trained
+    assert len(result.scores.targets) == sum(len(fold.held_out) for fold in made[:trained])
+    assert result.metrics()["head_folds_accuracy"] == 1
+    assert not result.scores.verdict(0.5)[0]
+    untrained = np.concatenate([fold.held_out for fold in made[trained:]] or [np.empty(0, int)])
+    assert (result.logits[untrained] == 0).all()
+    found = selection.fine_tune(tried, lambda row: None)
+    assert (found.trained, found.better, found.report()["folds_trained"]) == (None, False, trained)
+    assert found.curves().empty
+
+
 def test_more_folds_than_examples_of_a_class_are_refused(examples):
     with pytest.raises(UserError, match=r"params.yaml: fine_tune.folds 21: no class has so many examples; lower it"):
         make_folds(examples, 21)
@@ -189,6 +211,35 @@ def test_cross_validation_selects(here, monkeypatch, capsys, better):
     figures = (report["tuned_folds_loss"], report["tuned_folds_accuracy"], report["tuned_brier_score"])
     assert "in 2 folds the fine-tuned network has log loss {:.4f}, accuracy {:.4f} and Brier".format(*figures) in line
     assert f"the head {report['head_folds_loss']:.4f}" in line
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_after_folds_that_win_a_network_is_trained_once(here, monkeypatch, capsys, refit):
+    """On train and val, or on train if they are not to be joined."""
+    write_params(Path("params.yaml"), **{**load_params().leaves(), "fine_tune.refit": refit})
+    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
+    seen, original = [], plan.train
+    monkeypatch.setattr(plan, "train", lambda job: (seen.append(len(job.train_set.targets)), original(job))[1])
+    report = run_fine_tune()
+    counts = pd.read_parquet(paths.MANIFEST).split.value_counts()
+    both = counts["train"] + counts["val"]
+    assert sum(seen[:2]) == both
+    assert seen[2:] == [both if refit else counts["train"]]
+    assert (report["selected"], report["refitted"], report["last_epoch"]) == ("fine_tuned", refit, 2)
+    assert report["settings"]["refit_epochs"] == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("; trained on train + val") is refit
+    assert len(pd.read_csv(paths.curves("fine_tune"))) == 2
+
+
+def test_folds_that_end_early_show_no_gain(here, monkeypatch, capsys):
+    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: True)
+    report = run_fine_tune()
+    assert (report["selected"], report["folds_trained"], report["last_epoch"]) == ("head", 1, 0)
+    assert report["val_loss"] == report["head_val_loss"]
+    assert "in 1 folds the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(here, monkeypatch, capsys):

@@ -146,15 +146,6 @@ def test_the_best_trial_of_a_search_is_trained_and_all_are_listed(here, capsys):
     assert report("train_head")["settings"]["hidden"] == json.loads(best.hidden)
 
 
-def test_few_examples_per_class_get_a_linear_head(here, capsys):
-    set_params(**{"train_head.hidden": None})
-    run("train_head")
-    assert "train_head: the head is linear, since there are " in capsys.readouterr().out
-    resolved = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs", "weight_decay": 0.02}
-    asked = load_params().train_head.choice().model_dump()
-    assert report("train_head")["settings"] == asked | resolved
-
-
 def test_the_head_learns_from_augmented_views(here):
     changes = {"extract.views": 2, "extract.storage": "float16", "train_head.epochs": 30}
     set_params(**changes)
