@@ -71,7 +71,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     if skipped and settings.effort != "thorough" and settings.unfreeze != "none":
         reason = f"{skipped}; fine_tune.effort=thorough trains all the same"
     elif settings.unfreeze != "none":
-        result, trained, start = tune(run, meta, found, head, batch_size)
+        result, trained, start = tune(run, meta, found, batch_size)
     if result:
         report, chosen = report | result.report(), result.plan.chosen
         curves, reason = result.curves(), explain(report, result.better, settings.confidence)
@@ -96,13 +96,13 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
 
 
 def tune(
-    run: Run, meta: FeaturesMeta, found: HeadReport, head: keras.Model, batch_size: int | None
+    run: Run, meta: FeaturesMeta, found: HeadReport, batch_size: int | None
 ) -> tuple[FineTuneResult | None, keras.Model, keras.Model]:
     """Train; return the result, None if no layer is to be trained, with the encoder and the head that were trained."""
     params, devices = run.params, distribution()
     with devices.scope():
         encoder = build_encoder(params, meta, params.fine_tune.precision)
-        start = start_head(found, head, meta.dim("last"), params.seed)
+        start = start_head(found, meta.dim("last"), params.seed)
     folds = load_folds(params.fine_tune, found, meta.dim("last"), params.seed)
     with devices.scope(), build_plan(params, encoder, start, found.logits, meta, folds, batch_size) as plan:
         return (fine_tune(plan, run.log_epoch) if plan else None), encoder, start

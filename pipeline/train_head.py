@@ -66,22 +66,17 @@ def main() -> None:
 
 def train(run: Run, train_set: FeatureSet, val_set: FeatureSet, n_classes: int, meta: FeaturesMeta) -> TrainedHead:
     """Train the head that params.yaml asks for, after a search if there is one; else one chosen by cross-validation."""
-    params, seed, trials = run.params.train_head, run.params.seed, pd.DataFrame()
+    params, seed, last = run.params.train_head, run.params.seed, meta.dim("last")
     examples = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     groups = examples.connected.to_numpy()
+    parts = train_set.prefix(last), val_set.prefix(last)
+    best, trials = search(*parts, n_classes, groups[: len(train_set)], params, seed)
+    run.csv(paths.TRIALS, trials)
     if asked := params.closed():
-        last = meta.dim("last")
-        parts = train_set.prefix(last), val_set.prefix(last)
-        best, trials = search(*parts, n_classes, groups[: len(train_set)], params, seed)
         print_search(params, asked, best, trials)
-        trained = train_as_asked(*parts, n_classes, resolve_head(params.choice(**best), n_classes), seed)
-    else:
-        refit = choose_refit(None, examples)
-        trained = train_chosen(train_set, val_set, groups, n_classes, meta.depths, params, refit, seed)
-    run.csv(
-        paths.TRIALS, trials if len(trials) else pd.DataFrame(columns=["trial", "val_loss", "val_accuracy", "rank"])
-    )
-    return trained
+        return train_as_asked(*parts, n_classes, resolve_head(params.choice(**best), n_classes), seed)
+    refit = choose_refit(None, examples)
+    return train_chosen(train_set, val_set, groups, n_classes, meta.depths, params, refit, seed)
 
 
 def print_search(params: TrainHead, asked: list[str], best: dict[str, object], trials: pd.DataFrame) -> None:

@@ -140,9 +140,10 @@ def register_short() -> None:
 
     from headstart import backbones
     from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
+    from headstart.backbones.depths import find_taps, pool_name
 
     class Short(Backbone):
-        def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+        def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
             keras.utils.set_random_seed(seed)
             x = image = keras.Input((size, size, 3))
             for number, channels in enumerate((8, 16, 32, 128)):
@@ -151,16 +152,23 @@ def register_short() -> None:
                 x = keras.layers.Conv2D(channels, 3, 2, "same", **options)(x)
                 x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
                 x = keras.layers.ReLU(name=f"{name}_relu")(x)
-            base = keras.Model(image, x, name=BACKBONE_LAYER, trainable=False)
+            taps = find_taps(self._blocks(keras.Model(image, x).layers), x, depth)
+            outputs = [x, *(layer.output for _, layer in taps)]
+            base = keras.Model(image, outputs if taps else x, name=BACKBONE_LAYER, trainable=False)
             pixels = keras.Input((size, size, 3), name="image")
-            feature_map = base(pixels / 127.5 - 1.0, training=False)
-            kind = "Max" if pooling == "max" else "Average"
-            pooled = getattr(keras.layers, f"Global{kind}Pooling2D")(name=POOL_LAYER)(feature_map)
-            return keras.Model({"image": pixels}, pooled, name="encoder")
+            maps = base(pixels / 127.5 - 1.0, training=False)
+            names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
+            pool = getattr(keras.layers, f"Global{'Max' if pooling == 'max' else 'Average'}Pooling2D")
+            pooled = [pool(name=name)(one) for name, one in zip(names, maps if taps else [maps], strict=True)]
+            features = keras.layers.Concatenate(name="features")(pooled) if taps else pooled[0]
+            return keras.Model({"image": pixels}, features, name="encoder")
 
         def blocks(self, encoder: keras.Model) -> list[Block]:
+            return self._blocks(encoder.get_layer(BACKBONE_LAYER).layers)
+
+        def _blocks(self, layers: list[keras.Layer]) -> list[Block]:
             found: dict[str, list[keras.Layer]] = {}
-            for layer in encoder.get_layer(BACKBONE_LAYER).layers:
+            for layer in layers:
                 found.setdefault(layer.name[:7] if layer.name.startswith("block_") else "stem", []).append(layer)
             return [Block(name, tuple(layers)) for name, layers in found.items()]
 
@@ -172,21 +180,30 @@ SHIPPED_CLASSES = ["blue", "green", "rosé"]
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory) -> Path:
-    """A model file as fine_tune writes it, of few layers: converters take a minute for all of a backbone's."""
+    """A model file as fine_tune writes it, of few layers: converters take a minute for all of a backbone's.
+
+    Its head has a hidden layer, and takes roots of features of two depths.
+    """
     import keras
 
     from headstart.backbones import get_backbone
+    from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER
+    from headstart.backbones.depths import pool_name
     from headstart.modalities import get_modality
     from headstart.training import networks
 
     keras.utils.set_random_seed(0)
-    image = keras.Input((32, 32, 3), name="image")
-    x = get_backbone("tiny").preprocess(image)
-    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(x)
-    x = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x))
+    inner = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(inner)
+    x = early = keras.layers.ReLU(6.0)(keras.layers.BatchNormalization()(x))
     x = keras.layers.DepthwiseConv2D(3, padding="valid")(keras.layers.ZeroPadding2D(1)(x))
-    encoder = keras.Model({"image": image}, keras.layers.GlobalAveragePooling2D()(x), name="encoder")
-    head = networks.build_head(8, len(SHIPPED_CLASSES), [8], dropout=0.5)
+    base = keras.Model(inner, [x, early], name=BACKBONE_LAYER)
+    image = keras.Input((32, 32, 3), name="image")
+    maps = base(get_backbone("tiny").preprocess(image), training=False)
+    names = (POOL_LAYER, pool_name("half", 1))
+    pooled = [keras.layers.GlobalAveragePooling2D(name=name)(one) for name, one in zip(names, maps, strict=True)]
+    encoder = keras.Model({"image": image}, keras.layers.Concatenate(name="features")(pooled), name="encoder")
+    head = networks.build_head(16, len(SHIPPED_CLASSES), [8], dropout=0.5, of_roots=True)
     network = networks.join(get_modality("image").front(32), encoder, head)
     file = tmp_path_factory.mktemp("models") / "model.keras"
     networks.save(network, file, SHIPPED_CLASSES, modality="image", size=32)

@@ -20,14 +20,30 @@ from headstart.modalities import get_modality
 from headstart.modalities.image import CROPS
 from headstart.modalities.image.augmentation import ImageAugmentation
 from headstart.training import defaults
+from headstart.training.refit import choose_refit
 
 SETTINGS = load_params(ROOT / "params.yaml").fine_tune
 
 
-@pytest.mark.parametrize(("count", "epochs", "views"), [(100, 30, 9), (1236, 19, 9), (2570, 9, 8), (100_000, 5, 4)])
-def test_epochs_follow_from_the_number_of_examples(count, epochs, views):
-    assert defaults.choose_schedule(SETTINGS, count) == (epochs, views)
-    assert defaults.choose_schedule(SETTINGS.model_copy(update={"epochs": 3, "views": 7}), count) == (3, 7)
+@pytest.mark.parametrize(
+    ("effort", "schedules"),
+    [
+        ("quick", {100: (8, 7), 1236: (6, 5), 2570: (3, 2), 100_000: (3, 2)}),
+        ("default", {100: (15, 9), 1236: (10, 9), 2570: (5, 4), 100_000: (5, 4)}),
+        ("thorough", {100: (30, 9), 1236: (19, 9), 2570: (9, 8), 100_000: (5, 4)}),
+    ],
+)
+def test_epochs_and_views_follow_from_effort_and_the_number_of_examples(effort, schedules):
+    settings = SETTINGS.model_copy(update={"effort": effort, "batch_size": 32})
+    assert {count: defaults.choose_schedule(settings, count) for count in schedules} == schedules
+    assert defaults.choose_schedule(settings.model_copy(update={"epochs": 3, "views": 7}), 100) == (3, 7)
+
+
+@pytest.mark.parametrize(("effort", "expected"), [("quick", 3), ("default", 3), ("thorough", 9)])
+def test_a_refit_is_short_unless_effort_is_thorough(effort, expected):
+    settings = SETTINGS.model_copy(update={"effort": effort})
+    assert defaults.choose_refit_epochs(settings, 9) == expected
+    assert defaults.choose_refit_epochs(settings, 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,7 +87,7 @@ def test_cross_validation_takes_the_place_of_a_small_val(asked, n_val, classes, 
 def test_few_examples_are_refitted_on_unless_val_came_with_the_data(asked, count, given, expected):
     splits = np.where(np.arange(count) < 10, "val", "train")
     examples = pd.DataFrame({"split": splits, "given": given & (splits == "val")})
-    assert defaults.choose_refit(SETTINGS.model_copy(update={"refit": asked}), examples) == expected
+    assert choose_refit(asked, examples) == expected
 
 
 # --- augmentation

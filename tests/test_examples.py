@@ -8,7 +8,7 @@ import pytest
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.features.encoding import read_meta
+from headstart.features_meta import read_meta
 from headstart.training import examples
 
 ROWS = 6

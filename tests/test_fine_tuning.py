@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,13 +71,29 @@ def train(
     epochs: int = 6,
     on_epoch_end: Callable[[dict[str, float]], None] = lambda row: None,
     network: keras.Model | None = None,
+    head_logits: np.ndarray | None = None,
+    give_up_after: int = 0,
+    watch_val: bool = True,
     **changes: object,
 ) -> tuple[keras.Model, TrainResult]:
-    """Return the network after training, and the result."""
+    """Return the network after training, and the result; without `head_logits` it has to beat its own start."""
     network, chosen = network or make_network(), settings(**changes)
     train_set, val_set = (points or Points()).batches(batch_size=chosen.batch_size)
-    scales, checkpoint = [1.0] * len(network.trainable_variables), Checkpoint(folder / "state.npz")
-    job = TrainingJob(network, train_set, val_set, scales, chosen, epochs, checkpoint, True, on_epoch_end)
+    checkpoint = Checkpoint(folder / "state.npz")
+    before = np.asarray(network(Points().read(np.arange(TRAIN, TRAIN + VAL), 0)))
+    job = TrainingJob(
+        network=network,
+        train_set=train_set,
+        held_out=val_set,
+        head_logits=before if head_logits is None else head_logits,
+        scales=[1.0] * len(network.trainable_variables),
+        settings=chosen,
+        epochs=epochs,
+        give_up_after=give_up_after,
+        checkpoint=checkpoint,
+        watch_val=watch_val,
+        on_epoch_end=on_epoch_end,
+    )
     result = fine_tuning.train(job)
     if checkpoint.file.is_file():
         checkpoint.file.unlink()
@@ -178,6 +195,36 @@ def test_training_stops_when_the_val_loss_becomes_nan(tmp_path, monkeypatch, cap
     monkeypatch.setattr(Trainer, "predict", lambda self, *some, **named: np.full((VAL, CLASSES), np.nan))
     with pytest.raises(UserError, match=r"NaN for val before any training; try fine_tune\.precision=float32"):
         train(tmp_path)
+
+
+# --- giving up
+
+
+@pytest.mark.parametrize("watch_val", [True, False])
+def test_a_training_far_behind_the_head_ends_early(tmp_path, capsys, watch_val):
+    """Also if it is a fold's, which is else scored at its end alone."""
+    known = 20 * np.eye(CLASSES, dtype=np.float32)[Points().targets[TRAIN:]]
+    options = {"head_logits": known, "give_up_after": 2, "watch_val": watch_val}
+    network, result = train(tmp_path, learning_rate=1e-9, **options)
+    assert (result.gave_up, result.last_epoch) == (True, 2)
+    assert result.scores.verdict(0.0) == (False, 0.0)
+    printed = capsys.readouterr().err
+    assert re.fullmatch(
+        r"fine_tune: after epoch 2 of 6 log loss 1\.\d+ on held-out examples, 0\.0\d+ by the head: training ends\n",
+        printed,
+    )
+    assert np.asarray(network(Points().read(np.arange(TRAIN, TRAIN + VAL), 0))) == pytest.approx(
+        result.logits, abs=1e-5
+    )
+
+
+def test_a_training_goes_on_near_the_head_and_if_it_may_not_give_up(tmp_path):
+    known = 20 * np.eye(CLASSES, dtype=np.float32)[Points().targets[TRAIN:]]
+    slow = {"learning_rate": 1e-9, "epochs": 3}
+    assert [
+        train(tmp_path, give_up_after=after, head_logits=logits, **slow)[1].last_epoch
+        for after, logits in ((1, None), (0, known))
+    ] == [3, 3]
 
 
 # --- gradient accumulation

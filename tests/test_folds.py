@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
@@ -15,16 +16,17 @@ from conftest import run_stages as run
 from headstart import paths
 from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.training import folds, heads, networks, plan
+from headstart.training import folds, heads, networks, plan, selection
 from headstart.training.batches import Batches
 from headstart.training.examples import FeatureSet
+from headstart.training.head_report import read_head_report
 from headstart.training.head_settings import resolve_head
 from headstart.training.verdict import PairedScores
-from pipeline import fine_tune
 
 CLASSES, EXAMPLES, FEATURES = 3, 60, 40
 PARAMS = load_params(ROOT / "params.yaml")
-LINEAR = resolve_head(PARAMS.train_head.choice(), EXAMPLES, CLASSES)
+LINEAR = resolve_head(PARAMS.train_head.choice(hidden=[]), CLASSES)
+UNKNOWN = np.full((EXAMPLES, CLASSES), np.nan, np.float32)
 
 
 @pytest.fixture
@@ -36,9 +38,11 @@ def examples() -> FeatureSet:
     return FeatureSet(features, targets, np.empty((EXAMPLES, 0, FEATURES), np.float32))
 
 
-def make_folds(examples: FeatureSet, n_folds: int, groups: np.ndarray | None = None) -> list[folds.Fold]:
+def make_folds(
+    examples: FeatureSet, n_folds: int, groups: np.ndarray | None = None, logits: np.ndarray = UNKNOWN
+) -> list[folds.Fold]:
     groups = np.arange(EXAMPLES) if groups is None else groups
-    return folds.make_folds(examples, groups, n_folds, CLASSES, LINEAR, seed=0)
+    return folds.make_folds(examples, groups, n_folds, CLASSES, LINEAR, 0, logits)
 
 
 class Features:
@@ -49,6 +53,33 @@ class Features:
 
     def read(self, rows: np.ndarray, view: int) -> dict[str, np.ndarray]:
         return {"x": self._features[rows]}
+
+
+def make_plan(
+    examples: FeatureSet, network: keras.Model, head: keras.Model, made: list[folds.Fold], folder: Path, **changes
+) -> plan.Plan:
+    settings = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
+    values = {
+        "settings": PARAMS.fine_tune.model_copy(update=settings),
+        "network": network,
+        "head": head,
+        "start": networks.get_state(network),
+        "inputs": Features(examples.features),
+        "targets": examples.targets,
+        "n_train": EXAMPLES,
+        "scales": [1.0] * len(network.trainable_variables),
+        "epochs": 20,
+        "views": 0,
+        "head_logits": np.empty((0, CLASSES), np.float32),
+        "gives_up": False,
+        "refits": False,
+        "refit_epochs": 0,
+        "folds": made,
+        "seed": 0,
+        "checkpoints": folder / "state",
+        "chosen": {},
+    }
+    return plan.Plan(**{**values, **changes})
 
 
 def test_each_example_is_held_out_once_and_its_group_with_it(examples):
@@ -67,8 +98,6 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, 
     logits = networks.without_softmax(head)(keras.layers.Dense(FEATURES, "relu")(x))
     network = keras.Model({"x": x}, logits)
     before, made, train_accuracy, original = network.get_weights(), make_folds(examples, 2), [], plan.train
-    changes = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
-    settings, inputs = PARAMS.fine_tune.model_copy(update=changes), Features(examples.features)
 
     def train(job):
         assert (head.get_weights()[0] == made[len(train_accuracy)].head[0]).all()
@@ -77,17 +106,35 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, 
         return result
 
     monkeypatch.setattr(plan, "train", train)
-    start, targets, checkpoints = networks.get_state(network), examples.targets, tmp_path / "state"
-    tried = plan.Plan(
-        settings, network, head, start, inputs, targets, EXAMPLES, [1.0] * 4, 20, 0, False, made, 0, checkpoints, {}
-    )
-    result = tried.cross_validate()
+    result = make_plan(examples, network, head, made, tmp_path).cross_validate()
     assert len(train_accuracy) == 2
     assert min(train_accuracy) > 0.9
     assert result.metrics()["tuned_folds_accuracy"] < 0.6
     assert result.metrics()["head_folds_accuracy"] < 0.6
     assert not result.scores.verdict(0.75)[0]
     assert all((one == other).all() for one, other in zip(network.get_weights(), before, strict=True))
+
+
+@pytest.mark.parametrize(("gives_up", "trained"), [(True, 1), (False, 4)])
+def test_folds_end_as_soon_as_fine_tuning_is_clearly_worse(examples, tmp_path, capsys, gives_up, trained):
+    """Here the head knows all classes, and the network, by random labels, none."""
+    known = 5 * np.eye(CLASSES, dtype=np.float32)[examples.targets]
+    made = make_folds(examples, 4, logits=known)
+    assert all((fold.logits == known[fold.held_out]).all() for fold in made)
+    head = networks.build_head(FEATURES, CLASSES, [])
+    x = keras.Input((FEATURES,), name="x")
+    network = keras.Model({"x": x}, networks.without_softmax(head)(x))
+    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2)
+    result = tried.cross_validate()
+    assert result.trained == trained
+    assert len(result.scores.targets) == sum(len(fold.held_out) for fold in made[:trained])
+    assert result.metrics()["head_folds_accuracy"] == 1
+    assert not result.scores.verdict(0.5)[0]
+    untrained = np.concatenate([fold.held_out for fold in made[trained:]] or [np.empty(0, int)])
+    assert (result.logits[untrained] == 0).all()
+    found = selection.fine_tune(tried, lambda row: None)
+    assert (found.trained, found.better, found.report()["folds_trained"]) == (None, False, trained)
+    assert found.curves().empty
 
 
 def test_more_folds_than_examples_of_a_class_are_refused(examples):
@@ -114,7 +161,7 @@ def with_head(tmp_path_factory, extracted_short) -> Path:
     """Photos with features and a linear head."""
     folder = tmp_path_factory.mktemp("folds") / "here"
     shutil.copytree(extracted_short, folder)
-    changes = {"train_head.hidden": None, "fine_tune.folds": 2, "fine_tune.epochs": 2}
+    changes = {"train_head.hidden": [], "fine_tune.folds": 2, "fine_tune.epochs": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params(Path("params.yaml"), **{**SMALL, **SHORT, "data.source": "photos", **changes})
@@ -140,36 +187,64 @@ def test_folds_train_heads_with_the_settings_of_the_head(here, monkeypatch):
     write_params(Path("params.yaml"), **{**load_params().leaves(), "train_head.weight_decay": 2e-9})
     run("train_head")
     used = []
-    monkeypatch.setattr(fine_tune, "make_folds", lambda *arguments: used.append(arguments[4]) or [])
-    fine_tune.load_folds(load_params(), CLASSES)
-    assert used == [resolve_head(load_params().train_head.choice(optimizer="lbfgs"), 1, CLASSES)]
+    monkeypatch.setattr(folds, "make_folds", lambda *arguments: used.append(arguments[4]) or [])
+    manifest = pd.read_parquet(paths.MANIFEST)
+    found = read_head_report(int((manifest.split != "test").sum()), CLASSES)
+    folds.load_folds(load_params().fine_tune, found, 128, 0)
+    assert used == [resolve_head(load_params().train_head.choice(), CLASSES)]
 
 
 @pytest.mark.parametrize("better", [True, False])
 def test_cross_validation_selects(here, monkeypatch, capsys, better):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (better, 0.875))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
     report = run_fine_tune()
     assert report["selected"] == ("fine_tuned" if better else "head")
     assert report["tuned_confidence"] == 0.875
     assert report["val_loss"] == report["tuned_val_loss" if better else "head_val_loss"]
-    assert report["last_epoch"] == 2
-    assert report["settings"]["folds"] == 2
+    assert report["last_epoch"] == (2 if better else 0)  # it is read before the next training
+    assert (report["settings"]["folds"], report["folds_trained"]) == (2, 2)
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("fine_tune: 3 trainings: in 2 folds of train and val, then on train") for line in lines)
-    costs = [line for line in lines if line.startswith("fine_tune: a training takes about ")]
-    assert [line.split("; ")[1] for line in costs] == ["2 more follow"]
+    assert "fine_tune: up to 3 trainings: in 2 folds of train and val, then on both" in lines
     line = lines[-1]
     assert ("but it classifies fewer examples correctly" in line) is not better
     figures = (report["tuned_folds_loss"], report["tuned_folds_accuracy"], report["tuned_brier_score"])
-    assert (
-        "in cross-validation the fine-tuned network has log loss {:.4f}, accuracy {:.4f} and Brier".format(*figures)
-        in line
-    )
+    assert "in 2 folds the fine-tuned network has log loss {:.4f}, accuracy {:.4f} and Brier".format(*figures) in line
     assert f"the head {report['head_folds_loss']:.4f}" in line
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_after_folds_that_win_a_network_is_trained_once(here, monkeypatch, capsys, refit):
+    """On train and val, or on train if they are not to be joined."""
+    write_params(Path("params.yaml"), **{**load_params().leaves(), "fine_tune.refit": refit})
+    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
+    seen, original = [], plan.train
+    monkeypatch.setattr(plan, "train", lambda job: (seen.append(len(job.train_set.targets)), original(job))[1])
+    report = run_fine_tune()
+    counts = pd.read_parquet(paths.MANIFEST).split.value_counts()
+    both = counts["train"] + counts["val"]
+    assert sum(seen[:2]) == both
+    assert seen[2:] == [both if refit else counts["train"]]
+    assert (report["selected"], report["refitted"], report["last_epoch"]) == ("fine_tuned", refit, 2)
+    assert report["settings"]["refit_epochs"] == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("; trained on train + val") is refit
+    assert len(pd.read_csv(paths.curves("fine_tune"))) == 2
+
+
+def test_folds_that_end_early_show_no_gain(here, monkeypatch, capsys):
+    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: True)
+    report = run_fine_tune()
+    assert (report["selected"], report["folds_trained"], report["last_epoch"]) == ("head", 1, 0)
+    assert report["val_loss"] == report["head_val_loss"]
+    assert "in 1 folds the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(here, monkeypatch, capsys):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 1.0))
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
     original, read = plan.train, Batches.__getitem__
 
     def train(job):
@@ -209,6 +284,7 @@ def test_a_run_killed_in_a_fold_resumes_to_the_same_file(here, monkeypatch, caps
     """With dropout in the head, whose random numbers would otherwise go on from fold to fold."""
     write_params(Path("params.yaml"), **{**load_params().leaves(), "train_head.hidden": [8], "train_head.dropout": 0.3})
     run("train_head")
+    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
     run_fine_tune()
     whole, state = paths.MODEL.read_bytes(), paths.cache_path("fine_tune")
     assert not list(state.iterdir())

@@ -43,7 +43,7 @@ class Numbers(Modality):
 class SmallDense(Backbone):
     """Three Dense layers."""
 
-    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+    def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         keras.utils.set_random_seed(seed)
         inner = x = keras.Input((size,))
         for units in (32, 32, self.feature_dim):

@@ -91,7 +91,7 @@ def check_parts(backbone: Backbone, encoder: keras.Model, shape: tuple[int, ...]
 class Skipping(Backbone):
     """Dense layers, each of which also reads the output of the one before the last: two arrays pass every place."""
 
-    def build(self, weights: str, size: int, pooling: str, seed: int) -> keras.Model:
+    def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         keras.utils.set_random_seed(seed)
         inner = keras.Input((size,))
         before, last = inner, keras.layers.Dense(8, "tanh")(inner)

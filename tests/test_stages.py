@@ -60,13 +60,13 @@ def metrics(name: str) -> dict:
 
 def test_features_are_those_of_the_manifest(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    manifest = pd.read_parquet(paths.MANIFEST)
+    manifest, meta = pd.read_parquet(paths.MANIFEST), json.loads(paths.FEATURES_META.read_text())
     for split, file in paths.FEATURES.items():
         features = np.load(file)
-        assert features.shape == ((manifest.split == split).sum(), 1280)
+        assert features.shape == ((manifest.split == split).sum(), meta["feature_dim"])
         assert features.dtype == np.float32
-    meta = json.loads(paths.FEATURES_META.read_text())
-    encoder = get_backbone("tiny").build("pretrained", meta["size"], meta["pooling"], 0)
+    assert meta["feature_dim"] == sum(map(sum, meta["depths"].values())) > sum(meta["depths"]["last"]) == 1280
+    encoder = get_backbone("tiny").build("pretrained", meta["size"], meta["pooling"], 0, "half")
     assert weights_sha256(encoder) == meta["weights_sha256"]
     last = manifest[manifest.split == "test"].iloc[-1]
     array = get_modality("image").load((finished / "photos" / last.path).read_bytes(), meta["size"])
@@ -125,7 +125,7 @@ def test_the_epoch_with_the_lowest_val_loss_is_restored(here):
 def test_the_temperature_is_part_of_the_head(here):
     run("train_head")
     val_set, found = load_features("val"), report("train_head")
-    logits = heads.logits(networks.load(paths.HEAD)[0], val_set)
+    logits = heads.logits(networks.load(paths.HEAD)[0], val_set.prefix(1280))
     assert calibration.val_metrics(logits, val_set.targets)["val_loss"] == pytest.approx(found["val_loss"], abs=1e-4)
     assert found["val_loss"] <= found["unscaled_val_loss"]
 
@@ -144,15 +144,6 @@ def test_the_best_trial_of_a_search_is_trained_and_all_are_listed(here, capsys):
     dense = [layer for layer in networks.load(paths.HEAD)[0].layers if isinstance(layer, keras.layers.Dense)]
     assert [layer.units for layer in dense[:-1]] == json.loads(best.hidden)
     assert report("train_head")["settings"]["hidden"] == json.loads(best.hidden)
-
-
-def test_few_examples_per_class_get_a_linear_head(here, capsys):
-    set_params(**{"train_head.hidden": None})
-    run("train_head")
-    assert "train_head: the head is linear, since there are " in capsys.readouterr().out
-    resolved = {"hidden": [], "dropout": 0.0, "optimizer": "lbfgs", "weight_decay": 0.02}
-    asked = load_params().train_head.choice().model_dump()
-    assert report("train_head")["settings"] == asked | resolved
 
 
 def test_the_head_learns_from_augmented_views(here):
@@ -183,7 +174,7 @@ def test_training_that_diverges_is_an_error(here, optimizer, message):
 
 def test_features_of_another_manifest_are_refused(here):
     np.save(paths.FEATURES["val"], np.load(paths.FEATURES["val"])[1:])
-    with pytest.raises(UserError, match=r"val\.npy: must have the shape \(\d+, 1280\) for this manifest, got"):
+    with pytest.raises(UserError, match=r"val\.npy: must have the shape \(\d+, \d+\) for this manifest, got"):
         run("train_head")
 
 

@@ -64,6 +64,19 @@ def test_a_few_confident_mistakes_do_not_outweigh_the_others():
     assert scores.verdict(0.75)[0] is True
 
 
+def test_hopeless_is_worse_by_more_than_a_standard_error(noisy):
+    targets, head = noisy
+    random = np.random.default_rng(1)
+    similar, worse = head + random.normal(0, 0.3, head.shape), head - 0.5 * np.eye(3)[targets]
+    assert paired_scores(targets, head, worse).hopeless()
+    assert not paired_scores(targets, worse, head).hopeless()
+    assert not paired_scores(targets, head, head).hopeless()
+    for one, other in ((head, similar), (similar, head)):
+        scores = paired_scores(targets, one, other)
+        loss = scores.brier_scores[1] - scores.brier_scores[0]
+        assert scores.hopeless() == (loss.mean() > loss.std() / np.sqrt(200))
+
+
 def test_a_network_that_is_no_better_is_seldom_selected():
     random, selected = np.random.default_rng(0), 0
     for _ in range(100):

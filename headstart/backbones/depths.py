@@ -62,6 +62,11 @@ def widths(encoder: keras.Model) -> dict[str, list[int]]:
     return {depth: values for depth, values in found.items() if values}
 
 
+def pooling_layers(encoder: keras.Model) -> list[keras.Layer]:
+    """Return the layers that turn feature maps into features, in the order of their features."""
+    return [layer for layer in encoder.layers if _depth_of(layer.name)]
+
+
 def pool_name(depth: str, number: int) -> str:
     """Return the name of the layer that pools a tap: the `number`-th of the encoder."""
     return f"{POOL_LAYER}_{depth}_{number}"

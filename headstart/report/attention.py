@@ -2,7 +2,8 @@
 
 The last feature map times the gradient of the class score, summed over channels: what each place adds to the score,
 if the head is linear (HiResCAM, https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over
-places first, it also holds for flattened features; for features averaged over all places both agree.
+places first, it also holds for flattened features; for features averaged over all places both agree. If the head takes
+features of several depths, the feature map of each adds its part.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from headstart.backbones.base import POOL_LAYER
+from headstart.backbones.depths import pooling_layers
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
 from headstart.modalities.image import data_url
@@ -31,21 +32,35 @@ def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarra
         (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map: each map has a maximum of 1,
         or is all 0 if nothing speaks for the class.
     """
+    found = np.maximum(signed_maps(classifier, batch, classes), 0)
+    return found / np.maximum(found.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
+
+
+def signed_maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarray:
+    """Return by place what speaks for classes, (b, k, h, w) float32, or if negative against them.
+
+    The sum over all places is the features times the gradient by them of the logit of the class, less the mean of all
+    logits: evidence for all classes decides nothing.
+    """
     encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-    pool = encoder.get_layer(POOL_LAYER)
-    below = keras.Model(encoder.input, pool.input)
-    logits_of = networks.without_softmax(head)
+    pools = pooling_layers(encoder)
+    below, logits_of = keras.Model(encoder.input, [pool.input for pool in pools]), networks.without_softmax(head)
     images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
-    features = tf.convert_to_tensor(below(images, training=False))
-    found = []
+    feature_maps = [tf.convert_to_tensor(one) for one in below(images, training=False)]
+    found, size = [], feature_maps[0].shape[1:3]
     for column in classes.T:
         with tf.GradientTape() as tape:
-            tape.watch(features)
-            logits = logits_of(pool(features), training=False)
-            # Relative to the other classes: evidence for all of them decides nothing.
+            tape.watch(feature_maps)
+            features = tf.concat([pool(one) for pool, one in zip(pools, feature_maps, strict=True)], axis=-1)
+            logits = logits_of(features, training=False)
             score = tf.gather(logits, column, batch_dims=1, axis=1) - tf.reduce_mean(logits, axis=1)
-        evidence = tf.nn.relu(tf.reduce_sum(tape.gradient(score, features) * features, axis=-1)).numpy()
-        found.append(evidence / np.maximum(evidence.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny))
+        gradients, evidence = tape.gradient(score, feature_maps), np.zeros((len(column), *size), np.float32)
+        for gradient, one in zip(gradients, feature_maps, strict=True):
+            # Means over areas, times the ratio of both sizes: sums stay as they are.
+            places = tf.reduce_sum(gradient * one, axis=-1, keepdims=True)
+            ratio = places.shape[1] * places.shape[2] / (size[0] * size[1])
+            evidence += ratio * tf.image.resize(places, size, tf.image.ResizeMethod.AREA)[..., 0].numpy()
+        found.append(evidence)
     return np.stack(found, axis=1)
 
 

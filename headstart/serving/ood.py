@@ -3,9 +3,9 @@
 `headstart ood` fits a detector to a trained model and writes it beside the model; `headstart predict` uses it. The
 score is the distance to the K-th nearest training example, by features of unit length (Sun et al., "Out-of-Distribution
 Detection with Deep Nearest Neighbors", 2022, https://arxiv.org/abs/2204.06507). The features are those of the shipped
-network: features/train.npy are of the backbone before fine-tuning. The threshold is set on the test split, so that at
-most a share `rate` of similar examples is flagged. Not on val, which fine_tune may have trained on: what was trained on
-lies nearer.
+network's last layer: features/train.npy are of the backbone before fine-tuning. The threshold is set on the test split,
+so that at most a share `rate` of similar examples is flagged. Not on val, which fine_tune may have trained on: what was
+trained on lies nearer.
 """
 
 from __future__ import annotations
@@ -115,15 +115,17 @@ class Scorer:
     def __init__(self, classifier: Classifier) -> None:
         import keras
 
+        from headstart.backbones.base import POOL_LAYER
         from headstart.training import networks
 
         front = classifier.modality.front(classifier.size)
         encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-        features = encoder(front.output, training=False)
-        # One output, so that `networks.predict` takes it: features first.
-        both = keras.layers.Concatenate()([features, head(features, training=False)])
+        parts = keras.Model(encoder.input, [encoder.get_layer(POOL_LAYER).output, encoder.output])
+        last, features = parts(front.output, training=False)
+        # One output, so that `networks.predict` takes it: features of the last layer first.
+        both = keras.layers.Concatenate()([last, head(features, training=False)])
         self._network = keras.Model(front.input, both)
-        self._feature_dim, self._predict = features.shape[-1], networks.predict
+        self._feature_dim, self._predict = last.shape[-1], networks.predict
         self.batch_size = networks.PREDICTION_BATCH
 
     def __call__(self, batch: Batch, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

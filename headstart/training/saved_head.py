@@ -30,14 +30,13 @@ def load_head(feature_dim: int) -> tuple[keras.Model, list[str]]:
     return head, classes
 
 
-def start_head(found: HeadReport, head: keras.Model, last: int, seed: int) -> keras.Model:
+def start_head(found: HeadReport, last: int, seed: int) -> keras.Model:
     """Return a head to start fine-tuning from: it takes the `last` features of the last layer, and has not seen val.
 
-    Args:
-        head: the one that train_head wrote, which is returned if params.yaml asked for it.
+    It is a copy of the one that train_head wrote, if params.yaml asked for that.
     """
     if not found.choice:
-        return head
+        return networks.load(paths.HEAD)[0]
     train_set, val_set = load_features("train").prefix(last), load_features("val").prefix(last)
     start, _ = heads.train(train_set, val_set, found.logits.shape[1], found.settings, seed, progress=False)
     networks.divide_logits(start, calibration.fit_temperature(heads.logits(start, val_set), val_set.targets))
