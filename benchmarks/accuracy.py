@@ -160,7 +160,7 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray | None, np.ndarray | No
         return None, None, time.perf_counter() - start
     last = meta.dim("last")
     encoder = build_encoder(params, meta, params.fine_tune.precision)
-    head = start_head(found, networks.load(paths.HEAD)[0], last, params.seed)
+    head = start_head(found, last, params.seed)
     folds = load_folds(params.fine_tune, found, last, params.seed)
     with build_plan(params, encoder, head, found.logits, meta, folds, None) as plan:
         assert plan, "nothing is trained"

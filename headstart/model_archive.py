@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from headstart.errors import UserError
 from headstart.zips import open_zip
 
-CLASSES, ABOUT, CONFIG = "classes.json", "headstart.json", "config.json"
+CLASSES, ABOUT, CONFIG, METADATA = "classes.json", "headstart.json", "config.json", "metadata.json"
+DATE_SAVED = "1980-01-01@00:00:00"  # as METADATA has it: the same model gives the same bytes
 WEIGHTS = "model.weights"  # the beginning of the names of members that hold weights
 MAX_MEMBERS, MAX_TEXT_BYTES = 1000, 2**24  # the config of the largest backbone has a megabyte
 MAX_RATIO, MIN_BYTES = 10, 2**26  # weights hardly compress
@@ -32,6 +34,13 @@ _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "
 _FILES = {"StringLookup", "IntegerLookup", "TextVectorization"}
 _KERAS = {"DTypePolicy", "Functional", "Model", "Sequential"}  # of what is in `keras` itself
 _FUNCTIONS = {"builtins", "keras.activations", "keras.ops"}  # `builtins`: activations, by their names
+
+
+def write_members(file: Path, members: dict[str, bytes]) -> None:
+    """Write a .keras file of these members; the same ones give the same bytes."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is 1980-01-01
 
 
 def read_texts(file: Path) -> dict[str, Any]:

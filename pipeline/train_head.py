@@ -21,10 +21,9 @@ import pandas as pd
 from headstart import paths
 from headstart.data.prepared import load_classes, load_split
 from headstart.features_meta import FeaturesMeta, read_meta
-from headstart.framework import make_repeatable, take_gpus
 from headstart.head_config import TrainHead
 from headstart.stage import Run, stage
-from headstart.training import calibration, networks
+from headstart.training import calibration
 from headstart.training.examples import FeatureSet, load_features
 from headstart.training.head_settings import resolve_head
 from headstart.training.refit import choose_refit
@@ -35,8 +34,6 @@ from headstart.training.trained_head import TrainedHead, train_as_asked, train_c
 def main() -> None:
     """Run the stage."""
     with stage("train_head") as run:
-        take_gpus("train_head")
-        make_repeatable(run.params.seed)
         head_file, classes, meta = run.path(paths.HEAD), load_classes(), read_meta()
         train_set = load_features("train")
         val_set = load_features("val", train_set.dim)
@@ -45,7 +42,7 @@ def main() -> None:
         val_logits = trained.held_out[len(train_set) :]
         metrics = calibration.val_metrics(val_logits, val_set.targets)
         unscaled = calibration.val_metrics(val_logits * trained.temperature, val_set.targets)
-        networks.save(trained.network, head_file, classes)
+        trained.save(head_file, classes)
         np.save(run.path(paths.HELD_OUT), trained.held_out)
         run.csv(paths.curves("train_head"), trained.curves)
         run.metrics({"head_val_loss": metrics["val_loss"]})
@@ -94,7 +91,7 @@ def print_search(params: TrainHead, asked: list[str], best: dict[str, object], t
 
 def print_summary(trained: TrainedHead, metrics: dict[str, float]) -> None:
     """Say which head was chosen and how good it is."""
-    choice, count = trained.choice, trained.network.input_shape[1]
+    choice, count = trained.choice, trained.dim
     if choice:
         kind = {"average": "the average of linear heads", "hidden": "a hidden layer"}.get(
             choice["head"], "a linear head"

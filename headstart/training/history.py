@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from headstart.errors import UserError
-from headstart.framework import keras
+
+if TYPE_CHECKING:
+    import keras
 
 COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
 
@@ -38,7 +40,7 @@ class History:
         self.rows.append(row)
         if self._keep_last or row["val_loss"] < self.kept.get("val_loss", float("inf")):
             self.kept = row
-            self.weights = [keras.ops.convert_to_numpy(variable) for variable in self._variables]
+            self.weights = [np.array(variable.numpy()) for variable in self._variables]
 
     def restore(self) -> None:
         """Restore the weights that are kept. Raises UserError if the loss was NaN from the first epoch on."""

@@ -46,6 +46,13 @@ class Linear:
         return features @ self.kernel.astype(np.float32) + self.bias.astype(np.float32)
 
 
+def forward(layers: list[Linear], features: np.ndarray) -> np.ndarray:
+    """Return the (N, n_classes) float32 logits of (N, feature_dim) features by layers with ReLU between them."""
+    for layer in layers[:-1]:
+        features = np.maximum(layer.logits(features), 0)
+    return layers[-1].logits(features)
+
+
 def fit(
     train_set: FeatureSet,
     weights: np.ndarray,

@@ -10,9 +10,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from headstart.errors import UserError
-from headstart.framework import keras
 from headstart.head_config import ResolvedHead, TrainHead
-from headstart.training import calibration, heads
+from headstart.training import calibration
 from headstart.training.examples import FeatureSet, split_folds
 from headstart.training.head_settings import list_trials, resolve_head
 
@@ -57,6 +56,9 @@ def _score(
     train_set: FeatureSet, held_out: FeatureSet, n_classes: int, settings: ResolvedHead, seed: int
 ) -> tuple[float, float]:
     """Return log loss and accuracy of a head on `held_out`; an infinite loss if training diverges."""
+    from headstart.framework import keras  # a search is rare, and loading TensorFlow takes seconds
+    from headstart.training import heads
+
     keras.backend.clear_session()  # thousands of heads would fill the memory
     try:
         head, _ = heads.train(train_set, held_out, n_classes, settings, seed, progress=False)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from headstart.framework import keras
 from headstart.head_config import ResolvedHead, TrainHead
-from headstart.training import calibration, head_choice, heads, linear, networks
+from headstart.training import calibration, head_choice, linear
 from headstart.training.examples import FeatureSet, class_weights, concat, split_folds
 from headstart.training.head_choice import Selection
 from headstart.training.head_settings import resolve_head
 from headstart.training.history import COLUMNS
 from headstart.training.linear import Linear
+from headstart.training.linear_file import write_linear
+from headstart.training.scaling import root
+
+if TYPE_CHECKING:
+    import keras
 
 MAX_FOLDED, FOLDS = 5000, 5  # examples that take part in cross-validation; of more, a sample of train does
 
@@ -26,7 +32,8 @@ class TrainedHead:
     """A head, and what shows how good it is.
 
     Attributes:
-        network: features -> probabilities, a temperature in its weights.
+        head: its dense layers, for roots of features, or the network of one that params.yaml asks for; a temperature is
+            in its weights.
         settings: with which heads like it are trained on the last layer's features: fine-tuning starts from those.
         curves: a row per epoch or iteration of a training on train, scored on val.
         best_epoch: the epoch of these whose weights are kept.
@@ -37,7 +44,7 @@ class TrainedHead:
         refitted: whether it was trained on train and val.
     """
 
-    network: keras.Model
+    head: list[Linear] | keras.Model
     settings: ResolvedHead
     curves: pd.DataFrame
     best_epoch: int
@@ -46,11 +53,28 @@ class TrainedHead:
     choice: dict[str, Any]
     refitted: bool = False
 
+    @property
+    def dim(self) -> int:
+        """How many features it takes."""
+        return len(self.head[0].kernel) if isinstance(self.head, list) else int(self.head.input_shape[1])
+
+    def save(self, file: Path, classes: Sequence[str]) -> None:
+        """Write it as .keras: (N, dim) float32 features -> (N, n_classes) probabilities."""
+        if isinstance(self.head, list) and len(self.head) == 1:
+            write_linear(self.head[0], file, classes)
+            return
+        from headstart.training import networks
+
+        networks.save(networks.from_layers(self.head) if isinstance(self.head, list) else self.head, file, classes)
+
 
 def train_as_asked(
     train_set: FeatureSet, val_set: FeatureSet, n_classes: int, settings: ResolvedHead, seed: int
 ) -> TrainedHead:
     """Train the head that params.yaml asks for on train; val chooses the epoch and the temperature."""
+    from headstart.training import heads, networks  # most heads need no TensorFlow, which takes seconds to load
+
+    _prepare_keras(seed)
     network, history = heads.train(train_set, val_set, n_classes, settings, seed)
     logits = heads.logits(network, val_set)
     temperature = calibration.fit_temperature(logits, val_set.targets)
@@ -96,22 +120,22 @@ def train_chosen(
     )
     decay = start_decay(train_set.prefix(sum(widths["last"])), choice["decays"]["last"])
     settings = resolve_head(params.choice(hidden=[], weight_decay=decay), n_classes)
+    head: list[Linear] | keras.Model
     if small:
-        layers = head_choice.train_selected(selection, weights, smoothing, seed)
+        head = head_choice.train_selected(selection, weights, smoothing, seed)
         temperature = head_choice.shrink(calibration.fit_temperature(selection.best.logits, pool.targets), len(pool))
-        network = networks.from_layers(layers)
-        networks.divide_logits(network, temperature)
+        head[-1] = Linear(head[-1].kernel / temperature, head[-1].bias / temperature)
         held_out = np.float32(selection.best.logits / temperature)
         if not refit:
-            seen_first = heads.logits(network, val_set.prefix(selection.depth.dim))
-            held_out = np.concatenate([held_out, seen_first])
+            unseen = val_set.prefix(selection.depth.dim)
+            parts = [linear.forward(head, root(unseen.rows(rows))) for rows in unseen.blocks(n_classes)]
+            held_out = np.concatenate([held_out, *parts])
     else:
-        network, choice["head"] = _train_large(selection, train_set, val_set, weights, params, seed)
-        logits = heads.logits(network, val_set.prefix(selection.depth.dim))
-        temperature = calibration.fit_temperature(logits, val_set.targets)
-        networks.divide_logits(network, temperature)
-        held_out = _held_out(len(train_set), logits / np.float32(temperature))
-    return TrainedHead(network, settings, curves, len(curves), held_out, temperature, choice, refit)
+        head, choice["head"], temperature, val_logits = _train_large(
+            selection, train_set, val_set, weights, params, seed
+        )
+        held_out = _held_out(len(train_set), val_logits)
+    return TrainedHead(head, settings, curves, len(curves), held_out, temperature, choice, refit)
 
 
 def start_decay(last: FeatureSet, decay: float) -> float:
@@ -141,24 +165,38 @@ def _train_large(
     weights: np.ndarray,
     params: TrainHead,
     seed: int,
-) -> tuple[keras.Model, str]:
-    """Train the linear head and a hidden one on all of train; return the one that val shows to be better, and its name.
+) -> tuple[list[Linear] | keras.Model, str, float, np.ndarray]:
+    """Train the linear head and a hidden one on all of train; return the one that val shows to be better.
 
     The linear one is kept unless the other has a lower log loss on val by more than a standard error.
+
+    Returns:
+        The head, its name, its temperature, and its logits of val, calibrated.
     """
-    dim, n_classes = selection.depth.dim, len(weights)
+    from headstart.training import heads, networks
+
+    _prepare_keras(seed)
+    part = val_set.prefix(selection.depth.dim)
     layers = head_choice.train_on_all(selection, train_set, weights, params.label_smoothing)
-    settings = resolve_head(params.choice(), n_classes)
-    val_part = val_set.prefix(dim)
-    hidden, _ = heads.train(train_set.prefix(dim), val_part, n_classes, settings, seed)
-    candidates = []
+    settings = resolve_head(params.choice(), len(weights))
+    hidden, _ = heads.train(train_set.prefix(selection.depth.dim), part, len(weights), settings, seed)
+    found: list[tuple[head_choice.Candidate, keras.Model, float]] = []
     for network in (networks.from_layers(layers), hidden):
-        logits = heads.logits(network, val_part)
-        logits /= np.float32(calibration.fit_temperature(logits, val_set.targets))
-        candidates.append(head_choice.Candidate.scored("", "", logits, val_set.targets))
-    if candidates[1].beats(candidates[0]):
-        return hidden, head_choice.HIDDEN
-    return networks.from_layers(layers), selection.best.name
+        logits = heads.logits(network, part)
+        temperature = calibration.fit_temperature(logits, val_set.targets)
+        networks.divide_logits(network, temperature)
+        logits /= np.float32(temperature)
+        found.append((head_choice.Candidate.scored("", "", logits, val_set.targets), network, temperature))
+    is_hidden = found[1][0].beats(found[0][0])
+    candidate, network, temperature = found[is_hidden]
+    return network, head_choice.HIDDEN if is_hidden else selection.best.name, temperature, candidate.logits
+
+
+def _prepare_keras(seed: int) -> None:
+    from headstart.framework import make_repeatable, take_gpus
+
+    take_gpus("train_head")
+    make_repeatable(seed)
 
 
 def _held_out(n_train: int, val_logits: np.ndarray) -> np.ndarray:
