@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHORT, SMALL, write_params
+from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
 from test_export import PLAIN
 
@@ -158,6 +159,17 @@ def test_a_head_for_features_that_are_not_there_is_refused(here):
     networks.save(networks.build_head(150, 3, []), paths.HEAD, ["blue", "green", "red"])
     with pytest.raises(UserError, match=r"has no depth with the 150 features that the head takes"):
         run("fine_tune")
+
+
+def test_the_stage_loads_no_tensorflow_for_it(here):
+    """That takes seconds."""
+    set_params()
+    code = "import sys, pipeline.train_head as t; t.main(); print({'tensorflow', 'keras'} & set(sys.modules))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert networks.load(paths.HEAD)[0].output_shape == (None, 3)
 
 
 # --- fine-tuning

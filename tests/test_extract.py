@@ -32,6 +32,7 @@ from headstart.features.engines import Engine, OutOfMemoryError
 from headstart.features.engines.openvino_engine import OpenVINOEngine
 from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.features.executors import LocalExecutor
+from headstart.features_meta import read_meta
 from headstart.modalities import get_modality
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 from headstart.modalities.image.pixels import pixels
@@ -143,7 +144,7 @@ def test_a_file_under_two_labels_is_computed_once(here):
 def test_a_row_is_an_example_of_the_manifest_with_any_engine_and_batch_size(here):
     run(**{"extract.batch_size": 5})
     manifest = pd.read_parquet(paths.MANIFEST)
-    encoder = get_backbone("tiny").build("pretrained", 32, "avg", load_params().seed)
+    encoder = get_backbone("tiny").build("pretrained", 32, "avg", load_params().seed, "half")
     expected = {}
     for split, file in paths.FEATURES.items():
         examples = manifest[manifest.split == split]
@@ -166,6 +167,7 @@ CHANGES = [
     {"seed": 1},  # of random weights
     {"extract.size": 40},
     {"extract.pooling": "max"},
+    {"extract.depth": "quarter"},
     {"extract.engine": "tensorflow"},
     {"extract.precision": "bfloat16", "extract.engine": "tensorflow"},
     {"extract.storage": "float16"},
@@ -187,7 +189,7 @@ def test_every_input_changes_the_fingerprint_and_nothing_else_does(known, monkey
     for target, name, other in [
         (images, "load", lambda self, data, size: real(self, data, size) // 2 * 2),
         (images, "load", lambda self, data, size: resized(self.whole(data), size)),
-        (engine, "_run", lambda self, batch: np.full((len(batch["image"]), 128), batch["image"].mean(), np.float32)),
+        (engine, "_run", lambda self, batch: np.full((len(batch["image"]), 288), batch["image"].mean(), np.float32)),
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(target, name, other)
@@ -204,13 +206,14 @@ def test_every_input_changes_the_fingerprint_and_nothing_else_does(known, monkey
 def test_views_are_made_once_and_depend_on_the_image_only(here):
     recipe = {"extract.crop": 0.5, "extract.flip": True, "extract.jitter": 0.2}
     assert run(**recipe)["views"] == 0
-    assert np.load(paths.TRAIN_VIEWS).shape[1:] == (0, 1280)
+    dim = read_meta().dim("half")
+    assert np.load(paths.TRAIN_VIEWS).shape[1:] == (0, dim)
     two = run(**recipe, **{"extract.views": 2})
     manifest = pd.read_parquet(paths.MANIFEST)
     train = manifest[manifest.split == "train"]
     assert two["views"] == two["computed"] == 2 * len(train)
     views = np.load(paths.TRAIN_VIEWS)
-    assert views.shape == (len(train), 2, 1280)
+    assert views.shape == (len(train), 2, dim)
 
     three = run(**recipe, **{"extract.views": 3})
     assert three["computed"] == len(train)
@@ -220,7 +223,7 @@ def test_views_are_made_once_and_depend_on_the_image_only(here):
     row, augmentation = train.iloc[-1], ImageAugmentation(0.5, True, 0.2)
     whole = pixels((here / "photos" / row.path).read_bytes(), augmentation.min_side(32))
     image = view(whole, 32, augmentation, row.file_hash, 2)
-    encoder = get_backbone("tiny").build("pretrained", 32, "avg", load_params().seed)
+    encoder = get_backbone("tiny").build("pretrained", 32, "avg", load_params().seed, "half")
     expected = encoder({"image": image[None].astype(np.float32)}, training=False).numpy()[0]
     assert np.abs(views[-1, 1] - expected).max() <= 1e-4 * np.abs(expected).max()
     kept = contents()

@@ -62,7 +62,8 @@ def train(
 
 
 def logits_of(trained: TrainedHead, examples: FeatureSet) -> np.ndarray:
-    return heads.logits(trained.network, examples.prefix(trained.network.input_shape[1]))
+    network = networks.from_layers(trained.head) if isinstance(trained.head, list) else trained.head
+    return heads.logits(network, examples.prefix(trained.dim))
 
 
 def accuracy(trained: TrainedHead, examples: FeatureSet) -> float:
@@ -99,8 +100,8 @@ def test_features_are_taken_from_the_depth_that_helps(signal, depths, names):
 def test_the_head_on_early_layers_is_better_on_other_examples():
     train_set, val_set, test_set = (make_examples(signal=(0.2, 0.2, 1, 1), seed=seed) for seed in range(3))
     several, last = train(train_set, val_set), train(train_set, val_set, {"last": [DIM]})
-    assert several.network.input_shape[1] == 4 * DIM
-    assert last.network.input_shape[1] == DIM
+    assert several.dim == 4 * DIM
+    assert last.dim == DIM
     assert accuracy(several, test_set) > accuracy(last, test_set) + 0.2
 
 
@@ -171,6 +172,7 @@ def test_copies_stay_together_in_cross_validation():
 
 def test_labels_of_a_fold_do_not_shape_its_own_logits(monkeypatch):
     monkeypatch.setattr(head_choice, "DECAYS", (0.01,))
+    monkeypatch.setattr(head_choice, "START", 0)
     examples = make_examples(signal=(0.5, 0.5, 0.5, 0.5))
     folds = split_folds(examples.targets, np.arange(len(examples)), 5, 0, "folds")
     held_out, targets = folds[0][1], examples.targets.copy()
@@ -207,8 +209,13 @@ def test_a_rotation_keeps_all_products(rows, dim):
     rotation = linear.rotate(features)
     assert rotation.coordinates.shape[1] <= min(rows, dim)
     assert rotation.coordinates @ rotation.coordinates.T == pytest.approx(features @ features.T, abs=1e-3)
-    assert features @ rotation.basis == pytest.approx(rotation.coordinates, abs=1e-3)
-    assert rotation.basis.T @ rotation.basis == pytest.approx(np.eye(rotation.basis.shape[1]), abs=1e-4)
+    count = rotation.coordinates.shape[1]
+    basis = rotation.basis(count)
+    assert features @ basis == pytest.approx(rotation.coordinates, abs=1e-3)
+    assert basis.T @ basis == pytest.approx(np.eye(count), abs=1e-4)
+    assert rotation.basis(3) == pytest.approx(basis[:, :3], abs=1e-5)
+    kernel = np.random.default_rng(1).normal(size=(3, 4))
+    assert features @ rotation.unrotate(kernel) == pytest.approx(rotation.coordinates[:, :3] @ kernel, abs=1e-3)
     assert (np.diff((rotation.coordinates**2).sum(axis=0)) <= 1e-3).all()
 
 

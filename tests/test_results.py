@@ -44,7 +44,7 @@ TUNED = {  # reports/fine_tune.json
     "selected": "fine_tuned",
     **{"head_val_loss": 0.5, "head_val_accuracy": 0.8, "tuned_val_loss": 0.25, "tuned_val_accuracy": 0.9},
     **{"head_brier_score": 0.2, "tuned_brier_score": 0.1, "tuned_confidence": 0.987},
-    **{"last_epoch": 3, "finished": True, "refitted": True},
+    **{"last_epoch": 3, "finished": True, "gave_up": False, "folds_trained": 0, "refitted": True},
 }
 HEAD_ONLY = {"selected": "head", "head_val_loss": 0.5}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import zipfile
 
+import keras
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 from test_head_choice import CLASSES, DIM, accuracy, logits_of, make_examples, train, xor_examples
 
-from headstart.training import calibration, head_choice, linear, trained_head
+from headstart.training import calibration, head_choice, heads, linear, linear_file, networks, trained_head
 from headstart.training.examples import FeatureSet, class_weights, concat
 from headstart.training.head_choice import HIDDEN
 
@@ -77,7 +80,7 @@ def test_of_many_examples_a_sample_chooses_and_all_train(monkeypatch):
     train_set, val_set, test_set = (make_examples(count, signal, seed) for seed, count in enumerate((900, 90, 300)))
     trained = train(train_set, val_set, refit=False)
     assert trained.choice["depth"] == "half"
-    assert trained.network.input_shape[1] == 4 * DIM
+    assert trained.dim == 4 * DIM
     assert max(fitted) == 900
     assert fitted.count(96) > 10  # four parts of the sample in five
     assert trained.refitted is False
@@ -111,7 +114,7 @@ def test_a_single_example_of_each_class_gives_a_linear_head():
     few = make_examples(3)
     trained = train(few, few, groups=np.tile(np.arange(3), 2), refit=False)
     assert trained.choice == {}
-    assert trained.network.input_shape[1] == DIM
+    assert trained.dim == DIM
     assert trained.settings.hidden == []
 
 
@@ -130,3 +133,31 @@ def test_start_heads_on_features_as_they_are_decay_as_the_chosen_one():
         for each, decay in zip((examples, scaled), decays, strict=True)
     ]
     assert found[0] == pytest.approx(found[1], abs=0.02)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_linear_head_is_written_as_keras_writes_it(tmp_path, n_classes):
+    """By a template, which saves loading Keras."""
+    examples = make_examples(n_classes=n_classes)
+    trained = train(examples, examples, {"last": [DIM]})
+    assert len(trained.head) == 1
+    trained.save(tmp_path / "head.keras", list("abc")[:n_classes])
+    keras.backend.clear_session()  # so that operations have the names of a process of their own
+    networks.save(networks.from_layers(trained.head), tmp_path / "other.keras", list("abc")[:n_classes])
+    ours, theirs = (zipfile.ZipFile(tmp_path / name) for name in ("head.keras", "other.keras"))
+    assert set(ours.namelist()) == set(theirs.namelist())
+    for name in set(ours.namelist()) - {"model.weights.h5"}:
+        assert json.loads(ours.read(name)) == json.loads(theirs.read(name)), name
+    loaded, classes = networks.load(tmp_path / "head.keras")
+    assert classes == list("abc")[:n_classes]
+    other, _ = networks.load(tmp_path / "other.keras")
+    assert (heads.logits(loaded, examples.prefix(DIM)) == heads.logits(other, examples.prefix(DIM))).all()
+
+
+def test_with_another_keras_it_is_keras_that_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear_file.importlib.metadata, "version", lambda name: "9.9")
+    examples = make_examples()
+    trained = train(examples, examples, {"last": [DIM]})
+    trained.save(tmp_path / "head.keras", list("abc"))
+    loaded, _ = networks.load(tmp_path / "head.keras")
+    assert heads.logits(loaded, examples.prefix(DIM)) == pytest.approx(logits_of(trained, examples), abs=1e-5)

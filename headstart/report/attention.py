@@ -44,9 +44,12 @@ def signed_maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np
     """
     encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
     pools = pooling_layers(encoder)
-    below, logits_of = keras.Model(encoder.input, [pool.input for pool in pools]), networks.without_softmax(head)
+    # By name, since Keras takes a list of one output as that output.
+    below = keras.Model(encoder.input, {pool.name: pool.input for pool in pools})
+    logits_of = networks.without_softmax(head)
     images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
-    feature_maps = [tf.convert_to_tensor(one) for one in below(images, training=False)]
+    found_maps = below(images, training=False)
+    feature_maps = [tf.convert_to_tensor(found_maps[pool.name]) for pool in pools]
     found, size = [], feature_maps[0].shape[1:3]
     for column in classes.T:
         with tf.GradientTape() as tape:

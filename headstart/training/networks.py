@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
 from headstart.model_archive import ABOUT, CLASSES, CONFIG, DATE_SAVED, METADATA, read_texts, write_members
-from headstart.training.linear import Linear
-from headstart.training.scaling import root
+from headstart.training.roots import root
+
+if TYPE_CHECKING:
+    from headstart.training.linear import Linear
 
 LOGITS_LAYER = "logits"
 PREDICTION_BATCH = 32  # examples per call, unless a param says otherwise
@@ -38,7 +40,7 @@ def build_head(
     """Return hidden layers and a softmax over the classes; dropout before every layer, BatchNorm after hidden ones.
 
     Args:
-        of_roots: whether the first layer takes square roots of features, see `scaling.root`.
+        of_roots: whether the first layer takes square roots of features, see `roots.root`.
     """
     x = features = keras.Input((dim,), name="features")
     x = root(x, keras.ops) if of_roots else x

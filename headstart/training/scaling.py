@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 
 from headstart.training.examples import FeatureSet
 from headstart.training.linear import Linear
-
-OFFSET = 0.01  # of the root, which would be vertical at zero
-Numbers = TypeVar("Numbers", bound=Any)  # arrays of NumPy, or of Keras
-
-
-def root(features: Numbers, ops: Any = np) -> Numbers:
-    """Return nearly the square roots of features, with their signs.
-
-    Args:
-        ops: `numpy` or `keras.ops`, by what `features` are.
-    """
-    return features / ops.sqrt(ops.abs(features) + OFFSET)
+from headstart.training.roots import root
 
 
 @dataclass(frozen=True)

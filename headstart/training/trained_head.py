@@ -19,7 +19,7 @@ from headstart.training.head_settings import resolve_head
 from headstart.training.history import COLUMNS
 from headstart.training.linear import Linear
 from headstart.training.linear_file import write_linear
-from headstart.training.scaling import root
+from headstart.training.roots import root
 
 if TYPE_CHECKING:
     import keras
