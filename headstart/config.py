@@ -150,8 +150,8 @@ class FineTune(Section):
     """How much is spent where the keys below leave it open: quick has the fewest epochs; thorough the most, trains also
     where the head leaves little to gain, ends no training early, and refits from the start."""
     epochs: Epochs | None
-    """Epochs; null: 400 steps' worth, between 5 and 15; by effort quick 250, between 3 and 8, thorough 750, between 5
-    and 30. The weights of the last one are used."""
+    """Epochs; null: 400 steps' worth, between 5 and 30, with folds at most 15; by effort quick 250, between 3 and 8,
+    thorough 750, between 5 and 30. The weights of the last one are used."""
     batch_size: Annotated[Int, Field(ge=1, le=4096)]
     """Examples per step; when out of memory they are split into smaller batches, by gradient accumulation."""
     learning_rate: LearningRate

@@ -18,7 +18,7 @@ from headstart.training import networks
 # As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
 # (https://arxiv.org/abs/1912.11370, section 3.3).
 STEPS = {"quick": 250, "default": 400, "thorough": 750}
-EPOCHS = {"quick": (3, 8), "default": (5, 15), "thorough": (5, 30)}
+EPOCHS = {"quick": (3, 8), "default": (5, 30), "thorough": (5, 30)}
 MAX_VIEWS = 9
 REFIT_SHARE = 3  # a refit that starts from the trained network takes one part in so many of the epochs
 # The share of all steps that the exponential moving average of the weights reaches back. On flowers the average's val
@@ -32,10 +32,17 @@ PROBES = 1000  # examples of val on which augmentations are tried
 STILL_RECOGNIZED = 0.9
 
 
-def choose_schedule(settings: FineTune, n_examples: int) -> tuple[int, int]:
-    """Return the number of epochs and of augmented views of each training example."""
+def choose_schedule(settings: FineTune, n_examples: int, folds: bool = False) -> tuple[int, int]:
+    """Return the number of epochs and of augmented views of each training example.
+
+    Args:
+        folds: whether there is a training for each fold; then half as many epochs are enough, if effort is default.
+    """
     wanted = STEPS[settings.effort] / -(-n_examples // settings.batch_size)
-    epochs = settings.epochs or int(np.clip(round(wanted), *EPOCHS[settings.effort]))
+    least, most = EPOCHS[settings.effort]
+    if folds and settings.effort == "default":
+        most //= 2
+    epochs = settings.epochs or int(np.clip(round(wanted), least, most))
     return epochs, min(epochs - 1, MAX_VIEWS) if settings.views is None else settings.views
 
 

@@ -83,7 +83,7 @@ def build_plan(
         return
     examples = pd.concat([load_split("train"), load_split("val")], ignore_index=True)
     n_train = int((examples.split == "train").sum())
-    epochs, views = defaults.choose_schedule(settings, n_train)
+    epochs, views = defaults.choose_schedule(settings, n_train, bool(folds))
     refits = choose_refit(settings.refit, examples)
     refit_epochs = defaults.choose_refit_epochs(settings, epochs)
     split = splitting.find_split(base, trained)
