@@ -16,7 +16,7 @@ default    params.yaml as it is, but for the backbone, the data, the split and t
 thorough   fine_tune.effort=thorough
 
 Peers are the scripts in benchmarks/peers/, a process each, written as users of these tools would write them. They train
-on train and val together; only fastai keeps val for validation. Where it is not installed, it is skipped.
+on train and val together; only fastai keeps val for validation. Where fastai or timm is not installed, it is skipped.
 
 CPU seconds are user and system time of a process and of all that it started, from its start to its exit, scoring
 included. For the log loss, probabilities below 1e-7 count as 1e-7, as in Keras. With --runs, each run is added to a
@@ -66,8 +66,9 @@ SETTINGS = {
 PEERS = {  # the points of each, and the command that makes them
     "classic": {"classic recipe": ["classic.py"]},
     "guide": {"Keras guide, head": ["guide.py"], "Keras guide, fine-tuned": ["guide.py", "--fine-tune"]},
-    "fastai": {"fastai, fine_tune": ["fastai_learner.py"]},
+    "fastai": {"fastai, fine_tune(5)": ["fastai_learner.py"]},
 }
+NEEDED_BY_FASTAI = ("fastai", "timm")
 READ_BY_ALL = (".jpg", ".jpeg", ".png", ".bmp")
 SPLITS_OF = {"train": ["train", "train_val"], "val": ["val", "train_val"], "test": ["test"]}
 SMALLEST = 1e-7  # probability
@@ -208,9 +209,9 @@ def main() -> None:
     backbone = get_backbone(arguments.backbone)
     if not isinstance(backbone, KerasApplication) or backbone.arguments:
         parser.error(f"--backbone must be a network of keras.applications, got {arguments.backbone}")
-    if "fastai" in peers and not importlib.util.find_spec("fastai"):
-        print("fastai is not installed; it is skipped", file=sys.stderr)
-        peers.remove("fastai")
+    if "fastai" in peers and not all(map(importlib.util.find_spec, NEEDED_BY_FASTAI)):
+        print(f"fastai is skipped: it takes {' and '.join(NEEDED_BY_FASTAI)} to be installed", file=sys.stderr)
+        peers = [peer for peer in peers if peer != "fastai"]
     network = ["--network", f"{backbone.module}.{backbone.constructor}", "--size", str(backbone.default_size)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     runs = Runs(arguments.runs)
