@@ -125,9 +125,14 @@ def sample(source: str, count: int | None, folder: Path) -> str:
     return f"{Path(source).stem}: {total:,} images of {len(classes)} classes"
 
 
+def git(*command: str) -> str:
+    """Return what Git says about this repository."""
+    return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
 def clone(folder: Path, changes: list[str]) -> None:
     """Clone HEAD of this repository into `folder`, without any result, and change its params.yaml."""
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    git("clone", "-q", str(ROOT), str(folder))
     (folder / "dvc.lock").unlink()
     try:
         apply_overrides(folder / "params.yaml", changes)
@@ -213,7 +218,9 @@ def main() -> None:
         print(f"fastai is skipped: it takes {' and '.join(NEEDED_BY_FASTAI)} to be installed", file=sys.stderr)
         peers = [peer for peer in peers if peer != "fastai"]
     network = ["--network", f"{backbone.module}.{backbone.constructor}", "--size", str(backbone.default_size)]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    commit = git("rev-parse", "HEAD").strip()
+    if git("status", "--porcelain", "--untracked-files=no"):
+        print("HEAD is measured; changes that are not committed are left out", file=sys.stderr)
     runs = Runs(arguments.runs)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
@@ -232,11 +239,12 @@ def main() -> None:
             for setting in settings:
                 ways[OURS + setting] = partial(our_run, place / setting, [*changes, *SETTINGS[setting]], labels)
             for name, way in ways.items():
-                made_by = " ".join([commit.strip(), *arguments.changes]) if name.startswith(OURS) else ""
+                made_by = " ".join([commit, *arguments.changes]) if name.startswith(OURS) else ""
                 runs.add({"task": title, "made_by": made_by, "split": split, "name": name}, way)
             shutil.rmtree(place)
     print(markdown(runs.table))
-    draw(runs.table, f"{title}; {arguments.splits} splits, {cores()} cores", arguments.out)
+    spread = f"means and standard deviations of {arguments.splits} splits" if arguments.splits > 1 else "one split"
+    draw(runs.table, f"{title}, {cores()} CPU cores; {spread}", arguments.out)
     print(f"{arguments.out}: the picture", file=sys.stderr)
 
 

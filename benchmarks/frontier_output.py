@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 OURS, CLASSIC = "Headstart, ", "classic recipe"  # how the names of our points begin; what the others are compared with
-COLOURS = {True: "#1f5fbf", False: "#8a5a00"}  # ours and peers
-MEASURES = {"accuracy": "accuracy on test (higher is better)", "log_loss": "log loss on test (lower is better)"}
+BLUE, BROWN = ("#1f5fbf", "o-"), ("#8a5a00", "s")  # colours and shapes of our points and of the others
+# In points, from a point to its name and by which side: ours try them in this order, the others from the last one on.
+OFFSETS = [(8 * x, y, side) for y in (9, 0, 22, -22, -9) for x, side in ((-1, "right"), (1, "left"), (0, "center"))]
+MEASURES = {
+    "accuracy": "accuracy on test (higher is better)",
+    "log_loss": "log loss on test (lower is better)",
+}
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e4e4", "axes.edgecolor": "#999999",
     "axes.spines.top": False, "axes.spines.right": False,
@@ -45,34 +54,68 @@ def draw(runs: pd.DataFrame, title: str, file: Path) -> None:
         runs: as for `markdown`.
     """
     with rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=150)
+        figure = Figure(figsize=(11, 4.8), layout="constrained", dpi=150)
         figure.suptitle(title, fontsize=11)
-        for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True):
-            _panel(axes, runs, measure)
+        panels = [
+            (axes, _draw_points(axes, runs, measure))
+            for axes, measure in zip(figure.subplots(1, 2), MEASURES, strict=True)
+        ]
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.draw_without_rendering()  # from here on it is known where everything lies
+        for axes, points in panels:
+            _write_names(axes, points)
         figure.savefig(file)
 
 
-def _panel(axes: Axes, runs: pd.DataFrame, measure: str) -> None:
-    by_name = runs.groupby("name")[["cpu_s", measure]]
-    means, deviations = by_name.mean().sort_values("cpu_s"), by_name.std().fillna(0)
-    ours = means[means.index.str.startswith(OURS)]
-    axes.plot(ours.cpu_s, ours[measure], color=COLOURS[True], linewidth=1.5, alpha=0.5)
-    for name, mean in means.iterrows():
-        mine, spread = name in ours.index, deviations.loc[name]
+def _draw_points(axes: Axes, runs: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Draw a point with error bars for each way, and a line through ours.
+
+    Returns:
+        x, y, and low and high, the ends of the error bar, by name.
+    """
+    groups = runs.groupby("name")
+    points = pd.DataFrame({"x": groups.cpu_s.mean(), "y": groups[measure].mean()}).sort_values("x")
+    spread = groups[[measure, "cpu_s"]].std().fillna(0).loc[points.index]
+    ours = points.index.str.startswith(OURS)
+    for rows, label, colour, style in ((ours, "Headstart", *BLUE), (~ours, "others", *BROWN)):
         axes.errorbar(
-            mean.cpu_s, mean[measure], spread[measure], min(spread.cpu_s, 0.9 * mean.cpu_s), color=COLOURS[mine],
-            fmt="o" if mine else "s", markersize=7 if mine else 6, elinewidth=1, capsize=2,
-        )  # fmt: skip
-        axes.annotate(
-            name, (mean.cpu_s, mean[measure]), (7, 6 if mine else -13), textcoords="offset points",
-            color=COLOURS[mine], weight="bold" if mine else "normal", fontsize=9,
+            points.x[rows], points.y[rows], spread[measure][rows], spread.cpu_s[rows], color=colour, fmt=style,
+            label=label, markersize=7, linewidth=1.5, elinewidth=1, capsize=2,
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlim(means.cpu_s.min() / 1.6, means.cpu_s.max() * 3)  # room for the names
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.15, y=0.15)
     axes.set(xlabel="CPU seconds (log scale)", ylabel=MEASURES[measure])
+    return points.assign(low=points.y - spread[measure], high=points.y + spread[measure])
+
+
+def _write_names(axes: Axes, points: pd.DataFrame) -> None:
+    """Write the name of each point beside it, where it hides the least."""
+    middle = axes.transData.transform(points[["x", "y"]].to_numpy())
+    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in middle]
+    for end in ("low", "high"):  # error bars
+        far = axes.transData.transform(points[["x", end]].to_numpy())
+        taken += [Bbox([(x - 2, min(y, to)), (x + 2, max(y, to))]) for (x, y), (_, to) in zip(middle, far, strict=True)]
+    line = middle[points.index.str.startswith(OURS)]
+    for start, end in itertools.pairwise(line):
+        taken += [Bbox.from_bounds(x, y, 1, 1) for x, y in np.linspace(start, end, 50)]
+    room = axes.get_window_extent()
+    for name, point in points.iterrows():
+        ours = str(name).startswith(OURS)
+        places: list[tuple[int, int, Annotation, Bbox]] = []
+        for x, y, side in OFFSETS if ours else OFFSETS[::-1]:
+            text = axes.annotate(
+                str(name).removeprefix(OURS), (point.x, point.y), (x, y), textcoords="offset points", ha=side,
+                va="center", color=BLUE[0] if ours else BROWN[0], weight="bold" if ours else "normal", fontsize=9,
+            )  # fmt: skip
+            box = text.get_window_extent()
+            outside = box.x0 < room.x0 or box.x1 > room.x1 or box.y0 < room.y0 or box.y1 > room.y1
+            places.append((box.count_overlaps(taken) + 100 * outside, len(places), text, box))
+        for _, _, text, _ in sorted(places)[1:]:
+            text.remove()
+        taken.append(min(places)[3])
 
 
 def _spread(values: pd.Series, digits: int) -> str:
