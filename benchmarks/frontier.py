@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +137,9 @@ def clone(folder: Path, changes: list[str]) -> None:
     try:
         apply_overrides(folder / "params.yaml", changes)
     except Exception as error:  # of several libraries, if there is no such key
-        sys.exit(f"params.yaml of HEAD: {', '.join(changes)}: {error}")
+        sys.exit(
+            f"params.yaml of HEAD does not take {', '.join(changes)}: {str(error.__cause__ or error).splitlines()[0]}"
+        )
 
 
 def split_images(images: Path, scratch: Path, changes: list[str]) -> pd.Series:
@@ -167,6 +169,14 @@ def peer_run(folder: Path, command: list[str], labels: pd.Series) -> dict[str, f
     file = str(folder / "peer.csv")
     took = measure([sys.executable, str(ROOT / "benchmarks/peers" / script), str(folder), file, *options], folder)
     return took | score(pd.read_csv(file, index_col=0), labels, script)
+
+
+def some_of(known: Iterable[str], text: str) -> list[str]:
+    """Return the names in `text`, between commas; argparse shows the error if one is unknown."""
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(known)}")
+    return names
 
 
 class Runs:
@@ -201,22 +211,22 @@ def main() -> None:
     parser.add_argument("data", help="a folder or an archive of class folders")
     parser.add_argument("--per-class", type=int, metavar="N", help="images of each class; default: all")
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--settings", default=",".join(SETTINGS), type=partial(some_of, SETTINGS))
+    parser.add_argument("--peers", default=",".join(PEERS), type=partial(some_of, PEERS))
     parser.add_argument("--backbone", default="mobilenetv2", help="with ImageNet weights; default: mobilenetv2")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
     parser.add_argument("--runs", type=Path, metavar="FILE", help="a .csv file that keeps the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/frontier.png")
     arguments = parser.parse_args()
-    settings, peers = (list(filter(None, text.split(","))) for text in (arguments.settings, arguments.peers))
-    if unknown := [name for name in settings + peers if name not in {*SETTINGS, *PEERS}]:
-        parser.error(f"{unknown[0]} is neither a setting ({', '.join(SETTINGS)}) nor a peer ({', '.join(PEERS)})")
+    settings, peers = arguments.settings, arguments.peers
     backbone = get_backbone(arguments.backbone)
     if not isinstance(backbone, KerasApplication) or backbone.arguments:
         parser.error(f"--backbone must be a network of keras.applications, got {arguments.backbone}")
     if "fastai" in peers and not all(map(importlib.util.find_spec, NEEDED_BY_FASTAI)):
         print(f"fastai is skipped: it takes {' and '.join(NEEDED_BY_FASTAI)} to be installed", file=sys.stderr)
         peers = [peer for peer in peers if peer != "fastai"]
+    if arguments.splits < 1 or not [*settings, *peers]:
+        parser.error("nothing to run: name at least one split, and one setting or peer")
     network = ["--network", f"{backbone.module}.{backbone.constructor}", "--size", str(backbone.default_size)]
     commit = git("rev-parse", "HEAD").strip()
     if git("status", "--porcelain", "--untracked-files=no"):
