@@ -103,6 +103,8 @@ def score(probabilities: pd.DataFrame, labels: pd.Series, name: str) -> dict[str
         sys.exit(f"{name}: predictions are not those of the {len(labels)} test images, e.g. {', '.join(missing)}")
     probabilities = probabilities.loc[labels.index]
     columns = probabilities.columns.get_indexer(labels)
+    if unknown := set(labels) - set(probabilities.columns):
+        sys.exit(f"{name}: no probabilities of the class {min(unknown)}")
     true = probabilities.to_numpy()[np.arange(len(labels)), columns].clip(SMALLEST, 1)
     right = probabilities.to_numpy().argmax(axis=1) == columns
     return {"accuracy": float(right.mean()), "log_loss": float(-np.log(true).mean())}
@@ -111,10 +113,13 @@ def score(probabilities: pd.DataFrame, labels: pd.Series, name: str) -> dict[str
 def sample(source: str, count: int | None, folder: Path) -> str:
     """Copy `count` images of each class into folders of `folder`, or all; return what was copied, in words."""
     with open_source(source) as opened:
+        items = list_items(opened, source, get_modality("image")).items
         classes = defaultdict(list)
-        for item in list_items(opened, source, get_modality("image")).items:
+        for item in items:
             if item.path.lower().endswith(READ_BY_ALL):
                 classes[item.label].append(item.path)
+        if others := len(items) - sum(map(len, classes.values())):
+            print(f"{others} images are left out: Keras' loader reads {', '.join(READ_BY_ALL)} alone", file=sys.stderr)
         total = 0
         for label, names in classes.items():
             (folder / label).mkdir(parents=True)
@@ -160,6 +165,7 @@ def our_run(folder: Path, changes: list[str], labels: pd.Series) -> dict[str, fl
     took = measure([sys.executable, "-m", "dvc", "repro"], folder)
     table = pd.read_csv(folder / "predictions/test.csv", index_col="path", keep_default_na=False)
     probabilities = table.filter(regex="^p_").rename(columns=lambda name: name.removeprefix("p_"))
+    shutil.rmtree(folder)
     return took | score(probabilities, labels, "evaluate")
 
 

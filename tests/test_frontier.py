@@ -41,16 +41,20 @@ def test_being_sure_and_wrong_costs_what_it_does_in_keras(frontier):
 def test_predictions_of_other_images_are_refused(frontier):
     with pytest.raises(SystemExit, match=r"peer: .* the 4 test images, e\.g\. dog/2"):
         frontier.score(predictions([0, 0, 1, 1]).iloc[:3], LABELS, "peer")
+    with pytest.raises(SystemExit, match="peer: no probabilities of the class cat"):
+        frontier.score(predictions([0, 0, 1, 1])[["dog"]], LABELS, "peer")
 
 
-def test_as_many_images_of_each_class_are_copied(frontier, tmp_path):
+def test_as_many_images_of_each_class_are_copied(frontier, tmp_path, capsys):
     for label in ("cat", "dog"):
         for split in ("train", "val"):  # the same names in two folders
             folder = tmp_path / "source" / split / label
             folder.mkdir(parents=True)
             for number in range(3):
                 Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"{number}.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "source" / "train" / "cat" / "3.webp")
     said = frontier.sample(str(tmp_path / "source"), 4, tmp_path / "images")
+    assert "1 images are left out" in capsys.readouterr().err
     assert said == "source: 8 images of 2 classes"
     assert [len(list((tmp_path / "images" / label).iterdir())) for label in ("cat", "dog")] == [4, 4]
 
