@@ -119,7 +119,7 @@ def sample(source: str, count: int | None, folder: Path) -> str:
             if item.path.lower().endswith(READ_BY_ALL):
                 classes[item.label].append(item.path)
         if others := len(items) - sum(map(len, classes.values())):
-            print(f"{others} images are left out: Keras' loader reads {', '.join(READ_BY_ALL)} alone", file=sys.stderr)
+            print(f"left out, since Keras' loader reads only {', '.join(READ_BY_ALL)}: {others}", file=sys.stderr)
         total = 0
         for label, names in classes.items():
             (folder / label).mkdir(parents=True)
