@@ -20,7 +20,7 @@ on train and val together; only fastai keeps val for validation. Where fastai or
 
 CPU seconds are user and system time of a process and of all that it started, from its start to its exit, scoring
 included. For the log loss, probabilities below 1e-7 count as 1e-7, as in Keras. With --runs, each run is added to a
-.csv file when it is done, and runs of the same images (and, if ours, of the same commit) are taken from there.
+.csv file when it is done, and runs of the same images and --set (if ours: and of the same commit) are taken from it.
 It needs Linux or macOS.
 """
 
@@ -138,7 +138,7 @@ def git(*command: str) -> str:
 def clone(folder: Path, changes: list[str]) -> None:
     """Clone HEAD of this repository into `folder`, without any result, and change its params.yaml."""
     git("clone", "-q", str(ROOT), str(folder))
-    (folder / "dvc.lock").unlink()
+    (folder / "dvc.lock").unlink(missing_ok=True)
     try:
         apply_overrides(folder / "params.yaml", changes)
     except Exception as error:  # of several libraries, if there is no such key
@@ -255,7 +255,7 @@ def main() -> None:
             for setting in settings:
                 ways[OURS + setting] = partial(our_run, place / setting, [*changes, *SETTINGS[setting]], labels)
             for name, way in ways.items():
-                made_by = " ".join([commit, *arguments.changes]) if name.startswith(OURS) else ""
+                made_by = " ".join([commit if name.startswith(OURS) else "", *arguments.changes]).strip()
                 runs.add({"task": title, "made_by": made_by, "split": split, "name": name}, way)
             shutil.rmtree(place)
     print(markdown(runs.table))
