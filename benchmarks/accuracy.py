@@ -5,6 +5,7 @@ Command: python benchmarks/accuracy.py SOURCE[:IMAGES_A_CLASS]... [--backbone NA
 
 A SOURCE is a folder or a .zip of class folders. For each seed the images are split, exactly, by params.yaml; then:
 
+linear     train_head.hidden=[]: logistic regression on the last layer, with one decay for all; val fits the temperature
 recipe     train_head.hidden=[128]: 20 epochs of Adam; val chooses the epoch and the temperature
 sklearn    LogisticRegressionCV of scikit-learn on the last layer's features of train and val, by log loss
 head       what train_head makes by params.yaml
@@ -65,7 +66,8 @@ from headstart.training.planning import build_encoder, build_plan
 from headstart.training.saved_head import start_head
 from pipeline import extract, prepare, train_head
 
-HEADS, WAYS = ("recipe", "sklearn", "head"), ("recipe", "sklearn", "head", "textbook", "tuned", "final")
+HEADS = ("linear", "recipe", "sklearn", "head")
+WAYS = (*HEADS, "textbook", "tuned", "final")
 TEXTBOOK_BLOCKS, TEXTBOOK_RATE = 4, 1e-4
 
 
@@ -182,8 +184,9 @@ def one_split(changes: list[str], heads_only: bool) -> tuple[dict[str, np.ndarra
     run(train_head, [*changes, "train_head.hidden=[128]"])
     found["recipe"] = head_logits()
     found["sklearn"] = sklearn_logits(load_params().seed)
+    run(train_head, [*changes, "train_head.hidden=[]"])
+    found["linear"] = head_logits()
     if not heads_only:
-        run(train_head, [*changes, "train_head.hidden=[]"])
         found["textbook"], seconds["textbook"] = textbook_logits(changes)
     seconds["head"] = run(train_head, changes)
     found["head"] = head_logits()
