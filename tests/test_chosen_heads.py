@@ -163,7 +163,7 @@ def test_a_head_for_features_that_are_not_there_is_refused(here):
 
 def test_the_stage_loads_no_tensorflow_for_it(here):
     """That takes seconds."""
-    set_params()
+    set_params(backbone="tiny")  # which another process knows
     code = "import sys, pipeline.train_head as t; t.main(); print({'tensorflow', 'keras'} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True, check=False)

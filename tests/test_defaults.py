@@ -29,7 +29,7 @@ SETTINGS = load_params(ROOT / "params.yaml").fine_tune
     ("effort", "schedules"),
     [
         ("quick", {100: (8, 7), 1236: (6, 5), 2570: (3, 2), 100_000: (3, 2)}),
-        ("default", {100: (15, 9), 1236: (10, 9), 2570: (5, 4), 100_000: (5, 4)}),
+        ("default", {100: (30, 9), 1236: (10, 9), 2570: (5, 4), 100_000: (5, 4)}),
         ("thorough", {100: (30, 9), 1236: (19, 9), 2570: (9, 8), 100_000: (5, 4)}),
     ],
 )
@@ -37,6 +37,13 @@ def test_epochs_and_views_follow_from_effort_and_the_number_of_examples(effort, 
     settings = SETTINGS.model_copy(update={"effort": effort, "batch_size": 32})
     assert {count: defaults.choose_schedule(settings, count) for count in schedules} == schedules
     assert defaults.choose_schedule(settings.model_copy(update={"epochs": 3, "views": 7}), 100) == (3, 7)
+
+
+@pytest.mark.parametrize(("effort", "epochs"), [("quick", 8), ("default", 15), ("thorough", 30)])
+def test_with_a_training_for_each_fold_half_as_many_epochs_are_enough(effort, epochs):
+    settings = SETTINGS.model_copy(update={"effort": effort})
+    assert defaults.choose_schedule(settings, 100, folds=True)[0] == epochs
+    assert defaults.choose_schedule(settings.model_copy(update={"epochs": 20}), 100, folds=True)[0] == 20
 
 
 @pytest.mark.parametrize(("effort", "expected"), [("quick", 3), ("default", 3), ("thorough", 9)])
