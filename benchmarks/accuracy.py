@@ -158,7 +158,7 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray | None, np.ndarray | No
     make_repeatable(params.seed)
     found, tuned = read_head_report(len(load_split("train")) + len(load_split("val")), len(load_classes())), None
     targets = np.concatenate([load_split(name).target for name in ("train", "val")])
-    if params.fine_tune.effort != "thorough" and found.nothing_to_gain(targets):
+    if not params.fine_tune.asked_for() and found.nothing_to_gain(targets):
         return None, None, time.perf_counter() - start
     last = meta.dim("last")
     encoder = build_encoder(params, meta, params.fine_tune.precision)

@@ -136,6 +136,9 @@ def _check_unfreeze(value: Any) -> Any:
     return value
 
 
+UNFREEZE = 0.35  # what fine_tune.unfreeze comes with
+
+
 class FineTune(Section):
     """Training the last blocks of the backbone together with the head."""
 
@@ -195,6 +198,12 @@ class FineTune(Section):
     refit: StrictBool | None
     """Whether the selected network is then trained on train and val together; null: if they have at most 5,000 examples
     and the source has no val split of its own."""
+
+    def asked_for(self) -> bool:
+        """Whether fine-tuning is asked for even where the head leaves nothing to gain."""
+        return (
+            self.effort == "thorough" or self.epochs is not None or self.folds is not None or self.unfreeze != UNFREEZE
+        )
 
 
 class Evaluate(Section):

@@ -107,7 +107,7 @@ class TrainHead(HeadChoice):
     log_trials: StrictBool
     """Whether each trial becomes a run in MLflow."""
 
-    def closed(self) -> list[str]:
+    def asked_for(self) -> list[str]:
         """Return the keys that ask for a head of their own; empty if cross-validation is to choose one."""
         return [
             *(name for name, value in OPEN.items() if getattr(self, name) != value),

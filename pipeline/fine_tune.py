@@ -68,7 +68,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     result, reason = None, "fine_tune.unfreeze leaves nothing to train"
     encoder = build_encoder(params, meta, "float32", meta.depth_of(head.input_shape[1]))
     skipped = found.nothing_to_gain(np.concatenate([train_set.targets, val_set.targets]))
-    if skipped and settings.effort != "thorough" and settings.unfreeze != "none":
+    if skipped and not settings.asked_for() and settings.unfreeze != "none":
         reason = f"{skipped}; fine_tune.effort=thorough trains all the same"
     elif settings.unfreeze != "none":
         result, trained, start = tune(run, meta, found, batch_size)
@@ -91,7 +91,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     run.csv(paths.curves("fine_tune"), curves)
     selected = "fine_tuned" if result and result.better else "head"
     run.metrics({"val_loss": metrics["val_loss"]})
-    run.report({"settings": chosen, "selected": selected, **metrics, **report})
+    run.report({"settings": chosen, "selected": selected, "reason": reason, **metrics, **report})
     print(f"fine_tune: {'the head' if selected == 'head' else 'the fine-tuned network'} is selected: {reason}")
 
 

@@ -69,7 +69,7 @@ def train(run: Run, train_set: FeatureSet, val_set: FeatureSet, n_classes: int, 
     parts = train_set.prefix(last), val_set.prefix(last)
     best, trials = search(*parts, n_classes, groups[: len(train_set)], params, seed)
     run.csv(paths.TRIALS, trials)
-    if asked := params.closed():
+    if asked := params.asked_for():
         print_search(params, asked, best, trials)
         return train_as_asked(*parts, n_classes, resolve_head(params.choice(**best), n_classes), seed)
     refit = choose_refit(None, examples)
@@ -92,19 +92,19 @@ def print_search(params: TrainHead, asked: list[str], best: dict[str, object], t
 def print_summary(trained: TrainedHead, metrics: dict[str, float]) -> None:
     """Say which head was chosen and how good it is."""
     choice, count = trained.choice, trained.dim
+    where = f"after {trained.best_epoch} epochs"
     if choice:
-        kind = {"average": "the average of linear heads", "hidden": "a hidden layer"}.get(
-            choice["head"], "a linear head"
-        )
+        where = "in cross-validation" if trained.refitted else "on val"
+        kinds = {"average": "the average of linear heads", "hidden": "a hidden layer"}
+        kind = kinds.get(choice["head"], "a linear head")
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in choice["losses"].items())
         print(
-            f"train_head: {kind} on {count:,} features down to depth {choice['depth']} is selected by log loss in "
+            f"train_head: {kind} on {count:,} features down to depth {choice['depth']} is selected; log loss in "
             f"{choice['folds']} folds: {losses}"
         )
-    held_out = "in cross-validation" if trained.refitted else f"after {trained.best_epoch} epochs"
     refitted = "; refitted on train + val" if trained.refitted else ""
     print(
-        f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f} {held_out}; "
+        f"train_head: val loss {metrics['val_loss']:.4f}, accuracy {metrics['val_accuracy']:.4f} {where}; "
         f"temperature {trained.temperature:.2f}{refitted}"
     )
 

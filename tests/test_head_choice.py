@@ -71,7 +71,7 @@ def accuracy(trained: TrainedHead, examples: FeatureSet) -> float:
 
 
 def test_the_params_that_come_with_the_project_leave_the_head_open():
-    assert PARAMS.closed() == []
+    assert PARAMS.asked_for() == []
     assert tuple(WIDTHS) == DEPTHS
 
 

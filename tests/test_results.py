@@ -36,17 +36,19 @@ from headstart.outputs import Outputs
 from headstart.report import attention, charts, confusions, findings, origin, pages, results_page
 from headstart.report.pages import make_pages
 from headstart.training import networks
+from headstart.training.selection import explain
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 CLASSES = ["ant", "bee", "cow", "dog"]
 TUNED = {  # reports/fine_tune.json
     "settings": {"epochs": 3, "crop": 0.5},
     "selected": "fine_tuned",
+    "reason": "on val it has a lower log loss; refitted on train + val",
     **{"head_val_loss": 0.5, "head_val_accuracy": 0.8, "tuned_val_loss": 0.25, "tuned_val_accuracy": 0.9},
     **{"head_brier_score": 0.2, "tuned_brier_score": 0.1, "tuned_confidence": 0.987},
     **{"last_epoch": 3, "finished": True, "gave_up": False, "folds_trained": 0, "refitted": True},
 }
-HEAD_ONLY = {"selected": "head", "head_val_loss": 0.5}
+HEAD_ONLY = {"selected": "head", "reason": "fine_tune.unfreeze leaves nothing to train", "head_val_loss": 0.5}
 
 
 def make_predictions(classes: int, examples: int, accuracy: float, seed: int = 0) -> Predictions:
@@ -173,7 +175,7 @@ def test_it_shows_what_the_files_hold(page):
             assert form.format(*(scale * row[key] for key in ("value", "low", "high"))) in said, (side, name)
     gain = evaluation["gain"]
     assert f"{gain['fixed']} fixed, {gain['regressed']} regressed" in said
-    assert findings.selection(TUNED, 0.5) in said
+    assert findings.selection(TUNED) in said
     assert "refitted on train + val" in said
     assert "1,800 examples of 4 classes" in said
     assert "train_head, settings that params.yaml leaves open: hidden [] , dropout 0.0 , optimizer lbfgs ." in said
@@ -379,19 +381,21 @@ def test_without_fine_tuning_there_are_no_curves_of_it(workspace):
     assert "head alone" not in text()
 
 
+def test_it_says_why_a_network_was_selected():
+    assert findings.selection(TUNED).startswith("The fine-tuned network was selected: on val ")
+    assert findings.selection(HEAD_ONLY) == "The head was selected: fine_tune.unfreeze leaves nothing to train."
+
+
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "better", "sentence"),
     [
-        ({}, "The fine-tuned network was selected: on val "),
-        ({"selected": "head"}, "The head was selected: on val "),
-        (
-            {"selected": "head", "last_epoch": 0, "finished": False},
-            "The head was selected: training stopped after epoch",
-        ),
+        ({}, True, "on val the fine-tuned network has log loss 0.2500, "),
+        ({"last_epoch": 0, "finished": False}, False, "training stopped after epoch 0, since its loss was NaN"),
+        ({"last_epoch": 2, "finished": False, "gave_up": True}, False, "training ended after epoch 2, far behind"),
     ],
 )
-def test_it_says_why_a_network_was_selected(changes, sentence):
-    assert findings.selection(TUNED | changes, 0.5).startswith(sentence)
+def test_the_reason_names_the_figures_that_decided(changes, better, sentence):
+    assert explain(TUNED | changes, better, 0.5).startswith(sentence)
 
 
 # --- warnings

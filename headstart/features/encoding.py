@@ -81,7 +81,13 @@ def choose_depth(settings: Extract, manifest: pd.DataFrame) -> str:
     if settings.depth is not None:
         return settings.depth
     views = len(manifest) + settings.views * int((manifest.split == "train").sum())
-    return "half" if settings.pooling != "flatten" and views <= MAX_DEEP else "last"
+    if settings.pooling == "flatten" or views <= MAX_DEEP:
+        return "last" if settings.pooling == "flatten" else "half"
+    print(
+        f"extract: features of the last layer alone, since there are {views:,} examples and views, more than "
+        f"{MAX_DEEP:,}; extract.depth=half takes those of more depths"
+    )
+    return "last"
 
 
 @contextmanager

@@ -61,19 +61,10 @@ def _bar(value: float, low: float, high: float, start: float = 0.0, end: float =
     }
 
 
-def selection(fine_tune: dict[str, Any], confidence: float) -> str:
-    """Return in words which network was selected, and why.
-
-    Args:
-        fine_tune: reports/fine_tune.json.
-        confidence: fine_tune.confidence of params.yaml.
-    """
-    from headstart.training.selection import explain  # TensorFlow
-
-    if "tuned_val_loss" not in fine_tune:
-        return "The head on the frozen backbone was selected: fine_tune.unfreeze leaves nothing to train."
+def selection(fine_tune: dict[str, Any]) -> str:
+    """Return in words which network was selected, and why, by reports/fine_tune.json."""
     better = fine_tune["selected"] == "fine_tuned"
-    return f"The {'fine-tuned network' if better else 'head'} was selected: {explain(fine_tune, better, confidence)}."
+    return f"The {'fine-tuned network' if better else 'head'} was selected: {fine_tune['reason']}."
 
 
 def per_class(evaluation: dict[str, Any]) -> list[dict[str, Any]]:

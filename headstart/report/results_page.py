@@ -56,7 +56,7 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
         count=len(table),
         wrong=int((table.label != table.predicted).sum()),
         fine_tuned=fine_tuned,
-        selection=findings.selection(fine_tune, params.fine_tune.confidence),
+        selection=findings.selection(fine_tune),
         caveats=[*origin.caveats(), *findings.caveats(evaluation, fine_tuned, reliability, len(table))],
         settings={stage: _left_open(reports[stage], stage, leaves) for stage in ("train_head", "fine_tune")},
         curves=[

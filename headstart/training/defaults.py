@@ -14,6 +14,7 @@ from headstart.features.views import ViewLoader
 from headstart.framework import keras
 from headstart.modalities import Augmentation
 from headstart.training import networks
+from headstart.training.examples import possible_folds
 
 # As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
 # (https://arxiv.org/abs/1912.11370, section 3.3).
@@ -25,7 +26,7 @@ REFIT_SHARE = 3  # a refit that starts from the trained network takes one part i
 # loss changes smoothly from epoch to epoch, that of the weights themselves does not.
 AVERAGED = 0.2
 # With fewer val examples than the first, and with train at most the second, cross-validation takes the place of val.
-SMALL_VAL, MAX_FOLDED, FOLDS = 50, 1000, 5
+SMALL_VAL, MAX_FOLDED = 50, 1000
 PROBES = 1000  # examples of val on which augmentations are tried
 # An augmentation is too strong if the head no longer classifies this share of what it classified correctly before: a
 # crop or a mirror image of an example may belong to another class, as with digits.
@@ -65,7 +66,7 @@ def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np
     """
     if settings.folds is not None:
         return settings.folds
-    possible = min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
+    possible = possible_folds(targets, groups)
     return possible if n_val < SMALL_VAL and len(targets) <= MAX_FOLDED and possible > 1 else 0
 
 

@@ -15,6 +15,7 @@ from headstart import paths
 from headstart.data.prepared import load_split
 from headstart.errors import UserError, damaged
 
+FOLDS = 5
 BLOCK_BYTES = 2**26  # of features, or of what is computed from them, that are in memory at once
 
 
@@ -87,6 +88,15 @@ def class_weights(targets: np.ndarray, n_classes: int, kind: str | None) -> np.n
     if kind is None:
         return np.ones(n_classes, np.float32)
     return np.float32(len(targets) / (n_classes * np.maximum(np.bincount(targets, minlength=n_classes), 1)))
+
+
+def possible_folds(targets: np.ndarray, groups: np.ndarray) -> int:
+    """Return the number of folds by default: FOLDS; fewer if no class has so many examples, or there are fewer groups.
+
+    Args:
+        targets, groups: (N,).
+    """
+    return min(FOLDS, int(np.bincount(targets).max()), len(np.unique(groups)))
 
 
 def split_folds(

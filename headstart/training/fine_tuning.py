@@ -18,7 +18,7 @@ from headstart.training.history import History
 from headstart.training.optimizers import LayerwiseAdamW
 from headstart.training.verdict import PairedScores
 
-FAR = 1.5  # times the log loss of the head
+FAR_BEHIND = 1.5  # times the log loss of the head
 OnEpochEnd = Callable[[dict[str, float]], None]  # takes the row of an epoch
 
 
@@ -109,7 +109,7 @@ class TrainingJob:
         network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
         held_out: the examples that it is scored on; after each epoch if `watch_val`.
         head_logits: (N, n_classes) of these by the head that is to be beaten.
-        give_up_after: the epoch after which training ends if the network is FAR behind the head; 0: it never does.
+        give_up_after: the epoch after which training ends if the network is FAR_BEHIND the head; 0: it never does.
         checkpoint: where each epoch is saved; None: nowhere, and epochs are not printed either.
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
@@ -167,7 +167,7 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
     try:
         trainer.fit(
             job.train_set,
-            initial_epoch=done,
+            initial_epoch=job.epochs if each_epoch.gave_up else done,
             epochs=job.epochs,
             callbacks=[each_epoch, keras.callbacks.TerminateOnNaN()],
             shuffle=False,  # of the batches: each epoch of the dataset has an order of its own
@@ -209,7 +209,9 @@ class _EachEpoch(keras.callbacks.Callback):
                 )
             self._save()
         done = self.history.rows[-1]["epoch"]
-        if done:
+        if done and self._is_far_behind(done):
+            self.gave_up = True
+        elif done:
             how = "had finished when the run was stopped" if done == job.epochs else "resumes"
             print(f"fine_tune: training {how} after epoch {done} of {job.epochs}")
             job.on_epoch_end(self.history.rows[-1])  # so that a progress bar starts there
@@ -251,10 +253,14 @@ class _EachEpoch(keras.callbacks.Callback):
         job.on_epoch_end(self.history.rows[-1])
         return True
 
-    def _give_up_if_far_behind(self, epoch: int) -> None:
+    def _is_far_behind(self, epoch: int) -> bool:
         head, network = (losses.mean() for losses in (self.scores.losses[0], self.scores.losses[-1]))
-        if epoch == self._job.give_up_after and network > FAR * head:
+        return bool(epoch == self._job.give_up_after and network > FAR_BEHIND * head)
+
+    def _give_up_if_far_behind(self, epoch: int) -> None:
+        if self._is_far_behind(epoch):
             self.gave_up = True
+            head, network = (losses.mean() for losses in (self.scores.losses[0], self.scores.losses[-1]))
             reason = f"log loss {network:.4f} on held-out examples, {head:.4f} by the head: training ends"
             self._stop(f"after epoch {epoch} of {self._job.epochs} {reason}")
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.config import FineTune
+from headstart.config import PARAMS_FILE, FineTune
 from headstart.data.prepared import load_split
+from headstart.errors import UserError
 from headstart.head_config import ResolvedHead
 from headstart.training import calibration, heads, networks
 from headstart.training.defaults import choose_folds
@@ -90,7 +91,12 @@ def load_folds(settings: FineTune, found: HeadReport, last: int, seed: int) -> l
     n_folds = choose_folds(settings, len(val_set), targets, groups)
     if not n_folds:
         return []
-    print(f"fine_tune: up to {n_folds + 1} trainings: in {n_folds} folds of train and val, then on both")
+    if found.choice and not np.isfinite(found.logits).all():
+        raise UserError(
+            f"{PARAMS_FILE}: fine_tune.folds {n_folds}: train_head has no folds of so many examples to compare with; "
+            "set it to null, or ask for a head of your own, e.g. with train_head.hidden=[]"
+        )
+    print(f"fine_tune: up to {n_folds + 1} trainings: in {n_folds} folds of train and val, then of the network to ship")
     examples, n_classes = concat(train_set, val_set), found.logits.shape[1]
     return make_folds(examples, groups, n_folds, n_classes, found.settings, seed, found.logits)
 

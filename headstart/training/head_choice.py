@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ MEMORY = 2**31  # bytes for coordinates of a large training set
 AVERAGE, HIDDEN = "average", "hidden"  # the former of the linear heads of all depths, which is a linear head, too
 # Of the hidden head. It is trained on fewer axes, and with decay, which stands for dropout.
 HIDDEN_UNITS, HIDDEN_AXES, HIDDEN_DECAY, HIDDEN_EPOCHS = 128, 256, 1.0, 20
-CAUTION = 100  # examples for which a temperature is halfway to 1, in logarithms
+HALFWAY = 100  # examples for which a temperature is halfway to 1, in logarithms
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]  # rows to train on, and held-out rows
 
@@ -80,11 +80,16 @@ class Depth:
         return self.examples.prefix(min(count, self.examples.dim))
 
     def project(self, examples: FeatureSet, count: int) -> FeatureSet:
-        """Return other examples on the first axes, without their views."""
+        """Return other examples, and their views, on the first axes."""
         count, part = min(count, self.examples.dim), examples.prefix(self.dim)
-        basis = self.rotation.basis(count)
-        rotated = np.concatenate([self.scaling.apply(part.rows(rows)) @ basis for rows in part.blocks(0)])
-        return FeatureSet(rotated, examples.targets, np.empty((len(examples), 0, count), np.float32))
+        basis, views = self.rotation.basis(count), part.views.shape[1]
+        rotated = np.empty((1 + views, len(part), count), np.float32)
+        for rows in part.blocks(0):
+            numbers = np.arange(len(part))[rows]
+            for view in range(1 + views):
+                drawn = np.full(len(numbers), view) if view else None
+                rotated[view, rows] = self.scaling.apply(part.rows(numbers, drawn)) @ basis
+        return FeatureSet(rotated[0], examples.targets, rotated[1:].transpose(1, 0, 2))
 
     def unrotated(self, head: Linear) -> Linear:
         """Return the head that gives for roots of features what `head` gives on the first axes."""
@@ -153,7 +158,13 @@ def select(
         found[AVERAGE] = Candidate.scored(AVERAGE, others[-1].depth, mean, examples.targets)
     better = [candidate for candidate in found.values() if candidate.beats(last)]
     best, epochs = min([last, *better], key=lambda candidate: candidate.losses.mean()), 0
-    if seed is not None and not smoothing and (weights == 1).all() and not examples.views.shape[1]:
+    if (
+        seed is not None
+        and depths[best.depth].examples.dim
+        and not smoothing
+        and (weights == 1).all()
+        and not examples.views.shape[1]
+    ):
         hidden, epochs = _cross_validate_hidden(depths[best.depth], folds, best, seed)
         if hidden:
             found[HIDDEN] = hidden
@@ -185,7 +196,9 @@ def train_on_all(selection: Selection, train_set: FeatureSet, weights: np.ndarra
     heads = []
     for name in selection.parts:
         depth = selection.depths[name]
-        examples = depth.project(train_set, max(1, min(MAX_AXES, MEMORY // (4 * len(train_set)))))
+        examples = depth.project(
+            train_set, max(1, min(MAX_AXES, MEMORY // (4 * len(train_set) * (1 + train_set.views.shape[1]))))
+        )
         # The decay counts against the sum of all losses.
         decay = selection.found[name].decay * len(depth.examples) / len(train_set)
         heads.append(depth.unrotated(linear.fit(examples, weights, decay, smoothing, rough=True)))
@@ -194,22 +207,24 @@ def train_on_all(selection: Selection, train_set: FeatureSet, weights: np.ndarra
 
 def shrink(temperature: float, count: int) -> float:
     """Return a temperature nearer to 1, the more so the fewer examples it was fitted on: of few it is mostly noise."""
-    return float(temperature ** (count / (count + CAUTION)))
+    return float(temperature ** (count / (count + HALFWAY)))
 
 
 def _rotate(examples: FeatureSet, widths: dict[str, list[int]]) -> Iterator[Depth]:
-    scaling, views = Scaling.of(examples, widths), examples.views.shape[1]
-    drawn = [None, *(np.full(len(examples), number + 1) for number in range(views))]
-    features = np.concatenate([scaling.apply(examples.rows(slice(None), each)) for each in drawn])
-    dim = 0
+    """Yield the depths, on the principal axes of the examples as they are; views are projected onto these."""
+    scaling, dim = Scaling.of(examples, widths), 0
+    features = scaling.apply(examples.rows(slice(None)))
     for name, added in widths.items():
         dim += sum(added)
         length = LENGTH / max(float(np.sqrt((features[:, :dim] ** 2).sum(axis=1).mean())), 1e-12)
         rotation = linear.rotate(features[:, :dim] * np.float32(length))
-        plain, *others = np.split(rotation.coordinates, 1 + views)
-        turned = np.stack(others, axis=1) if others else np.empty((len(plain), 0, plain.shape[1]), np.float32)
-        rotated = FeatureSet(plain, examples.targets, turned)
-        yield Depth(name, dim, scaling.prefix(dim, length), rotation, rotated)
+        none = np.empty((len(examples), 0, rotation.coordinates.shape[1]), np.float32)
+        plain = FeatureSet(rotation.coordinates, examples.targets, none)
+        depth = Depth(name, dim, scaling.prefix(dim, length), rotation, plain)
+        if examples.views.shape[1]:
+            views = depth.project(examples, none.shape[2]).views
+            depth = replace(depth, examples=replace(plain, views=views))
+        yield depth
 
 
 def _cross_validate(depth: Depth, folds: Folds, weights: np.ndarray, smoothing: float, start: int) -> Candidate:

@@ -14,7 +14,9 @@ from headstart import paths
 from headstart.errors import UserError, damaged
 from headstart.head_config import ResolvedHead
 
-CEILING = 2.0  # standard errors from zero within which a number of wrong answers leaves nothing to gain
+# So few errors leave nothing to gain: within standard errors of none, and as a share.
+CEILING, MAX_ERRORS = 2.0, 0.04
+GOOD = 0.9  # accuracy from which on a last layer that no other features improve is good enough
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class HeadReport:
         if not self.choice or not np.isfinite(self.logits).all():
             return ""
         wrong = int((self.logits.argmax(axis=1) != targets).sum())
-        if wrong - CEILING * math.sqrt(wrong) <= 0:
+        if wrong <= CEILING * math.sqrt(wrong) and wrong <= MAX_ERRORS * len(targets):
             return f"the head classifies {len(targets) - wrong:,} of {len(targets):,} correctly in cross-validation"
         losses = self.choice["losses"]
-        if len(self.choice["decays"]) > 1 and min(losses, key=losses.get) == "last":
-            return "no features below the last layer help, so that layer suits these classes as it is"
+        accuracy = 1 - wrong / len(targets)
+        if len(self.choice["decays"]) > 1 and min(losses, key=losses.get) == "last" and accuracy >= GOOD:
+            return f"features below the last layer do not help, and the accuracy is {accuracy:.3f} without them"
         return ""
 
 

@@ -70,7 +70,7 @@ def fit(
         weights: (n_classes,) float32, of the classes.
         smoothing: of labels.
         start: from where to begin; None: from zeros.
-        rough: stop early, with the loss right to about four digits: for comparisons.
+        rough: stop early, when the loss is right to about four digits.
         on_iteration: called after each iteration.
 
     Raises:
@@ -124,7 +124,7 @@ def fit(
     if not rough and (result.nit >= MAX_ITERATIONS or np.abs(result.jac).max() > converged):
         print(
             f"train_head: lbfgs has not converged after {result.nit} iterations, as with features of very different or "
-            "very large scale; more train_head.weight_decay helps, or optimizer=adam",
+            "very large scale; more weight decay helps",
             file=sys.stderr,
         )
     if not np.isfinite(latest["loss"]):

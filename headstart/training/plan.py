@@ -40,7 +40,8 @@ class Plan:
         head_logits: (n_val, n_classes) of val by the head that fine-tuning must beat, which has not seen it.
         gives_up: whether trainings and folds end early where fine-tuning is clearly worse.
         refits: whether a better network is trained again on train and val.
-        refit_epochs: for how long: as long as before from the same start, or less from where training has ended.
+        refit_epochs: for how long.
+        restarts: whether it begins from the start, or goes on from where training has ended.
         folds: of cross-validation; empty if val is used instead.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
@@ -60,6 +61,7 @@ class Plan:
     gives_up: bool
     refits: bool
     refit_epochs: int
+    restarts: bool
     folds: Sequence[Fold]
     seed: int
     checkpoints: Path
@@ -136,7 +138,7 @@ class Plan:
             f"fine_tune: refitting on train + val, {len(self.targets):,} examples instead of {self.n_train:,}, in "
             f"{self.refit_epochs} epochs"
         )
-        if self.refit_epochs == self.epochs:
+        if self.restarts:
             networks.set_state(self.network, self.start)
         refitted = train(self._job_on_both(lambda _: None, self.refit_epochs))
         if refitted.last_epoch == self.refit_epochs and refitted.n_correct >= result.n_correct:

@@ -102,7 +102,7 @@ def build_plan(
             split.size if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
             passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits and not folds else 0)),
-            fast=meta.engine != "tensorflow",
+            fast=meta.engine != "tensorflow" and not gpu_names(),
             work=splitting.work_below(base, split) if split else 0.0,
         )
         where = "cached activations" if cached else f"the {modality.noun}s"
@@ -142,6 +142,7 @@ def build_plan(
             gives_up=settings.effort != "thorough",
             refits=refits,
             refit_epochs=refit_epochs,
+            restarts=settings.effort == "thorough",
             folds=folds,
             seed=params.seed,
             checkpoints=paths.cache_path("fine_tune") / _fingerprint(params, meta, chosen, folds),

@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from headstart.head_config import ResolvedHead, TrainHead
 from headstart.training import calibration, head_choice, linear
-from headstart.training.examples import FeatureSet, class_weights, concat, split_folds
+from headstart.training.examples import FeatureSet, class_weights, concat, possible_folds, split_folds
 from headstart.training.head_choice import Selection
 from headstart.training.head_settings import resolve_head
 from headstart.training.history import COLUMNS
@@ -24,7 +24,7 @@ from headstart.training.roots import root
 if TYPE_CHECKING:
     import keras
 
-MAX_FOLDED, FOLDS = 5000, 5  # examples that take part in cross-validation; of more, a sample of train does
+MAX_SAMPLE = 5000  # examples that take part in cross-validation; of more, a sample of train does
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class TrainedHead:
             return
         from headstart.training import networks
 
+        _prepare_keras(0)
         networks.save(networks.from_layers(self.head) if isinstance(self.head, list) else self.head, file, classes)
 
 
@@ -102,23 +103,20 @@ def train_chosen(
     """
     pool = concat(train_set, val_set) if refit else train_set
     sample, groups = _sample(pool, groups[: len(pool)], seed)
-    n_folds = min(FOLDS, int(np.bincount(sample.targets).max()), len(np.unique(groups)))
+    n_folds = possible_folds(sample.targets, groups)
     if n_folds < 2:  # a single example of each class
         dim = sum(widths["last"])
         settings = resolve_head(params.choice(hidden=[]), n_classes)
         return train_as_asked(train_set.prefix(dim), val_set.prefix(dim), n_classes, settings, seed)
-    folds, smoothing = (
-        split_folds(sample.targets, groups, n_folds, seed, "folds of train_head:"),
-        params.label_smoothing,
-    )
+    smoothing = params.label_smoothing
+    folds = split_folds(sample.targets, groups, n_folds, seed, "folds of train_head:")
     weights = class_weights(pool.targets, n_classes, params.class_weight)
     small = len(sample) == len(pool)
     selection = head_choice.select(sample, folds, weights, widths, smoothing, seed if small else None)
     choice = {"folds": n_folds, **selection.summary()}
-    curves = _curves(
-        selection, pool.subset(np.arange(len(train_set))) if small else sample, val_set, weights, smoothing
-    )
-    decay = start_decay(train_set.prefix(sum(widths["last"])), choice["decays"]["last"])
+    curves = _curves(selection, train_set if small else sample, val_set, weights, smoothing)
+    decay = choice["decays"]["last"] * len(sample) / len(pool)  # it counts against the sum of all losses
+    decay = start_decay(train_set.prefix(sum(widths["last"])), decay)
     settings = resolve_head(params.choice(hidden=[], weight_decay=decay), n_classes)
     head: list[Linear] | keras.Model
     if small:
@@ -145,16 +143,17 @@ def start_decay(last: FeatureSet, decay: float) -> float:
         features = last.rows(rows).astype(np.float64)
         total, squares = total + features.sum(axis=0), squares + (features**2).sum()
     variance = squares / len(last) - ((total / len(last)) ** 2).sum()
-    return float(min(1.0, decay * variance / head_choice.LENGTH**2))
+    return float(np.clip(decay * variance / head_choice.LENGTH**2, 0, 1))
 
 
 def _sample(pool: FeatureSet, groups: np.ndarray, seed: int) -> tuple[FeatureSet, np.ndarray]:
-    """Return at most MAX_FOLDED examples, each class by its share, and their groups."""
-    if len(pool) <= MAX_FOLDED:
+    """Return at most MAX_SAMPLE examples, each class by its share, and their groups."""
+    if len(pool) <= MAX_SAMPLE:
         return pool, groups
     counts = np.bincount(pool.targets)
-    stratify = pool.targets if counts[counts > 0].min() > 1 and (counts > 0).sum() <= MAX_FOLDED else None
-    rows, _ = train_test_split(np.arange(len(pool)), train_size=MAX_FOLDED, random_state=seed, stratify=stratify)
+    fits = counts[counts > 0].min() > 1 and (counts > 0).sum() <= min(MAX_SAMPLE, len(pool) - MAX_SAMPLE)
+    stratify = pool.targets if fits else None
+    rows, _ = train_test_split(np.arange(len(pool)), train_size=MAX_SAMPLE, random_state=seed, stratify=stratify)
     return pool.subset(np.sort(rows)), groups[np.sort(rows)]
 
 
