@@ -158,14 +158,9 @@ def select(
         found[AVERAGE] = Candidate.scored(AVERAGE, others[-1].depth, mean, examples.targets)
     better = [candidate for candidate in found.values() if candidate.beats(last)]
     best, epochs = min([last, *better], key=lambda candidate: candidate.losses.mean()), 0
-    if (
-        seed is not None
-        and depths[best.depth].examples.dim
-        and not smoothing
-        and (weights == 1).all()
-        and not examples.views.shape[1]
-    ):
-        hidden, epochs = _cross_validate_hidden(depths[best.depth], folds, best, seed)
+    depth, alike = depths[best.depth], not smoothing and bool((weights == 1).all())
+    if seed is not None and alike and depth.examples.dim and not examples.views.shape[1]:
+        hidden, epochs = _cross_validate_hidden(depth, folds, best, seed)
         if hidden:
             found[HIDDEN] = hidden
             best = hidden if hidden.beats(best) else best
@@ -196,9 +191,8 @@ def train_on_all(selection: Selection, train_set: FeatureSet, weights: np.ndarra
     heads = []
     for name in selection.parts:
         depth = selection.depths[name]
-        examples = depth.project(
-            train_set, max(1, min(MAX_AXES, MEMORY // (4 * len(train_set) * (1 + train_set.views.shape[1]))))
-        )
+        count = MEMORY // (4 * len(train_set) * (1 + train_set.views.shape[1]))
+        examples = depth.project(train_set, max(1, min(MAX_AXES, count)))
         # The decay counts against the sum of all losses.
         decay = selection.found[name].decay * len(depth.examples) / len(train_set)
         heads.append(depth.unrotated(linear.fit(examples, weights, decay, smoothing, rough=True)))
