@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHIPPED_CLASSES, SMALL, run_stages, write_params
 
+from headstart.backbones import get_backbone
 from headstart.errors import UserError
 from headstart.modalities import get_modality
 from headstart.serving import export, runtimes
 from headstart.training import networks
+from headstart.training.linear import Linear
 
 
 @pytest.fixture
@@ -78,6 +80,26 @@ def test_an_export_answers_as_keras_does(form, here, capsys):
         np.testing.assert_allclose(found, networks.predict(model, wide, 5), atol=1e-5)
     else:
         assert "image (N, 32, 32, 3), float32" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino", "litert"])
+def test_a_backbone_with_a_head_on_several_depths_is_exported(form, here):
+    """With as many depths as MobileNetV2 gives."""
+    for module in export.FORMATS[form].packages:
+        pytest.importorskip(module)
+    encoder = get_backbone("tiny").build("pretrained", 32, "avg", 0, "half")
+    random, dim = np.random.default_rng(0), encoder.output_shape[1]
+    head = networks.from_layers([Linear(random.normal(0, 0.1, (dim, 3)), np.zeros(3))])
+    file = here / "models/model.keras"
+    network = networks.join(get_modality("image").front(32), encoder, head)
+    networks.save(network, file, SHIPPED_CLASSES, modality="image", size=32)
+    export.export(form)
+    images = random.integers(0, 256, (5, 32, 32, 3)).astype(np.float32)
+    found = export.FORMATS[form].run(here / "exports" / form / export.FORMATS[form].file, images)
+    expected = networks.predict(networks.load(file)[0], images, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(expected) > 0.1
 
 
 def off_by(error: float):

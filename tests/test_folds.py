@@ -239,7 +239,7 @@ def test_folds_that_end_early_show_no_gain(here, monkeypatch, capsys):
     report = run_fine_tune()
     assert (report["selected"], report["folds_trained"], report["last_epoch"]) == ("head", 1, 0)
     assert report["val_loss"] == report["head_val_loss"]
-    assert "in 1 folds the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
+    assert "in 1 fold the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(here, monkeypatch, capsys):

@@ -127,7 +127,8 @@ def explain(report: dict[str, Any], better: bool, required: float) -> str:
         [f"{report[name]:.4f}" for name in (f"{who}_{kind}_loss", f"{who}_{kind}_accuracy", f"{who}_brier_score")]
         for who in ("tuned", "head")
     )
-    where = f"in {report['folds_trained']} folds" if by_folds else "on val"
+    trained = report["folds_trained"] if by_folds else 0
+    where = f"in {trained} fold{'' if trained == 1 else 's'}" if by_folds else "on val"
     sentences = [
         f"{where} the fine-tuned network has log loss {tuned[0]}, accuracy "
         f"{tuned[1]} and Brier score {tuned[2]}, the head {head[0]}, {head[1]} and {head[2]}; confidence "
