@@ -12,6 +12,8 @@ TORCH = "RGB in [0, 1] by ImageNet's mean and deviation"
 INSIDE = "inside the network"  # its first layers do it
 
 _KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
+# Keras numbers layers without a name of their own through a whole process: those numbers are no blocks.
+_NASNET_BLOCK = r"(?!activation|add_\d|concatenate|cropping2d|input_layer|zero_padding2d).*?_((?:stem_|reduce_)?\d+)$"
 _MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{size}_no_top.h5"
 _EFFICIENTNET_BLOCK, _RESNET_BLOCK = r"(block\d+[a-z]+)_", r"(conv\d_block\d+)_"
 
@@ -32,7 +34,7 @@ FAMILIES = {
     "mobilenet_v3": Family(
         "MobileNetV3{}", INSIDE, "weights_mobilenet_v3_{}_224_1.0_float_no_top_v2.h5", r"(expanded_conv(?:_\d+)?)_"
     ),
-    "nasnet": Family("NASNet{}", TF, "nasnet_{}_no_top.h5", r"(?!activation|concatenate).*?_((?:stem_|reduce_)?\d+)$"),
+    "nasnet": Family("NASNet{}", TF, "nasnet_{}_no_top.h5", _NASNET_BLOCK),
     "resnet": Family("ResNet{}", CAFFE, "resnet{}" + _KERNELS, _RESNET_BLOCK),
     "resnet_v2": Family("ResNet{}V2", TF, "resnet{}v2" + _KERNELS, _RESNET_BLOCK),
     "vgg16": Family("VGG16", CAFFE, "vgg16" + _KERNELS, r"(block\d)_"),
