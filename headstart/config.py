@@ -201,9 +201,7 @@ class FineTune(Section):
 
     def asked_for(self) -> bool:
         """Whether fine-tuning is asked for even where the head leaves nothing to gain."""
-        return (
-            self.effort == "thorough" or self.epochs is not None or self.folds is not None or self.unfreeze != UNFREEZE
-        )
+        return self.effort == "thorough" or (self.epochs, self.folds, self.unfreeze) != (None, None, UNFREEZE)
 
 
 class Evaluate(Section):

@@ -99,7 +99,7 @@ def test_the_report_says_what_was_chosen_and_why(here):
 def test_what_is_printed_names_the_head_and_the_losses(here, capsys):
     run("train_head")
     lines = capsys.readouterr().out.splitlines()
-    chosen = next(line for line in lines if " is selected by log loss in 5 folds: " in line)
+    chosen = next(line for line in lines if " is selected; log loss in 5 folds: " in line)
     losses = report("train_head")["choice"]["losses"]
     assert chosen.endswith(": " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
     assert lines[-1].startswith("train_head: val loss ")
@@ -176,6 +176,8 @@ def test_the_stage_loads_no_tensorflow_for_it(here):
 
 
 def test_fine_tuning_is_skipped_where_nothing_is_to_gain(here, capsys):
+    """Unless params.yaml asks for it, as the other tests do with epochs and folds."""
+    set_params(**{"fine_tune.epochs": None, "fine_tune.folds": None})
     keras.backend.clear_session()
     run("fine_tune")
     found, line = report("fine_tune"), capsys.readouterr().out.splitlines()[-1]

@@ -279,6 +279,7 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
     assert (alone.pop("refitted"), report.pop("refitted"), report["selected"]) == (False, True, "fine_tuned")
     assert (alone["settings"].pop("refit"), report["settings"].pop("refit")) == (False, True)
     assert (alone["settings"].pop("refit_epochs"), report["settings"].pop("refit_epochs")) == (0, 1)
+    assert report.pop("reason") == f"{alone.pop('reason')}; refitted on train + val"
     assert report == alone
     assert paths.MODEL.read_bytes() != model
     assert (val_predictions() == probabilities).all()  # of the network that has not seen val

@@ -74,6 +74,7 @@ def make_plan(
         "gives_up": False,
         "refits": False,
         "refit_epochs": 0,
+        "restarts": False,
         "folds": made,
         "seed": 0,
         "checkpoints": folder / "state",
@@ -205,7 +206,7 @@ def test_cross_validation_selects(here, monkeypatch, capsys, better):
     assert report["last_epoch"] == (2 if better else 0)  # it is read before the next training
     assert (report["settings"]["folds"], report["folds_trained"]) == (2, 2)
     lines = capsys.readouterr().out.splitlines()
-    assert "fine_tune: up to 3 trainings: in 2 folds of train and val, then on both" in lines
+    assert "fine_tune: up to 3 trainings: in 2 folds of train and val, then of the network to ship" in lines
     line = lines[-1]
     assert ("but it classifies fewer examples correctly" in line) is not better
     figures = (report["tuned_folds_loss"], report["tuned_folds_accuracy"], report["tuned_brier_score"])

@@ -32,7 +32,7 @@ def reason(n_wrong: int, choice: dict[str, Any]) -> str:
     return HeadReport(SETTINGS, choice, True, logits(n_wrong)).nothing_to_gain(TARGETS)
 
 
-@pytest.mark.parametrize("n_wrong", [0, 4])
+@pytest.mark.parametrize("n_wrong", [0, 2])
 def test_few_wrong_answers_in_cross_validation_leave_nothing_to_gain(n_wrong):
     expected = f"the head classifies {60 - n_wrong} of 60 correctly in cross-validation"
     assert reason(n_wrong, HALF_BEST) == reason(n_wrong, ALONE) == expected
@@ -45,7 +45,9 @@ def test_fine_tuning_is_tried_where_the_head_is_wrong_and_early_layers_help():
 
 
 def test_a_last_layer_that_nothing_betters_suits_the_classes():
-    assert reason(20, LAST_BEST).startswith("no features below the last layer help")
+    expected = "features below the last layer do not help, and the accuracy is 0.917 without them"
+    assert reason(5, LAST_BEST) == expected
+    assert reason(20, LAST_BEST) == ""  # they do not, but it is not good either
 
 
 def test_nothing_is_forecast_of_a_head_that_params_ask_for_or_that_val_alone_scored():

@@ -18,8 +18,8 @@ from headstart.training.head_choice import HIDDEN
 
 
 def test_a_temperature_of_few_examples_is_nearer_to_one():
-    assert head_choice.shrink(4.0, head_choice.CAUTION) == pytest.approx(2.0)
-    assert head_choice.shrink(0.25, head_choice.CAUTION) == pytest.approx(0.5)
+    assert head_choice.shrink(4.0, head_choice.HALFWAY) == pytest.approx(2.0)
+    assert head_choice.shrink(0.25, head_choice.HALFWAY) == pytest.approx(0.5)
     shrunk = [head_choice.shrink(4.0, count) for count in (0, 10, 100, 1000, 10**6)]
     assert shrunk == sorted(shrunk)
     assert (shrunk[0], shrunk[-1]) == (1.0, pytest.approx(4.0, abs=0.01))
@@ -73,7 +73,7 @@ def test_a_head_learns_from_views_what_does_not_last():
 
 
 def test_of_many_examples_a_sample_chooses_and_all_train(monkeypatch):
-    monkeypatch.setattr(trained_head, "MAX_FOLDED", 120)
+    monkeypatch.setattr(trained_head, "MAX_SAMPLE", 120)
     fitted, fit = [], linear.fit
     monkeypatch.setattr(linear, "fit", lambda *a, **k: (fitted.append(len(a[0])), fit(*a, **k))[1])
     signal = (0.1, 0.1, 0.6, 0.6)
@@ -91,7 +91,7 @@ def test_of_many_examples_a_sample_chooses_and_all_train(monkeypatch):
 
 
 def test_of_many_examples_a_hidden_head_is_trained_too_and_val_decides(monkeypatch):
-    monkeypatch.setattr(trained_head, "MAX_FOLDED", 120)
+    monkeypatch.setattr(trained_head, "MAX_SAMPLE", 120)
     trained = train(xor_examples(1500), xor_examples(300, seed=1), {"last": [DIM]}, refit=False)
     assert trained.choice["head"] == HIDDEN
     assert accuracy(trained, xor_examples(300, seed=2)) > 0.9
@@ -100,7 +100,7 @@ def test_of_many_examples_a_hidden_head_is_trained_too_and_val_decides(monkeypat
 
 
 def test_a_sample_has_each_class_by_its_share(monkeypatch):
-    monkeypatch.setattr(trained_head, "MAX_FOLDED", 100)
+    monkeypatch.setattr(trained_head, "MAX_SAMPLE", 100)
     many = make_examples(600)
     shares = many.subset(np.flatnonzero((many.targets < 2) | (np.arange(600) % 12 == 2)))
     seen, original = [], head_choice.select
