@@ -19,6 +19,7 @@ from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, r
 
 PARAMS_FILE = Path("params.yaml")
 RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions
+UNFREEZE = 0.35  # what fine_tune.unfreeze comes with
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Fraction = Annotated[Float, Field(gt=0, lt=1)]
@@ -134,9 +135,6 @@ def _check_unfreeze(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip() or _NUMBER.fullmatch(value):
         raise ValueError
     return value
-
-
-UNFREEZE = 0.35  # what fine_tune.unfreeze comes with
 
 
 class FineTune(Section):
