@@ -26,6 +26,10 @@ from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult,
 from headstart.training.folds import CrossValResult, Fold
 from headstart.training.verdict import PairedScores
 
+# Of the learning rate, where a refit goes on from the trained network. On images of CIFAR-10 the full rate undid a part
+# of what the training had brought; with a tenth the refit was as good as one from the start, in a third of its time.
+REFIT_RATE = 0.1
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -138,9 +142,13 @@ class Plan:
             f"fine_tune: refitting on train + val, {len(self.targets):,} examples instead of {self.n_train:,}, in "
             f"{self.refit_epochs} epochs"
         )
+        job = self._job_on_both(lambda _: None, self.refit_epochs)
         if self.restarts:
             networks.set_state(self.network, self.start)
-        refitted = train(self._job_on_both(lambda _: None, self.refit_epochs))
+        else:
+            rate = self.settings.learning_rate * REFIT_RATE
+            job = replace(job, settings=self.settings.model_copy(update={"learning_rate": rate}))
+        refitted = train(job)
         if refitted.last_epoch == self.refit_epochs and refitted.n_correct >= result.n_correct:
             return True
         networks.set_state(self.network, before)
