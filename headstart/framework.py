@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 
 from headstart import keras_backend, locks
-from headstart.machine import cores
+from headstart.machine import cpu_name
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def device_name() -> str:
     """Return what networks run on, e.g. `NVIDIA H100`, `2 x NVIDIA H100` or `CPU, 2 cores`."""
     names = Counter(gpu_names())
     if not names:
-        return f"CPU, {cores()} cores"
+        return cpu_name()
     return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
 
 

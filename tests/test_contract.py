@@ -146,6 +146,20 @@ def test_prepare_loads_no_tensorflow_and_no_mlflow():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.parametrize("stage", ["extract", "train_head"])
+def test_tensorflow_is_not_loaded_to_find_out_whether_it_is_needed(stage):
+    code = f"import sys, pipeline.{stage}; print({{'tensorflow', 'keras', 'mlflow', 'jax'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_stage_that_is_logged_loads_no_statistics():
+    """They are needed to compare an evaluated model with the champion, and take half a second."""
+    code = "import sys, headstart.tracking.live; print({'scipy.stats', 'sklearn', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_only_tracking_and_serving_know_mlflow():
     knowing = {
         layer(file)
