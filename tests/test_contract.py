@@ -160,6 +160,24 @@ def test_a_stage_that_is_logged_loads_no_statistics():
     assert done.stdout == "set()\n"
 
 
+def test_keras_loads_no_pictures_and_no_scikit_learn_and_others_still_can():
+    """They are a third of its start; another thread is not disturbed."""
+    code = """
+import sys, threading
+from headstart.framework import _HidesFromKeras
+print({"matplotlib", "sklearn"} & set(sys.modules))
+found = []
+with _HidesFromKeras():
+    thread = threading.Thread(target=lambda: found.append(__import__("matplotlib").__name__))
+    thread.start()
+    thread.join()
+import sklearn.metrics
+print(found, len(sys.modules["sklearn"].__version__) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["set()", "['matplotlib'] True"]
+
+
 def test_only_tracking_and_serving_know_mlflow():
     knowing = {
         layer(file)
