@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 # What drivers of GPUs make that TensorFlow may have been built for: NVIDIA's, AMD's, and Windows' for Linux inside it.
-GPU_FILES = ("nvidia*", "kfd", "dxg")
+GPU_FILES = ("nvidia*", "nvhost*", "kfd", "dxg")
 
 
 def cores() -> int:

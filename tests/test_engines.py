@@ -16,6 +16,7 @@ import tensorflow as tf
 from conftest import ROOT
 from test_backbone_networks import FAMILIES
 
+from headstart import machine
 from headstart.backbones import get_backbone
 from headstart.errors import UserError
 from headstart.features.engines import Engine, OutOfMemoryError, graphs, open_engine, openvino_engine
@@ -201,6 +202,25 @@ def test_a_network_that_cannot_be_kept_is_used_all_the_same(images, tmp_path, mo
     one = open_engine("openvino", build_small, SPEC, "float32", 4, "extract", "a")
     assert features(one, images).any()
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("may_have", [True, False])
+def test_tensorflow_is_asked_for_gpus_only_if_there_may_be_one(monkeypatch, may_have):
+    asked = []
+    monkeypatch.setattr(machine, "GPU_FILES", ("null",) if may_have else ())
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: asked.append(kind) or [])
+    one = open_engine("auto", build_small, SPEC, "float32", 4, "extract")
+    assert asked == ["GPU"] * may_have
+    assert (one.name, one.device_name) == ("openvino", f"CPU, {machine.cores()} cores")
+
+
+def test_a_plugin_of_tensorflow_may_be_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "GPU_FILES", ())
+    assert not machine.may_have_gpu()
+    (tmp_path / "tensorflow-plugins").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.may_have_gpu()
 
 
 def test_out_of_memory_is_reported_with_the_batch_size(images):

@@ -7,6 +7,7 @@ can be deleted at any time; networks are then converted again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -64,9 +65,10 @@ def read(file: Path) -> Graph | None:
     """Return the graph in `file`; None if there is none. A damaged one is removed, and a line on stderr says so."""
     try:
         content = memoryview(file.read_bytes())
-        os.utime(file)  # used last
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # it may be on a disk that cannot be written
+        os.utime(file)  # used last
     try:
         if blake3(content[_CHECK_BYTES:]).digest() != content[:_CHECK_BYTES]:
             raise ValueError("its checksum is another one")
