@@ -22,7 +22,7 @@ from headstart.data.prepared import load_manifest
 from headstart.data.watching import unwatched
 from headstart.features.encoding import Features, encode
 from headstart.features.extraction import retry_on_oom
-from headstart.framework import make_repeatable, take_gpus
+from headstart.machine import may_have_gpu
 from headstart.modalities import get_modality
 from headstart.stage import Run, stage
 
@@ -31,8 +31,10 @@ def main() -> None:
     """Run the stage."""
     with stage("extract") as run:
         keras_backend.check_jax(run.params)
-        take_gpus("extract")
-        make_repeatable(run.params.seed)
+        if may_have_gpu():
+            from headstart.framework import take_gpus  # takes seconds
+
+            take_gpus("extract")
         for line in unwatched("weights", run.params):
             print(f"extract: {line}")
         retry_on_oom("extract", lambda batch_size: extract(run, batch_size), run.params.extract.batch_size)

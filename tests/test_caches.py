@@ -16,6 +16,8 @@ from headstart import costs
 from headstart.arrays import read_arrays, write_arrays
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.features import admin, store
+from headstart.features.engines import graphs
+from headstart.features.engines.base import NetworkInfo
 from headstart.features.store import DamagedStoreError, open_store
 from headstart.framework import keras
 from headstart.training import plan
@@ -167,6 +169,31 @@ def test_arrays_of_all_kinds(tmp_path):
             read_arrays(tmp_path / f"{name}.npz")
 
 
+def test_the_converted_networks(tmp_path, monkeypatch, capsys):
+    import openvino
+
+    def serialize(model, xml: Path, weights: Path) -> None:
+        xml.write_bytes(b"<net/>\n" * 20)
+        weights.write_bytes(bytes(range(256)) * 4)
+
+    monkeypatch.setattr(openvino, "serialize", serialize)
+    file, info = tmp_path / "n.graph", NetworkInfo(3, "ab", {"last": [3]})
+    graphs.write(file, info, None)
+    assert graphs.read(file) == (info, b"<net/>\n" * 20, bytes(range(256)) * 4)
+    for content in flipped(file):
+        file.write_bytes(content)
+        found = graphs.read(file)
+        said = capsys.readouterr().err
+        assert found is None
+        assert said == f"{file}: damaged (its checksum is another one) and removed; the network is converted again\n"
+        assert not file.exists()
+    file.write_bytes(b"")  # as a full disk leaves a file
+    assert graphs.read(file) is None
+    assert "damaged" in capsys.readouterr().err
+    assert graphs.read(file) is None
+    assert capsys.readouterr().err == ""
+
+
 SQLITE = {"contents.sqlite", "inspection.sqlite"}  # both are an InspectionCache
 
 
@@ -179,4 +206,4 @@ def test_every_cache_is_tested():
         for line in file.read_text(encoding="utf-8").splitlines()
         if "cache_path(" in line and "def " not in line
     }
-    assert named == {"costs", "features", "fetched", "fine_tune", "gpus", "tracking.lock", *SQLITE}
+    assert named == {"costs", "features", "fetched", "fine_tune", "gpus", "graphs", "tracking.lock", *SQLITE}

@@ -146,6 +146,38 @@ def test_prepare_loads_no_tensorflow_and_no_mlflow():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.parametrize("stage", ["extract", "train_head"])
+def test_tensorflow_is_not_loaded_to_find_out_whether_it_is_needed(stage):
+    code = f"import sys, pipeline.{stage}; print({{'tensorflow', 'keras', 'mlflow', 'jax'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_stage_that_is_logged_loads_no_statistics():
+    """They are needed to compare an evaluated model with the champion, and take half a second."""
+    code = "import sys, headstart.tracking.live; print({'scipy.stats', 'sklearn', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_keras_loads_no_pictures_and_no_scikit_learn_and_others_still_can():
+    """They are a third of its start; another thread is not disturbed."""
+    code = """
+import sys, threading
+from headstart.framework import _HidesFromKeras
+print({"matplotlib", "sklearn"} & set(sys.modules))
+found = []
+with _HidesFromKeras():
+    thread = threading.Thread(target=lambda: found.append(__import__("matplotlib").__name__))
+    thread.start()
+    thread.join()
+import sklearn.metrics
+print(found, len(sys.modules["sklearn"].__version__) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["set()", "['matplotlib'] True"]
+
+
 def test_only_tracking_and_serving_know_mlflow():
     knowing = {
         layer(file)

@@ -16,9 +16,10 @@ import tensorflow as tf
 from conftest import ROOT
 from test_backbone_networks import FAMILIES
 
+from headstart import machine
 from headstart.backbones import get_backbone
 from headstart.errors import UserError
-from headstart.features.engines import Engine, OutOfMemoryError, open_engine, openvino_engine
+from headstart.features.engines import Engine, OutOfMemoryError, graphs, open_engine, openvino_engine
 from headstart.features.engines.openvino_engine import OpenVINOEngine
 from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.modalities import get_modality
@@ -142,6 +143,84 @@ def test_auto_is_openvino_on_cpus_and_tensorflow_if_that_fails(monkeypatch, caps
     assert "fine_tune: using TensorFlow, since OpenVINO cannot run this backbone here" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"extract\.engine openvino cannot run this backbone here \(no wheel"):
         opened("openvino")
+
+
+def test_a_network_is_converted_once_and_has_the_same_bits(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    built = []
+
+    def open_small(network: str | None, precision: str = "float32") -> Engine:
+        def build() -> keras.Model:
+            built.append(network)
+            return build_small()
+
+        return open_engine("openvino", build, SPEC, precision, 4, "extract", network)
+
+    plain, first, again = open_small(None), open_small("a"), open_small("a")
+    assert built == [None, "a"]
+    expected = features(plain, images)
+    for one in (first, again):
+        assert (features(one, images) == expected).all()
+        assert (one.feature_dim, one.weights_sha256) == (plain.feature_dim, plain.weights_sha256)
+    open_small("b")
+    assert built == [None, "a", "b"]
+    for file in graphs.folder().iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert (features(open_small("a"), images) == expected).all()
+    assert built == [None, "a", "b", "a"]
+    assert capsys.readouterr().err.count("damaged") == 1
+    open_small("a")
+    assert built == [None, "a", "b", "a"]
+    monkeypatch.setattr(graphs, "tensorflow_version", lambda: "another")
+    open_small("a")
+    assert built[4:] == ["a"]
+
+
+def test_few_converted_networks_are_kept_those_used_last(tmp_path, monkeypatch):
+    import openvino
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    one = openvino.opset13.parameter([1])
+    model = openvino.Model([one], [one], "one")
+    files = [graphs.find_file(str(number), SPEC) for number in range(graphs.MAX_FILES + 2)]
+    assert len(set(files)) == len(files)
+    for number, file in enumerate(files):
+        graphs.write(file, graphs.NetworkInfo(1, "", {}), model)
+        os.utime(file, (number, number))
+        if number == graphs.MAX_FILES - 1:
+            assert graphs.read(files[0])
+    assert {file.name for file in graphs.folder().iterdir()} == {file.name for file in [files[0], *files[3:]]}
+
+
+def test_a_network_that_cannot_be_kept_is_used_all_the_same(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    graphs.folder().parent.mkdir(parents=True)
+    graphs.folder().write_text("a file where the folder belongs")
+    one = open_engine("openvino", build_small, SPEC, "float32", 4, "extract", "a")
+    assert features(one, images).any()
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("may_have", [True, False])
+def test_tensorflow_is_asked_for_gpus_only_if_there_may_be_one(monkeypatch, may_have):
+    asked = []
+    monkeypatch.setattr(machine, "GPU_FILES", ("null",) if may_have else ())
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: asked.append(kind) or [])
+    one = open_engine("auto", build_small, SPEC, "float32", 4, "extract")
+    assert asked == ["GPU"] * may_have
+    assert (one.name, one.device_name) == ("openvino", f"CPU, {machine.cores()} cores")
+
+
+def test_a_plugin_of_tensorflow_may_be_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "GPU_FILES", ())
+    assert not machine.may_have_gpu()
+    (tmp_path / "tensorflow-plugins").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.may_have_gpu()
 
 
 def test_out_of_memory_is_reported_with_the_batch_size(images):

@@ -28,11 +28,13 @@ from headstart.backbones.keras_applications import KerasApplication
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.features import encoding, extraction, store
-from headstart.features.engines import Engine, OutOfMemoryError
+from headstart.features.engines import Engine, OutOfMemoryError, graphs
 from headstart.features.engines.openvino_engine import OpenVINOEngine
 from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 from headstart.features.executors import LocalExecutor
 from headstart.features_meta import read_meta
+from headstart.framework import device_name
+from headstart.machine import may_have_gpu
 from headstart.modalities import get_modality
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 from headstart.modalities.image.pixels import pixels
@@ -301,6 +303,29 @@ def test_a_store_that_is_damaged_again_at_once_stops_the_stage(known, monkeypatc
     monkeypatch.setattr(store.FeatureStore, "get", broken)
     with pytest.raises(UserError, match="it was new: check the disk"):
         run(**SHORT)
+
+
+def test_features_that_are_known_need_no_tensorflow(here):
+    """Once the network was converted. What is kept of it has the same bits, else another store would be used."""
+    if may_have_gpu():
+        pytest.skip("TensorFlow is asked whether there is a GPU")
+    run()
+    shutil.rmtree(graphs.folder(), ignore_errors=True)
+    fresh, (found,) = contents(), stores()
+    program = """
+import sys, runpy
+sys.argv = ["pipeline", "extract"]
+runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+print(sorted({"tensorflow", "keras"} & set(sys.modules)))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HEADSTART_TRACKING": "off"}
+    for loaded in (["keras", "tensorflow"], []):
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == str(loaded)
+        assert "extract: 0 computed; 48 from the feature store" in done.stdout
+    assert contents() == fresh
+    assert stores() == [found]
+    assert costs.read("extract")["device"] == device_name()
 
 
 def test_an_example_that_changed_after_prepare_is_not_used(known):

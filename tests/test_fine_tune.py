@@ -23,6 +23,7 @@ from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features import extraction
+from headstart.features.engines import openvino_engine
 from headstart.features_meta import read_meta
 from headstart.modalities import get_modality
 from headstart.modalities.loading import read_batches
@@ -133,10 +134,15 @@ def test_cached_activations_are_not_computed_again(here, monkeypatch):
         computed.append(len(chosen))
         return original(self, chosen, known)
 
+    converted, convert = [], openvino_engine.convert
     monkeypatch.setattr(extraction.Extraction, "compute", compute)
+    monkeypatch.setattr(openvino_engine, "convert", lambda *of: converted.append(1) or convert(*of))
     fine_tune(trunk_cache="on", views=2, epochs=1)
     fine_tune(trunk_cache="on", views=2, epochs=1, learning_rate=0.001)
     assert computed == [3 * len(load_split("train")) + len(load_split("val")), 0]
+    assert converted == [1]  # the frozen blocks are not converted again either
+    fine_tune(trunk_cache="on", views=2, epochs=1, unfreeze=3)
+    assert converted == [1, 1]  # these are others
 
 
 BFLOAT16, ALL = {"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all", "trunk_cache": "auto"}

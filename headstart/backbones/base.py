@@ -90,6 +90,13 @@ class Backbone:
         """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
 
+    def identify(self, weights: str, size: int, seed: int) -> str | None:
+        """Name everything besides code and libraries that shapes the network and its weights; arguments as of `build`.
+
+        None if only building it can tell: then it is built whenever it is needed.
+        """
+        return None
+
 
 def weights_sha256(model: keras.Model) -> str:
     """Hash all weights, hexadecimal: shapes and float32 bytes in the model's order."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from blake3 import blake3
 
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
@@ -88,6 +89,15 @@ class KerasApplication(Backbone):
         name = self.family.weights_file.format(self.variant.lower(), size=trained_at)
         files = [folder / "models" / name for folder in keras_folders()]
         return next((file for file in files if file.is_file()), files[0])
+
+    def identify(self, weights: str, size: int, seed: int) -> str | None:
+        file = self.weights_path(size) if weights == "pretrained" else Path(weights)
+        settings = keras_folders()[0] / "keras.json"  # what Keras computes in, and in which order axes come
+        try:
+            values = f"seed {seed}" if weights == "none" else blake3(file.read_bytes()).hexdigest()
+            return f"{self} {values} {settings.read_text() if settings.is_file() else ''}"
+        except (OSError, UnicodeDecodeError):  # the weights may be downloaded; `build` reports others
+            return None
 
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from headstart import keras_backend
 from headstart.backbones import get_backbone
-from headstart.backbones.depths import widths
 from headstart.config import Extract, Params
 from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_reading
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
 from headstart.features.views import ViewLoader
-from headstart.framework import device_name, keras
 from headstart.modalities import get_modality
+
+if TYPE_CHECKING:
+    from headstart.framework import keras
 
 MAX_DEEP = 50_000  # examples and views up to which `extract.depth` is half by default: a few GB of features
 BYTES_AT_ONCE = 2**24  # read from the store and written
@@ -69,7 +72,7 @@ class Features:
             "seconds": extraction.seconds,
             "examples_per_second": extraction.computed / extraction.seconds if extraction.computed else None,
             "seconds_saved": (total - extraction.computed) * extraction.store.seconds_per_row(),
-            "device": device_name(),
+            "device": extraction.engine.device_name,
         }
 
 
@@ -97,21 +100,24 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     modality = get_modality(params.data.kind, load_reading())
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
     depth = choose_depth(settings, manifest)
-    depths: dict[str, list[int]] = {}
 
     def build() -> keras.Model:
-        encoder = backbone.build(params.weights, size, settings.pooling, params.seed, depth)
-        depths.update(widths(encoder))
-        return encoder
+        from headstart.framework import make_repeatable  # takes seconds, and may not be needed
 
-    engine = open_engine(settings.engine, build, modality.spec(size), settings.precision, batch_size, "extract")
+        make_repeatable(params.seed)
+        return backbone.build(params.weights, size, settings.pooling, params.seed, depth)
+
+    known = backbone.identify(params.weights, size, params.seed)
+    network = json.dumps([known, size, settings.pooling, depth]) if known else None
+    spec, precision = modality.spec(size), settings.precision
+    engine = open_engine(settings.engine, build, spec, precision, batch_size, "extract", network)
     recipe = {
         "backbone": params.backbone,
         "weights_sha256": engine.weights_sha256,
         "preprocessing": backbone.preprocessing,
         "size": size,
         "pooling": settings.pooling,
-        "depths": depths,
+        "depths": engine.depths,
         "engine": engine.name,
         "precision": settings.precision,
         "storage": settings.storage,
@@ -124,7 +130,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "views": views,
         "reading": modality.reading,
         "weights": params.weights,
-        "keras_backend": keras.backend.backend(),
+        "keras_backend": keras_backend.name,
         "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
     with (

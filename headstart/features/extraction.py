@@ -19,7 +19,6 @@ from headstart.features.engines import Engine, OutOfMemoryError
 from headstart.features.executors import Executor, LocalExecutor
 from headstart.features.store import DamagedStoreError, FeatureStore, open_store
 from headstart.features.views import ViewIndex, ViewLoader, fingerprint_inputs
-from headstart.framework import keras
 
 SECONDS_BETWEEN_PUTS = 0.1  # of work that a kill can lose, besides the batches that are being computed
 
@@ -156,6 +155,8 @@ def retry_on_oom(stage: str, work: Callable[[int | None], None], batch_size: int
             if error.batch_size <= 2:
                 advice = "lower extract.size" if stage == "extract" else "set fine_tune.trunk_cache to off"
                 raise UserError(f"out of memory with a batch of two ({error}); {advice}") from error
+            from headstart.framework import keras  # what ran out of memory has loaded it
+
             batch_size = error.batch_size // 2
             keras.backend.clear_session()  # frees the network on the device
             print(f"{stage}: out of memory with a batch of {error.batch_size}; trying {batch_size}")

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from headstart.errors import one_line
-from headstart.features.engines.openvino_engine import compile_openvino
+from headstart.features.engines.openvino_engine import compile_graph, convert
 from headstart.framework import tf
 from headstart.serving.batching import MAX_BATCH
 from headstart.serving.export import TOLERANCE, compare
@@ -49,5 +49,6 @@ def _open_openvino(classifier: Classifier) -> Network:
     def join(batch: dict[str, tf.Tensor], training: bool) -> tf.Tensor:
         return head(encoder(batch, training=training), training=training)
 
-    (compute,) = compile_openvino(join, classifier.modality.spec(classifier.size), "float32", batch_size=-1, streams=1)
+    spec = classifier.modality.spec(classifier.size)
+    (compute,) = compile_graph(convert(join, spec), spec, "float32", batch_size=-1, streams=1)
     return lambda arrays: compute(classifier.modality.batch(arrays))

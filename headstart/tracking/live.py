@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headstart.config import Params
 from headstart.errors import UserError
-from headstart.tracking import StageLogger, registry, runs, snapshot, store
+from headstart.tracking import StageLogger, runs, snapshot, store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -114,4 +114,8 @@ class LiveLogger(StageLogger):
                     client.set_terminated(run.info.run_id, status="FAILED")
                 return ""
             row, _ = runs.show(client, self._snapshot)
+            if "evaluate" not in self._snapshot.stages:
+                return ""
+            from headstart.tracking import registry  # takes half a second, for SciPy's and scikit-learn's statistics
+
             return registry.register(client, row, self._snapshot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -167,7 +168,8 @@ def _lower_engine(params: Params, meta: FeaturesMeta, split: Split, batch: int |
         "storage": STORAGE,
     }
     spec = get_modality(params.data.kind).spec(meta.size)
-    return open_engine(kind, build, spec, precision, batch, "fine_tune"), recipe
+    network = json.dumps([recipe, meta.weights_sha256, repr(get_backbone(params.backbone))])
+    return open_engine(kind, build, spec, precision, batch, "fine_tune", network), recipe
 
 
 def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], folds: Sequence[Fold]) -> str:

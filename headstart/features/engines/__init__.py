@@ -7,16 +7,27 @@ place in any batch. So it does with TensorFlow and JAX for most networks; those 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from headstart import keras_backend
 from headstart.errors import UserError
 from headstart.features.engines.base import Engine, OutOfMemoryError, Spec
-from headstart.framework import JAX, keras
+from headstart.machine import may_have_gpu
+
+if TYPE_CHECKING:
+    from headstart.framework import keras
 
 __all__ = ["Engine", "OutOfMemoryError", "Spec", "open_engine"]
 
 
 def open_engine(
-    kind: str, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None, stage: str
+    kind: str,
+    build: Callable[[], keras.Model],
+    spec: Spec,
+    precision: str,
+    batch_size: int | None,
+    stage: str,
+    network: str | None = None,
 ) -> Engine:
     """Open an engine for the encoder that `build` builds.
 
@@ -26,25 +37,25 @@ def open_engine(
         spec: of its inputs, see `Modality.spec`.
         batch_size: None: the engine's default.
         stage: the name of the stage, for messages.
+        network: names everything that shapes the encoder, but code and libraries, so that OpenVINO need not build and
+            convert it again; None: nothing does.
 
     Raises:
         UserError: if there is no such engine, or it does not support that precision.
     """
-    # Imported here: JAX may be missing, and a process has TensorFlow or JAX, never both.
+    # Imported here: JAX may be missing, a process has TensorFlow or JAX, never both, and TensorFlow takes seconds.
     if kind == "jax":
-        if not JAX:
+        if keras_backend.name != "jax":
             raise RuntimeError("Keras runs on TensorFlow here; call keras_backend.choose before it is imported")
         from headstart.features.engines.jax_engine import JaxEngine
 
         return JaxEngine(build, spec, precision, batch_size)
-    from headstart.features.engines.openvino_engine import OpenVINOEngine
-    from headstart.features.engines.tensorflow_engine import TensorFlowEngine
-    from headstart.framework import tf
-
-    if kind == "tensorflow" or (kind == "auto" and tf.config.list_physical_devices("GPU")):
-        return TensorFlowEngine(build, spec, precision, batch_size)
+    if kind == "tensorflow" or (kind == "auto" and _has_gpu()):
+        return _open_tensorflow(build, spec, precision, batch_size)
     try:
-        return OpenVINOEngine(build, spec, precision, batch_size)
+        from headstart.features.engines.openvino_engine import OpenVINOEngine
+
+        return OpenVINOEngine(build, spec, precision, batch_size, network)
     except UserError:
         raise
     except Exception as error:  # of many kinds: no wheel for this machine, an operation that is not supported
@@ -54,4 +65,18 @@ def open_engine(
                 f"params.yaml: extract.engine openvino cannot run this backbone here ({reason}); use auto or tensorflow"
             ) from error
         print(f"{stage}: using TensorFlow, since OpenVINO cannot run this backbone here ({reason})")
-        return TensorFlowEngine(build, spec, precision, batch_size)
+        return _open_tensorflow(build, spec, precision, batch_size)
+
+
+def _open_tensorflow(build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None) -> Engine:
+    from headstart.features.engines.tensorflow_engine import TensorFlowEngine
+
+    return TensorFlowEngine(build, spec, precision, batch_size)
+
+
+def _has_gpu() -> bool:
+    if not may_have_gpu():
+        return False
+    from headstart.framework import tf
+
+    return bool(tf.config.list_physical_devices("GPU"))

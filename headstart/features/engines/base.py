@@ -6,13 +6,16 @@ import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from headstart.backbones.base import weights_sha256
-from headstart.framework import keras
+from headstart.backbones.depths import widths
 from headstart.modalities.base import Batch, batch_length, pad_batch
+
+if TYPE_CHECKING:
+    from headstart.framework import keras
 
 Spec = dict[str, tuple[tuple[int | None, ...], str]]
 CPU_BATCH, GPU_BATCH = 32, 256  # default batch sizes
@@ -26,6 +29,25 @@ class OutOfMemoryError(Exception):
         self.batch_size = batch_size
 
 
+class NetworkInfo(NamedTuple):
+    """What an engine has to know about its encoder.
+
+    Attributes:
+        feature_dim: of the features.
+        weights_sha256: see `backbones.base.weights_sha256`.
+        depths: see `backbones.depths.widths`.
+    """
+
+    feature_dim: int
+    weights_sha256: str
+    depths: dict[str, list[int]]
+
+
+def describe(encoder: keras.Model) -> NetworkInfo:
+    """Return what an engine has to know about an encoder."""
+    return NetworkInfo(encoder.output_shape[1], weights_sha256(encoder), widths(encoder))
+
+
 class Engine:
     """Runs an encoder; calls may come from several threads. Arguments of the subclasses are those of `open_engine`.
 
@@ -37,8 +59,7 @@ class Engine:
         batch_size: most examples per call.
         parallel: how many calls keep the device busy.
         pool: what computes a full batch, once for each of these calls.
-        feature_dim: of the features.
-        weights_sha256: see `backbones.base.weights_sha256`.
+        feature_dim, weights_sha256, depths: of the encoder, see `NetworkInfo`.
     """
 
     name: str
@@ -46,10 +67,17 @@ class Engine:
     arithmetic: dict[str, str]
     device = ""
 
-    def __init__(self, encoder: keras.Model, batch_size: int, parallel: int) -> None:
-        self.batch_size, self.parallel, self.feature_dim = batch_size, parallel, encoder.output_shape[1]
-        self.weights_sha256 = weights_sha256(encoder)
+    def __init__(self, info: NetworkInfo, batch_size: int, parallel: int) -> None:
+        self.batch_size, self.parallel = batch_size, parallel
+        self.feature_dim, self.weights_sha256, self.depths = info
         self.pool: queue.SimpleQueue[Callable[[Batch], Any]] = queue.SimpleQueue()
+
+    @property
+    def device_name(self) -> str:
+        """What it runs on, in words, see `framework.device_name`."""
+        from headstart.framework import device_name
+
+        return device_name()
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Compute the features, (b, feature_dim) float32, of a batch of b <= batch_size examples.

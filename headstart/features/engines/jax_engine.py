@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype
+from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype, describe
 from headstart.framework import keras, policy
 from headstart.modalities.base import Batch
 
@@ -40,7 +40,7 @@ class JaxEngine(Engine):
         devices = devices or jax.local_devices()
         on_cpu = devices[0].platform == "cpu"
         copies = 1 if on_cpu else 2  # one batch is copied to the device while one is computed
-        super().__init__(encoder, batch_size or (CPU_BATCH if on_cpu else GPU_BATCH), copies * len(devices))
+        super().__init__(describe(encoder), batch_size or (CPU_BATCH if on_cpu else GPU_BATCH), copies * len(devices))
         self.arithmetic = {
             **{library: importlib.metadata.version(library) for library in self.libraries},
             "batch_size": str(self.batch_size),  # rounding may depend on it

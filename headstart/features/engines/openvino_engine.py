@@ -7,27 +7,44 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headstart.errors import UserError
-from headstart.features.engines.base import Engine, Spec, computed_dtype
-from headstart.framework import keras, tf
-from headstart.machine import cores
+from headstart.features.engines import graphs
+from headstart.features.engines.base import Engine, NetworkInfo, Spec, computed_dtype, describe
+from headstart.machine import cores, cpu_name
 from headstart.modalities.base import Batch
+
+if TYPE_CHECKING:
+    from headstart.framework import keras, tf
 
 OPENVINO_BATCH = 3  # default batch size
 _PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
-def compile_openvino(
-    network: Callable[..., tf.Tensor], spec: Spec, precision: str, batch_size: int, streams: int
+def convert(network: Callable[..., tf.Tensor], spec: Spec) -> Any:
+    """Return the openvino.Model of a network.
+
+    Args:
+        network: a Keras model, or a function as one: (inputs by name, training=False) -> outputs.
+    """
+    from headstart.framework import tf
+
+    names = list(spec)
+    graph = tf.function(lambda *arrays: network(dict(zip(names, arrays, strict=True)), training=False))
+    signature = [tf.TensorSpec((None, *shape), computed_dtype(dtype)) for shape, dtype in spec.values()]
+    return _import_openvino().convert_model(graph.get_concrete_function(*signature))
+
+
+def compile_graph(
+    model: Any, spec: Spec, precision: str, batch_size: int, streams: int
 ) -> list[Callable[[Batch], np.ndarray]]:
     """Return functions that compute a batch by OpenVINO on the CPU, one for each batch that is computed at once.
 
     Args:
-        network: a Keras model, or a function as one: (inputs by name, training=False) -> outputs.
+        model: as `convert` returns it; it is changed.
         batch_size: of all batches; -1: any.
         streams: how many batches are computed at once; the cores are divided between them.
 
@@ -43,9 +60,6 @@ def compile_openvino(
             "extract.engine tensorflow, which is slow at it"
         )
     names = list(spec)
-    graph = tf.function(lambda *arrays: network(dict(zip(names, arrays, strict=True)), training=False))
-    signature = [tf.TensorSpec((None, *shape), computed_dtype(dtype)) for shape, dtype in spec.values()]
-    model = openvino.convert_model(graph.get_concrete_function(*signature))
     shapes = ([batch_size, *(side or -1 for side in shape)] for shape, _ in spec.values())
     model.reshape(dict(enumerate(shapes)))
     preprocessor = openvino.preprocess.PrePostProcessor(model)
@@ -75,12 +89,36 @@ class OpenVINOEngine(Engine):
 
     name = "openvino"
 
-    def __init__(self, build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None) -> None:
-        encoder = build()
-        super().__init__(encoder, batch_size or OPENVINO_BATCH, cores())
+    def __init__(
+        self,
+        build: Callable[[], keras.Model],
+        spec: Spec,
+        precision: str,
+        batch_size: int | None,
+        network: str | None = None,
+    ) -> None:
+        info, model = _open_graph(build, spec, network)
+        super().__init__(info, batch_size or OPENVINO_BATCH, cores())
         self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
-        for compute in compile_openvino(encoder, spec, precision, self.batch_size, self.parallel):
+        for compute in compile_graph(model, spec, precision, self.batch_size, self.parallel):
             self.pool.put(compute)
+
+    @property
+    def device_name(self) -> str:
+        return cpu_name()
+
+
+def _open_graph(build: Callable[[], keras.Model], spec: Spec, network: str | None) -> tuple[NetworkInfo, Any]:
+    """Return what is known about the network, and its openvino.Model: the one that is kept, or a new one."""
+    openvino, file = _import_openvino(), graphs.find_file(network, spec) if network else None
+    kept = graphs.read(file) if file else None
+    if kept:
+        return kept.info, openvino.Core().read_model(kept.xml, kept.weights)
+    encoder = build()
+    info, model = describe(encoder), convert(encoder, spec)
+    if file:
+        graphs.write(file, info, model)
+    return info, model
 
 
 def _import_openvino() -> Any:

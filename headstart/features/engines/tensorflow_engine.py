@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype
+from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype, describe
 from headstart.framework import gpu_names, keras, policy, tf
 from headstart.modalities.base import Batch
 
@@ -30,7 +30,7 @@ class TensorFlowEngine(Engine):
                 encoders.append(build())
         batch_size = max(2, batch_size or (GPU_BATCH if gpus else CPU_BATCH))  # a batch of one has other bits
         copies = 2 if gpus else 1  # one batch is copied to the GPU while one is computed
-        super().__init__(encoders[0], batch_size, copies * len(devices))
+        super().__init__(describe(encoders[0]), batch_size, copies * len(devices))
         # With some networks TensorFlow's rounding depends on the batch size.
         self.arithmetic = {"tensorflow": tf.__version__, "batch_size": str(batch_size)}
         if gpus:
