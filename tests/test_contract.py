@@ -160,6 +160,7 @@ def test_a_stage_that_is_logged_loads_no_statistics():
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_keras_loads_no_pictures_and_no_scikit_learn_and_others_still_can():
     """They are a third of its start; another thread is not disturbed."""
     code = """

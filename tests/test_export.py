@@ -43,6 +43,7 @@ print(json.dumps(classes))
 """
 
 
+@pytest.mark.slow
 def test_the_model_is_plain_keras(shipped, tmp_path):
     """In a process that has none of our code, and with safe_mode: no code travels in the file."""
     shutil.copy(shipped, tmp_path)

@@ -114,6 +114,7 @@ def test_otherwise_the_head_is_shipped_without_a_refit(here, changes):
     )
 
 
+@pytest.mark.slow
 def test_cached_activations_change_no_result(here):
     """The same views, computed each time or once, differ by the rounding to float16 only, without mixup."""
     same = {"layer_decay": 0.9, "views": 2, "mixup": 0, "epochs": 3, "refit": True, "confidence": 0}
@@ -127,6 +128,7 @@ def test_cached_activations_change_no_result(here):
     assert probabilities[0] == pytest.approx(probabilities[1], abs=0.02)
 
 
+@pytest.mark.slow
 def test_cached_activations_are_not_computed_again(here, monkeypatch):
     computed, original = [], extraction.Extraction.compute
 
@@ -293,6 +295,7 @@ def test_a_better_network_is_refitted_and_scored_without_val(here, trainings):
     assert not list(paths.cache_path("fine_tune").iterdir())
 
 
+@pytest.mark.slow
 def test_with_thorough_effort_the_refit_starts_from_the_beginning(here, trainings):
     report = fine_tune(confidence=0, refit=True, effort="thorough")
     n_train, n_val = len(load_split("train")), len(load_split("val"))

@@ -244,6 +244,7 @@ def test_folds_that_end_early_show_no_gain(here, monkeypatch, capsys):
     assert "in 1 fold the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(here, monkeypatch, capsys):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 1.0))
     monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)

@@ -142,6 +142,7 @@ def stopped(tmp_path, small, monkeypatch, capsys) -> Path:
     return checkpoint
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes(tmp_path, stopped, capsys):
     settings, _, folder = train.parse(words(tmp_path, "other.weights.h5", "--learning-rate", "0.1"))
     assert settings.checkpoint(folder) != stopped  # of another training, which is not resumed

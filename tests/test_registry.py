@@ -277,6 +277,7 @@ def test_two_clones_at_once_let_the_better_be_the_champion(here, monkeypatch, st
     assert rows() == {"0.0": "headstart 1", "0.1": "headstart 3", "0.2": "headstart 2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mine", "others", "best"), [(0, 6, 2), (6, 0, 3), (2, 2, 2)])
 @pytest.mark.parametrize("champion", [True, False])
 def test_two_clones_that_take_the_alias_at_once_leave_it_with_the_better(

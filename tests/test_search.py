@@ -37,6 +37,7 @@ def test_the_best_trial_has_the_lowest_loss(folds):
         assert search(TRAIN, VAL, CLASSES, NO_GROUPS, searched, 0)[1].equals(table)
 
 
+@pytest.mark.slow
 def test_folds_keep_a_group_together_and_leave_val_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(heads, "train", lambda some, others, *_, **__: (seen.append((some, others)), (None, None))[1])

@@ -247,6 +247,7 @@ def kept(shipped, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_mlflow_model_needs_nothing_else_of_the_project(server, files, kept):
     command = [sys.executable, "-BI", "-c", ELSEWHERE, text(files[0])]
     done = subprocess.run(command, cwd=kept.parent, capture_output=True, text=True, check=False)

@@ -191,6 +191,7 @@ for data, *names in files:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_loading_takes_no_more_memory_than_the_header_says():
     done = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -437,6 +438,7 @@ connections.make_server(app).run([bind("127.0.0.1", int(sys.argv[1]))])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hanging", [False, True])
 def test_sigterm_ends_it_whatever_clients_hold_open(hanging):
     """Also if a thread hangs, which keeps Python from ending by itself."""

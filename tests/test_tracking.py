@@ -580,6 +580,7 @@ def test_track_names_what_it_could_not_send(done, serve):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_a_stage_whose_logging_is_interrupted_has_succeeded(tuning, serve):
     serve(BAD_SERVERS["hangs"])
     program = (
