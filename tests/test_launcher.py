@@ -13,7 +13,7 @@ from conftest import ROOT, Project
 from headstart.lockfile import Workspace, read_stages
 from pipeline.__main__ import STAGES
 
-MODULES = ("headstart", "numpy", "pandas", "scipy", "yaml", "pydantic", "headstart.config", "tqdm", "keras", "sklearn")
+MODULES = ("headstart", "numpy", "pandas", "scipy", "yaml", "pydantic", "headstart.config", "tqdm", "h5py", "sklearn")
 OUT = "models/head.keras"
 DVC_YAML = f"stages:\n  train_head:\n    cmd: mkdir -p models && echo trained > {OUT}\n    outs: [{OUT}]\n"
 # What a shell starts with & ignores Ctrl-C, hence the first line.
