@@ -66,7 +66,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     curves, chosen = pd.DataFrame(columns=COLUMNS), {}
 
     result, reason = None, "fine_tune.unfreeze leaves nothing to train"
-    encoder = build_encoder(params, meta, "float32", meta.depth_of(head.input_shape[1]))
+    depth = meta.depth_of(head.input_shape[1])
     skipped = found.nothing_to_gain(np.concatenate([train_set.targets, val_set.targets]))
     if skipped and not settings.asked_for() and settings.unfreeze != "none":
         reason = f"{skipped}; fine_tune.effort=thorough trains all the same"
@@ -79,9 +79,11 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     if result and result.better:
         val_logits, head = result.val_logits, start
         metrics = calibration.val_metrics(val_logits, val_set.targets)
-        encoder = build_encoder(params, meta, "float32")  # whatever precision and devices were used for training
-        encoder.set_weights(trained.get_weights())
+        depth = "last"
         networks.divide_logits(head, result.temperature)
+    encoder = build_encoder(params, meta, "float32", depth)  # whatever precision and devices were used for training
+    if result and result.better:
+        encoder.set_weights(trained.get_weights())
 
     modality = get_modality(params.data.kind, meta.reading)
     model = networks.join(modality.front(meta.size), encoder, head)

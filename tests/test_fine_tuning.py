@@ -218,6 +218,23 @@ def test_a_training_far_behind_the_head_ends_early(tmp_path, capsys, watch_val):
     )
 
 
+def test_a_run_that_is_killed_after_giving_up_gives_up_again(tmp_path, monkeypatch):
+    known = 20 * np.eye(CLASSES, dtype=np.float32)[Points().targets[TRAIN:]]
+    options = {"head_logits": known, "give_up_after": 2, "learning_rate": 1e-9}
+    expected, _ = train(tmp_path, **options)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fine_tuning._EachEpoch, "_stop", kill)  # the checkpoint of that epoch is written by then
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **options)
+    network, result = train(tmp_path, **options)
+    assert (result.gave_up, result.last_epoch) == (True, 2)
+    assert (weights(network) == weights(expected)).all()
+
+
 def test_a_training_goes_on_near_the_head_and_if_it_may_not_give_up(tmp_path):
     known = 20 * np.eye(CLASSES, dtype=np.float32)[Points().targets[TRAIN:]]
     slow = {"learning_rate": 1e-9, "epochs": 3}

@@ -29,7 +29,7 @@ def logits(n_wrong: int) -> np.ndarray:
 
 
 def reason(n_wrong: int, choice: dict[str, Any]) -> str:
-    return HeadReport(SETTINGS, choice, True, logits(n_wrong)).nothing_to_gain(TARGETS)
+    return HeadReport(SETTINGS, choice, logits(n_wrong)).nothing_to_gain(TARGETS)
 
 
 @pytest.mark.parametrize("n_wrong", [0, 2])
@@ -54,7 +54,7 @@ def test_nothing_is_forecast_of_a_head_that_params_ask_for_or_that_val_alone_sco
     assert reason(0, {}) == ""
     unknown = logits(0)
     unknown[:40] = np.nan
-    assert HeadReport(SETTINGS, ALONE, False, unknown).nothing_to_gain(TARGETS) == ""
+    assert HeadReport(SETTINGS, ALONE, unknown).nothing_to_gain(TARGETS) == ""
 
 
 # --- files

@@ -209,9 +209,7 @@ class _EachEpoch(keras.callbacks.Callback):
                 )
             self._save()
         done = self.history.rows[-1]["epoch"]
-        if done and self._is_far_behind(done):
-            self.gave_up = True
-        elif done:
+        if done and not self._give_up_if_far_behind(done):
             how = "had finished when the run was stopped" if done == job.epochs else "resumes"
             print(f"fine_tune: training {how} after epoch {done} of {job.epochs}")
             job.on_epoch_end(self.history.rows[-1])  # so that a progress bar starts there
@@ -253,16 +251,13 @@ class _EachEpoch(keras.callbacks.Callback):
         job.on_epoch_end(self.history.rows[-1])
         return True
 
-    def _is_far_behind(self, epoch: int) -> bool:
+    def _give_up_if_far_behind(self, epoch: int) -> bool:
         head, network = (losses.mean() for losses in (self.scores.losses[0], self.scores.losses[-1]))
-        return bool(epoch == self._job.give_up_after and network > FAR_BEHIND * head)
-
-    def _give_up_if_far_behind(self, epoch: int) -> None:
-        if self._is_far_behind(epoch):
-            self.gave_up = True
-            head, network = (losses.mean() for losses in (self.scores.losses[0], self.scores.losses[-1]))
+        self.gave_up = bool(epoch == self._job.give_up_after and network > FAR_BEHIND * head)
+        if self.gave_up:
             reason = f"log loss {network:.4f} on held-out examples, {head:.4f} by the head: training ends"
             self._stop(f"after epoch {epoch} of {self._job.epochs} {reason}")
+        return self.gave_up
 
     def _save(self) -> None:
         if self._job.checkpoint:

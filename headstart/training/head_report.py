@@ -26,13 +26,11 @@ class HeadReport:
     Attributes:
         settings: how heads on the last layer's features are trained, to start from.
         choice: what cross-validation found; empty if the head was asked for.
-        refitted: whether the head was trained on train and val.
         logits: (N, n_classes) float32 of train, then val, by heads that have not seen them; NaN where there is none.
     """
 
     settings: ResolvedHead
     choice: dict[str, Any]
-    refitted: bool
     logits: np.ndarray
 
     def nothing_to_gain(self, targets: np.ndarray) -> str:
@@ -62,11 +60,7 @@ def read_head_report(n_examples: int, n_classes: int) -> HeadReport:
     file = paths.report("train_head")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        settings, choice, refitted = (
-            ResolvedHead(**report["settings"]),
-            dict(report["choice"]),
-            bool(report["refitted"]),
-        )
+        settings, choice = ResolvedHead(**report["settings"]), dict(report["choice"])
         if choice:
             choice = {"losses": dict(choice["losses"]), "decays": dict(choice["decays"])}
     except (ValidationError, ValueError, TypeError, KeyError) as error:
@@ -78,4 +72,4 @@ def read_head_report(n_examples: int, n_classes: int) -> HeadReport:
     if logits.shape != (n_examples, n_classes) or logits.dtype != np.float32:
         expected, found = (n_examples, n_classes), logits.shape
         raise damaged(paths.HELD_OUT, f"must be float32 of the shape {expected}, got {found}", "train_head")
-    return HeadReport(settings, choice, refitted, logits)
+    return HeadReport(settings, choice, logits)

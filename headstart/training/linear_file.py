@@ -1,7 +1,7 @@
 """Writes a linear head of roots of features as Keras would, from a template: loading Keras takes three seconds.
 
-The template is what Keras wrote for such a head, with DIM and CLASSES for its sizes. Another version of Keras than the
-one that made it writes the file by itself.
+The template is what Keras wrote for such a head, with DIM and CLASSES for its sizes. It serves the version of Keras
+that made it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ GROUPS = {
 }
 
 
-def write_linear(head: Linear, file: Path, classes: Sequence[str]) -> None:
-    """Write the same as `networks.save(networks.from_layers([head]), file, classes)`, and always the same bytes."""
+def write_linear(head: Linear, file: Path, classes: Sequence[str]) -> bool:
+    """Write the same as `networks.save(networks.from_layers([head]), file, classes)`, and always the same bytes.
+
+    Returns:
+        Whether the template serves this version of Keras; else nothing is written.
+    """
     template, version = json.loads(TEMPLATE.read_text(encoding="utf-8")), importlib.metadata.version("keras")
     if template["keras_version"] != version:
-        from headstart.training import networks
-
-        networks.save(networks.from_layers([head]), file, classes)
-        return
+        return False
     sizes = {"DIM": len(head.kernel), "CLASSES": len(head.bias)}
     weights = io.BytesIO()
     with h5py.File(weights, "w") as store:
@@ -52,6 +53,7 @@ def write_linear(head: Linear, file: Path, classes: Sequence[str]) -> None:
         ABOUT: b"{}",
     }
     write_members(file, members)
+    return True
 
 
 def _filled(template: Any, sizes: dict[str, int]) -> Any:

@@ -26,8 +26,8 @@ from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult,
 from headstart.training.folds import CrossValResult, Fold
 from headstart.training.verdict import PairedScores
 
-# Of the learning rate, where a refit goes on from the trained network. On images of CIFAR-10 the full rate undid a part
-# of what the training had brought; with a tenth the refit was as good as one from the start, in a third of its time.
+# Of the learning rate, where a refit goes on from the trained network. In one trial with 560 images of CIFAR-10 the log
+# loss on 600 others was 0.841 with a tenth, 0.879 with all of it, and 0.859 after a refit from the start.
 REFIT_RATE = 0.1
 
 

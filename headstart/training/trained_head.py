@@ -60,13 +60,14 @@ class TrainedHead:
 
     def save(self, file: Path, classes: Sequence[str]) -> None:
         """Write it as .keras: (N, dim) float32 features -> (N, n_classes) probabilities."""
-        if isinstance(self.head, list) and len(self.head) == 1:
-            write_linear(self.head[0], file, classes)
-            return
+        head = self.head
+        if isinstance(head, list):
+            if len(head) == 1 and write_linear(head[0], file, classes):
+                return
+            _prepare_keras(0)
         from headstart.training import networks
 
-        _prepare_keras(0)
-        networks.save(networks.from_layers(self.head) if isinstance(self.head, list) else self.head, file, classes)
+        networks.save(networks.from_layers(head) if isinstance(head, list) else head, file, classes)
 
 
 def train_as_asked(
