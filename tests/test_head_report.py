@@ -65,7 +65,7 @@ def here(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for file in (paths.HELD_OUT, paths.report("train_head")):
         file.parent.mkdir(parents=True, exist_ok=True)
-    report = {"settings": SETTINGS.model_dump(), "choice": {"head": "half", **HALF_BEST}, "refitted": True}
+    report = {"settings": SETTINGS.model_dump(), "choice": {"head": "half", **HALF_BEST}}
     paths.report("train_head").write_text(json.dumps(report))
     np.save(paths.HELD_OUT, logits(3))
     return tmp_path
@@ -73,14 +73,14 @@ def here(tmp_path: Path, monkeypatch) -> Path:
 
 def test_what_train_head_wrote_is_read(here):
     found = read_head_report(60, 3)
-    assert (found.settings, found.refitted) == (SETTINGS, True)
+    assert found.settings == SETTINGS
     assert found.choice == HALF_BEST
     assert (found.logits == logits(3)).all()
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"settings": {}}', '{"settings": {}, "choice": {"head": "last"}, "refitted": true}'],
+    ["", "[]", "{}", '{"settings": {}}', '{"settings": {}, "choice": {"head": "last"}}'],
 )
 def test_a_report_that_does_not_say_how_heads_are_trained_is_refused(here, content):
     paths.report("train_head").write_text(content)
