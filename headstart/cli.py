@@ -40,23 +40,24 @@ def check() -> None:
     """Check params.yaml and the files that it names."""
     from headstart import backbones, config, keras_backend
     from headstart.data.checks import check_data
+    from headstart.modalities.detection import find_modality
 
     params = config.load_params()
     check_data(params)
     config.check_weights(params)
-    backbones.check_params(params)
+    backbone = backbones.choose_backbone(params, find_modality(params.data))
     keras_backend.check_jax(params)
-    print(f"{config.PARAMS_FILE} is valid: backbone {params.backbone}, data {params.data.source}")
+    print(f"{config.PARAMS_FILE} is valid: backbone {backbone.name}, data {params.data.source}")
 
 
 def watch(item: str) -> None:
     """Look at what DVC does not see, for the stages of the group `watch` in dvc.yaml."""
     from headstart import config
     from headstart.data import watching
-    from headstart.modalities import get_modality
+    from headstart.modalities.detection import find_modality
 
     params = config.load_params()
-    watching.watch(item, params, get_modality(params.data.kind))
+    watching.watch(item, params, find_modality(params.data))
 
 
 def review(base: str, output: Path | None, link: list[tuple[str, str]]) -> None:

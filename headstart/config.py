@@ -249,8 +249,8 @@ class Gate(Section):
 class Params(Section):
     """params.yaml: a section for each stage, and what several stages share."""
 
-    backbone: Text
-    """The pretrained network; `headstart backbones` lists them."""
+    backbone: Text | None
+    """The pretrained network; `headstart backbones` lists them; null: tiny for images, tinybert for texts."""
     weights: Annotated[str, Field(min_length=1), Rule("pretrained, none or the path of a weights file")]
     """pretrained (ImageNet; for tiny the file in the repository), none (random), or a weights file. DVC does not watch
     that file: if it changes, run `dvc repro --force extract`, or set data.watch."""

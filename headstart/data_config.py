@@ -36,8 +36,8 @@ Splits = Annotated[dict[str, str] | str | None, BeforeValidator(_check_splits), 
 class Data(Section):
     """Where the examples come from."""
 
-    kind: Text
-    """What an example is: image."""
+    kind: Text | None
+    """What an example is: image or text; null: found in the source, by its files or the columns of its table."""
     source: Text
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
     s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images. Of a

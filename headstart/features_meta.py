@@ -14,9 +14,12 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
     """What features/meta.json says about the encoder of the features; more keys are for people to read.
 
     Attributes:
+        kind: name of the modality.
         depths: how long the vectors are that each depth adds to the features, in their order; `last` comes first.
     """
 
+    kind: str
+    backbone: str
     size: Annotated[int, Field(ge=1)]
     pooling: Literal["avg", "max", "flatten"]
     engine: Literal["openvino", "tensorflow", "jax"]

@@ -23,7 +23,7 @@ from headstart.data.watching import unwatched
 from headstart.features.encoding import Features, encode
 from headstart.features.extraction import retry_on_oom
 from headstart.machine import may_have_gpu
-from headstart.modalities import get_modality
+from headstart.modalities import load_modality
 from headstart.stage import Run, stage
 
 
@@ -55,7 +55,7 @@ def extract(run: Run, batch_size: int | None) -> None:
 
 def print_summary(run: Run, features: Features) -> None:
     """Say what it cost."""
-    costs, meta, noun = features.costs(), features.meta, get_modality(run.params.data.kind).noun
+    costs, meta, noun = features.costs(), features.meta, load_modality().noun
     views = f" and {costs['views']} augmented views" if costs["views"] else ""
     print(
         f"extract: {costs['examples']} {noun}s{views} through {meta['backbone']} at size {meta['size']}, "

@@ -85,7 +85,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     if result and result.better:
         encoder.set_weights(trained.get_weights())
 
-    modality = get_modality(params.data.kind, meta.reading)
+    modality = get_modality(meta.kind, meta.reading)
     model = networks.join(modality.front(meta.size), encoder, head)
     about = {"modality": modality.name, "size": meta.size, "reading": modality.reading, "margin": params.data.margin}
     networks.save(model, model_file, classes, **about)

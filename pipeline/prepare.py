@@ -30,7 +30,7 @@ from headstart.data.listing import Listing, similar_class_names
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.data.watching import check_links, remove_stale, unwatched
-from headstart.modalities import get_modality
+from headstart.modalities.detection import find_modality
 from headstart.outputs import spreadsheet_safe
 from headstart.stage import stage
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Run the stage."""
     with stage("prepare") as run:
         data, settings = run.params.data, run.params.prepare
-        modality = get_modality(data.kind)
+        modality = find_modality(data)
         remove_stale(run.params)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
@@ -58,7 +58,7 @@ def main() -> None:
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
         run.json(paths.CLASSES, listing.classes)
-        run.json(paths.READING, reading)
+        run.json(paths.READING, {"kind": modality.name, **reading})
         quarantine = left_out[["path", "label", "reason", "detail"]].sort_values("path")
         run.csv(paths.QUARANTINE, quarantine.map(spreadsheet_safe))
         run.csv(paths.IGNORED, pd.DataFrame(sorted(listing.ignored), columns=["path", "reason"]).map(spreadsheet_safe))

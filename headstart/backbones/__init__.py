@@ -6,7 +6,7 @@ from headstart.backbones.base import Backbone
 from headstart.backbones.keras_table import ROWS
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, did_you_mean
-from headstart.modalities import get_modality
+from headstart.modalities import Modality, get_modality
 
 BACKBONES: dict[str, Backbone] = {row.name: row for row in ROWS}
 
@@ -33,11 +33,24 @@ def cached_backbones() -> list[str]:
 
 
 def check_params(params: Params) -> None:
-    """Raise UserError if params do not fit the backbone or its modality, naming the key, the rule and the value."""
-    backbone, modality = get_backbone(params.backbone), get_modality(params.data.kind)
+    """Check what can be said of the backbone without looking at the data; raises as `choose_backbone`."""
+    if params.data.kind:
+        choose_backbone(params, get_modality(params.data.kind))
+    elif params.backbone:
+        get_backbone(params.backbone).check(params)
+
+
+def choose_backbone(params: Params, modality: Modality) -> Backbone:
+    """Return the backbone that params name, or the default of the modality, the one of the data.
+
+    Raises:
+        UserError: if there is none of that name, it takes other examples, or params do not fit it.
+    """
+    backbone = get_backbone(params.backbone or modality.default_backbone)
     if backbone.modality != modality.name:
         raise UserError(
-            f"{PARAMS_FILE}: backbone {backbone.name} takes {get_modality(backbone.modality).noun}s, data.kind is "
-            f"{modality.name}; choose a backbone for {modality.noun}s: `headstart backbones` prints the table"
+            f"{PARAMS_FILE}: backbone {backbone.name} takes {get_modality(backbone.modality).noun}s, but the data are "
+            f"{modality.noun}s; choose a backbone for {modality.noun}s: `headstart backbones` prints the table"
         )
     backbone.check(params)
+    return backbone

@@ -67,13 +67,17 @@ def load_classes() -> list[str]:
 
 
 def load_reading() -> dict[str, Any]:
-    """Read how the examples of the data set are read, see `Modality.find_reading`; raises as `load_manifest`."""
+    """Read `kind`, the name of the modality of the data set, and what `Modality.find_reading` returned, in one dict.
+
+    Raises:
+        UserError: as `load_manifest`.
+    """
     try:
         reading = json.loads(paths.READING.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(paths.READING, f"not readable JSON ({one_line(error)})", "prepare") from error
-    if not isinstance(reading, dict):
-        raise damaged(paths.READING, "must be an object", "prepare")
+    if not isinstance(reading, dict) or not isinstance(reading.get("kind"), str):
+        raise damaged(paths.READING, "must be an object with the key kind, a text", "prepare")
     return reading
 
 

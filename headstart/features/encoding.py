@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from headstart import keras_backend
-from headstart.backbones import get_backbone
+from headstart.backbones import choose_backbone
 from headstart.config import Extract, Params
 from headstart.data.layouts import open_examples
-from headstart.data.prepared import load_reading
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
 from headstart.features.views import ViewLoader
-from headstart.modalities import get_modality
+from headstart.modalities import load_modality
 
 if TYPE_CHECKING:
     from headstart.framework import keras
@@ -96,8 +95,8 @@ def choose_depth(settings: Extract, manifest: pd.DataFrame) -> str:
 @contextmanager
 def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> Iterator[Features]:
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
-    backbone, settings = get_backbone(params.backbone), params.extract
-    modality = get_modality(params.data.kind, load_reading())
+    settings, modality = params.extract, load_modality()
+    backbone = choose_backbone(params, modality)
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
     depth = choose_depth(settings, manifest)
 
@@ -112,7 +111,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     spec, precision = modality.spec(size), settings.precision
     engine = open_engine(settings.engine, build, spec, precision, batch_size, "extract", network)
     recipe = {
-        "backbone": params.backbone,
+        "backbone": backbone.name,
         "weights_sha256": engine.weights_sha256,
         "preprocessing": backbone.preprocessing,
         "size": size,
@@ -126,6 +125,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     libraries = (*LIBRARIES, *engine.libraries, *modality.libraries)
     meta = {
         **recipe,
+        "kind": modality.name,
         "feature_dim": engine.feature_dim,
         "views": views,
         "reading": modality.reading,

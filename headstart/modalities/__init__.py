@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from headstart.data.prepared import load_reading
 from headstart.errors import UserError, did_you_mean, one_line
 from headstart.modalities.base import Augmentation, Batch, Modality
 from headstart.modalities.image import ImageModality
+from headstart.modalities.text import TextModality
 
-__all__ = ["Augmentation", "Batch", "Modality", "get_modality", "register"]
+__all__ = ["Augmentation", "Batch", "Modality", "get_modality", "load_modality", "modalities", "register"]
 
 _MODALITIES: dict[str, Modality] = {}
 
@@ -36,4 +38,20 @@ def get_modality(name: str, reading: dict[str, Any] | None = None) -> Modality:
         raise UserError(f"data.kind {name}: {one_line(error)}; run `dvc repro --force prepare`") from error
 
 
+def load_modality() -> Modality:
+    """Return the modality of the prepared data, which reads examples as prepare has found that they are to be read.
+
+    Raises:
+        UserError: if prepare has not run, or has written something else.
+    """
+    reading = load_reading()
+    return get_modality(reading.pop("kind"), reading)
+
+
+def modalities() -> list[Modality]:
+    """Return all modalities, in the order of their registration."""
+    return list(_MODALITIES.values())
+
+
 register(ImageModality())
+register(TextModality())

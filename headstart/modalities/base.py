@@ -60,6 +60,7 @@ class Modality:
 
     Attributes:
         name: what `data.kind` says.
+        default_backbone: what `backbone: null` means for this kind of examples.
         noun: what messages call an example, in the singular.
         suffixes: of files that are meant as examples, in lower case.
         unsupported: suffixes of files that are meant as examples but cannot be read, with advice.
@@ -72,6 +73,7 @@ class Modality:
     """
 
     name: str
+    default_backbone: str = ""
     noun: str = "example"
     suffixes: Sequence[str] = ()
     unsupported: dict[str, str] = {}  # noqa: RUF012  never changed

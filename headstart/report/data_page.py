@@ -16,10 +16,10 @@ from headstart.config import Params
 from headstart.data import decisions
 from headstart.data.layouts import open_examples
 from headstart.data.listing import similar_class_names
-from headstart.data.prepared import load_classes, load_files, load_reading
+from headstart.data.prepared import load_classes, load_files
 from headstart.data.splits import SPLITS
 from headstart.errors import ItemError, UserError
-from headstart.modalities import get_modality
+from headstart.modalities import load_modality
 from headstart.report import charts
 from headstart.report.rendering import Read, read_report, render, thumbnails
 
@@ -65,7 +65,7 @@ def render_data_page(params: Params, remarks: Sequence[str], fingerprint: str) -
     """
     table = load_files()
     good, left_out = table[table.reason == ""], table[table.reason != ""]
-    classes, modality = load_classes(), get_modality(params.data.kind, load_reading())
+    classes, modality = load_classes(), load_modality()
     ignored = pd.read_csv(paths.IGNORED, keep_default_na=False)
     with ExitStack() as stack:
         remarks = list(remarks)

@@ -13,9 +13,9 @@ from headstart.config import Params
 from headstart.data.files import file_hash
 from headstart.data.layouts import open_examples
 from headstart.data.predictions import PROBABILITY, classes_of, parse_predictions
-from headstart.data.prepared import load_manifest, load_reading
+from headstart.data.prepared import load_manifest
 from headstart.errors import ItemError, UserError
-from headstart.modalities import get_modality
+from headstart.modalities import load_modality
 from headstart.report.rendering import Read, thumbnails
 
 # What is shown of each; the rest is counted.
@@ -60,7 +60,7 @@ def gallery(
     problems: list[str] = []
     with ExitStack() as stack:
         read = open_test_examples(params, stack, problems)
-        thumbnail = thumbnails(read, get_modality(params.data.kind, load_reading()))
+        thumbnail = thumbnails(read, load_modality())
 
         def shots(rows: pd.DataFrame) -> list[dict[str, Any]]:
             return [
@@ -73,7 +73,7 @@ def gallery(
             (pair, shots(wrong[(wrong.label == pair.label) & (wrong.predicted == pair.predicted)].head(PER_PAIR)))
             for pair in pairs[pairs.examples > 1].head(PAIRS).itertuples()
         ]
-        shown["looks"], shown["map_size"] = [] if params.data.kind == "image" else None, ""
+        shown["looks"], shown["map_size"] = [] if load_modality().name == "image" else None, ""
         if shown["looks"] is not None and not problems:
             confident = correct[::-1].drop_duplicates("label")
             try:
@@ -93,7 +93,7 @@ def open_test_examples(params: Params, stack: ExitStack, problems: list[str]) ->
     tested = manifest[manifest.split == "test"]
     hashes = dict(zip(tested.path, tested.file_hash, strict=True))
     try:
-        source = stack.enter_context(open_examples(params.data, get_modality(params.data.kind)))
+        source = stack.enter_context(open_examples(params.data, load_modality()))
     except UserError as error:
         problems.append(str(error))
         source = None

@@ -74,7 +74,7 @@ def dataset(snapshot: Snapshot) -> dict[str, str] | None:
         "examples_of_class": pd.crosstab(table.label, table.split).to_dict("index"),
     }
     scheme = source.split("://")[0] if paths.is_address(source) else "local"
-    columns = [{"name": snapshot.params.data.kind, "type": "binary"}, {"name": "label", "type": "string"}]
+    columns = [{"name": snapshot.kind, "type": "binary"}, {"name": "label", "type": "string"}]
     return {
         "name": PurePosixPath(source.rstrip("/")).name or source,
         "digest": snapshot.tags["data_version"],

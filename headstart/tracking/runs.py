@@ -82,7 +82,7 @@ def _row(client: MlflowClient, snapshot: Snapshot) -> tuple[Run, bool]:
     for double in found[1:]:
         store.delete(client, double)
     row, tags = found[0], snapshot.tags
-    unnamed = row.info.run_name == provenance.run_name(snapshot.params.backbone, key)
+    unnamed = row.info.run_name == provenance.run_name(snapshot.backbone, key)
     if unnamed and "dvc_experiment" in tags:  # the workspace was shown before it was saved as an experiment
         client.update_run(row.info.run_id, name=snapshot.name)
         changed = True

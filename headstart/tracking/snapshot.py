@@ -69,16 +69,26 @@ class Snapshot:
         return found | {name: known[name] for name in provenance.LIBRARIES if name in known}
 
     @property
+    def backbone(self) -> str:
+        """The backbone, also where params.yaml leaves it to the data; empty before extract has run."""
+        return self.params.backbone or str(self.json(paths.FEATURES_META).get("backbone", ""))
+
+    @property
+    def kind(self) -> str:
+        """What an example is, also where params.yaml leaves it to the data."""
+        return self.params.data.kind or str(self.json(paths.READING).get("kind", "example"))
+
+    @property
     def name(self) -> str:
         """What the row is called."""
-        return provenance.run_name(self.params.backbone, self.key or "", self.tags.get("dvc_experiment", ""))
+        return provenance.run_name(self.backbone, self.key or "", self.tags.get("dvc_experiment", ""))
 
     def param_texts(self, stage: str | None = None) -> dict[str, str]:
         """The params that shape results, as text: all of them, or those that `stage` reads."""
         read = self._definitions[stage].get("params", []) if stage else None
         return {
             name: value if isinstance(value, str) else json.dumps(value, default=str)
-            for name, value in provenance.result_params(self.params).items()
+            for name, value in {**provenance.result_params(self.params), "backbone": self.backbone}.items()
             if read is None or name in read or name.split(".")[0] in read
         }
 

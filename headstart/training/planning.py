@@ -46,10 +46,10 @@ def build_encoder(params: Params, meta: FeaturesMeta, precision: str, depth: str
         UserError: if the weights have changed since.
     """
     with policy(precision):
-        encoder = get_backbone(params.backbone).build(params.weights, meta.size, meta.pooling, params.seed, depth)
+        encoder = get_backbone(meta.backbone).build(params.weights, meta.size, meta.pooling, params.seed, depth)
     if weights_sha256(encoder) != meta.weights_sha256:
         raise UserError(
-            f"the weights of {params.backbone} are not those that the features were extracted with; "
+            f"the weights of {meta.backbone} are not those that the features were extracted with; "
             "run `dvc repro --force extract`"
         )
     return encoder
@@ -73,11 +73,11 @@ def build_plan(
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, modality = params.fine_tune, get_modality(params.data.kind, meta.reading)
+    settings, modality = params.fine_tune, get_modality(meta.kind, meta.reading)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)
-    trained = splitting.select_blocks(get_backbone(params.backbone).blocks(encoder), settings.unfreeze)
+    trained = splitting.select_blocks(get_backbone(meta.backbone).blocks(encoder), settings.unfreeze)
     scales = splitting.set_trainable(base, trained, settings.layer_decay)
     if not scales:
         yield None
@@ -161,20 +161,20 @@ def _lower_engine(params: Params, meta: FeaturesMeta, split: Split, batch: int |
         return splitting.lower_model(build_encoder(params, meta, precision), split)
 
     recipe = {
-        "backbone": params.backbone,
+        "backbone": meta.backbone,
         "size": meta.size,
         "pooling": f"cut-{'-'.join(map(str, split.places))}",
         "precision": precision,
         "storage": STORAGE,
     }
-    spec = get_modality(params.data.kind).spec(meta.size)
-    network = json.dumps([recipe, meta.weights_sha256, repr(get_backbone(params.backbone))])
+    spec = get_modality(meta.kind).spec(meta.size)
+    network = json.dumps([recipe, meta.weights_sha256, repr(get_backbone(meta.backbone))])
     return open_engine(kind, build, spec, precision, batch, "fine_tune", network), recipe
 
 
 def _fingerprint(params: Params, meta: FeaturesMeta, chosen: dict[str, Any], folds: Sequence[Fold]) -> str:
     """Return 16 hexadecimal digits that stand for everything that shapes the trainings."""
-    settings = [params.backbone, params.weights, params.seed, params.data, params.fine_tune]
+    settings = [params.weights, params.seed, params.data, params.fine_tune]
     kernels = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     parts = [*settings, meta, chosen, tf.__version__, keras.__version__, device_name(), kernels]
     code = [md5_of(Workspace(PROJECT), f"headstart/{place}") for place in CODE]

@@ -37,7 +37,7 @@ class ImageModality(Modality):
         value_range: what is black and what is white in images with more than 8 bits; None: the data set has none.
     """
 
-    name, noun, column = "image", "image", INPUT
+    name, noun, column, default_backbone = "image", "image", INPUT, "tiny"
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
     columns = {"width": "int32", "height": "int32"}  # noqa: RUF012  never changed
     libraries = ("pillow", "simplejpeg")
