@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart import lockfile
 from headstart.errors import UserError
 from headstart.zips import open_zip
 
@@ -72,6 +73,14 @@ def read_texts(file: Path) -> dict[str, Any]:
                 "Build it from layers of Keras alone"
             )
     return texts
+
+
+def is_recorded(file: Path) -> bool | None:
+    """As `lockfile.is_recorded`; None also if dvc.lock is damaged, which says nothing about the model."""
+    try:
+        return lockfile.is_recorded(file)
+    except UserError:
+        return None
 
 
 def check_weights(file: Path) -> None:

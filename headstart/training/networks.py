@@ -18,7 +18,17 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
-from headstart.model_archive import ABOUT, CLASSES, CONFIG, DATE_SAVED, METADATA, read_texts, write_members
+from headstart.model_archive import (
+    ABOUT,
+    CLASSES,
+    CONFIG,
+    DATE_SAVED,
+    METADATA,
+    check_weights,
+    is_recorded,
+    read_texts,
+    write_members,
+)
 from headstart.training.roots import root
 
 if TYPE_CHECKING:
@@ -146,17 +156,23 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     Raises:
         UserError: if there is no such file, or it is of another kind or damaged.
     """
-    model, classes, _ = _load(file)
+    model, classes, _ = _load(file, trusted=True)
     return model, classes
 
 
-def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
-    """Return a model, its class names, and what else was stored."""
+def _load(file: Path, trusted: bool) -> tuple[keras.Model, list[str], dict[str, Any]]:
+    """Return a model, its class names, and what else was stored.
+
+    Args:
+        trusted: whether its config may ask for any number of weights.
+    """
     if not file.exists():
         raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
     try:
         texts = read_texts(file)
         classes, about = texts[CLASSES], texts.get(ABOUT, {})
+        if not trusted:
+            check_weights(file)
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
@@ -194,12 +210,12 @@ class Classifier:
 
 
 def load_classifier(file: Path) -> Classifier:
-    """Return the classifier that fine_tune wrote.
+    """Return the classifier that fine_tune wrote. One that dvc.lock does not record may come from anybody.
 
     Raises:
-        UserError: if there is no such file, or it is of another kind.
+        UserError: if there is no such file, it is of another kind, or its config asks for more weights than it has.
     """
-    network, classes, about = _load(file)
+    network, classes, about = _load(file, trusted=bool(is_recorded(file)))
     if not {"modality", "size"} <= set(about):
         raise UserError(f"{file} takes features, not examples; give the model that fine_tune wrote, models/model.keras")
     return Classifier(network, classes, get_modality(about["modality"], about.get("reading")), int(about["size"]))

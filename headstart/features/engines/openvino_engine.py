@@ -112,8 +112,11 @@ def _open_graph(build: Callable[[], keras.Model], spec: Spec, network: str | Non
     """Return what is known about the network, and its openvino.Model: the one that is kept, or a new one."""
     openvino, file = _import_openvino(), graphs.find_file(network, spec) if network else None
     kept = graphs.read(file) if file else None
-    if kept:
-        return kept.info, openvino.Core().read_model(kept.xml, kept.weights)
+    if file and kept:
+        try:
+            return kept.info, openvino.Core().read_model(kept.xml, kept.weights)
+        except RuntimeError as error:  # what OpenVINO raises
+            graphs.remove(file, error)
     encoder = build()
     info, model = describe(encoder), convert(encoder, spec)
     if file:
