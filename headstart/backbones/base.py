@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,6 +89,14 @@ class Backbone:
     def weights_path(self, size: int) -> Path | None:
         """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
+
+    def reading(self) -> dict[str, Any]:
+        """Return how it wants examples to be read, which joins the reading of the data set; see `with_reading`.
+
+        Raises:
+            UserError: if files that say so are not available.
+        """
+        return {}
 
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         """Name everything besides code and libraries that shapes the network and its weights; arguments as of `build`.

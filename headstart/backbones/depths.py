@@ -23,10 +23,10 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     """Return the layers whose outputs are features besides `output`, from the output downwards, each with its depth.
 
     Of a block that is its last activation, which is where a block is widest and not linear; or its output if it has no
-    activation of its own.
+    activation of its own. A block that is nothing but the output of the network has none.
 
     Args:
-        blocks: all of a network, from input to output; their feature maps are (N, h, w, channels).
+        blocks: all of a network, from input to output; their feature maps are (N, ..., channels) as `output`.
         depth: the lowest of DEPTHS that is asked for.
     """
     asked = DEPTHS[1 : DEPTHS.index(depth) + 1]
@@ -35,7 +35,11 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     for above, block in enumerate(reversed(blocks)):
         name = next((name for name in asked if above < round(_SHARE_OF_BLOCKS[name] * len(blocks))), None)
         layer = _tap(block, output)
-        if name is None or layer is None or total + layer.output.shape[-1] > MAX_FEATURES:
+        if name is None:
+            break
+        if layer is None:
+            continue
+        if total + layer.output.shape[-1] > MAX_FEATURES:
             break
         found.append((name, layer))
         total += layer.output.shape[-1]
@@ -45,10 +49,11 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
 def _tap(block: Block, output: keras.KerasTensor) -> keras.Layer | None:
     import keras
 
-    maps = [layer for layer in block.layers if len(layer.output.shape) == 4 and layer.output is not output]
-    size = block.layers[-1].output.shape[1:3]  # squeeze-and-excitation has activations of a single place
+    rank = len(output.shape)
+    maps = [layer for layer in block.layers if len(layer.output.shape) == rank and layer.output is not output]
+    size = block.layers[-1].output.shape[1:-1]  # squeeze-and-excitation has activations of a single place
     kinds = (keras.layers.Activation, keras.layers.ReLU)
-    activations = [layer for layer in maps if isinstance(layer, kinds) and layer.output.shape[1:3] == size]
+    activations = [layer for layer in maps if isinstance(layer, kinds) and layer.output.shape[1:-1] == size]
     return (activations or maps or [None])[-1]
 
 

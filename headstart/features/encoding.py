@@ -97,6 +97,8 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
     settings, modality = params.extract, load_modality()
     backbone = choose_backbone(params, modality)
+    if reading := backbone.reading():
+        modality = modality.with_reading({**modality.reading, **reading})
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
     depth = choose_depth(settings, manifest)
 

@@ -69,6 +69,8 @@ class Modality:
         libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
         descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
+        length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
+            all have the same length.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
@@ -82,6 +84,7 @@ class Modality:
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
+    length: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
@@ -221,7 +224,7 @@ class Modality:
         """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""
         import keras
 
-        inputs = {name: keras.Input(shape, name=name) for name, (shape, _) in self.spec(size).items()}
+        inputs = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in self.spec(size).items()}
         return keras.Model(inputs, inputs, name="front")
 
     def augmentation(self, settings: Extract | FineTune) -> Augmentation | None:

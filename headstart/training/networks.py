@@ -18,7 +18,16 @@ from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
 from headstart.modalities.base import batch_length, pad_batch
-from headstart.model_archive import ABOUT, CLASSES, CONFIG, DATE_SAVED, METADATA, read_texts, write_members
+from headstart.model_archive import (
+    ABOUT,
+    CLASSES,
+    CONFIG,
+    DATE_SAVED,
+    METADATA,
+    import_layers,
+    read_texts,
+    write_members,
+)
 from headstart.training.roots import root
 
 if TYPE_CHECKING:
@@ -157,6 +166,7 @@ def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
     try:
         texts = read_texts(file)
         classes, about = texts[CLASSES], texts.get(ABOUT, {})
+        import_layers(texts[CONFIG])
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
