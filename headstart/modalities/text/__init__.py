@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from headstart.config import Prepare
 from headstart.modalities.base import Modality
+from headstart.modalities.text import decode, measures
+from headstart.modalities.text.decode import DecodedText
 
 
 class TextModality(Modality):
     """Sentences and documents as the tokens of a backbone."""
 
     name, noun, column, default_backbone = "text", "text", "text", "tinybert"
-    suffixes = (".txt",)
-    mixes = False
+    suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
+    inline, mixes = True, False
+    columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
 
-    def decode(self, data: bytes) -> Any:
-        return data.decode("utf-8")
+    def recognizes(self, head: bytes, suffix: str) -> bool:
+        return decode.recognizes(head, suffix)
+
+    def decode(self, data: bytes) -> DecodedText:
+        return decode.decode(data)
+
+    def item_id(self, item: DecodedText) -> str:
+        return decode.item_id(item)
+
+    def measures(self, item: DecodedText) -> dict[str, float]:
+        return measures.measure(item)
+
+    def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
+        return None if measures["characters"] > 1 else ("too_short", "a single character")
