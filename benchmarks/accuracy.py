@@ -52,11 +52,11 @@ from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
 from headstart.data.layouts import open_examples
-from headstart.data.prepared import load_classes, load_reading, load_split
+from headstart.data.prepared import load_classes, load_split
 from headstart.errors import UserError
 from headstart.features_meta import read_meta
 from headstart.framework import device_name, keras, make_repeatable
-from headstart.modalities import get_modality
+from headstart.modalities import load_modality
 from headstart.modalities.loading import read_batches
 from headstart.training import calibration, defaults, heads, networks, selection
 from headstart.training.examples import concat, load_features
@@ -95,7 +95,7 @@ def sample(source: Path, count: int | None, folder: Path) -> int:
 def outputs_for(network: keras.Model, examples: pd.DataFrame, size: int) -> np.ndarray:
     """What `network` gives for examples of the manifest, in their order."""
     params = load_params()
-    modality = get_modality(params.data.kind, load_reading())
+    modality = load_modality()
     with open_examples(params.data, modality) as source:
         rows = (list(examples.path), list(examples.file_hash))
         batches = read_batches(source, modality, *rows, size, 32)
@@ -133,7 +133,7 @@ def textbook_logits(changes: list[str]) -> tuple[np.ndarray, float]:
     make_repeatable(params.seed)
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
     base, train_set = encoder.get_layer(BACKBONE_LAYER), load_split("train")
-    trained = splitting.select_blocks(get_backbone(params.backbone).blocks(encoder), TEXTBOOK_BLOCKS)
+    trained = splitting.select_blocks(get_backbone(meta.backbone).blocks(encoder), TEXTBOOK_BLOCKS)
     splitting.set_trainable(base, trained, 1)
     split = splitting.find_split(base, trained)
     assert split, "nothing is frozen"

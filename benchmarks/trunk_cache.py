@@ -79,7 +79,7 @@ def plain_keras(params: Params, meta: FeaturesMeta) -> tuple[list[float], float,
     """What the guides of Keras show, from files."""
     size, clock = meta.size, Clock()
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
-    blocks = get_backbone(params.backbone).blocks(encoder)
+    blocks = get_backbone(meta.backbone).blocks(encoder)
     trained = splitting.select_blocks(blocks, params.fine_tune.unfreeze)
     splitting.set_trainable(encoder.get_layer(BACKBONE_LAYER), trained, 1)
     model = keras.Model(encoder.inputs, head(encoder.output))

@@ -16,6 +16,7 @@ Command: python -m pipeline prepare
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -25,12 +26,13 @@ from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import list_items, open_examples
+from headstart.data.layouts import list_items, open_within
 from headstart.data.listing import Listing, similar_class_names
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
+from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.data.watching import check_links, remove_stale, unwatched
-from headstart.modalities.detection import find_modality
+from headstart.modalities.detection import detect
 from headstart.outputs import spreadsheet_safe
 from headstart.stage import stage
 
@@ -39,11 +41,14 @@ def main() -> None:
     """Run the stage."""
     with stage("prepare") as run:
         data, settings = run.params.data, run.params.prepare
-        modality = find_modality(data)
         remove_stale(run.params)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
-        with open_examples(data, modality) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
+        with ExitStack() as stack:
+            opened = stack.enter_context(open_source(data.source, data.root))
+            modality, why = detect(opened, data)
+            source = stack.enter_context(open_within(opened, data, modality))
+            cache = stack.enter_context(InspectionCache(cache_file, fingerprint(modality)))
             listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco, data.splits)
             check_links(source, run.params)
             infos = inspect([item.path for item in listing.items], source, cache, modality)
@@ -67,6 +72,8 @@ def main() -> None:
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
         for line in unwatched("source", run.params):
             print(f"prepare: {line}")
+        if why:
+            print(f"prepare: the examples are {modality.noun}s, by {why}")
         print_summary(summary, good, listing, modality.noun)
         for remark in remarks:
             print(f"prepare: {remark}")

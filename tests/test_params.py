@@ -50,7 +50,7 @@ def test_a_param_without_description_or_default_is_named(monkeypatch):
 
 def test_the_committed_params_are_good():
     leaves = load_params(ROOT / "params.yaml").leaves()
-    assert leaves["backbone"] == "tiny"
+    assert leaves["backbone"] is None
     assert leaves["train_head.epochs"] == 20
     assert leaves["train_head.hidden"] is None
 
@@ -194,7 +194,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]", "data.splits": "none"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
-    words |= {"extract.depth": "half"}
+    words |= {"extract.depth": "half", "backbone": "vgg16", "data.kind": "image"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():

@@ -104,5 +104,7 @@ def test_the_shipped_model_takes_examples_of_its_modality(finished):
 
 def test_a_backbone_of_another_modality_is_refused(finished, capsys):
     write_params(finished / "params.yaml", **{**SMALL, "data.kind": "image", "backbone": "small-dense"})
-    with pytest.raises(UserError, match=r"small-dense takes lines, data\.kind is image; choose a backbone for images"):
+    with pytest.raises(
+        UserError, match=r"small-dense takes lines, but the data are images; choose a backbone for images"
+    ):
         run_stages("extract")

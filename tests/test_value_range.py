@@ -170,7 +170,9 @@ def accuracy() -> float:
 
 
 def test_classes_that_differ_in_low_bits_are_told_apart(here, capsys):
-    assert load_reading() == json.loads(paths.report("prepare").read_text())["reading"] == {"value_range": [0, 4095]}
+    found = json.loads(paths.report("prepare").read_text())["reading"]
+    assert load_reading() == {"kind": "image", **found}
+    assert found == {"value_range": [0, 4095]}
     assert accuracy() > 0.9
     set_params(**{"prepare.value_range": [0, 65535]})  # as 16 bits: 17 grey levels
     run_stages("prepare", "extract", "train_head", "fine_tune", "evaluate")
@@ -280,7 +282,7 @@ def test_8_bits_need_no_reading(tmp_path, monkeypatch, capsys):
     paint_classes(tmp_path / "scans")
     set_params(**{"prepare.value_range": [0, 4095]})
     run_stages("prepare", "extract")
-    assert load_reading() == {}
+    assert load_reading() == {"kind": "image"}
     assert "prepare: prepare.value_range is not used: all images have 8 bits" in capsys.readouterr().out
     assert set(pd.read_parquet(paths.FILES)) & {"deep", "low", "high"} == set()
     eight = np.load(paths.FEATURES["train"])

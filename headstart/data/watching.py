@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from headstart.data.inspection_cache import InspectionCache, ItemInfo
 from headstart.data.layouts import list_items
 from headstart.data.listing import Kind
 from headstart.data.sources import is_archive, local_file, names_files, open_source
+from headstart.data_config import Data
 from headstart.errors import ItemError
 from headstart.machine import cores
 from headstart.outputs import Outputs
@@ -33,16 +34,17 @@ CHUNK_FILES, CHUNK_BYTES = 256, 2**20
 PRETRAINED = ("pretrained", "none")  # what `weights` says if it names no file
 
 
-def watch(item: str, params: Params, kind: Kind) -> None:
+def watch(item: str, params: Params, find_kind: Callable[[Data], Kind]) -> None:
     """Write data/watched/ITEM.json, which is the same on every machine if what DVC does not see is the same.
 
     Args:
         item: source or weights.
+        find_kind: returns what the examples of the source are.
 
     Raises:
         UserError: if it is not there.
     """
-    content = fingerprint_source(params, kind) if item == "source" else fingerprint_weights(params)
+    content = fingerprint_source(params, find_kind(params.data)) if item == "source" else fingerprint_weights(params)
     outputs = Outputs(through_links=False)
     try:
         outputs.json(paths.WATCHED / f"{item}.json", content)

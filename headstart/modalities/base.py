@@ -64,6 +64,7 @@ class Modality:
         noun: what messages call an example, in the singular.
         suffixes: of files that are meant as examples, in lower case.
         unsupported: suffixes of files that are meant as examples but cannot be read, with advice.
+        inline: whether a cell of a table can be an example, as UTF-8.
         mixes: whether inputs can be averaged, as mixup does.
         columns: the measures that the manifest keeps, with their dtypes.
         libraries: packages whose versions shape what `load` gives.
@@ -79,6 +80,7 @@ class Modality:
     noun: str = "example"
     suffixes: Sequence[str] = ()
     unsupported: dict[str, str] = {}  # noqa: RUF012  never changed
+    inline: bool = False
     mixes: bool = True
     columns: dict[str, str] = {}  # noqa: RUF012  never changed
     libraries: Sequence[str] = ()

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from headstart.config import Prepare
 from headstart.errors import ItemError
 from headstart.modalities.base import Batch, Modality
-from headstart.modalities.text import probes
+from headstart.modalities.text import decode, measures, probes
+from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
 
 INPUT = "tokens"  # name of the encoder's input
@@ -19,48 +21,62 @@ class TextModality(Modality):
     """Sentences and documents as the tokens of a backbone.
 
     Args:
-        tokens: how the backbone reads texts; None, before a backbone is chosen: texts can be decoded, but not loaded.
+        reading: with what a backbone has added to it, see `Tokens`; without that texts are decoded, but not loaded.
     """
 
     name, noun, column, default_backbone = "text", "text", "text", "tinybert"
-    suffixes = (".txt",)
-    mixes = False
+    suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
+    inline, mixes = True, False
+    columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     libraries = ("tokenizers",)
     length = "characters"
 
-    def __init__(self, tokens: Tokens | None = None, reading: dict[str, Any] | None = None) -> None:
-        self._tokens, self.reading = tokens, reading or {}
+    def __init__(self, reading: dict[str, Any] | None = None) -> None:
+        self.reading = reading or {}
+        self._known = Tokens.parse(self.reading) if set(KEYS) & set(self.reading) else None
 
-    def decode(self, data: bytes) -> Any:
-        return data.decode("utf-8")
+    def recognizes(self, head: bytes, suffix: str) -> bool:
+        return decode.recognizes(head, suffix)
+
+    def decode(self, data: bytes) -> DecodedText:
+        return decode.decode(data)
+
+    def item_id(self, item: DecodedText) -> str:
+        return decode.item_id(item)
+
+    def measures(self, item: DecodedText) -> dict[str, float]:
+        return measures.measure(item)
+
+    def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
+        return None if measures["characters"] > 1 else ("too_short", "a single character")
 
     def with_reading(self, reading: dict[str, Any]) -> TextModality:
-        return TextModality(Tokens.parse(reading) if set(KEYS) & set(reading) else None, reading)
+        return TextModality(reading)
+
+    @property
+    def _tokens(self) -> Tokens:
+        if self._known is None:
+            raise ValueError("a backbone says how texts become tokens, and none is chosen yet")
+        return self._known
 
     def load(self, data: bytes, size: int) -> np.ndarray:
         """Load a text, (t,) int32 tokens with t <= `size`; what is longer is cut."""
-        return self._encode(data, size)[0]
+        return self._tokens.encode(self.decode(data), size)[0]
 
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
-        tokens, cut = self._encode(data, size)
+        tokens, cut = self._tokens.encode(self.decode(data), size)
         return tokens, f"have more than {size} tokens, as many as the model reads; the rest is left out." if cut else ""
-
-    def _encode(self, data: bytes, size: int) -> tuple[np.ndarray, bool]:
-        if self._tokens is None:
-            raise ValueError("a backbone says how texts become tokens, and there is none yet")
-        return self._tokens.encode(self.decode(data), size)
 
     def whole(self, data: bytes) -> np.ndarray:
         """Return as many tokens of a text as its backbone can take, (t,) int32."""
-        return self.load(data, self._tokens.longest if self._tokens else 0)
+        return self.load(data, self._tokens.longest)
 
     def memory(self, data: bytes, size: int) -> int:
         return BYTES_PER_BYTE * len(data)
 
     def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
         """Fill texts up to the longest, (b, T) int32; the encoder finds the mask by the tokens themselves."""
-        assert self._tokens
-        return {INPUT: self._tokens.pad_to_longest(arrays)}
+        return {INPUT: self._tokens.fill(arrays)}
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
         return {INPUT: ((None,), "int32")}

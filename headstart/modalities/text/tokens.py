@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXTRA = "the extra `hub`: make setup EXTRAS=hub"
 BYTES_PER_BYTE = 200  # of memory that tokenizing a byte of text takes at most: offsets, masks and words of each token
+EXACT, STEP = 32, 16  # tokens
 KEYS = ("tokenizer", "pad", "prefix", "longest")
 
 
@@ -55,9 +56,15 @@ class Tokens(NamedTuple):
         cut = len(beginning) < len(text) or bool(encoding.overflowing)
         return np.array(encoding.ids, np.int32), cut
 
-    def pad_to_longest(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Return one array, (b, T) int32, of texts (t,) each."""
-        tokens = np.full((len(arrays), max(map(len, arrays))), self.pad, np.int32)
+    def fill(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return one array, (b, T) int32, of texts (t,) each, filled up to the longest of them.
+
+        Up to EXACT tokens the bits of features do not depend on T on the processors where that was tried, and beyond
+        only on whether T is a multiple of STEP: so many numbers are added up side by side.
+        """
+        longest = max(map(len, arrays))
+        longest = longest if longest <= EXACT else -(-longest // STEP) * STEP
+        tokens = np.full((len(arrays), longest), self.pad, np.int32)
         for row, array in zip(tokens, arrays, strict=True):
             row[: len(array)] = array
         return tokens
