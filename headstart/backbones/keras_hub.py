@@ -68,6 +68,11 @@ class TextEncoder(Backbone):
     def weights_path(self, size: int) -> Path:
         return hub_files.weights_file(self.origin.folder())
 
+    def fetch(self) -> Path:
+        folder = hub_files.fetch(self.origin)
+        hub_files.check_weights(self.origin, folder)
+        return folder
+
     def reading(self) -> dict[str, Any]:
         """Return how it reads texts, see `headstart.modalities.text.tokens.Tokens`."""
         folder = hub_files.fetch(self.origin)
@@ -134,7 +139,7 @@ class TextEncoder(Backbone):
             raise
         except Exception as error:  # of many kinds
             raise UserError(
-                f"{folder}: KerasHub cannot make a text encoder of it ({one_line(error)[:300]}); see its list of models: "
+                f"{folder}: KerasHub cannot make a text encoder of it ({one_line(error)[:300]}); its list of models: "
                 "https://keras.io/keras_hub/presets"
             ) from error
 
