@@ -1,4 +1,4 @@
-"""Real English that every installation has: the docstrings of the packages in requirements.lock. Nothing is imported."""
+"""Real English that every installation has: docstrings of the packages in requirements.lock; none is imported."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,6 +130,25 @@ def check_weights(origin: Origin, folder: Path) -> None:
             f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the "
             f"file, so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
         )
+
+
+@contextmanager
+def named_as_google(folder: Path) -> Iterator[Path]:
+    """Yield a folder like `folder`, of a BERT by Hugging Face, with its weights under the names that Google gave them.
+
+    KerasHub 0.25, the last one for Python 3.10, knows no others.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    def rename(name: str) -> str:
+        name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name))
+        return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+
+    with TemporaryDirectory() as temporary:
+        weights = load_file(folder / _SAFETENSORS)
+        save_file({rename(name): array for name, array in weights.items()}, Path(temporary) / _SAFETENSORS)
+        (Path(temporary) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+        yield Path(temporary)
 
 
 def _ways(origin: Origin) -> list[Callable[[Origin, Path], None]]:

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,9 +129,11 @@ class TextEncoder(Backbone):
         try:
             import keras_hub
 
-            network = keras_hub.models.Backbone.from_preset(
-                str(folder), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
-            )
+            old = _read_config(folder).get("model_type") == "bert" and "0.25." in keras_hub.__version__
+            with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
+                network = keras_hub.models.Backbone.from_preset(
+                    str(place), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
+                )
             output = network.output["sequence_output"] if isinstance(network.output, dict) else network.output
             base = keras.Model(network.inputs, output)
             activation = _activation(folder)
