@@ -51,6 +51,7 @@ def main() -> None:
             cache = stack.enter_context(InspectionCache(cache_file, fingerprint(modality)))
             listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco, data.splits)
             check_links(source, run.params)
+            lines = [*unwatched("source", run.params, source)]
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
             table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
@@ -70,7 +71,7 @@ def main() -> None:
         summary = summarize(table, copies, outliers, listing)
         run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
-        for line in unwatched("source", run.params):
+        for line in lines:
             print(f"prepare: {line}")
         if why:
             print(f"prepare: the examples are {modality.noun}s, by {why}")

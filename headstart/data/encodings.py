@@ -71,5 +71,5 @@ def decode_text(data: bytes) -> tuple[str, str]:
     try:
         return data.decode(codec), codec
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start + 1:,}"
-        raise ItemError("encoding", f"{byte} is not {codec.removesuffix('-sig').upper()}, others are; {ADVICE}") from error
+        name = codec.removesuffix("-sig").upper()
+        raise ItemError("encoding", f"byte {error.start + 1:,} is not {name}, others are; {ADVICE}") from error

@@ -141,7 +141,7 @@ def _parse_line(line: str, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"line {number} must be an object such as {{\"text\": \"...\", \"label\": \"...\"}}")
+        raise ValueError(f'line {number} must be an object such as {{"text": "...", "label": "..."}}')
     return row
 
 
