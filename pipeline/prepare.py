@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headstart import paths
@@ -54,7 +55,8 @@ def main() -> None:
             lines = [*unwatched("source", run.params, source)]
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
-            table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
+            no_descriptor = np.zeros(modality.descriptor_dim, modality.descriptor_dtype)
+            table, descriptors = tabulate(listing, infos, reject, no_descriptor, settings.on_bad)
         copies = decide(table, descriptors, listing.classes, run.params)
 
         good, left_out = table[table.reason == ""], table[table.reason != ""]

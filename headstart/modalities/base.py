@@ -69,7 +69,8 @@ class Modality:
         columns: the measures that the manifest keeps, with their dtypes.
         libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
-        descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
+        descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
+        descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
@@ -84,6 +85,7 @@ class Modality:
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
+    descriptor_dtype: str = "float16"
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
@@ -132,7 +134,8 @@ class Modality:
 
         Returns:
             (n, descriptor_dim) float16 of length 1, or zeros if there is nothing to compare: near copies are within
-            `prepare.near_distance` of each other; and (n,) float32 by name.
+            `prepare.near_distance` of each other; or uint16 signatures: near copies differ in at most that share of
+            their values; and (n,) float32 by name.
         """
         return np.zeros((len(sketches), self.descriptor_dim), np.float16), {}
 
