@@ -57,11 +57,13 @@ def main() -> None:
             reject = partial(modality.reject, settings=settings)
             no_descriptor = np.zeros(modality.descriptor_dim, modality.descriptor_dtype)
             table, descriptors = tabulate(listing, infos, reject, no_descriptor, settings.on_bad)
+            leaks = modality.find_leaks(table[table.reason == ""], source.read)
         copies = decide(table, descriptors, listing.classes, run.params)
 
         good, left_out = table[table.reason == ""], table[table.reason != ""]
         outliers = decisions.outliers(modality.outlier_measures(good))
         reading, remarks = modality.find_reading(good, settings)
+        remarks = [*remarks, *leaks]
         make_manifest(table, copies, modality.columns).to_parquet(manifest_file, index=False)
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)

@@ -153,6 +153,15 @@ class Modality:
         """
         return {}, []
 
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        """Return what to print about labels that examples themselves give away, a line each.
+
+        Args:
+            examples: a row for each example that can be used: path, label, item_id.
+            read: returns the bytes of an example.
+        """
+        return []
+
     def with_reading(self, reading: dict[str, Any]) -> Modality:
         """Return this modality for a data set, by what `find_reading` returned.
 
@@ -171,6 +180,10 @@ class Modality:
 
     def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
         """Return what the page about the data draws: values, and a format for their ends, by title."""
+        return {}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        """Return what the page about the data counts: a text for each example, by title."""
         return {}
 
     # --- what networks see

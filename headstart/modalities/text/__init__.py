@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pandas as pd
 
 from headstart.config import Prepare
+from headstart.errors import ItemError
 from headstart.modalities.base import Modality
-from headstart.modalities.text import copies, decode, measures
+from headstart.modalities.text import copies, decode, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
+
+
+SHOWN = 400  # characters of a text on a page
 
 
 class TextModality(Modality):
@@ -39,3 +48,30 @@ class TextModality(Modality):
 
     def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
         return None if measures["characters"] > 1 else ("too_short", "a single character")
+
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        return {}, measures.remarks(examples)
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        return leaks.find_leaks(examples, read)
+
+    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
+        return {("short", "long"): (np.log2(examples.characters.astype(float)), 0.5)}
+
+    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+        return {"characters": (examples.characters, "{:.0f}"), "words": (examples.words, "{:.0f}")}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        return {"script": measures.scripts(examples)}
+
+    def probes(self, size: int) -> list[bytes]:
+        return probes.texts(size)
+
+    def show(self, data: bytes) -> str:
+        """Return the first SHOWN characters as a quotation."""
+        try:
+            text = decode.decode(data)
+        except ItemError:
+            return ""
+        more = "\N{HORIZONTAL ELLIPSIS}" if len(text) > SHOWN else ""
+        return f'<blockquote dir="auto">{html.escape(text[:SHOWN])}{more}</blockquote>'
