@@ -4,9 +4,9 @@ The rule, in this order:
 
 1. A byte order mark decides: UTF-8, UTF-16 or UTF-32. What lacks it and has many zero bytes is refused.
 2. What is valid UTF-8 is UTF-8.
-3. What holds hardly any valid sequences of UTF-8 beyond ASCII, has only bytes that Windows-1252 defines, and never four
-   of them above 127 in a row (one run in a hundred at most), is Windows-1252: words of Western languages mix accents
-   with plain letters, those of other encodings consist of bytes above 127.
+3. What holds hardly any valid sequences of UTF-8 beyond ASCII, has only bytes that Windows-1252 defines, never four of
+   them above 127 in a row (one run in a hundred at most), and few of the signs RARE, is Windows-1252: words of Western
+   languages mix accents with plain letters, those of other encodings consist of bytes above 127 or begin with such.
 4. Anything else is refused: another encoding, or two in one file.
 """
 
@@ -26,6 +26,8 @@ _MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+RARE = "\N{SINGLE LOW-9 QUOTATION MARK}ƒ†‡ˆ‰˜"  # with them begin syllables in Shift-JIS
+MOST_RARE = 10  # one byte above 127 in so many
 _RUN = re.compile(rb"[\x80-\xff]+")
 _LONG_RUN = 4  # bytes
 _FEW = 100  # one in so many is an accident
@@ -55,7 +57,9 @@ def find_encoding(data: bytes) -> str:
     if (len(_BEYOND_ASCII.findall(lenient)) - stray) * 10 > stray:
         return "utf-8"
     runs = _RUN.findall(data)
-    if sum(len(run) >= _LONG_RUN for run in runs) * _FEW <= len(runs):
+    long = sum(len(run) >= _LONG_RUN for run in runs)
+    rare = sum(map(data.count, (sign.encode(WINDOWS) for sign in RARE)))
+    if long * _FEW <= len(runs) and rare * MOST_RARE <= sum(map(len, runs)):
         try:
             data.decode(WINDOWS)
             return WINDOWS

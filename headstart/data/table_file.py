@@ -178,7 +178,7 @@ def as_text(source: str, column: pd.Series, whole: bool = False) -> list[str]:
         column = column.astype("Int64")
     if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
         raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
-    return column.astype(object).where(column.notna(), "").astype(str).tolist()
+    return list(map(str, column.astype(object).where(column.notna(), "")))
 
 
 def read_labels(source: str, column: pd.Series) -> list[str]:

@@ -15,7 +15,6 @@ from headstart.modalities.base import Modality
 from headstart.modalities.text import copies, decode, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
 
-
 SHOWN = 400  # characters of a text on a page
 
 
