@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SMALL, run_stages, write_params
+from conftest import write_params
 
-from headstart import cli, paths
+from headstart import paths
 from headstart.config import load_params
 from headstart.data import layouts
-from headstart.data.inspection import fingerprint
 from headstart.data.listing import Listing
 from headstart.data.sources import open_source
 from headstart.data.tables import parse_row
 from headstart.errors import ItemError, UserError
-from headstart.modalities import get_modality
 from headstart.modalities.detection import detect
 
 ROWS = [("good film", "pos"), ("a bad, long film", "neg"), ('he said "no"', "neg"), ("two\nlines", "pos")]
@@ -111,7 +107,7 @@ def test_columns_are_found_by_their_names(columns, changes, expected):
 @pytest.mark.parametrize(
     ("columns", "changes", "message"),
     [
-        ("a b", {}, r"t\.csv: no column is named as texts usually are \(text, sentence, .*\); its columns are 'a', 'b': "
+        ("a b", {}, r"t\.csv: no column is named as texts usually are \(text, .*\); its columns are 'a', 'b': "
          r"set data\.text_column to one of them\. A manifest of files has the columns path and label"),
         ("text b", {}, r"t\.csv: no column is named as labels usually are .* set data\.label_column"),
         ("text label", {"text_column": "txt"}, r"t\.csv: the column 'txt' is missing; its columns are 'text', 'label'"),
@@ -221,13 +217,15 @@ def test_semicolons_as_european_spreadsheets_write_them():
     ("names", "changes", "splits"),
     [
         (("train.csv", "test.csv"), {}, {"train.csv": "train", "test.csv": "test"}),
-        (("d/train.tsv", "d/dev.tsv", "d/test.tsv"), {}, {"d/train.tsv": "train", "d/dev.tsv": "val", "d/test.tsv": "test"}),
+        (("d/train.tsv", "d/dev.tsv", "d/test.tsv"), {},
+         {"d/train.tsv": "train", "d/dev.tsv": "val", "d/test.tsv": "test"}),
         (("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"),
          {}, {"data/train-00000-of-00002.parquet": "train", "data/train-00001-of-00002.parquet": "train",
               "data/test-00000-of-00001.parquet": "test"}),
         (("2019.csv", "2020.csv"), {}, {"2019.csv": None, "2020.csv": None}),
         (("train.csv", "test.csv"), {"splits": "none"}, {"train.csv": None, "test.csv": None}),
-        (("a.jsonl", "b.jsonl"), {"splits": {"train": "a", "test": "b.jsonl"}}, {"a.jsonl": "train", "b.jsonl": "test"}),
+        (("a.jsonl", "b.jsonl"), {"splits": {"train": "a", "test": "b.jsonl"}},
+         {"a.jsonl": "train", "b.jsonl": "test"}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("packed", [False, True])
@@ -277,97 +275,3 @@ def test_a_single_table_is_no_split_whatever_its_name():
     write("source/test.csv", frame())
     listing, _ = look("source/train.csv")
     assert [item.split for item in listing.items] == [None] * 4
-
-
-def many(count: int = 30, of: str = "review") -> pd.DataFrame:
-    """Texts that differ from each other in most words."""
-    words = [
-        "amber",
-        "bronze",
-        "copper",
-        "dusk",
-        "ember",
-        "flint",
-        "gravel",
-        "harbor",
-        "island",
-        "jungle",
-        "kettle",
-        "lantern",
-        "meadow",
-        "needle",
-        "orchard",
-    ]
-    rows = []
-    for row in range(count):
-        picked = " ".join(words[(row * step + step) % 15] + str(row * step) for step in (1, 2, 4, 7, 11))
-        rows.append((f"{of} {picked}", ("neg", "pos")[row % 2]))
-    return frame(rows)
-
-
-def prepare(source: str, **changes: object) -> pd.DataFrame:
-    write_params(Path("params.yaml"), **{**SMALL, "prepare.split": "exact", "data.source": source, **changes})
-    run_stages("prepare")
-    return pd.read_parquet(paths.MANIFEST)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
-def test_prepare_says_what_it_has_found(suffix, capsys):
-    manifest = prepare(write(f"reviews{suffix}", many()))
-    assert len(manifest) == 30
-    assert set(manifest.split) == {"train", "val", "test"}
-    assert (manifest.characters > 40).all()
-    assert json.loads(paths.READING.read_text()) == {"kind": "text"}
-    printed = capsys.readouterr().out
-    assert f"prepare: the examples are texts, by the columns text and label of reviews{suffix}\n" in printed
-    assert "DVC watches" not in printed
-
-
-def test_a_second_run_inspects_nothing_again(monkeypatch):
-    os.utime(write("reviews.csv", many()), (1, 1))
-    first, code = prepare("reviews.csv"), fingerprint(get_modality("text"))
-    monkeypatch.setattr(type(get_modality("text")), "sketch", lambda *_: pytest.fail("inspected again"))
-    monkeypatch.setattr("pipeline.prepare.fingerprint", lambda kind: code)  # which inspects known texts
-    assert prepare("reviews.csv").equals(first)
-
-
-def test_three_rows_end_in_one_message(capsys):
-    with pytest.raises(UserError, match=r"2 of 2 classes are not in each of train, val and test") as caught:
-        prepare(write("t.csv", frame()[:3]))
-    assert "Traceback" not in str(caught.value)
-
-
-def test_too_many_bad_rows_end_in_one_message():
-    table = many()
-    table.loc[:9, "label"] = None
-    with pytest.raises(UserError, match=r"t\.csv: 10 of 30 files cannot be used:\n  t\.csv#2: the label is missing"):
-        prepare(write("t.csv", table))
-
-
-@pytest.mark.parametrize("source", ["reviews.csv", "folder", "folder.zip"])
-def test_the_watched_source_changes_with_its_texts(source):
-    def make(of: str) -> None:
-        write("reviews.csv", many(of=of))
-        write("folder/train.csv", many(of=of))
-        shutil.make_archive("folder", "zip", "folder")
-
-    def watched() -> str:
-        write_params(Path("params.yaml"), **{**SMALL, "data.source": source, "data.watch": ["source"]})
-        assert cli.main(["watch", "source"]) == 0
-        return (paths.WATCHED / "source.json").read_text()
-
-    make("review")
-    first = watched()
-    assert watched() == first
-    make("critique")
-    assert watched() != first
-
-
-def test_a_manifest_of_text_files_stays_a_manifest(capsys):
-    table = many()
-    for row, text in enumerate(table.text):
-        Path("texts").mkdir(exist_ok=True)
-        Path(f"texts/{row}.txt").write_text(text)
-    manifest = table.assign(path=[f"texts/{row}.txt" for row in range(len(table))])[["path", "label"]]
-    assert set(prepare(write("t.csv", manifest)).path) == set(manifest.path)
-    assert "the examples are texts, by the suffixes of 30 of 30 files" in capsys.readouterr().out

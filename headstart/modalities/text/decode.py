@@ -44,7 +44,7 @@ def decode(data: bytes) -> DecodedText:
     if len(text) > MAX_CHARACTERS:
         detail = f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are read; split it"
         raise ItemError("too_long", f"{detail} (in a table: is a quote not closed?)")
-    if len(CONTROL.findall(text)) > MOST_CONTROL * len(text):
+    if len(CONTROL.findall(text)) > 1 + MOST_CONTROL * len(text):
         raise ItemError("not_text", "more than a twentieth of it is control characters")
     return text
 
