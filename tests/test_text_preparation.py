@@ -7,9 +7,11 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 import pytest
 from conftest import SMALL, run_stages, write_params
+from test_remote import serve
 from test_texts import sentence
 
 from headstart import cli, paths
@@ -139,6 +141,21 @@ def test_the_page_about_the_data_shows_texts_and_escapes_them():
     assert f"{sentence(7)} &lt;script&gt;1&lt;/script&gt;</blockquote>" in page
     for shown in ("histogram of characters", "histogram of words", ">Hebrew</td>", "2 files"):
         assert shown in page
+
+
+@pytest.mark.parametrize("source", ["t.csv?key=1", "packed.tar.gz", "memory"])
+def test_texts_at_addresses(source, capsys):
+    Path("there/texts").mkdir(parents=True)
+    many().to_csv("there/t.csv", index=False)
+    many().to_csv("there/texts/all.csv", index=False)
+    shutil.make_archive("there/packed", "gztar", "there/texts")
+    with serve(Path("there")) as (address, _):
+        if source == "memory":
+            fsspec.filesystem("memory").put("there/texts", "/bucket/texts", recursive=True)
+        manifest = prepare("memory://bucket/texts" if source == "memory" else f"{address}/{source}")
+    table = "t.csv" if source.startswith("t") else "all.csv"
+    assert set(manifest.path) == {f"{table}#{row}" for row in range(2, 32)}
+    assert "the examples are texts, by the columns" in capsys.readouterr().out
 
 
 def test_a_few_captions_beside_images_do_not_make_texts_of_them(photos):
