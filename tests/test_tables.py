@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_params
 
@@ -208,6 +211,20 @@ def test_labels_that_are_numbers_or_missing(labels, classes, missing, suffix):
     assert [row[2] for row in listing.refused] == ["no_label"] * missing
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_names_of_classes_in_parquet_of_hugging_face(noted):
+    table = pa.Table.from_pandas(pd.DataFrame({"text": ["a1", "b2", "c3"], "label": [1, 0, -1]}), preserve_index=False)
+    features = {
+        "text": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["neg", "pos"], "_type": "ClassLabel"},
+    }
+    note = json.dumps({"info": {"features": features}} if noted else {"info": []})
+    pq.write_table(table.replace_schema_metadata({"huggingface": note}), "t.parquet")
+    listing, _ = look("t.parquet")
+    assert listing.classes == (["neg", "pos"] if noted else ["-1", "0", "1"])
+    assert [row[2] for row in listing.refused] == (["no_label"] if noted else [])
+
+
 def test_quotes_in_tsv_belong_to_the_text_if_rows_are_lines():
     Path("t.tsv").write_text('text\tlabel\n"so it begins\ta\nan inch is 1"\tb\n"a ""b"" c"\ta\n')
     assert [*look("t.tsv")[1].values()] == [b'"so it begins', b'an inch is 1"', b'a "b" c']
@@ -278,7 +295,5 @@ def test_a_column_of_splits_and_one_of_groups(words, changes):
 
 
 def test_a_single_table_is_no_split_whatever_its_name():
-    write("source/train.csv", frame())
     write("source/test.csv", frame())
-    listing, _ = look("source/train.csv")
-    assert [item.split for item in listing.items] == [None] * 4
+    assert [item.split for item in look(write("source/train.csv", frame()))[0].items] == [None] * 4
