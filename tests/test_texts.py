@@ -169,9 +169,8 @@ def test_signatures_estimate_the_share_of_shingles_in_common():
     true = 1 - len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     assert (signature(text) != signature(other)).mean() == pytest.approx(true, abs=0.12)
     assert (signature(text) != signature(sentence(1))).mean() > 0.7
-    assert (
-        signature("你好,我想知道我的卡在哪里,谢谢你") != signature("你好,我想知道我的卡在哪里,谢谢您")
-    ).mean() < 0.25
+    assert (signature("你好我想知道我的卡在哪里") != signature("你好我想知道你的卡在哪里")).mean() < 0.45
+    assert (signature("Well - this (is) it!") == signature("well this is it")).all()
     assert signature("").shape == signature("a").shape == (TEXTS.descriptor_dim,)
 
 
