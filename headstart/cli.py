@@ -57,7 +57,7 @@ def watch(item: str) -> None:
     from headstart.modalities.detection import find_modality
 
     params = config.load_params()
-    watching.watch(item, params, find_modality(params.data))
+    watching.watch(item, params, find_modality)
 
 
 def review(base: str, output: Path | None, link: list[tuple[str, str]]) -> None:

@@ -40,15 +40,22 @@ class Data(Section):
     """What an example is: image or text; null: found in the source, by its files or the columns of its table."""
     source: Text
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
-    s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images. Of a
-    manifest or a .json DVC watches that file alone: if images change, run `dvc repro --force prepare`, or set
-    data.watch."""
+    s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images; or
+    texts: a .csv, .tsv, .parquet or .jsonl table, or a folder or archive of such. Of a manifest or a .json DVC watches
+    that file alone: if images change, run `dvc repro --force prepare`, or set data.watch."""
+    text_column: Text | None
+    """The column of a table that holds the texts; null: found by the usual names: text, sentence, review, content,
+    message and the like."""
+    label_column: Text | None
+    """The column of a table that holds the labels of texts; null: found by the usual names: label, category, class,
+    intent, target and the like."""
     watch: Watch
     """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
     that a manifest names; weights: the weights file."""
     splits: Splits
-    """Which folders are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column split of a
-    manifest; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
+    """Which folders or tables are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column
+    split of a table; null: they are recognized by the usual words; none: there are none, the top folders are the
+    classes."""
     root: Text | None
     """The folder or address that the paths in a manifest or in COCO annotations start from; null: the folder of the
     manifest, or the usual places beside the annotations."""

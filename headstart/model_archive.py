@@ -6,6 +6,7 @@ A .keras file is a zip of the weights, of config.json, which names the classes o
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -29,6 +30,8 @@ _MODULES = re.compile(
     r"keras(\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers))?"
     r"|keras\.src\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers"
     r"|applications)\..*"
+    r"|keras_hub\.src\.layers\.modeling\..*"
+    r"|keras_hub\.src\.models\.deberta_v3\.(disentangled_\w+|relative_embedding)"
 )
 # Layers that hold code, run another framework's, or read files.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}
@@ -83,6 +86,22 @@ def is_recorded(file: Path) -> bool | None:
         return None
 
 
+def import_layers(config: Any) -> None:
+    """Import KerasHub, with whose layers Keras can then open a network, if its config names some.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    if '"keras_hub' not in json.dumps(config):
+        return
+    try:
+        importlib.import_module("keras_hub")
+    except ImportError as error:
+        raise UserError(
+            "this model has layers of KerasHub, which is not installed; install the extra `hub`: make setup EXTRAS=hub"
+        ) from error
+
+
 def check_weights(file: Path) -> None:
     """Check that a network asks for no more weights than its file holds, before they take memory.
 
@@ -98,6 +117,7 @@ def check_weights(file: Path) -> None:
         config = json.loads(archive.read(CONFIG))
         stored = sum(member.file_size for member in archive.infolist() if member.filename.startswith(WEIGHTS))
     config.pop("compile_config", None)
+    import_layers(config)
     with tf.Graph().as_default():  # where variables have a shape, but no values yet
         network = keras.saving.deserialize_keras_object(config, safe_mode=True)
         asked = sum(math.prod(variable.shape) for variable in network.variables)

@@ -16,21 +16,24 @@ Command: python -m pipeline prepare
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headstart import paths
 from headstart.data import decisions
 from headstart.data.inspection import fingerprint, inspect
 from headstart.data.inspection_cache import InspectionCache
-from headstart.data.layouts import list_items, open_examples
+from headstart.data.layouts import list_items, open_within
 from headstart.data.listing import Listing, similar_class_names
 from headstart.data.preparation import decide, make_manifest, summarize, tabulate
+from headstart.data.sources import open_source
 from headstart.data.splits import MAX_SHOWN, SPLITS
 from headstart.data.watching import check_links, remove_stale, unwatched
-from headstart.modalities.detection import find_modality
+from headstart.modalities.detection import detect
 from headstart.outputs import spreadsheet_safe
 from headstart.stage import stage
 
@@ -39,21 +42,28 @@ def main() -> None:
     """Run the stage."""
     with stage("prepare") as run:
         data, settings = run.params.data, run.params.prepare
-        modality = find_modality(data)
         remove_stale(run.params)
         manifest_file, files_file = run.path(paths.MANIFEST), run.path(paths.FILES)
         cache_file = paths.cache_path("inspection.sqlite")
-        with open_examples(data, modality) as source, InspectionCache(cache_file, fingerprint(modality)) as cache:
+        with ExitStack() as stack:
+            opened = stack.enter_context(open_source(data.source, data.root))
+            modality, why = detect(opened, data)
+            source = stack.enter_context(open_within(opened, data, modality))
+            cache = stack.enter_context(InspectionCache(cache_file, fingerprint(modality)))
             listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco, data.splits)
             check_links(source, run.params)
+            lines = [*unwatched("source", run.params, source)]
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
-            table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
+            no_descriptor = np.zeros(modality.descriptor_dim, modality.descriptor_dtype)
+            table, descriptors = tabulate(listing, infos, reject, no_descriptor, settings.on_bad)
+            leaks = modality.find_leaks(table[table.reason == ""], source.read)
         copies = decide(table, descriptors, listing.classes, run.params)
 
         good, left_out = table[table.reason == ""], table[table.reason != ""]
         outliers = decisions.outliers(modality.outlier_measures(good))
         reading, remarks = modality.find_reading(good, settings)
+        remarks = [*remarks, *leaks]
         make_manifest(table, copies, modality.columns).to_parquet(manifest_file, index=False)
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
@@ -65,8 +75,10 @@ def main() -> None:
         summary = summarize(table, copies, outliers, listing)
         run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
-        for line in unwatched("source", run.params):
+        for line in lines:
             print(f"prepare: {line}")
+        if why:
+            print(f"prepare: the examples are {modality.noun}s, by {why}")
         print_summary(summary, good, listing, modality.noun)
         for remark in remarks:
             print(f"prepare: {remark}")

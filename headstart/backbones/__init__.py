@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from headstart.backbones import keras_hub
 from headstart.backbones.base import Backbone
 from headstart.backbones.keras_table import ROWS
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, did_you_mean
 from headstart.modalities import Modality, get_modality
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in ROWS}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (*ROWS, *keras_hub.ROWS)}
 
 
 def register(backbone: Backbone) -> None:
@@ -17,13 +18,18 @@ def register(backbone: Backbone) -> None:
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the backbone of that name; raises UserError if there is none."""
-    if name not in BACKBONES:
+    """Return the backbone of that name, or what `hub:PRESET`, `hf:OWNER/NAME` or a folder stands for.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    found = BACKBONES.get(name) or keras_hub.find_row(name)
+    if found is None:
         raise UserError(
             f"{PARAMS_FILE}: backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES) or ';'} "
             "`headstart backbones` prints the table"
         )
-    return BACKBONES[name]
+    return found
 
 
 def cached_backbones() -> list[str]:

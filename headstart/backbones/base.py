@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -47,7 +47,10 @@ class Backbone:
         feature_dim: length of the vectors after average pooling.
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
+        libraries: packages besides those of every install whose versions shape its features.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     name: str
     modality: str
@@ -89,6 +92,22 @@ class Backbone:
     def weights_path(self, size: int) -> Path | None:
         """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
+
+    def fetch(self) -> Path:
+        """Download what its pretrained weights need, if that is not on this machine; return where it is.
+
+        Raises:
+            UserError: if that is impossible.
+        """
+        raise UserError(f"{self.name}: `extract` downloads its weights when it needs them")
+
+    def reading(self) -> dict[str, Any]:
+        """Return how it wants examples to be read, which joins the reading of the data set; see `with_reading`.
+
+        Raises:
+            UserError: if files that say so are not available.
+        """
+        return {}
 
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         """Name everything besides code and libraries that shapes the network and its weights; arguments as of `build`.

@@ -26,7 +26,7 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     activation of its own, or if that joins all branches of the block. A block of which all is in `output` has none.
 
     Args:
-        blocks: all of a network, from input to output; their feature maps are (N, h, w, channels).
+        blocks: all of a network, from input to output; their feature maps are (N, ..., channels) as `output`.
         depth: the lowest of DEPTHS that is asked for.
     """
     asked = DEPTHS[1 : DEPTHS.index(depth) + 1]
@@ -50,10 +50,11 @@ def _tap(block: Block, output: keras.KerasTensor) -> keras.Layer | None:
     *_, last = block.layers
     if isinstance(last, keras.layers.Concatenate) and _joins(last, block):
         return last if last.output is not output else None
-    maps = [layer for layer in block.layers if len(layer.output.shape) == 4 and layer.output is not output]
-    size = last.output.shape[1:3]  # squeeze-and-excitation has activations of a single place
+    rank = len(output.shape)
+    maps = [layer for layer in block.layers if len(layer.output.shape) == rank and layer.output is not output]
+    size = last.output.shape[1:-1]  # squeeze-and-excitation has activations of a single place
     kinds = (keras.layers.Activation, keras.layers.ReLU)
-    activations = [layer for layer in maps if isinstance(layer, kinds) and layer.output.shape[1:3] == size]
+    activations = [layer for layer in maps if isinstance(layer, kinds) and layer.output.shape[1:-1] == size]
     return (activations or maps or [None])[-1]
 
 

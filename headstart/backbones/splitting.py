@@ -135,6 +135,7 @@ def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
         Split(places, tuple(tuple(_output(base, place).shape[1:]) for place in places))
         for _, places in sorted(last.items())
     ]
+    splits = [split for split in splits if None not in sum(split.shapes, ())]  # arrays of any length are not cached
     return next((split for split in splits if work_below(base, split) >= MIN_WORK), splits[0] if splits else None)
 
 

@@ -37,7 +37,10 @@ class Source(ABC):
         linked: those of its folders that are links to folders elsewhere, which DVC does not look behind.
         refused: name, reason and detail of files that may have been meant as examples but are not read.
         ignored: name and reason of what is skipped; a hidden folder stands for everything in it.
+        inline: whether `data.source` is one file that holds the examples, instead of naming theirs.
     """
+
+    inline = False
 
     def __init__(self) -> None:
         self.files: list[str] = []
@@ -45,10 +48,17 @@ class Source(ABC):
         self.linked: list[str] = []
         self.refused: list[tuple[str, str, str]] = []
         self.ignored: list[tuple[str, str]] = []
+        self._scanned = False
 
     def scan(self) -> Source:
-        """Fill the attributes if opening the source has not; `read` does not need them."""
+        """Fill the attributes if nothing has yet; `read` does not need them."""
+        if not self._scanned:
+            self._scan()
+            self._scanned = True
         return self
+
+    def _scan(self) -> None:  # noqa: B027  archives are listed when they are opened
+        """Fill the attributes."""
 
     @abstractmethod
     def read(self, name: str, count: int = -1) -> bytes:
@@ -101,7 +111,7 @@ class Folder(Source):
         super().__init__()
         self._root = root
 
-    def scan(self) -> Folder:
+    def _scan(self) -> None:
         top = os.path.realpath(self._root)
         seen = {top}
         for folder, subfolders, names in os.walk(self._root, followlinks=True):
@@ -127,7 +137,6 @@ class Folder(Source):
                     self.ignored.append((prefix + name, "hidden"))
                 else:
                     self.files.append(prefix + name)
-        return self
 
     def names_in(self, folder: str) -> Iterable[str]:
         try:

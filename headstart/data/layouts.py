@@ -17,8 +17,10 @@ from headstart.data.files import Source
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.recognition import sort_files
 from headstart.data.source_manifest import NO_SPLITS, list_manifest
-from headstart.data.sources import is_manifest, open_source
+from headstart.data.source_tables import NO_TABLES, find_tables, list_tables
+from headstart.data.sources import is_manifest, is_table, open_source
 from headstart.data.split_folders import Splits, find_splits
+from headstart.data.tables import Columns, Rows
 from headstart.data_config import Data
 from headstart.errors import UserError, readable
 from headstart.paths import is_address
@@ -27,12 +29,19 @@ MAX_SHOWN = 5  # empty classes in a message
 
 
 def open_examples(data: Data, kind: Kind) -> Source:
-    """Open `data.source` as all stages read it: the boxes of COCO annotations are cut out.
+    """Open `data.source` as all stages read it: the boxes of COCO annotations are cut out, rows of tables are files.
 
     Raises:
         UserError: as `open_source`, or if its annotations files are no splits.
     """
-    opened = open_source(data.source, data.root)
+    return open_within(open_source(data.source, data.root), data, kind)
+
+
+def open_within(opened: Source, data: Data, kind: Kind) -> Source:
+    """Return what `open_examples` does for an `opened` source, which it closes; raises as that."""
+    if kind.inline:
+        columns = Columns(data.text_column, data.label_column)
+        return Rows(opened, columns, data.source if is_table(data.source) else None)
     boxes = data.coco == "boxes" and annotation_files(data.source, opened)
     return Crops(opened, kind, data.margin) if boxes else opened
 
@@ -59,7 +68,12 @@ def list_items(
         UserError: if it cannot be read, has fewer than two classes, or an empty one.
     """
     grouped = False
-    if is_manifest(source):
+    tables = find_tables(opened, kind) if isinstance(opened, Rows) else NO_TABLES
+    if isinstance(opened, Rows) and tables.columns:
+        listing, grouped = list_tables(opened, source, tables, group_by, splits)
+    elif is_table(source) and not is_manifest(source):
+        raise UserError(f"{source}: a table of texts, not a manifest of {kind.noun}s, which is a .csv or a .parquet")
+    elif is_manifest(source):
         opened.watch()
         listing, grouped = list_manifest(opened, source, kind, root, group_by, splits)
     elif annotations := annotation_files(source, opened):
@@ -82,11 +96,12 @@ def list_items(
     if group_by and not grouped:
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
-        found = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
-        because = "".join(f"; {note}" for note in listing.notes)
+        shown = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
+        because = "".join(f"; {note}" for note in (*listing.notes, *tables.others.values()))
+        other = f"table with the columns {kind.column},label" if kind.inline else "manifest with the columns path,label"
         raise UserError(
-            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({found}); "
-            f"put each class into a folder of its own, or give a .csv manifest with the columns path,label{because}"
+            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({shown}); "
+            f"put each class into a folder of its own, or give a .csv {other}{because}"
         )
     return listing
 
@@ -166,8 +181,8 @@ def _outer_folder(names: list[str]) -> str:
     if not names:
         return ""
     prefix = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
-    while prefix and any(os.path.dirname(name) == prefix for name in names):
-        prefix = os.path.dirname(prefix)  # examples lie in it: it is a class
+    if 2 * sum(os.path.dirname(name) == prefix for name in names) >= len(names):
+        prefix = os.path.dirname(prefix)  # most examples lie in it: it is a class
     return f"{prefix}/" if prefix else ""
 
 

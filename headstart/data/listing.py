@@ -49,6 +49,8 @@ class Kind(Protocol):
     noun: str
     suffixes: Sequence[str]
     unsupported: dict[str, str]
+    inline: bool
+    column: str
 
     def recognizes(self, head: bytes, suffix: str) -> bool: ...
     def decode(self, data: bytes) -> Any: ...

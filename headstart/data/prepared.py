@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headstart import paths
@@ -18,7 +19,7 @@ _MANIFEST_TEXT = ("item_id", "path", "label", "split", "connected", "file_hash")
 _FILES_TEXT = ("path", "label", "reason", "detail", "item_id")
 
 
-def read_parquet(file: Path) -> pd.DataFrame:
+def read_parquet(file: Path | pa.BufferReader) -> pd.DataFrame:
     """Read a Parquet file.
 
     Raises:

@@ -92,7 +92,7 @@ class Remote(Source):
         self._watching = False
         self._lost = 0.0  # seconds
 
-    def scan(self) -> Remote:
+    def _scan(self) -> None:
         """Fill the attributes from the storage's listing.
 
         Raises:
@@ -117,8 +117,7 @@ class Remote(Source):
                 self._listed[name] = info
         if not self.files:
             raise UserError(f"{self._address}: no files are listed there; give the address of a folder that has some")
-        self.folders = sorted({str(folder) for name in self.files for folder in PurePosixPath(name).parents[:-1]})
-        return self
+        self.folders += sorted({str(folder) for name in self.files for folder in PurePosixPath(name).parents[:-1]})
 
     def watch(self) -> None:
         with contextlib.suppress(UserError):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import os
-import re
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from headstart.data.archives import leads_out
@@ -22,12 +16,12 @@ from headstart.data.listing import Item, Kind, Listing
 from headstart.data.prepared import read_parquet
 from headstart.data.sources import is_csv, local_file, manifest_folder
 from headstart.data.split_folders import Splits, recognize
+from headstart.data.table_file import as_text, read_csv, read_labels, whole_numbers
 from headstart.errors import UserError, did_you_mean, one_line, readable
 from headstart.paths import is_address
 
 COLUMNS = "a manifest has the columns path, label and optionally split, in UTF-8, separated by commas"
 NO_SPLITS = "set data.splits to null, or to none for splits that prepare draws"
-_WHOLE = re.compile(r"[+-]?\d+(\.0)?")
 
 
 def list_manifest(
@@ -55,12 +49,9 @@ def list_manifest(
         )
     has_splits = "split" in table and splits != "none"
     columns = ["path", "label", *(["split"] if has_splits else []), *([group_by] if grouped else [])]
-    rows = {column: _as_text(source, table[column]) for column in columns}
-    notes = []
-    if whole := _whole_numbers(rows["label"]):
-        shown = next(row for row, label in enumerate(rows["label"]) if label != whole[row])
-        notes.append(f"labels such as {rows['label'][shown]} are read as whole numbers, e.g. {whole[shown]}")
-        rows["label"] = whole
+    labels, notes = whole_numbers(read_labels(source, table["label"]))
+    others = {column: as_text(source, table[column], whole=column == "path") for column in columns if column != "label"}
+    rows = {column: others.get(column, labels) for column in columns}
     first = 2 if is_csv(source) else 1
     folder = root or manifest_folder(source)
     relative, complete = _Relative(folder), _Completion(opened, kind)
@@ -92,11 +83,16 @@ def list_manifest(
     return Listing(sorted(items, key=lambda item: item.path), classes, refused, [], notes), grouped
 
 
+def file_names(source: str) -> list[str]:
+    """Return the paths in a manifest as they are written; raises UserError as `list_manifest`."""
+    return as_text(source, _read_table(source)["path"])
+
+
 def _read_table(source: str) -> pd.DataFrame:
     file = local_file(source)
     if is_csv(source):
         try:
-            table = _read_csv(file)
+            table = read_csv(file)
         except pd.errors.ParserWarning as error:
             raise UserError(f"{source}: rows have more values than the header; {COLUMNS}") from error
         except (ValueError, OSError) as error:
@@ -114,56 +110,6 @@ def _read_table(source: str) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{source}: it has no rows; {COLUMNS}")
     return table
-
-
-def _read_csv(file: Path) -> pd.DataFrame:
-    """Read a table of text. Of values beyond the header, pandas only warns, and only in the first row."""
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            return pd.read_csv(file, **options)
-        except pd.errors.ParserWarning:
-            header = pd.read_csv(file, nrows=0, **options).columns
-            table = pd.read_csv(file, **options, names=[*header, None], skiprows=1)
-            if table[None].any():
-                raise
-            return table[header]  # each row ends in a comma
-
-
-def _as_text(source: str, column: pd.Series) -> list[str]:
-    """Return text and numbers as text, a missing value as empty text."""
-    if column.name in ("path", "label") and pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")  # as pandas stores whole numbers of which some are missing
-    if column.name == "label" and (row := _first_list(column)) is not None:
-        raise UserError(
-            f"{source}: a label is a list, {' '.join(str(row).split())[:80]}: several labels are not supported; "
-            "give each example its most important label, or train a classifier for each"
-        )
-    if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
-        raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
-    return column.astype(object).where(column.notna(), "").astype(str).tolist()
-
-
-def _first_list(column: pd.Series) -> object | None:
-    """Return the first value of a column that is a list, or the text of one, such as "['cat', 'dog']"."""
-    if column.dtype != object and not pd.api.types.is_string_dtype(column):
-        return None
-    for value in column:
-        if isinstance(value, (list, tuple, set, np.ndarray)):
-            return value
-        if isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                if isinstance(ast.literal_eval(value), list):
-                    return value
-    return None
-
-
-def _whole_numbers(labels: list[str]) -> list[str]:
-    """Return labels without their `.0` if all of them are whole numbers and some have it, else nothing."""
-    if not any(label.endswith(".0") for label in labels) or not all(map(_WHOLE.fullmatch, labels)):
-        return []
-    return [label.removesuffix(".0") for label in labels]
 
 
 def _read_splits(column: Iterable[str], splits: Splits) -> dict[str, str]:

@@ -12,8 +12,12 @@ from headstart.errors import UserError, write_home
 from headstart.paths import is_address
 
 MANIFESTS = (".csv", ".parquet")
+TABLES = (*MANIFESTS, ".tsv", ".jsonl", ".ndjson")  # of texts, or manifests
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")  # beside the folders of the images
-SUPPORTED = "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, or COCO annotations (.json)"
+SUPPORTED = (
+    "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, a table of texts (.csv, .tsv, "
+    ".parquet, .jsonl), or COCO annotations (.json)"
+)
 
 
 def open_source(source: str, root: str | None = None) -> Source:
@@ -33,7 +37,7 @@ def open_source(source: str, root: str | None = None) -> Source:
         except UserError as error:
             raise UserError(str(error).replace(str(file), source)) from error
     place = source
-    if is_manifest(source):
+    if is_table(source):
         place = root or manifest_folder(source)
     elif is_coco(source):
         place = root or image_place(source)
@@ -65,7 +69,7 @@ def check_source(source: str, root: str | None = None) -> None:
         problem = "does not exist"
     elif not os.path.isfile(source):
         problem = "is neither a regular file nor a folder"
-    elif not is_manifest(source) and not is_archive(source) and not is_coco(source):
+    elif not is_table(source) and not is_archive(source) and not is_coco(source):
         problem = "is of an unsupported kind"
     else:
         return
@@ -73,8 +77,13 @@ def check_source(source: str, root: str | None = None) -> None:
 
 
 def is_manifest(source: str) -> bool:
-    """Whether `source` is a manifest, by its name."""
+    """Whether `source` can be a manifest, by its name."""
     return _name(source).endswith(MANIFESTS) and not os.path.isdir(source)
+
+
+def is_table(source: str) -> bool:
+    """Whether `source` is a table, by its name: of texts, or a manifest."""
+    return _name(source).endswith(TABLES) and not os.path.isdir(source)
 
 
 def names_files(source: str) -> bool:

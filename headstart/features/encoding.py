@@ -97,6 +97,8 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
     settings, modality = params.extract, load_modality()
     backbone = choose_backbone(params, modality)
+    if reading := backbone.reading():
+        modality = modality.with_reading({**modality.reading, **reading})
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
     depth = choose_depth(settings, manifest)
 
@@ -122,7 +124,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "storage": settings.storage,
     }
     views = {"count": settings.views, "augmentation": augmentation.key()} if settings.views and augmentation else None
-    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries)
+    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries, *backbone.libraries)
     meta = {
         **recipe,
         "kind": modality.name,

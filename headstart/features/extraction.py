@@ -67,6 +67,7 @@ class Extraction:
             UserError: if an example has changed, or its features are not finite.
         """
         self._since, modality = time.perf_counter(), self._loader.modality
+        chosen = self.index.sort(chosen)
         waiting: list[tuple[list[int], np.ndarray]] = []
         total, unit = known + len(chosen), f" {modality.noun}s"
         with (

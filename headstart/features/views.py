@@ -6,7 +6,7 @@ gives the same bits, and only then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,13 @@ class ViewIndex:
         rows, numbers: the manifest's row and the number of each view; views of an example are next to each other.
         first: the index of view 0 of each example; its augmented views follow.
         keys: of each view in the feature store, made of everything that it depends on.
+        lengths: of each example, by which views are sorted into batches; None: they need not be.
     """
 
     def __init__(self, manifest: pd.DataFrame, views: int, loader: ViewLoader) -> None:
         self.paths, self.hashes = list(manifest.path), list(manifest.file_hash)
+        column = loader.modality.length
+        self.lengths = manifest[column].to_numpy() if column in manifest else None
         per_example = np.where(manifest.split == "train", 1 + views, 1)
         self.rows = np.repeat(np.arange(len(manifest)), per_example)
         self.first = np.cumsum(per_example) - per_example
@@ -67,6 +70,13 @@ class ViewIndex:
         recipe = _fingerprint_augmentation(loader) if views else ""
         numbered = zip(self.rows, self.numbers, strict=True)
         self.keys = [_key(recipe, self.hashes[row], number) for row, number in numbered]
+
+    def sort(self, chosen: Sequence[int]) -> Sequence[int]:
+        """Return the views by the length of their examples, the longest first; those of an example stay together."""
+        if self.lengths is None:
+            return chosen
+        longest_first = np.argsort(-self.lengths[self.rows[np.asarray(chosen, int)]], kind="stable")
+        return [chosen[place] for place in longest_first]
 
     def select(self, examples: pd.Series, augmented: bool) -> np.ndarray:
         """Return the indices of view 0, or of the augmented views, of some examples: a mask over the manifest."""

@@ -64,11 +64,15 @@ class Modality:
         noun: what messages call an example, in the singular.
         suffixes: of files that are meant as examples, in lower case.
         unsupported: suffixes of files that are meant as examples but cannot be read, with advice.
+        inline: whether a cell of a table can be an example, as UTF-8.
         mixes: whether inputs can be averaged, as mixup does.
         columns: the measures that the manifest keeps, with their dtypes.
         libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
-        descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
+        descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
+        descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
+        length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
+            all have the same length.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
@@ -77,11 +81,14 @@ class Modality:
     noun: str = "example"
     suffixes: Sequence[str] = ()
     unsupported: dict[str, str] = {}  # noqa: RUF012  never changed
+    inline: bool = False
     mixes: bool = True
     columns: dict[str, str] = {}  # noqa: RUF012  never changed
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
+    descriptor_dtype: str = "float16"
+    length: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
@@ -130,7 +137,8 @@ class Modality:
 
         Returns:
             (n, descriptor_dim) float16 of length 1, or zeros if there is nothing to compare: near copies are within
-            `prepare.near_distance` of each other; and (n,) float32 by name.
+            `prepare.near_distance` of each other; or uint16 signatures: near copies differ in at most that share of
+            their values; and (n,) float32 by name.
         """
         return np.zeros((len(sketches), self.descriptor_dim), np.float16), {}
 
@@ -147,6 +155,15 @@ class Modality:
             examples: a row for each example that is used, of any split, with its measures.
         """
         return {}, []
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        """Return what to print about labels that examples themselves give away, a line each.
+
+        Args:
+            examples: a row for each example that can be used: path, label, item_id.
+            read: returns the bytes of an example.
+        """
+        return []
 
     def with_reading(self, reading: dict[str, Any]) -> Modality:
         """Return this modality for a data set, by what `find_reading` returned.
@@ -166,6 +183,10 @@ class Modality:
 
     def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
         """Return what the page about the data draws: values, and a format for their ends, by title."""
+        return {}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        """Return what the page about the data counts: a text for each example, by title."""
         return {}
 
     # --- what networks see
@@ -221,8 +242,9 @@ class Modality:
         """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""
         import keras
 
-        inputs = {name: keras.Input(shape, name=name) for name, (shape, _) in self.spec(size).items()}
-        return keras.Model(inputs, inputs, name="front")
+        inputs = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in self.spec(size).items()}
+        outputs = {name: keras.layers.Identity(dtype=array.dtype)(array) for name, array in inputs.items()}
+        return keras.Model(inputs, outputs, name="front")
 
     def augmentation(self, settings: Extract | FineTune) -> Augmentation | None:
         """Return the augmentation that the params spell out; None if examples stay as they are."""

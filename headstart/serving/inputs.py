@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from headstart.data.sources import image_place, is_coco, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
+from headstart.serving.cells import is_table_of_cells, read_cells
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
@@ -34,39 +35,57 @@ class Inputs(NamedTuple):
         names: of files and addresses to predict, each once.
         refused: name and reason of files in folders that are meant as examples and cannot be read.
         ignored: name and reason of files in folders that are not meant as examples.
+        cells: what is no file, by those of the names that are no names of files.
     """
 
     names: list[str]
     refused: list[tuple[str, str]]
     ignored: list[tuple[str, str]]
+    cells: dict[str, str]
+
+    @classmethod
+    def none(cls) -> Inputs:
+        """Return no inputs."""
+        return cls([], [], [], {})
 
     def add(self, other: Inputs) -> None:
         """Take over what another one has."""
         self.names.extend(other.names)
+        self.cells.update(other.cells)
         self.refused.extend(other.refused)
         self.ignored.extend(other.ignored)
 
 
-def find_inputs(given: Sequence[str], modality: Modality) -> Inputs:
+def find_inputs(
+    given: Sequence[str], modality: Modality, texts: Sequence[str] = (), column: str | None = None
+) -> Inputs:
     """Return all files that are meant, those of a folder or pattern sorted.
 
     Args:
         given: paths of files; of folders, for the examples below them, which are found as in training; patterns, as
             `photos/**/*.jpg`; addresses of files; COCO annotations as .json, for their boxes; `-`: lines of standard
             input, each a path or an address. What is listed there but missing, or a folder without examples, is among
-            the names, too: it is reported with the files that cannot be read, so that the rest is processed.
+            the names, too: it is reported with the files that cannot be read, so that the rest is processed. If
+            examples are texts, a line of standard input is one itself, and so is a row of a table.
         modality: says which files are examples, by their suffixes or first bytes.
+        texts: examples themselves.
+        column: of tables; None: found by its name.
 
     Raises:
         UserError: if a name does not exist, or a folder or pattern has no example.
     """
-    found = Inputs([], [], [])
+    found = Inputs.none()
+    found.cells.update({text: text for text in texts})
     for name in given:
-        if is_coco(name) and (is_address(name) or os.path.isfile(name)):
+        if is_table_of_cells(name, modality):
+            found.cells.update(read_cells(name, column))
+        elif name == STDIN and modality.inline:
+            found.cells.update({line: line for line in _read_stdin()})
+        elif is_coco(name) and (is_address(name) or os.path.isfile(name)):
             found.names.extend(_boxes(name))
         elif name == STDIN:
             for line in _read_stdin():
-                inside = _examples_below(line, modality) if os.path.isdir(line) else Inputs([], [], [])
+                inside = _examples_below(line, modality) if os.path.isdir(line) else Inputs.none()
                 found.add(inside)
                 found.names.extend([] if inside.names or inside.refused else [line])
         elif is_address(name) or os.path.isfile(name):
@@ -81,12 +100,14 @@ def find_inputs(given: Sequence[str], modality: Modality) -> Inputs:
             found.add(_check(name, _sort(matches, modality), nothing))
         else:
             raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
-    if not found.names and not found.refused:
-        raise UserError("nothing to predict: standard input is empty")
+    if not found.names and not found.refused and not found.cells:
+        problem = "standard input is empty" if given else f"give files of {modality.noun}s"
+        raise UserError(f"nothing to predict: {problem}")
     unique: dict[str, str] = {}
     for name in found.names:
         unique.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
-    return Inputs(list(unique.values()), list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)))
+    names = [*found.cells, *(name for name in unique.values() if name not in found.cells)]
+    return Inputs(names, list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)), found.cells)
 
 
 def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
@@ -133,7 +154,7 @@ def _examples_below(folder: str, modality: Modality) -> Inputs:
 def _sort(names: list[str], modality: Modality) -> Inputs:
     """Find the examples among files by the rule of training."""
     found = sort_files(names, _read, modality)
-    return Inputs(found.names, [(name, detail) for name, _, detail in found.refused], found.ignored)
+    return Inputs(found.names, [(name, detail) for name, _, detail in found.refused], found.ignored, {})
 
 
 def _read(name: str, count: int = -1) -> bytes:
@@ -151,10 +172,11 @@ class InputReader:
 
     Args:
         margin: what is added on each side of a box, as a share of its longer side.
+        cells: examples that are no files, by their names.
     """
 
-    def __init__(self, modality: Modality, margin: float = 0.0) -> None:
-        self._modality, self._margin = modality, margin
+    def __init__(self, modality: Modality, margin: float = 0.0, cells: Mapping[str, str] | None = None) -> None:
+        self._modality, self._margin, self._cells = modality, margin, cells or {}
         self._cutters = Cutters(self._decode)
 
     def read(self, name: str) -> bytes:
@@ -163,6 +185,8 @@ class InputReader:
         Raises:
             ItemError: if it cannot be read.
         """
+        if name in self._cells:
+            return self._cells[name].encode("utf-8", "surrogateescape")
         path, box = parse_name(name)
         if box and not os.path.exists(name):
             return self._cutters.get(path, "")(box, self._margin)

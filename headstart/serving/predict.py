@@ -2,7 +2,8 @@
 
 An input is a file; a folder, for the examples below it; a pattern in quotes, as 'photos/**/*.jpg'; an http(s)://, s3://
 or gs:// address of a file; COCO annotations (.json), for a row per box; or -, for a list of files and addresses on
-standard input, one per line. After `headstart ood`, examples that are unlike the training data are flagged.
+standard input, one per line. If examples are texts: --text, a table for a text per row, and - for a text per line.
+After `headstart ood`, examples that are unlike the training data are flagged.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,7 @@ from headstart.errors import ItemError, UserError
 from headstart.machine import cores
 from headstart.outputs import Outputs
 from headstart.serving import ood
+from headstart.serving.cells import check_options
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
 from headstart.serving.inputs import InputReader, find_inputs
 from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
@@ -37,13 +39,22 @@ if TYPE_CHECKING:
 MAX_SHOWN = 5  # names of ignored files, and reasons
 
 
-def predict(inputs: Sequence[str], format: str = "text", output: Path | None = None, model: Path = paths.MODEL) -> int:
+def predict(
+    inputs: Sequence[str],
+    format: str = "text",
+    output: Path | None = None,
+    model: Path = paths.MODEL,
+    text: Sequence[str] = (),
+    column: str | None = None,
+) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
 
     Args:
         inputs: as `find_inputs` takes them.
         format: one of FORMATS.
         output: a file, which appears whole; None: standard output, as batches are done.
+        text: examples themselves.
+        column: of tables; None: found by its name.
 
     Raises:
         UserError: if an input does not exist, there is no model, or the output cannot be written.
@@ -51,7 +62,8 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    names, refused, ignored = find_inputs(inputs, info.modality)
+    check_options(text, column, info.modality)
+    names, refused, ignored, cells = find_inputs(inputs, info.modality, text, column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
@@ -68,7 +80,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
         bar = tqdm(total=len(names), desc="predict", unit=" examples", disable=hidden)
 
         def readable() -> Iterator[Prediction]:
-            for prediction in predictions(names, classifier, detector, bar, info.margin):
+            for prediction in predictions(names, classifier, detector, bar, info.margin, cells):
                 if prediction.problem:
                     problems.append(f"{printable(prediction.name)}: {prediction.problem}")
                 else:
@@ -136,12 +148,22 @@ def _open(file: Path | None) -> Iterator[TextIO]:
 
 
 def predictions(
-    names: list[str], classifier: Classifier, detector: ood.Detector | None, bar: tqdm, margin: float
+    names: list[str],
+    classifier: Classifier,
+    detector: ood.Detector | None,
+    bar: tqdm,
+    margin: float,
+    cells: Mapping[str, str] | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
+    """Yield a prediction for each input, in order, as batches are done.
+
+    Args:
+        margin: with which boxes are cut out.
+        cells: examples that are no files, by their names.
+    """
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
-    reader = InputReader(classifier.modality, margin)
+    reader = InputReader(classifier.modality, margin, cells)
     load = partial(_load, reader=reader, modality=classifier.modality, size=classifier.size)
     with ThreadPoolExecutor(cores()) as pool, bar:
         for start in range(0, len(names), batch_size):

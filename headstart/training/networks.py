@@ -25,6 +25,7 @@ from headstart.model_archive import (
     DATE_SAVED,
     METADATA,
     check_weights,
+    import_layers,
     is_recorded,
     read_texts,
     write_members,
@@ -171,6 +172,7 @@ def _load(file: Path, trusted: bool) -> tuple[keras.Model, list[str], dict[str, 
     try:
         texts = read_texts(file)
         classes, about = texts[CLASSES], texts.get(ABOUT, {})
+        import_layers(texts[CONFIG])
         if not trusted:
             check_weights(file)
         model = keras.models.load_model(file, compile=False, safe_mode=True)

@@ -115,7 +115,10 @@ def build_plan(
             extraction = open_extraction(engine, recipe, augmented, loader, views, "fine_tune")
             inputs = Activations(stack.enter_context(extraction), split)
             trained_part = splitting.upper_model(encoder, split)
-        start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in trained_part.inputs}
+        start = {
+            tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name)
+            for tensor in trained_part.inputs
+        }
         network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
         chosen = {
             "epochs": epochs,

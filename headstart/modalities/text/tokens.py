@@ -1,0 +1,89 @@
+"""Texts as the tokens of a backbone: what its tokenizer.json says, by the library `tokenizers`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from headstart.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EXTRA = "the extra `hub`: make setup EXTRAS=hub"
+BYTES_PER_BYTE = 200  # of memory that tokenizing a byte of text takes at most: offsets, masks and words of each token
+EXACT, STEP = 32, 16  # tokens
+KEYS = ("tokenizer", "pad", "prefix", "longest")
+
+
+class Tokens(NamedTuple):
+    """How a backbone reads texts.
+
+    Attributes:
+        tokenizer: the content of its tokenizer.json.
+        pad: the token that short texts are filled up with.
+        prefix: what stands before every text, as the backbone was trained, e.g. `query: `.
+        longest: how many tokens it can take.
+    """
+
+    tokenizer: str
+    pad: int
+    prefix: str
+    longest: int
+
+    @classmethod
+    def parse(cls, reading: dict[str, Any]) -> Tokens:
+        """Return the part of a reading that a backbone has added.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        kinds = dict(zip(KEYS, (str, int, str, int), strict=True))
+        wrong = [key for key, kind in kinds.items() if not isinstance(reading.get(key), kind)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} must be {kinds[wrong[0]].__name__}, got {str(reading.get(wrong[0]))[:80]!r}")
+        return cls(*(reading[key] for key in KEYS))
+
+    def encode(self, text: str, size: int) -> tuple[np.ndarray, bool]:
+        """Return the tokens of a text, (t,) int32 with t <= `size`, and whether the text was cut for that."""
+        text = self.prefix + text
+        beginning = _first_words(text, size)
+        encoding = _open(self.tokenizer, size).encode(beginning)
+        cut = len(beginning) < len(text) or bool(encoding.overflowing)
+        return np.array(encoding.ids, np.int32), cut
+
+    def fill(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Return one array, (b, T) int32, of texts (t,) each, filled up to the longest of them.
+
+        Up to EXACT tokens the bits of features do not depend on T on the processors where that was tried, and beyond
+        only on whether T is a multiple of STEP: so many numbers are added up side by side.
+        """
+        longest = max(map(len, arrays))
+        longest = longest if longest <= EXACT else -(-longest // STEP) * STEP
+        tokens = np.full((len(arrays), longest), self.pad, np.int32)
+        for row, array in zip(tokens, arrays, strict=True):
+            row[: len(array)] = array
+        return tokens
+
+
+def _first_words(text: str, count: int) -> str:
+    """Return the beginning of `text` that has `count` words: no more can matter, since a word has a token or more."""
+    words = text.split(None, count)
+    return text[: len(text) - len(words[-1])] if len(words) > count else text
+
+
+@lru_cache(maxsize=8)
+def _open(content: str, size: int) -> Tokenizer:
+    """Return a tokenizer that cuts texts to `size` tokens; threads may share it."""
+    if not importlib.util.find_spec("tokenizers"):
+        raise UserError(f"texts need the library tokenizers, which is not installed; install {EXTRA}")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(content)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(size)
+    return tokenizer
