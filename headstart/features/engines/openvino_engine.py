@@ -35,7 +35,8 @@ def convert(network: Callable[..., tf.Tensor], spec: Spec) -> Any:
     names = list(spec)
     graph = tf.function(lambda *arrays: network(dict(zip(names, arrays, strict=True)), training=False))
     signature = [tf.TensorSpec((None, *shape), computed_dtype(dtype)) for shape, dtype in spec.values()]
-    return _import_openvino().convert_model(graph.get_concrete_function(*signature))
+    # By default it shares weights with the network, and when that is gone they are whatever comes into its memory.
+    return _import_openvino().convert_model(graph.get_concrete_function(*signature), share_weights=False)
 
 
 def compile_graph(
