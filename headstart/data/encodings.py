@@ -2,7 +2,7 @@
 
 The rule, in this order:
 
-1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
+1. A byte order mark decides: UTF-8, UTF-16 or UTF-32. What lacks it and has many zero bytes is refused.
 2. What is valid UTF-8 is UTF-8.
 3. What holds hardly any valid sequences of UTF-8 beyond ASCII, has only bytes that Windows-1252 defines, and never four
    of them above 127 in a row (one run in a hundred at most), is Windows-1252: words of Western languages mix accents
@@ -29,6 +29,7 @@ _MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
 _RUN = re.compile(rb"[\x80-\xff]+")
 _LONG_RUN = 4  # bytes
 _FEW = 100  # one in so many is an accident
+MOST_ZEROS = 10  # one byte in so many
 _SURROGATES = re.compile("[\udc80-\udcff]")
 _BEYOND_ASCII = re.compile("[\x80-\U0010ffff]")
 
@@ -42,6 +43,8 @@ def find_encoding(data: bytes) -> str:
     for mark, codec in _MARKS:
         if data.startswith(mark):
             return codec
+    if data.count(b"\0") * MOST_ZEROS > len(data):
+        raise ItemError("encoding", f"it looks like UTF-16, but has no byte order mark; {ADVICE}")
     try:
         data.decode()
         return "utf-8"
@@ -71,5 +74,5 @@ def decode_text(data: bytes) -> tuple[str, str]:
     try:
         return data.decode(codec), codec
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start + 1:,}"
-        raise ItemError("encoding", f"{byte} is not {codec.removesuffix('-sig').upper()}, others are; {ADVICE}") from error
+        name = codec.removesuffix("-sig").upper()
+        raise ItemError("encoding", f"byte {error.start + 1:,} is not {name}, others are; {ADVICE}") from error

@@ -95,10 +95,10 @@ def list_items(
     if group_by and not grouped:
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
-        found = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
+        shown = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
         because = "".join(f"; {note}" for note in listing.notes)
         raise UserError(
-            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({found}); "
+            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({shown}); "
             f"put each class into a folder of its own, or give a .csv manifest with the columns path,label{because}"
         )
     return listing

@@ -32,11 +32,6 @@ class FoundTables(NamedTuple):
     others: dict[str, UserError]
 
 
-def is_manifest_of(rows: Rows, table: str) -> bool:
-    """Whether a table names files instead of holding texts: it has the columns path and label, and none is set."""
-    return rows.columns.text is None and {"path", "label"} <= set(rows.column_names(table))
-
-
 def find_tables(rows: Rows, kind: Kind) -> FoundTables:
     """Find the tables whose rows are the examples: none if there is a manifest, or files in class folders.
 
@@ -45,7 +40,7 @@ def find_tables(rows: Rows, kind: Kind) -> FoundTables:
     """
     found = FoundTables({}, {})
     if rows.single:
-        if not is_manifest_of(rows, rows.single):
+        if rows.inline:
             found.columns[rows.single] = rows.columns.find(rows.column_names(rows.single), rows.single)
         return found
     rows.scan()
@@ -117,7 +112,7 @@ def list_tables(
 
 def _others(rows: Rows, found: FoundTables) -> list[tuple[str, str]]:
     """Return name and reason of the files that are not read."""
-    reasons = {name: "a table without these columns" for name in found.others}
+    reasons = dict.fromkeys(found.others, "a table without these columns")
     others = [(name, reasons.get(name, "not a table of texts")) for name in rows.files if name not in found.columns]
     refused = [(name, detail) for name, _, detail in rows.refused]
     return [(printable(name), reason) for name, reason in others + refused + rows.ignored]

@@ -102,6 +102,10 @@ class Rows(Source):
         self.linked, self.refused, self.ignored = self._source.linked, self._source.refused, self._source.ignored
 
     @property
+    def inline(self) -> bool:  # type: ignore[override]
+        return self.single is not None and not self.is_manifest(self.single)
+
+    @property
     def tables(self) -> list[str]:
         return [self.single] if self.single else [name for name in self.files if is_table(name)]
 
@@ -124,6 +128,10 @@ class Rows(Source):
         source, name = self._place(table)
         count = -1 if name.lower().endswith(".parquet") else HEADER_BYTES
         return read_columns(_read(source, name, table, count), table)
+
+    def is_manifest(self, table: str) -> bool:
+        """Whether a table names files: it has the columns path and label, and no column of texts is set."""
+        return self.columns.text is None and {"path", "label"} <= set(self.column_names(table))
 
     def load(self, table: str) -> pd.DataFrame:
         """Read a table, and keep its texts.
@@ -190,5 +198,3 @@ def _read(source: Source, name: str, table: str, count: int = -1) -> bytes:
         return source.read(name, count)
     except ItemError as error:
         raise UserError(f"{table}: {error}") from error
-
-

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from headstart.data.files import HEAD, Source
 from headstart.data.layouts import open_within
 from headstart.data.source_manifest import file_names
-from headstart.data.source_tables import find_tables, is_manifest_of
+from headstart.data.source_tables import find_tables
 from headstart.data.sources import is_coco, is_manifest, open_source
 from headstart.data.tables import Rows
 from headstart.data_config import Data
@@ -48,15 +48,17 @@ def detect(opened: Source, data: Data) -> tuple[Modality, str]:
     inline = kinds[-1]
     rows = open_within(opened, data, inline)
     if isinstance(rows, Rows) and rows.single:
-        if not is_manifest_of(rows, rows.single):
+        if rows.inline:
             return inline, _columns(rows, rows.single, data.source)
         return _by_suffix(file_names(data.source), kinds) or (kinds[0], "the manifest, whose paths have no suffix")
     opened.scan()
     found = _by_suffix(opened.files, kinds)
-    if isinstance(rows, Rows) and (found is None or found[0] is inline):
-        if tables := list(find_tables(rows, inline).columns):
-            shown = ", ".join(map(readable, tables[:MAX_SHOWN])) + (" and more" if tables[MAX_SHOWN:] else "")
-            return inline, f"the columns of {shown}"
+    tables = (
+        [*find_tables(rows, inline).columns] if isinstance(rows, Rows) and (not found or found[0] is inline) else []
+    )
+    if tables:
+        shown = ", ".join(map(readable, tables[:MAX_SHOWN])) + (" and more" if tables[MAX_SHOWN:] else "")
+        return inline, f"the columns of {shown}"
     return found or _by_content(opened, kinds) or (kinds[0], "default: no file says what it is")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from headstart.config import Prepare
 from headstart.errors import ItemError
 from headstart.modalities.base import Batch, Modality
-from headstart.modalities.text import decode, measures, probes
+from headstart.modalities.text import copies, decode, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
 
 INPUT = "tokens"  # name of the encoder's input
+SHOWN = 400  # characters of a text on a page
 
 
 class TextModality(Modality):
@@ -27,6 +30,7 @@ class TextModality(Modality):
     name, noun, column, default_backbone = "text", "text", "text", "tinybert"
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
     inline, mixes = True, False
+    descriptor_dim, descriptor_dtype = copies.SIZE, "uint16"
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     libraries = ("tokenizers",)
     length = "characters"
@@ -46,6 +50,12 @@ class TextModality(Modality):
 
     def measures(self, item: DecodedText) -> dict[str, float]:
         return measures.measure(item)
+
+    def sketch(self, item: DecodedText) -> np.ndarray:
+        return copies.signature(item)
+
+    def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return sketches, {}
 
     def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
         return None if measures["characters"] > 1 else ("too_short", "a single character")
@@ -80,6 +90,20 @@ class TextModality(Modality):
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
         return {INPUT: ((None,), "int32")}
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        return {}, measures.remarks(examples)
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        return leaks.find_leaks(examples, read)
+
+    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
+        return {("short", "long"): (np.log2(examples.characters.astype(float)), 0.5)}
+
+    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+        return {"characters": (examples.characters, "{:.0f}"), "words": (examples.words, "{:.0f}")}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        return {"script": measures.scripts(examples)}
 
     def probes(self, size: int) -> list[bytes]:
         return probes.texts(size)
@@ -89,3 +113,11 @@ class TextModality(Modality):
         if not isinstance(value, str):
             raise ItemError("not_text", f"must be a text, got {type(value).__name__}")
         return value.encode("utf-8", "surrogatepass")
+    def show(self, data: bytes) -> str:
+        """Return the first SHOWN characters as a quotation."""
+        try:
+            text = decode.decode(data)
+        except ItemError:
+            return ""
+        more = "\N{HORIZONTAL ELLIPSIS}" if len(text) > SHOWN else ""
+        return f'<blockquote dir="auto">{html.escape(text[:SHOWN])}{more}</blockquote>'

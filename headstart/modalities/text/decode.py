@@ -50,7 +50,7 @@ def decode(data: bytes) -> DecodedText:
 
 
 def recognizes(head: bytes, suffix: str) -> bool:
-    """Whether a file that begins with `head` is a text by its content, and not a table, settings or code by its name."""
+    """Whether a file that begins with `head` is a text by its content, and no table, settings or code by its name."""
     if suffix in UNSUPPORTED or suffix in _OTHERS:
         return False
     try:
