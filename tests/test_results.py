@@ -82,7 +82,7 @@ def make_results(
     manifest = manifest.assign(given=False, group=None, connected=manifest.item_id)
     paths.MANIFEST.parent.mkdir(parents=True)
     manifest.to_parquet(paths.MANIFEST)
-    paths.READING.write_text("{}")
+    paths.READING.write_text('{"kind": "image"}')
 
     outputs, count = Outputs(), len(manifest)
     summaries = {name: side.summary(classes, 100, 0) for name, side in (("final", final), ("head", head))}

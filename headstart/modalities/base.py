@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
+from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:
     import keras
@@ -73,6 +74,7 @@ class Modality:
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
             all have the same length.
+        explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
@@ -89,6 +91,7 @@ class Modality:
     descriptor_dim: int = 0
     length: str = ""
     descriptor_dtype: str = "float16"
+    explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
@@ -272,3 +275,12 @@ class Modality:
     def show(self, data: bytes) -> str:
         """Return a thumbnail, quotation or player as HTML, safe to put into a page; empty if impossible."""
         return html.escape(data[:80].decode("utf-8", "replace"))
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        """Return what speaks for classes in examples, in the eyes of a network.
+
+        Args:
+            files: n examples, which can be loaded.
+            classes: (n, k) int: the classes in question for each of them.
+        """
+        raise ValueError(f"modality {self.name} explains nothing")

@@ -12,7 +12,8 @@ import pandas as pd
 from headstart.config import Prepare
 from headstart.errors import ItemError
 from headstart.modalities.base import Batch, Modality
-from headstart.modalities.text import copies, decode, leaks, measures, probes
+from headstart.modalities.explaining import Evidence, Explanation
+from headstart.modalities.text import copies, decode, evidence, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
 
@@ -34,6 +35,7 @@ class TextModality(Modality):
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     libraries = ("tokenizers",)
     length = "characters"
+    explains = "Which words matter"
 
     def __init__(self, reading: dict[str, Any] | None = None) -> None:
         self.reading = reading or {}
@@ -90,6 +92,7 @@ class TextModality(Modality):
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
         return {INPUT: ((None,), "int32")}
+
     def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
         return {}, measures.remarks(examples)
 
@@ -113,6 +116,7 @@ class TextModality(Modality):
         if not isinstance(value, str):
             raise ItemError("not_text", f"must be a text, got {type(value).__name__}")
         return value.encode("utf-8", "surrogatepass")
+
     def show(self, data: bytes) -> str:
         """Return the first SHOWN characters as a quotation."""
         try:
@@ -121,3 +125,9 @@ class TextModality(Modality):
             return ""
         more = "\N{HORIZONTAL ELLIPSIS}" if len(text) > SHOWN else ""
         return f'<blockquote dir="auto">{html.escape(text[:SHOWN])}{more}</blockquote>'
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        def encode(text: str) -> np.ndarray:
+            return self._tokens.encode(text, size)[0]
+
+        return evidence.explain([self.decode(data) for data in files], size, encode, network.scores, classes)
