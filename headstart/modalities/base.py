@@ -7,6 +7,7 @@ registered in `modalities/__init__.py`; the defaults here are enough for arrays 
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ class Modality:
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
             all have the same length.
+        exported: names of files that `export_files` may return.
         explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
@@ -91,6 +93,7 @@ class Modality:
     descriptor_dim: int = 0
     length: str = ""
     descriptor_dtype: str = "float16"
+    exported: Sequence[str] = ("reading.json",)
     explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
@@ -271,6 +274,14 @@ class Modality:
             ItemError: if it does not have the form that the server takes.
         """
         return str(value).encode()
+
+    def format_request(self, data: bytes) -> str:
+        """Return an example as `parse_request` takes it."""
+        return data.decode("utf-8", "replace")
+
+    def export_files(self, size: int) -> dict[str, str]:
+        """Return what else another runtime needs to load examples as `load` does: texts, by the names of `exported`."""
+        return {"reading.json": json.dumps(self.reading) + "\n"} if self.reading else {}
 
     def show(self, data: bytes) -> str:
         """Return a thumbnail, quotation or player as HTML, safe to put into a page; empty if impossible."""

@@ -71,16 +71,3 @@ def prefetch(
 
 def _gather(tasks: list[Future[list[np.ndarray]]]) -> list[np.ndarray]:
     return [array for task in tasks for array in task.result()]
-
-
-def map_batches(
-    run: Callable[[Batch], np.ndarray], modality: Modality, arrays: Sequence[np.ndarray], batch_size: int
-) -> np.ndarray:
-    """Return what `run` makes of loaded examples, (n, ...), in their order.
-
-    Those of like length share a batch, since all of a batch are filled up to its longest one.
-    """
-    order = np.argsort([len(array) for array in arrays], kind="stable")
-    places = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    found = np.concatenate([run(modality.batch([arrays[place] for place in some])) for some in places])
-    return found[np.argsort(order)]

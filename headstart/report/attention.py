@@ -17,7 +17,7 @@ import numpy as np
 from headstart.backbones.depths import pooling_layers
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
-from headstart.modalities.loading import map_batches
+from headstart.modalities.lengths import map_batches
 from headstart.training import networks
 from headstart.training.networks import Classifier
 

@@ -1,4 +1,4 @@
-"""What a user asks predictions for: files, folders, patterns, addresses, boxes, or a list on standard input."""
+"""What a user asks predictions for: files, folders, patterns, addresses, boxes, texts, or a list on standard input."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from headstart.data.coco import list_boxes
 from headstart.data.files import Folder
 from headstart.data.recognition import sort_files
 from headstart.data.remote import filesystem
-from headstart.data.sources import image_place, is_coco, open_source
+from headstart.data.sources import image_place, is_coco, is_table, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
+from headstart.serving.given import Given, check_given, read_lines, read_rows
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
@@ -47,22 +48,35 @@ class Inputs(NamedTuple):
         self.ignored.extend(other.ignored)
 
 
-def find_inputs(given: Sequence[str], modality: Modality) -> Inputs:
-    """Return all files that are meant, those of a folder or pattern sorted.
+def find_inputs(
+    given: Sequence[str], modality: Modality, texts: Sequence[str] = (), column: str | None = None
+) -> Inputs:
+    """Return all files that are meant, those of a folder or pattern sorted, and all texts.
 
     Args:
         given: paths of files; of folders, for the examples below them, which are found as in training; patterns, as
             `photos/**/*.jpg`; addresses of files; COCO annotations as .json, for their boxes; `-`: lines of standard
             input, each a path or an address. What is listed there but missing, or a folder without examples, is among
-            the names, too: it is reported with the files that cannot be read, so that the rest is processed.
+            the names, too: it is reported with the files that cannot be read, so that the rest is processed. If an
+            example can be given as it is, as texts can, `-` stands for lines that are examples, and a table for its
+            rows.
         modality: says which files are examples, by their suffixes or first bytes.
+        texts: examples as they are.
+        column: of tables, that holds the texts; None: found by its name.
 
     Raises:
         UserError: if a name does not exist, or a folder or pattern has no example.
     """
-    found = Inputs([], [], [])
+    check_given(modality, texts, column)
+    found = Inputs([Given(text if text.strip() else "--text", text) for text in texts], [], [])
+    if not given and not texts:
+        raise UserError("nothing to predict: give files, folders, patterns in quotes, addresses, or - for a list")
     for name in given:
-        if is_coco(name) and (is_address(name) or os.path.isfile(name)):
+        if modality.inline and name == STDIN:
+            found.names.extend(read_lines(sys.stdin.buffer.read()))
+        elif modality.inline and is_table(name) and (is_address(name) or os.path.isfile(name)):
+            found.names.extend(_rows(name, column))
+        elif is_coco(name) and not modality.inline and (is_address(name) or os.path.isfile(name)):
             found.names.extend(_boxes(name))
         elif name == STDIN:
             for line in _read_stdin():
@@ -84,8 +98,9 @@ def find_inputs(given: Sequence[str], modality: Modality) -> Inputs:
     if not found.names and not found.refused:
         raise UserError("nothing to predict: standard input is empty")
     unique: dict[str, str] = {}
-    for name in found.names:
-        unique.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
+    for place, name in enumerate(found.names):
+        path = name if is_address(name) else str(Path(name))  # `./a.png` is the `a.png` of a folder
+        unique.setdefault(f"{place} {name}" if isinstance(name, Given) else path, name)
     return Inputs(list(unique.values()), list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)))
 
 
@@ -95,6 +110,13 @@ def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
         return inside
     reasons = Counter(reason for _, reason in inside.refused or inside.ignored).most_common(1)
     raise UserError(f"{name}: {nothing}" + "".join(f"; {count} files there: {reason}" for reason, count in reasons))
+
+
+def _rows(table: str, column: str | None) -> list[Given]:
+    try:
+        return read_rows(fetch(table) if is_address(table) else _read(table), table, column)
+    except ItemError as error:
+        raise UserError(f"{table}: {error}") from error
 
 
 def _boxes(file: str) -> list[str]:
@@ -163,6 +185,8 @@ class InputReader:
         Raises:
             ItemError: if it cannot be read.
         """
+        if isinstance(name, Given):
+            return self._modality.parse_request(name.content)
         path, box = parse_name(name)
         if box and not os.path.exists(name):
             return self._cutters.get(path, "")(box, self._margin)

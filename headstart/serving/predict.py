@@ -2,7 +2,8 @@
 
 An input is a file; a folder, for the examples below it; a pattern in quotes, as 'photos/**/*.jpg'; an http(s)://, s3://
 or gs:// address of a file; COCO annotations (.json), for a row per box; or -, for a list of files and addresses on
-standard input, one per line. After `headstart ood`, examples that are unlike the training data are flagged.
+standard input, one per line. Texts can also be given by --text, as rows of a table (.csv, .tsv, .parquet, .jsonl), and
+as lines of standard input. After `headstart ood`, examples that are unlike the training data are flagged.
 """
 
 from __future__ import annotations
@@ -34,14 +35,22 @@ if TYPE_CHECKING:
     from headstart.modalities import Modality
     from headstart.training.networks import Classifier
 
+SORTED_BATCHES = 16  # that are loaded at once, so that examples of like length share one
 MAX_SHOWN = 5  # names of ignored files, and reasons
 
 
-def predict(inputs: Sequence[str], format: str = "text", output: Path | None = None, model: Path = paths.MODEL) -> int:
+def predict(
+    inputs: Sequence[str],
+    format: str = "text",
+    output: Path | None = None,
+    model: Path = paths.MODEL,
+    texts: Sequence[str] = (),
+    column: str | None = None,
+) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
 
     Args:
-        inputs: as `find_inputs` takes them.
+        inputs, texts, column: as `find_inputs` takes them.
         format: one of FORMATS.
         output: a file, which appears whole; None: standard output, as batches are done.
 
@@ -51,7 +60,7 @@ def predict(inputs: Sequence[str], format: str = "text", output: Path | None = N
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    names, refused, ignored = find_inputs(inputs, info.modality)
+    names, refused, ignored = find_inputs(inputs, info.modality, texts, column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
@@ -141,16 +150,17 @@ def predictions(
     """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
+    step = batch_size * (SORTED_BATCHES if classifier.modality.length else 1)
     reader = InputReader(classifier.modality, margin)
     load = partial(_load, reader=reader, modality=classifier.modality, size=classifier.size)
     with ThreadPoolExecutor(cores()) as pool, bar:
-        for start in range(0, len(names), batch_size):
-            batch = names[start : start + batch_size]
+        for start in range(0, len(names), step):
+            batch = names[start : start + step]
             loaded = list(pool.map(load, batch))
             arrays = [array for array, _ in loaded if isinstance(array, np.ndarray)]
             scored: Iterator[tuple[np.ndarray, float | None]] = iter(())
             if arrays:
-                features, probabilities = scorer(classifier.modality.batch(arrays), batch_size)
+                features, probabilities = scorer.score(arrays, batch_size)
                 distances = detector.distances(features).tolist() if detector else [None] * len(arrays)
                 scored = zip(probabilities, distances, strict=True)
             for name, (array, remark) in zip(batch, loaded, strict=True):

@@ -186,6 +186,9 @@ class ImageModality(Modality):
         except (binascii.Error, ValueError) as error:
             raise ItemError("not_base64", f"not the base64 of an image file: {error}") from error
 
+    def format_request(self, data: bytes) -> str:
+        return base64.b64encode(data).decode()
+
     def show(self, data: bytes) -> str:
         """Return a thumbnail whose longer side has THUMB pixels."""
         try:

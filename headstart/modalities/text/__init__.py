@@ -15,7 +15,7 @@ from headstart.modalities.base import Batch, Modality
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.text import copies, decode, evidence, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
-from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
+from headstart.modalities.text.tokens import BYTES_PER_BYTE, EXPORTED, KEYS, Tokens
 
 INPUT = "tokens"  # name of the encoder's input
 SHOWN = 400  # characters of a text on a page
@@ -35,6 +35,7 @@ class TextModality(Modality):
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     libraries = ("tokenizers",)
     length = "characters"
+    exported = EXPORTED
     explains = "Which words matter"
 
     def __init__(self, reading: dict[str, Any] | None = None) -> None:
@@ -114,8 +115,12 @@ class TextModality(Modality):
     def parse_request(self, value: Any) -> bytes:
         """Return the bytes of a text."""
         if not isinstance(value, str):
-            raise ItemError("not_text", f"must be a text, got {type(value).__name__}")
-        return value.encode("utf-8", "surrogatepass")
+            kind = "nothing" if value is None else type(value).__name__
+            raise ItemError("not_text", f"must be a text, got {kind}")
+        return decode.encode(value)
+
+    def export_files(self, size: int) -> dict[str, str]:
+        return self._tokens.export_files(size)
 
     def show(self, data: bytes) -> str:
         """Return the first SHOWN characters as a quotation."""

@@ -38,7 +38,8 @@ def explain(
         scores, classes: see `headstart.modalities.explaining.Evidence`.
     """
     parts = [find_parts(text, size) for text in texts]
-    arrays, rows = [], []
+    arrays: list[np.ndarray] = []
+    rows: list[int] = []
     for row, (text, spans) in enumerate(zip(texts, parts, strict=True)):
         variants = [text, *(text[:start] + text[end:] for start, end in spans)]
         arrays += map(encode, variants)
