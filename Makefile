@@ -26,10 +26,10 @@ sweep: setup ## try heads, two at a time, through DVC's queue; then show all exp
 	headstart leaderboard
 	headstart track
 
-test: setup ## the tests, without those marked slow
+test: setup .venv/installed-hub ## the tests, without those marked slow
 	python -m pytest
 
-test-all: setup ## all tests
+test-all: setup .venv/installed-hub ## all tests
 	python -m pytest -m ""
 
 lint: setup ## style, formatting, types
@@ -46,7 +46,7 @@ ui: setup ## the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=
 serve: setup ## models/model.keras behind HTTP on http://127.0.0.1:5002 (another port: make serve PORT=5003)
 	headstart serve --port $(or $(PORT),5002)
 
-# More packages, each set with a lock of its own: make setup EXTRAS=jax
+# More packages, each set with a lock of its own: make setup EXTRAS=jax, or EXTRAS="hub jax"
 EXTRAS ?=
 setup: $(STAMP) $(EXTRAS:%=.venv/installed-%)
 
@@ -58,10 +58,12 @@ $(STAMP): requirements.lock pyproject.toml
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# A lock is complete: what a package asks for besides is left out on purpose, as tensorflow-text, which Windows lacks.
 .venv/installed-%: requirements-%.lock $(STAMP)
-	.venv/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
 lock: ## follow pyproject.toml; other versions stay (update all: make lock UPGRADE=--upgrade); needs uv: pip install uv
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements.lock
 	echo jax | uv pip compile - --constraint requirements.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-jax.lock
+	printf 'huggingface-hub\nkagglehub\nkeras-hub\nsafetensors\ntokenizers\n' | uv pip compile - --constraint requirements.lock --override requirements-hub.override --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-hub.lock

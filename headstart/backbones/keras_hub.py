@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,11 @@ class TextEncoder(Backbone):
     def weights_path(self, size: int) -> Path:
         return hub_files.weights_file(self.origin.folder())
 
+    def fetch(self) -> Path:
+        folder = hub_files.fetch(self.origin)
+        hub_files.check_weights(self.origin, folder)
+        return folder
+
     def reading(self) -> dict[str, Any]:
         """Return how it reads texts, see `headstart.modalities.text.tokens.Tokens`."""
         folder = hub_files.fetch(self.origin)
@@ -123,9 +129,11 @@ class TextEncoder(Backbone):
         try:
             import keras_hub
 
-            network = keras_hub.models.Backbone.from_preset(
-                str(folder), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
-            )
+            old = _read_config(folder).get("model_type") == "bert" and "0.25." in keras_hub.__version__
+            with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
+                network = keras_hub.models.Backbone.from_preset(
+                    str(place), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
+                )
             output = network.output["sequence_output"] if isinstance(network.output, dict) else network.output
             base = keras.Model(network.inputs, output)
             activation = _activation(folder)
@@ -134,7 +142,7 @@ class TextEncoder(Backbone):
             raise
         except Exception as error:  # of many kinds
             raise UserError(
-                f"{folder}: KerasHub cannot make a text encoder of it ({one_line(error)[:300]}); see its list of models: "
+                f"{folder}: KerasHub cannot make a text encoder of it ({one_line(error)[:300]}); its list of models: "
                 "https://keras.io/keras_hub/presets"
             ) from error
 

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headstart.backbones import BACKBONES, cached_backbones, get_backbone
+from headstart.errors import UserError
+
+
+def run(words: Sequence[str]) -> None:
+    """Print the table of backbones or the blocks of one, or fetch the files of one: `fetch NAME`.
+
+    Raises:
+        UserError: if there is no such backbone, its files cannot be downloaded, or the words mean something else.
+    """
+    if words[:1] == ["fetch"] and len(words) == 2:
+        print(f"{words[1]}: its files are in {get_backbone(words[1]).fetch()}")
+    elif len(words) > 1 or words == ["fetch"]:
+        raise UserError("headstart backbones takes nothing, the name of a backbone, or fetch and a name")
+    else:
+        print_backbones(*words)
 
 
 def print_backbones(name: str | None = None) -> None:

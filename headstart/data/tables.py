@@ -52,12 +52,15 @@ def read_texts(data: bytes, table: str, column: str | None) -> list[str]:
 
     Args:
         data: the bytes of its file.
-        column: that holds the texts; None: found by its name.
+        column: that holds the texts; None: the only one, or found by its name.
 
     Raises:
-        UserError: if it is no table, or lacks the column.
+        UserError: if it is no table, has no rows, or lacks the column.
     """
     frame = read_table(data, table)
+    if frame.empty:
+        raise UserError(f"{table}: the table has no rows")
+    column = frame.columns[0] if column is None and len(frame.columns) == 1 else column
     return as_text(table, frame[_find(list(frame.columns), column, TEXT_NAMES, "text", table, "--column")])
 
 

@@ -75,8 +75,8 @@ class ViewIndex:
         """Return the views by the length of their examples, the longest first; those of an example stay together."""
         if self.lengths is None:
             return chosen
-        chosen = np.asarray(chosen, int)
-        return chosen[np.argsort(-self.lengths[self.rows[chosen]], kind="stable")].tolist()
+        longest_first = np.argsort(-self.lengths[self.rows[np.asarray(chosen, int)]], kind="stable")
+        return [chosen[place] for place in longest_first]
 
     def select(self, examples: pd.Series, augmented: bool) -> np.ndarray:
         """Return the indices of view 0, or of the augmented views, of some examples: a mask over the manifest."""

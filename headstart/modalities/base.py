@@ -249,7 +249,8 @@ class Modality:
         import keras
 
         inputs = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in self.spec(size).items()}
-        return keras.Model(inputs, inputs, name="front")
+        outputs = {name: keras.layers.Identity(dtype=array.dtype)(array) for name, array in inputs.items()}
+        return keras.Model(inputs, outputs, name="front")
 
     def augmentation(self, settings: Extract | FineTune) -> Augmentation | None:
         """Return the augmentation that the params spell out; None if examples stay as they are."""

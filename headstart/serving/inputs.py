@@ -21,7 +21,7 @@ from headstart.data.sources import image_place, is_coco, is_table, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
-from headstart.serving.given import Given, check_given, read_lines, read_rows
+from headstart.serving.cells import Given, check_given, read_lines, read_rows
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds

@@ -44,13 +44,13 @@ def predict(
     format: str = "text",
     output: Path | None = None,
     model: Path = paths.MODEL,
-    texts: Sequence[str] = (),
+    text: Sequence[str] = (),
     column: str | None = None,
 ) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
 
     Args:
-        inputs, texts, column: as `find_inputs` takes them.
+        inputs, text, column: as `find_inputs` takes them.
         format: one of FORMATS.
         output: a file, which appears whole; None: standard output, as batches are done.
 
@@ -60,7 +60,7 @@ def predict(
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    names, refused, ignored = find_inputs(inputs, info.modality, texts, column)
+    names, refused, ignored = find_inputs(inputs, info.modality, text, column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)

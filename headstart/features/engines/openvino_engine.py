@@ -20,7 +20,7 @@ from headstart.modalities.base import Batch
 if TYPE_CHECKING:
     from headstart.framework import keras, tf
 
-OPENVINO_BATCH = 3  # default batch size
+OPENVINO_BATCH, SEQUENCES = 3, 16  # default batch sizes: of arrays of a fixed shape, and of sequences of any length
 _PRECISION = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16"), "float16": ("f16", "FP16")}
 
 
@@ -98,7 +98,8 @@ class OpenVINOEngine(Engine):
         network: str | None = None,
     ) -> None:
         info, model = _open_graph(build, spec, network)
-        super().__init__(info, batch_size or OPENVINO_BATCH, cores())
+        fixed = all(None not in shape for shape, _ in spec.values())
+        super().__init__(info, batch_size or (OPENVINO_BATCH if fixed else SEQUENCES), cores())
         self.arithmetic = {"openvino": importlib.metadata.version("openvino")}
         for compute in compile_graph(model, spec, precision, self.batch_size, self.parallel):
             self.pool.put(compute)
