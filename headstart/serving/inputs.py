@@ -70,7 +70,9 @@ def find_inputs(
     check_given(modality, texts, column)
     found = Inputs([Given(text if text.strip() else "--text", text) for text in texts], [], [])
     if not given and not texts:
-        raise UserError("nothing to predict: give files, folders, patterns in quotes, addresses, or - for a list")
+        raise UserError(
+            f"nothing to predict: give files of {modality.noun}s, folders, patterns in quotes, addresses, or -"
+        )
     for name in given:
         if modality.inline and name == STDIN:
             found.names.extend(read_lines(sys.stdin.buffer.read()))

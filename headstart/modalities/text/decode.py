@@ -51,9 +51,11 @@ def encode(text: str) -> bytes:
     """Return the bytes of a text that is given as such.
 
     Raises:
-        ItemError: too_long; encoding, if it holds half of a pair of surrogates.
+        ItemError: too_long; not_text, if it holds zero bytes; encoding, if it holds half of a pair of surrogates.
     """
     _check_length(text)
+    if "\0" in text:
+        raise ItemError("not_text", "it holds zero bytes")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
