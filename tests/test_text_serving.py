@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, run_stages, write_params
 from test_serving import ask, start_server
-from text_models import LONGEST, WORDS, make_table, write_bert
+from text_models import LONGEST, WORDS, finish, make_table
 
 from headstart import paths
 from headstart.errors import UserError
@@ -26,7 +25,6 @@ from headstart.serving.mlflow_model import save_model
 from headstart.training import networks
 from headstart.training.networks import Classifier
 
-STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
 LONG = "the bank is cold and " * 20
 EVIL = '<img src=x onerror="1"> bank card'
 
@@ -35,26 +33,16 @@ EVIL = '<img src=x onerror="1"> bank card'
 def finished(tmp_path_factory) -> Iterator[Path]:
     """The current folder, after all five stages on a table of texts."""
     folder = tmp_path_factory.mktemp("texts")
-    write_bert(folder / "bert")
     table = make_table()
     table.loc[len(table)] = [EVIL, "food"]  # an error in test, unless the network is odd
     table["split"] = "train"
     table.loc[table.index % 4 == 0, "split"] = "test"
     table.loc[table.index % 4 == 1, "split"] = "val"
     table.loc[table.index[-1], "split"] = "test"
-    table.to_csv(folder / "words.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        changes = {
-            "data.source": "words.csv",
-            "backbone": "./bert",
-            "extract.size": LONGEST,
-            "extract.batch_size": None,
-        }
-        changes |= {"train_head.hidden": None, "train_head.epochs": 20, "fine_tune.unfreeze": "none"}
-        write_params(Path("params.yaml"), **{**SMALL, **changes})
-        run_stages(*STAGES)
+        finish(folder, table)
         yield folder
 
 

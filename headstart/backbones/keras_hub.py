@@ -12,7 +12,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from blake3 import blake3
 
@@ -30,7 +30,6 @@ INPUT = "tokens"  # of the encoder, see TextModality.spec
 EMBEDDINGS = "embeddings"  # the block before the first layer of the transformer
 MEAN, CLS = "mean", "cls"  # how a network was trained to be pooled: over all tokens, or as its first one
 _LAYER = re.compile(r"(?:.*_)?layer_(\d+)$")
-_LIBRARIES = ("keras-hub", "tokenizers")
 # What KerasHub's converter takes for granted of a config.json by Hugging Face, besides the activation.
 _ASSUMED = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute"}
 _CHECKED = ("bert", "distilbert")  # model types for which that is so
@@ -47,6 +46,7 @@ class TextEncoder(Backbone):
         learning_rate: at which it is usually fine-tuned.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("keras-hub", "tokenizers")
     origin: Origin
     pooled: str = MEAN
     prefix: str = ""
@@ -84,7 +84,7 @@ class TextEncoder(Backbone):
         folder = self.origin.folder()
         try:
             values = f"seed {seed}" if weights == "none" else _digest(hub_files.weights_file(folder))
-            versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+            versions = [importlib.metadata.version(name) for name in self.libraries]
             return f"{self} {values} {_digest(folder / CONFIG)} {hub_files.read_tokenizer(folder)[1]} {versions}"
         except (OSError, UserError, importlib.metadata.PackageNotFoundError):  # `build` reports them
             return None
@@ -99,7 +99,7 @@ class TextEncoder(Backbone):
             )
         keras.utils.set_random_seed(seed)
         base = self._network(folder, weights)
-        taps = find_taps(_blocks(base.layers), base.output, depth)
+        taps = find_taps(_blocks(base.layers)[:-1], base.output, depth)  # the last layer gives the output
         if taps:
             base = keras.Model(base.inputs, [base.output, *(layer.output for _, layer in taps)])
         base.name = BACKBONE_LAYER

@@ -32,6 +32,9 @@ class FoundTables(NamedTuple):
     others: dict[str, UserError]
 
 
+NO_TABLES = FoundTables({}, {})
+
+
 def find_tables(rows: Rows, kind: Kind) -> FoundTables:
     """Find the tables whose rows are the examples: none if there is a manifest, or files in class folders.
 
@@ -100,6 +103,12 @@ def list_tables(
     if any(item.split for item in items) and not any(item.split == "train" for item in items):
         raise UserError(f"{source}: no row has the split train; there is nothing to train on")
     classes = sorted(set(labels))
+    if len(classes) < 2:
+        shown = ", ".join(map(readable, classes)) or "none"
+        raise UserError(
+            f"{source}: rows with at least two labels are needed, found {len(classes)} ({shown}) in {len(items)} rows; "
+            "is data.label_column the right one?"
+        )
     if len(items) > FEW_ROWS and len(classes) > MOST_CLASSES * len(items):
         raise UserError(
             f"{source}: the column of labels has {len(classes):,} different values in {len(items):,} rows: these are "

@@ -48,7 +48,7 @@ def read_table(data: bytes, name: str) -> pd.DataFrame:
     """
     try:
         if _suffix(name) == ".parquet":
-            return read_parquet(pa.BufferReader(data))
+            return _name_labels(read_parquet(pa.BufferReader(data)), data)
         content = _as_utf8(data)
         return _read_lines(content) if _suffix(name) in (".jsonl", ".ndjson") else _read_separated(content, name)
     except pd.errors.ParserWarning as error:
@@ -57,6 +57,17 @@ def read_table(data: bytes, name: str) -> pd.DataFrame:
         ) from error
     except (ItemError, ValueError, OSError) as error:
         raise UserError(f"{name}: not a readable table ({_explain(error)})") from error
+
+
+def _name_labels(table: pd.DataFrame, data: bytes) -> pd.DataFrame:
+    """Put names in place of the numbers of classes, as Hugging Face's `datasets` keeps them in the schema of a file."""
+    noted = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(b"huggingface", b"{}")
+    with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # notes of another form
+        for column, feature in json.loads(noted)["info"]["features"].items():
+            if column in table and isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                names = dict(enumerate(map(str, feature["names"])))
+                table[column] = table[column].map(names).astype(object)  # -1 and others are missing
+    return table
 
 
 def read_columns(head: bytes, name: str) -> list[str]:
@@ -178,7 +189,7 @@ def as_text(source: str, column: pd.Series, whole: bool = False) -> list[str]:
         column = column.astype("Int64")
     if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
         raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
-    return column.astype(object).where(column.notna(), "").astype(str).tolist()
+    return list(map(str, column.astype(object).where(column.notna(), "")))
 
 
 def read_labels(source: str, column: pd.Series) -> list[str]:

@@ -91,8 +91,8 @@ class Modality:
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
-    length: str = ""
     descriptor_dtype: str = "float16"
+    length: str = ""
     exported: Sequence[str] = ("reading.json",)
     explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
@@ -289,10 +289,5 @@ class Modality:
         return html.escape(data[:80].decode("utf-8", "replace"))
 
     def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
-        """Return what speaks for classes in examples, in the eyes of a network.
-
-        Args:
-            files: n examples, which can be loaded.
-            classes: (n, k) int: the classes in question for each of them.
-        """
+        """Return what speaks for the classes in question, (n, k) int, in n examples that can be loaded."""
         raise ValueError(f"modality {self.name} explains nothing")

@@ -33,7 +33,6 @@ class TextModality(Modality):
     inline, mixes = True, False
     descriptor_dim, descriptor_dtype = copies.SIZE, "uint16"
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
-    libraries = ("tokenizers",)
     length = "characters"
     exported = EXPORTED
     explains = "Which words matter"
@@ -62,6 +61,21 @@ class TextModality(Modality):
 
     def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
         return None if measures["characters"] > 1 else ("too_short", "a single character")
+
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        return {}, measures.remarks(examples)
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        return leaks.find_leaks(examples, read)
+
+    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
+        return {("short", "long"): (np.log2(examples.characters.astype(float)), 0.5)}
+
+    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+        return {"characters": (examples.characters, "{:.0f}"), "words": (examples.words, "{:.0f}")}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        return {"script": measures.scripts(examples)}
 
     def with_reading(self, reading: dict[str, Any]) -> TextModality:
         return TextModality(reading)
@@ -93,21 +107,6 @@ class TextModality(Modality):
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
         return {INPUT: ((None,), "int32")}
-
-    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
-        return {}, measures.remarks(examples)
-
-    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
-        return leaks.find_leaks(examples, read)
-
-    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
-        return {("short", "long"): (np.log2(examples.characters.astype(float)), 0.5)}
-
-    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
-        return {"characters": (examples.characters, "{:.0f}"), "words": (examples.words, "{:.0f}")}
-
-    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
-        return {"script": measures.scripts(examples)}
 
     def probes(self, size: int) -> list[bytes]:
         return probes.texts(size)

@@ -14,7 +14,8 @@ WIDE, WIDE_SHINGLE = 0x2E80, 2  # from here on a character is a syllable or a wo
 _MARKS = re.compile(r"[\W_]+")
 _AT_ONCE = 2**12  # shingles
 _ODD = np.random.default_rng(0).integers(2**63, size=2 * SIZE + SHINGLE, dtype=np.uint64) * 2 + 1
-_FACTORS, _OFFSETS, _WEIGHTS = _ODD[:SIZE], _ODD[SIZE : 2 * SIZE], _ODD[2 * SIZE :]
+_FACTORS, _OFFSETS = _ODD[:SIZE].astype(np.uint32), (_ODD[SIZE : 2 * SIZE] >> np.uint64(32)).astype(np.uint32)
+_WEIGHTS = _ODD[2 * SIZE :]
 
 
 def signature(text: str) -> np.ndarray:
@@ -30,7 +31,7 @@ def signature(text: str) -> np.ndarray:
     hashes = codes[:count] * _WEIGHTS[0]
     for place in range(1, length):
         hashes += codes[place : place + count] * _WEIGHTS[place]
-    hashes ^= hashes >> np.uint64(31)
-    parts = (hashes[start : start + _AT_ONCE, None] for start in range(0, count, _AT_ONCE))
+    short = (hashes >> np.uint64(32)).astype(np.uint32)
+    parts = (short[start : start + _AT_ONCE, None] for start in range(0, count, _AT_ONCE))
     lowest = np.stack([(part * _FACTORS + _OFFSETS).min(axis=0) for part in parts]).min(axis=0)
-    return (lowest ^ (lowest >> np.uint64(24))).astype(np.uint16)
+    return (lowest ^ (lowest >> np.uint32(16))).astype(np.uint16)

@@ -42,7 +42,7 @@ def decode(data: bytes) -> DecodedText:
     if not text:
         raise ItemError("empty", "there is no text")
     _check_length(text)
-    if len(CONTROL.findall(text)) > MOST_CONTROL * len(text):
+    if len(CONTROL.findall(text)) > 1 + MOST_CONTROL * len(text):
         raise ItemError("not_text", "more than a twentieth of it is control characters")
     return text
 
