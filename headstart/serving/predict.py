@@ -44,7 +44,7 @@ def predict(
     format: str = "text",
     output: Path | None = None,
     model: Path = paths.MODEL,
-    text: Sequence[str] = (),
+    text: Sequence[str] | None = None,
     column: str | None = None,
 ) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
@@ -60,7 +60,7 @@ def predict(
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    names, refused, ignored = find_inputs(inputs, info.modality, text, column)
+    names, refused, ignored = find_inputs(inputs, info.modality, text or (), column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
