@@ -231,7 +231,7 @@ COMMANDS = (
                 "--format",
                 choices=["saved_model", "onnx", "openvino", "litert"],
                 required=True,
-                help="saved_model takes images of any size, the others those of the network",
+                help="saved_model takes images of any size, the others those of the network; all take texts as tokens",
             ),
             argument("--output", type=Path, metavar="FOLDER", help="default: exports/FORMAT"),
             MODEL,

@@ -22,6 +22,7 @@ from headstart.zips import open_zip
 CLASSES, ABOUT, CONFIG, METADATA = "classes.json", "headstart.json", "config.json", "metadata.json"
 DATE_SAVED = "1980-01-01@00:00:00"  # as METADATA has it: the same model gives the same bytes
 WEIGHTS = "model.weights"  # the beginning of the names of members that hold weights
+HUB = "keras-hub"  # the package
 MAX_MEMBERS, MAX_TEXT_BYTES = 1000, 2**24  # the config of the largest backbone has a megabyte
 MAX_RATIO, MIN_BYTES = 10, 2**26  # weights hardly compress
 
@@ -85,13 +86,18 @@ def is_recorded(file: Path) -> bool | None:
         return None
 
 
+def has_hub_layers(config: Any) -> bool:
+    """Whether a network has layers of KerasHub, by its config."""
+    return '"keras_hub' in json.dumps(config)
+
+
 def import_layers(config: Any) -> None:
     """Import KerasHub, with whose layers Keras can then open a network, if its config names some.
 
     Raises:
         UserError: if it is not installed.
     """
-    if '"keras_hub' not in json.dumps(config):
+    if not has_hub_layers(config):
         return
     try:
         importlib.import_module("keras_hub")

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from headstart import paths
 from headstart.config import Params
+from headstart.modalities import modalities
 
 DEFINED = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 STAGES = {name: stage for name, stage in DEFINED.items() if name != "watch"}
@@ -73,6 +74,21 @@ def test_imports_point_down():
         if LAYERS.index(layer(other)) < LAYERS.index(layer(file))
     ]
     assert wrong == []
+
+
+def test_nothing_asks_which_modality_it_is():
+    """A modality says what it can do; its name is compared with others in its registry alone."""
+    names = {modality.name for modality in modalities()}
+    asked = []
+    for file in FILES:
+        if "modalities" in file.parts:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            values = {leaf.value for side in compared for leaf in ast.walk(side) if isinstance(leaf, ast.Constant)}
+            if names & {value for value in values if isinstance(value, str)}:
+                asked.append(f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert asked == []
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -39,12 +39,14 @@ serve(int(sys.argv[1]), model=Path(sys.argv[2]))
 """
 
 
-@pytest.fixture(scope="module")
-def server(shipped, tmp_path_factory) -> Iterator[str]:
-    """The address of a server that runs as `make serve` starts it."""
-    temporary = tmp_path_factory.mktemp("temporary")
+def start_server(model: Path, temporary: Path) -> Iterator[str]:
+    """Yield the address of a server that runs as `make serve` starts it, then end it.
+
+    Args:
+        temporary: an empty folder, which it leaves empty.
+    """
     port = free_port()
-    command = [sys.executable, "-c", SERVE, str(port), str(shipped)]
+    command = [sys.executable, "-c", SERVE, str(port), str(model)]
     # This process has told TensorFlow already what to log; that one shall do it itself.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TF_")} | {"TMPDIR": str(temporary)}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -55,9 +57,14 @@ def server(shipped, tmp_path_factory) -> Iterator[str]:
     printed, _ = process.communicate(timeout=30)
     engine, serving = printed.splitlines()
     assert engine.startswith("serve: the network runs by OpenVINO 20")
-    assert serving == f"Serving {shipped} at {address}/invocations, until Ctrl-C"
+    assert serving == f"Serving {model} at {address}/invocations, until Ctrl-C"
     assert "Traceback" not in printed, printed
     assert list(temporary.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def server(shipped, tmp_path_factory) -> Iterator[str]:
+    yield from start_server(shipped, tmp_path_factory.mktemp("temporary"))
 
 
 def ask(address: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:

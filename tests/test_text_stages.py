@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL, run_stages, write_params
-from text_models import make_table, write_bert
+from conftest import run_stages
+from text_models import finish, make_table
 
 from headstart import paths
 from headstart.errors import UserError
@@ -24,22 +24,14 @@ from headstart.serving.predict import predict
 from headstart.serving.request import Example, read_examples
 from headstart.training import networks
 
-STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Iterator[Path]:
     """A folder after all five stages on a table of texts."""
     folder = tmp_path_factory.mktemp("texts")
-    write_bert(folder / "bert")
-    make_table().to_csv(folder / "words.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        changes = {"data.source": "words.csv", "backbone": "./bert", "extract.size": 24, "extract.batch_size": None}
-        changes |= {"train_head.hidden": None, "train_head.epochs": 20, "train_head.learning_rate": 0.001}
-        changes |= {"fine_tune.unfreeze": "none"}
-        write_params(Path("params.yaml"), **{**SMALL, **changes})
-        run_stages(*STAGES)
+        finish(folder, make_table())
         yield folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SMALL, run_stages, write_params
 
 pytest.importorskip("keras_hub", exc_type=ImportError)
 from safetensors.numpy import save_file
@@ -74,6 +75,17 @@ def write_bert(folder: Path, seed: int = 0, **config: object) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")
     return folder
+
+
+def finish(folder: Path, table: pd.DataFrame) -> None:
+    """Put a BERT, a table of texts and what all five stages make of them into `folder`, which is the current one."""
+    write_bert(folder / "bert")
+    table.to_csv(folder / "words.csv", index=False)
+    changes = {"data.source": "words.csv", "backbone": "./bert", "extract.size": LONGEST, "extract.batch_size": None}
+    changes |= {"train_head.hidden": None, "train_head.epochs": 20, "train_head.learning_rate": 0.001}
+    changes |= {"fine_tune.unfreeze": "none"}
+    write_params(Path("params.yaml"), **{**SMALL, **changes})
+    run_stages("prepare", "extract", "train_head", "fine_tune", "evaluate")
 
 
 def make_table(count: int = 30, seed: int = 0) -> pd.DataFrame:

@@ -43,11 +43,28 @@ class Columns(NamedTuple):
         Raises:
             UserError: if one is missing.
         """
-        text = _find(names, self.text, TEXT_NAMES, "text", table)
-        return Columns(text, _find(names, self.label, LABEL_NAMES, "label", table))
+        text = _find(names, self.text, TEXT_NAMES, "text", table, "set data.text_column to")
+        return Columns(text, _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to"))
 
 
-def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, table: str) -> str:
+def read_texts(data: bytes, table: str, column: str | None) -> list[str]:
+    """Return the texts of a table, row by row.
+
+    Args:
+        data: the bytes of its file.
+        column: that holds the texts; None: the only one, or found by its name.
+
+    Raises:
+        UserError: if it is no table, has no rows, or lacks the column.
+    """
+    frame = read_table(data, table)
+    if frame.empty:
+        raise UserError(f"{table}: the table has no rows")
+    column = frame.columns[0] if column is None and len(frame.columns) == 1 else column
+    return as_text(table, frame[_find(list(frame.columns), column, TEXT_NAMES, "text", table, "give --column with")])
+
+
+def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, table: str, advice: str) -> str:
     shown = ", ".join(map(repr, names[:_MAX_SHOWN])) + (" and more" if len(names) > _MAX_SHOWN else "")
     if wanted is not None:
         if wanted in names:
@@ -58,7 +75,7 @@ def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: 
         if found := next((plain[name] for name in usual if name in plain), None):
             return found
         problem = f"no column is named as {what}s usually are ({', '.join(usual[:6])} and the like)"
-    raise UserError(f"{table}: {problem}; its columns are {shown}: set data.{what}_column to one of them")
+    raise UserError(f"{table}: {problem}; its columns are {shown}: {advice} one of them")
 
 
 def row_name(table: str, number: int) -> str:

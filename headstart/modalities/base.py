@@ -7,6 +7,7 @@ registered in `modalities/__init__.py`; the defaults here are enough for arrays 
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from blake3 import blake3
 
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
+from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:
     import keras
@@ -73,6 +75,8 @@ class Modality:
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
             all have the same length.
+        exported: names of files that `export_files` may return.
+        explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
     """
 
@@ -89,6 +93,8 @@ class Modality:
     descriptor_dim: int = 0
     descriptor_dtype: str = "float16"
     length: str = ""
+    exported: Sequence[str] = ("reading.json",)
+    explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
     # --- which files are examples, and what is known about them
@@ -270,6 +276,18 @@ class Modality:
         """
         return str(value).encode()
 
+    def format_request(self, data: bytes) -> str:
+        """Return an example as `parse_request` takes it."""
+        return data.decode("utf-8", "replace")
+
+    def export_files(self, size: int) -> dict[str, str]:
+        """Return what else another runtime needs to load examples as `load` does: texts, by the names of `exported`."""
+        return {"reading.json": json.dumps(self.reading) + "\n"} if self.reading else {}
+
     def show(self, data: bytes) -> str:
         """Return a thumbnail, quotation or player as HTML, safe to put into a page; empty if impossible."""
         return html.escape(data[:80].decode("utf-8", "replace"))
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        """Return what speaks for the classes in question, (n, k) int, in n examples that can be loaded."""
+        raise ValueError(f"modality {self.name} explains nothing")

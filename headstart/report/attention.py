@@ -1,24 +1,43 @@
-"""Where in an image the network sees evidence for a class.
+"""What a network goes by when it answers; `Modality.explain` makes pictures or quotations of it.
 
-The last feature map times the gradient of the class score, summed over channels: what each place adds to the score,
-if the head is linear (HiResCAM, https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over
-places first, it also holds for flattened features; for features averaged over all places both agree. If the head takes
-features of several depths, the feature map of each adds its part.
+Where in an image it sees evidence for a class: the last feature map times the gradient of the class score, summed over
+channels, which is what each place adds to the score if the head is linear (HiResCAM,
+https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over places first, it also holds for
+flattened features; for features averaged over all places both agree. If the head takes features of several depths, the
+feature map of each adds its part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
-from PIL import Image
 
 from headstart.backbones.depths import pooling_layers
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
-from headstart.modalities.image import data_url
+from headstart.modalities.lengths import map_batches
 from headstart.training import networks
 from headstart.training.networks import Classifier
 
-SIDE = 160  # pixels of a picture, the longer side
+
+class NetworkEvidence:
+    """The evidence of a classifier, see `headstart.modalities.explaining.Evidence`."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    def maps(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
+        return maps(self._classifier, self._classifier.modality.batch(arrays), classes)
+
+    def scores(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
+        encoder, head = (self._classifier.network.get_layer(name) for name in ("encoder", "head"))
+        network = keras.Model(encoder.input, networks.without_softmax(head)(encoder.output, training=False))
+        run = partial(networks.predict, network, batch_size=networks.PREDICTION_BATCH)
+        logits = map_batches(run, self._classifier.modality, arrays, networks.PREDICTION_BATCH)
+        found = np.take_along_axis(logits, classes, axis=1)
+        return found - logits.mean(axis=1, keepdims=True)
 
 
 def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarray:
@@ -65,41 +84,3 @@ def signed_maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np
             evidence += ratio * tf.image.resize(places, size, tf.image.ResizeMethod.AREA)[..., 0].numpy()
         found.append(evidence)
     return np.stack(found, axis=1)
-
-
-def pictures(classifier: Classifier, files: list[bytes], classes: np.ndarray) -> tuple[list[list[str]], str]:
-    """Draw image files with the evidence for classes.
-
-    Args:
-        files: n image files.
-        classes: (n, k) int, as in `maps`.
-
-    Returns:
-        For each file the addresses of k + 1 pictures, the plain one first; and the size of a map, as `7 x 7`.
-    """
-    modality = classifier.modality
-    batch = modality.batch([modality.load(data, classifier.size) for data in files])
-    found = maps(classifier, batch, classes)
-    drawn = []
-    for data, evidence in zip(files, found, strict=True):
-        image = _scaled(modality.whole(data))
-        drawn.append([data_url(image), *(data_url(_overlay(image, one)) for one in evidence)])
-    return drawn, " x ".join(map(str, found.shape[2:]))
-
-
-def _scaled(pixels: np.ndarray) -> Image.Image:
-    """An image, (h, w, 3) uint8, its longer side SIDE, even if it is smaller."""
-    image = Image.fromarray(pixels)
-    width, height = (max(round(side * SIDE / max(image.size)), 1) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-
-
-def _overlay(image: Image.Image, evidence: np.ndarray) -> Image.Image:
-    """The image in grey, with red and yellow where `evidence`, (h, w) in [0, 1], is high."""
-    heat = np.asarray(Image.fromarray(evidence).resize(image.size, Image.Resampling.BICUBIC))[..., None].clip(0)
-    strength = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
-    colour = np.concatenate(
-        [np.full_like(strength, 255), 255 * np.clip(1.6 * strength - 0.5, 0, 1), np.full_like(strength, 30)], axis=-1
-    )
-    grey = np.asarray(image.convert("L"), np.float32)[..., None]
-    return Image.fromarray(np.uint8(grey * (1 - 0.75 * strength) + 0.75 * strength * colour))

@@ -1,4 +1,4 @@
-"""The test examples that the results page shows: errors, unsure answers, and where the network looks."""
+"""The test examples that the results page shows: errors, unsure answers, and what the network goes by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from headstart import paths
 from headstart.config import Params
@@ -47,9 +48,10 @@ def load_predictions() -> tuple[pd.DataFrame, np.ndarray, list[str]]:
 def gallery(
     table: pd.DataFrame, probabilities: np.ndarray, classes: list[str], pairs: pd.DataFrame, params: Params
 ) -> dict[str, Any]:
-    """Return worst, unsure, typical (pair and examples) and looks, None if there are none for this modality.
+    """Return worst, unsure, typical (pair and examples) and looks: what speaks for answers and labels.
 
-    In `problems`: why some have no pictures.
+    Their title is in `explains`, empty if the modality has none, and how to read them in `legend`. In `problems`: why
+    some have no pictures.
 
     Args:
         table, probabilities, classes: as `load_predictions` returns them.
@@ -58,9 +60,10 @@ def gallery(
     wrong = table[table.label != table.predicted].sort_values("confidence", ascending=False, kind="stable")
     correct = table[table.label == table.predicted].sort_values("confidence", kind="stable")
     problems: list[str] = []
+    modality = load_modality()
     with ExitStack() as stack:
         read = open_test_examples(params, stack, problems)
-        thumbnail = thumbnails(read, load_modality())
+        thumbnail = thumbnails(read, modality)
 
         def shots(rows: pd.DataFrame) -> list[dict[str, Any]]:
             return [
@@ -73,12 +76,12 @@ def gallery(
             (pair, shots(wrong[(wrong.label == pair.label) & (wrong.predicted == pair.predicted)].head(PER_PAIR)))
             for pair in pairs[pairs.examples > 1].head(PAIRS).itertuples()
         ]
-        shown["looks"], shown["map_size"] = [] if load_modality().name == "image" else None, ""
-        if shown["looks"] is not None and not problems:
+        shown |= {"explains": modality.explains, "looks": [], "legend": ""}
+        if modality.explains and not problems:
             confident = correct[::-1].drop_duplicates("label")
             try:
                 rows = pd.concat([wrong.head(WRONG_MAPS), confident.head(CORRECT_MAPS)])
-                shown["looks"], shown["map_size"] = _looks(rows, read)
+                shown["looks"], shown["legend"] = _looks(rows, read)
             except UserError as error:
                 problems.append(str(error))
     return shown | {"problems": problems}
@@ -115,12 +118,12 @@ def _top_classes(probabilities: np.ndarray, classes: list[str]) -> str:
 
 
 def _looks(rows: pd.DataFrame, read: Read) -> tuple[list[dict[str, Any]], str]:
-    """The examples in `rows` with pictures of the evidence for answer and label, and the size of a map.
+    """The examples in `rows` with the evidence for answer and label as HTML, and how to read that.
 
     Raises:
         UserError: if there is no model.
     """
-    from headstart.report import attention  # TensorFlow
+    from headstart.report.attention import NetworkEvidence  # TensorFlow
     from headstart.training import networks
 
     classifier = networks.load_classifier(paths.MODEL)
@@ -133,9 +136,11 @@ def _looks(rows: pd.DataFrame, read: Read) -> tuple[list[dict[str, Any]], str]:
             continue
     if not shown:
         return [], ""
-    pictures, size = attention.pictures(classifier, files, np.array([[row.answer, row.target] for row in shown]))
+    classes = np.array([[row.answer, row.target] for row in shown])
+    explained = classifier.modality.explain(files, classifier.size, classes, NetworkEvidence(classifier))
     looks = []
-    for row, (plain, answered, labelled) in zip(shown, pictures, strict=True):
+    for row, pieces in zip(shown, explained.shown, strict=True):
+        plain, answered, labelled = map(Markup, pieces)
         look = {"plain": plain, "answered": answered, "labelled": labelled if row.answer != row.target else None}
         looks.append(row._asdict() | look)
-    return looks, size
+    return looks, explained.legend

@@ -1,7 +1,8 @@
 """The results page, reports/report.html: metrics with intervals, curves, confusions, errors, costs, how to reproduce.
 
 Reads metrics/, reports/, plots/, predictions/test.csv and data/prepared; the data source and models/model.keras for
-pictures, which are left out if these are not there; and what the stages cost, if that is known on this machine.
+pictures and quotations, which are left out if these are not there; and what the stages cost, if that is known on this
+machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from headstart import costs, paths
 from headstart.config import Params
 from headstart.errors import UserError
+from headstart.modalities import load_modality
 from headstart.report import charts, findings
 from headstart.report.confusions import confusion
 from headstart.report.gallery import gallery, load_predictions
@@ -42,12 +44,15 @@ def render_results_page(params: Params, remarks: Sequence[str], fingerprint: str
     head_curves, tuned_curves = (read_table(paths.curves(stage)) for stage in ("train_head", "fine_tune"))
     confused = confusion(table, classes)
     origin = origin_of(params)
+    modality = load_modality()
     leaves, fine_tuned = params.leaves(), fine_tune["selected"] == "fine_tuned"
     return render(
         "results.html",
         fingerprint=fingerprint,
         remarks=remarks,
         params=leaves,
+        backbone=params.backbone or modality.default_backbone,
+        noun=modality.noun,
         origin=origin,
         made=time.strftime("%Y-%m-%d %H:%M"),
         prepared=reports["prepare"],

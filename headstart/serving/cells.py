@@ -1,49 +1,53 @@
-"""Examples that are typed or stand in the cells of a table, where the model takes such, as texts."""
+"""Examples that are given as they are, and not as files: on the command line, as lines of standard input, as cells."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from headstart.data.sources import is_table
-from headstart.data.table_file import as_text, first_row, read_table
-from headstart.data.tables import Columns, row_name
-from headstart.errors import UserError
+from headstart.data.encodings import decode_text
+from headstart.data.table_file import first_row
+from headstart.data.tables import read_texts, row_name
+from headstart.errors import ItemError, UserError
 from headstart.modalities import Modality
 
 
-def check_options(texts: Sequence[str], column: str | None, modality: Modality) -> None:
-    """Raise UserError if texts or a column are given for a model that takes files alone."""
-    option = "--text" if texts else "--column" if column is not None else ""
-    if option and not modality.inline:
-        raise UserError(
-            f"{option}: this model takes {modality.noun}s, which are files; give files, folders or patterns"
-        )
+class Given(str):
+    """The name of such an example, and its content; the text itself is the name of one that has no other."""
+
+    content: str
+
+    def __new__(cls, name: str, content: str | None = None) -> Given:
+        given = super().__new__(cls, name)
+        given.content = name if content is None else content
+        return given
 
 
-def is_table_of_cells(name: str, modality: Modality) -> bool:
-    """Whether an input is a table whose rows are the examples."""
-    return modality.inline and is_table(name) and os.path.isfile(name)
-
-
-def read_cells(file: str, column: str | None) -> dict[str, str]:
-    """Return the cells of a column of a table by the names of their rows, `reviews.csv#2`.
-
-    Args:
-        column: None: the only one, or found by the usual names.
+def check_given(modality: Modality, texts: Sequence[str], column: str | None) -> None:
+    """Check that a model takes examples that are given as they are.
 
     Raises:
-        UserError: if it is no table, or has no such column.
+        UserError: naming the option.
     """
-    table = read_table(Path(file).read_bytes(), file)
-    names = list(map(str, table.columns))
-    if not names or table.empty:
-        raise UserError(f"{file}: the table is empty")
-    wanted = names[0] if column is None and len(names) == 1 else column
+    option = "--text" if texts else "--column" if column is not None else ""
+    if option and not modality.inline:
+        raise UserError(f"{option}: this model takes {modality.noun}s, not texts; give files, folders or addresses")
+
+
+def read_lines(data: bytes) -> list[Given]:
+    """Return the texts in standard input, a line each; blank lines are left out.
+
+    Raises:
+        UserError: if they are in no known encoding.
+    """
     try:
-        found = Columns(wanted, names[0]).find(names, file).text
-    except UserError as error:
-        raise UserError(str(error).replace("set data.text_column to one", "give --column with one")) from error
-    cells = as_text(file, table[found])
-    return {row_name(file, number): cell for number, cell in enumerate(cells, first_row(file))}
+        content, _ = decode_text(data)
+    except ItemError as error:
+        raise UserError(f"standard input: {error}") from error
+    lines = (line.removesuffix("\r") for line in content.split("\n"))
+    return [Given(line) for line in lines if line.strip()]
+
+
+def read_rows(data: bytes, table: str, column: str | None) -> list[Given]:
+    """Return the texts of a table under names such as `reviews.csv#17`; arguments and errors as of `read_texts`."""
+    rows = enumerate(read_texts(data, table, column), first_row(table))
+    return [Given(row_name(table, number), text) for number, text in rows]

@@ -1,11 +1,15 @@
 """Export the model to another runtime, after checking that it answers there as it does in Keras.
 
 An export is a folder that is written whole or not at all: the network, classes.json, its class names in the order of
-the outputs, and reading.json if examples need more than their files say: of images with more than 8 bits, the
-`value_range` that becomes [0, 255]. The network returns probabilities (N, n_classes), float32. The saved_model takes
-examples as models/model.keras does, e.g. RGB images of any size in [0, 255]. The other formats take them as the
-modality loads them, e.g. RGB images (N, size, size, 3) in [0, 255], float32: none of them has the antialiased resize of
-the whole model. Stretch images to that size first, see modalities/image/pixels.py.
+the outputs, and what else loading examples takes, see `Modality.export_files`: of images with more than 8 bits
+reading.json, the `value_range` that becomes [0, 255]; of texts tokenizer.json, for the library `tokenizers`, and
+reading.json: the `prefix` that stands before a text, and the token `pad` that fills up a batch.
+
+The network returns probabilities (N, n_classes), float32. The saved_model takes examples as models/model.keras does,
+e.g. RGB images of any size in [0, 255]. The other formats take them as the modality loads them, e.g. RGB images (N,
+size, size, 3) in [0, 255], float32: none of them has the antialiased resize of the whole model. Stretch images to that
+size first, see modalities/image/pixels.py. All take texts as tokens, (N, t) int32 for any t up to the `size` in
+reading.json.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import numpy as np
 from headstart import paths
 from headstart.errors import UserError, one_line
 from headstart.lockfile import describe_other_source
+from headstart.modalities import modalities
 from headstart.outputs import MAX_AGE_SECONDS
 from headstart.serving.model_file import load_classifier, warn_of_other_model
 from headstart.serving.runtimes import FORMATS
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # of a probability: far above rounding in float32, far below the effect of wrong preprocessing
 EXAMPLES = 64  # that both runtimes are compared on
-CLASSES, READING = "classes.json", "reading.json"
+CLASSES = "classes.json"
 
 
 def export(format: str, output: Path | None = None, model: Path = paths.MODEL) -> None:
@@ -93,7 +98,8 @@ def check_folder(folder: Path) -> None:
     if not any(folder.iterdir()):
         return
     form = next((form for form in FORMATS.values() if (folder / form.main_file).is_file()), None)
-    known = [CLASSES, READING, *([form.main_file, *form.also_written] if form else [])]
+    texts = {name for modality in modalities() for name in modality.exported}
+    known = [CLASSES, *texts, *([form.main_file, *form.also_written] if form else [])]
     # Look into folders, too: `assets` may be of another program.
     entries = [entry for pattern in ("*", "assets/*", "variables/*") for entry in folder.glob(pattern)]
     names = sorted(entry.relative_to(folder).as_posix() for entry in entries)
@@ -121,8 +127,8 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
         partial.mkdir()
         compared = _write_and_compare(name, classifier, network, partial)
         (partial / CLASSES).write_text(json.dumps(classifier.classes, ensure_ascii=False) + "\n", encoding="utf-8")
-        if reading := classifier.modality.reading:
-            (partial / READING).write_text(json.dumps(reading) + "\n", encoding="utf-8")
+        for file, content in classifier.modality.export_files(classifier.size).items():
+            (partial / file).write_text(content, encoding="utf-8")
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,9 +141,11 @@ def _write_and_compare(name: str, classifier: Classifier, network: keras.Model, 
     """Write the network into `partial`, run it, and return in words how close it comes to Keras."""
     form, (batch, what) = FORMATS[name], load_test_batch(classifier)
     examples = batch.astype(network.inputs[0].dtype)
+    batches = [examples, *_other_lengths(classifier)]
     try:
         form.write(network, partial / form.file)
-        expected, answer = classifier.network.predict(examples, verbose=0), form.run(partial / form.file, examples)
+        expected = np.concatenate([classifier.network.predict(one, verbose=0) for one in batches])
+        answer = np.concatenate([form.run(partial / form.file, one) for one in batches])
     except Exception as error:  # converters and runtimes have errors of many kinds
         problem = f"{name}: this model cannot be converted and run ({one_line(error)})"
         raise UserError(f"{problem}; choose another format") from error
@@ -152,6 +160,16 @@ def _write_and_compare(name: str, classifier: Classifier, network: keras.Model, 
     return words
 
 
+def _other_lengths(classifier: Classifier) -> list[np.ndarray]:
+    """Return further batches if examples differ in length: a converter may have taken one length for the only one."""
+    modality, size = classifier.modality, classifier.size
+    if not modality.length:
+        return []
+    probes = [modality.load(data, size) for data in modality.probes(size)]
+    ends = min(probes, key=len), max(probes, key=len)
+    return [next(iter(modality.batch([array]).values())) for array in ends]
+
+
 def without_front(classifier: Classifier) -> keras.Model:
     """Return the network for examples as the modality loads them, with the same layers; its inputs are never uint8."""
     import keras
@@ -164,7 +182,7 @@ def without_front(classifier: Classifier) -> keras.Model:
     single = inputs if len(inputs) > 1 else next(iter(inputs.values()))
     network = keras.Model(single, probabilities, name=classifier.network.name)
     # Keras' exporter to ONNX wants a model that was called.
-    zeros = {name: np.zeros((1, *(n or 1 for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
+    zeros = {name: np.zeros((1, *(n or 2 for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
     network(zeros if len(zeros) > 1 else next(iter(zeros.values())))
     return network
 

@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         probabilities: (n_classes,), or empty if the input cannot be read.
-        distance: from the training images; above 1: out of distribution; None if it is not known.
+        distance: from the training examples; above 1: out of distribution; None if it is not known.
         problem: why the input cannot be read.
         remark: what is odd about it, see `Modality.load_with_remark`.
     """

@@ -1,4 +1,4 @@
-"""What a user asks predictions for: files, folders, patterns, addresses, boxes, or a list on standard input."""
+"""What a user asks predictions for: files, folders, patterns, addresses, boxes, texts, or a list on standard input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ from headstart.data.coco import list_boxes
 from headstart.data.files import Folder
 from headstart.data.recognition import sort_files
 from headstart.data.remote import filesystem
-from headstart.data.sources import image_place, is_coco, open_source
+from headstart.data.sources import image_place, is_coco, is_table, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
-from headstart.serving.cells import is_table_of_cells, read_cells
+from headstart.serving.cells import Given, check_given, read_lines, read_rows
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
@@ -35,23 +35,15 @@ class Inputs(NamedTuple):
         names: of files and addresses to predict, each once.
         refused: name and reason of files in folders that are meant as examples and cannot be read.
         ignored: name and reason of files in folders that are not meant as examples.
-        cells: what is no file, by those of the names that are no names of files.
     """
 
     names: list[str]
     refused: list[tuple[str, str]]
     ignored: list[tuple[str, str]]
-    cells: dict[str, str]
-
-    @classmethod
-    def none(cls) -> Inputs:
-        """Return no inputs."""
-        return cls([], [], [], {})
 
     def add(self, other: Inputs) -> None:
         """Take over what another one has."""
         self.names.extend(other.names)
-        self.cells.update(other.cells)
         self.refused.extend(other.refused)
         self.ignored.extend(other.ignored)
 
@@ -59,33 +51,38 @@ class Inputs(NamedTuple):
 def find_inputs(
     given: Sequence[str], modality: Modality, texts: Sequence[str] = (), column: str | None = None
 ) -> Inputs:
-    """Return all files that are meant, those of a folder or pattern sorted.
+    """Return all files that are meant, those of a folder or pattern sorted, and all texts.
 
     Args:
         given: paths of files; of folders, for the examples below them, which are found as in training; patterns, as
             `photos/**/*.jpg`; addresses of files; COCO annotations as .json, for their boxes; `-`: lines of standard
             input, each a path or an address. What is listed there but missing, or a folder without examples, is among
-            the names, too: it is reported with the files that cannot be read, so that the rest is processed. If
-            examples are texts, a line of standard input is one itself, and so is a row of a table.
+            the names, too: it is reported with the files that cannot be read, so that the rest is processed. If an
+            example can be given as it is, as texts can, `-` stands for lines that are examples, and a table for its
+            rows.
         modality: says which files are examples, by their suffixes or first bytes.
-        texts: examples themselves.
-        column: of tables; None: found by its name.
+        texts: examples as they are.
+        column: of tables, that holds the texts; None: found by its name.
 
     Raises:
         UserError: if a name does not exist, or a folder or pattern has no example.
     """
-    found = Inputs.none()
-    found.cells.update({text: text for text in texts})
+    check_given(modality, texts, column)
+    found = Inputs([Given(text if text.strip() else "--text", text) for text in texts], [], [])
+    if not given and not texts:
+        raise UserError(
+            f"nothing to predict: give files of {modality.noun}s, folders, patterns in quotes, addresses, or -"
+        )
     for name in given:
-        if is_table_of_cells(name, modality):
-            found.cells.update(read_cells(name, column))
-        elif name == STDIN and modality.inline:
-            found.cells.update({line: line for line in _read_stdin()})
-        elif is_coco(name) and (is_address(name) or os.path.isfile(name)):
+        if modality.inline and name == STDIN:
+            found.names.extend(read_lines(sys.stdin.buffer.read()))
+        elif modality.inline and is_table(name) and (is_address(name) or os.path.isfile(name)):
+            found.names.extend(_rows(name, column))
+        elif is_coco(name) and not modality.inline and (is_address(name) or os.path.isfile(name)):
             found.names.extend(_boxes(name))
         elif name == STDIN:
             for line in _read_stdin():
-                inside = _examples_below(line, modality) if os.path.isdir(line) else Inputs.none()
+                inside = _examples_below(line, modality) if os.path.isdir(line) else Inputs([], [], [])
                 found.add(inside)
                 found.names.extend([] if inside.names or inside.refused else [line])
         elif is_address(name) or os.path.isfile(name):
@@ -100,14 +97,13 @@ def find_inputs(
             found.add(_check(name, _sort(matches, modality), nothing))
         else:
             raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
-    if not found.names and not found.refused and not found.cells:
-        problem = "standard input is empty" if given else f"give files of {modality.noun}s"
-        raise UserError(f"nothing to predict: {problem}")
+    if not found.names and not found.refused:
+        raise UserError("nothing to predict: standard input is empty")
     unique: dict[str, str] = {}
-    for name in found.names:
-        unique.setdefault(name if is_address(name) else str(Path(name)), name)  # `./a.png` is the `a.png` of a folder
-    names = [*found.cells, *(name for name in unique.values() if name not in found.cells)]
-    return Inputs(names, list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)), found.cells)
+    for place, name in enumerate(found.names):
+        path = name if is_address(name) else str(Path(name))  # `./a.png` is the `a.png` of a folder
+        unique.setdefault(f"{place} {name}" if isinstance(name, Given) else path, name)
+    return Inputs(list(unique.values()), list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)))
 
 
 def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
@@ -116,6 +112,13 @@ def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
         return inside
     reasons = Counter(reason for _, reason in inside.refused or inside.ignored).most_common(1)
     raise UserError(f"{name}: {nothing}" + "".join(f"; {count} files there: {reason}" for reason, count in reasons))
+
+
+def _rows(table: str, column: str | None) -> list[Given]:
+    try:
+        return read_rows(fetch(table) if is_address(table) else _read(table), table, column)
+    except ItemError as error:
+        raise UserError(f"{table}: {error}") from error
 
 
 def _boxes(file: str) -> list[str]:
@@ -154,7 +157,7 @@ def _examples_below(folder: str, modality: Modality) -> Inputs:
 def _sort(names: list[str], modality: Modality) -> Inputs:
     """Find the examples among files by the rule of training."""
     found = sort_files(names, _read, modality)
-    return Inputs(found.names, [(name, detail) for name, _, detail in found.refused], found.ignored, {})
+    return Inputs(found.names, [(name, detail) for name, _, detail in found.refused], found.ignored)
 
 
 def _read(name: str, count: int = -1) -> bytes:
@@ -172,11 +175,10 @@ class InputReader:
 
     Args:
         margin: what is added on each side of a box, as a share of its longer side.
-        cells: examples that are no files, by their names.
     """
 
-    def __init__(self, modality: Modality, margin: float = 0.0, cells: Mapping[str, str] | None = None) -> None:
-        self._modality, self._margin, self._cells = modality, margin, cells or {}
+    def __init__(self, modality: Modality, margin: float = 0.0) -> None:
+        self._modality, self._margin = modality, margin
         self._cutters = Cutters(self._decode)
 
     def read(self, name: str) -> bytes:
@@ -185,8 +187,8 @@ class InputReader:
         Raises:
             ItemError: if it cannot be read.
         """
-        if name in self._cells:
-            return self._cells[name].encode("utf-8", "surrogateescape")
+        if isinstance(name, Given):
+            return self._modality.parse_request(name.content)
         path, box = parse_name(name)
         if box and not os.path.exists(name):
             return self._cutters.get(path, "")(box, self._margin)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ast
-import base64
 import importlib.metadata
 import logging
 import os
@@ -15,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from headstart.model_archive import CONFIG, HUB, has_hub_layers, read_texts
 from headstart.serving.model_file import read_model_info
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def save_model(folder: Path, model_file: Path) -> None:
         inputs=Schema([ColSpec("string", modality.column)]),
         outputs=Schema([*outputs, ColSpec(Map(DataType.double), "probabilities")]),
     )
-    example = base64.b64encode(min(modality.probes(size), key=len, default=b"")).decode()
+    example = modality.format_request(min(modality.probes(size), key=len, default=b""))
     with tempfile.TemporaryDirectory() as scratch:
         files = imported_modules(CODE)
         for file in files:
@@ -55,7 +55,7 @@ def save_model(folder: Path, model_file: Path) -> None:
             code_paths=[str(Path(scratch) / CODE.relative_to(ROOT).parts[0])],
             signature=signature,
             input_example=pd.DataFrame({modality.column: [example]}),
-            pip_requirements=pinned_requirements(files),
+            pip_requirements=sorted([*pinned_requirements(files), *layer_requirements(model_file)]),
         )
 
 
@@ -84,6 +84,16 @@ def pinned_requirements(files: Sequence[Path]) -> list[str]:
     modules = {name.split(".")[0] for file in files for name in _imported_names(file)} - {"headstart"}
     packages = {package for module in modules for package in distributions.get(module, ())}
     return [f"{package}=={importlib.metadata.version(package)}" for package in sorted(packages)]
+
+
+def layer_requirements(model_file: Path) -> list[str]:
+    """Return the installed packages, as pip takes them, that hold layers of a model besides Keras."""
+    if not has_hub_layers(read_texts(model_file)[CONFIG]):
+        return []
+    try:
+        return [f"{HUB}=={importlib.metadata.version(HUB)}"]
+    except importlib.metadata.PackageNotFoundError:
+        return [HUB]
 
 
 def _imported_names(file: Path) -> set[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from headstart.errors import one_line
 from headstart.features.engines.openvino_engine import compile_graph, convert
 from headstart.framework import tf
+from headstart.modalities.lengths import map_groups
 from headstart.serving.batching import MAX_BATCH
 from headstart.serving.export import TOLERANCE, compare
 from headstart.serving.keras_batches import predict_padded
@@ -51,4 +52,4 @@ def _open_openvino(classifier: Classifier) -> Network:
 
     spec = classifier.modality.spec(classifier.size)
     (compute,) = compile_graph(convert(join, spec), spec, "float32", batch_size=-1, streams=1)
-    return lambda arrays: compute(classifier.modality.batch(arrays))
+    return partial(map_groups, compute, classifier.modality)

@@ -11,7 +11,8 @@ trained on lies nearer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,7 @@ from headstart.arrays import read_arrays, write_arrays
 from headstart.data.files import file_hash
 from headstart.errors import UserError, one_line
 from headstart.lockfile import describe_other_source
+from headstart.modalities.lengths import map_batches
 from headstart.outputs import Outputs
 from headstart.serving.model_file import DAMAGES, load_classifier, warn_of_other_model
 
@@ -125,18 +127,20 @@ class Scorer:
         # One output, so that `networks.predict` takes it: features of the last layer first.
         both = keras.layers.Concatenate()([last, head(features, training=False)])
         self._network = keras.Model(front.input, both)
-        self._feature_dim, self._predict = last.shape[-1], networks.predict
+        self._feature_dim, self._predict, self._modality = last.shape[-1], networks.predict, classifier.modality
         self.batch_size = networks.PREDICTION_BATCH
 
-    def __call__(self, batch: Batch, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return features (b, feature_dim) and probabilities (b, n_classes) of b <= batch_size examples."""
-        features, probabilities = np.split(self._predict(self._network, batch, batch_size), [self._feature_dim], axis=1)
-        return features, probabilities
+    def score(self, arrays: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (n, feature_dim) and probabilities (n, n_classes) of loaded examples."""
+        run = partial(self._predict, self._network, batch_size=batch_size)
+        return self._split(map_batches(run, self._modality, arrays, batch_size))
 
     def run(self, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
         """Return features (n, feature_dim) and probabilities (n, n_classes) of all batches."""
-        features, probabilities = zip(*(self(batch, self.batch_size) for batch in batches), strict=True)
-        return np.concatenate(features), np.concatenate(probabilities)
+        return self._split(np.concatenate([self._predict(self._network, batch, self.batch_size) for batch in batches]))
+
+    def _split(self, both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return both[:, : self._feature_dim], both[:, self._feature_dim :]
 
 
 def detector_file(model_file: Path) -> Path:
@@ -199,10 +203,15 @@ def features_of_splits(model_file: Path) -> dict[str, np.ndarray]:
             for split, most in AT_MOST.items():
                 examples = load_split(split)
                 examples = examples.sample(min(most, len(examples)), random_state=0)
+                order = np.arange(len(examples))
+                if length := classifier.modality.length:  # like ones share a batch
+                    order = np.argsort(examples[length], kind="stable")
+                examples = examples.iloc[order]
                 files = list(examples.path), list(examples.file_hash)
                 batches = read_batches(source, classifier.modality, *files, classifier.size, scorer.batch_size)
                 count = -(-len(examples) // scorer.batch_size)
-                features[split], _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+                found, _ = scorer.run(tqdm(batches, total=count, desc=split, unit=" batches", disable=None))
+                features[split] = found[np.argsort(order)]
     except UserError as error:
         if other := describe_other_source(params.data.source):
             advice = "set it back, or run `dvc repro` for a model of the new data, then `headstart ood`"

@@ -2,8 +2,8 @@
 
 An input is a file; a folder, for the examples below it; a pattern in quotes, as 'photos/**/*.jpg'; an http(s)://, s3://
 or gs:// address of a file; COCO annotations (.json), for a row per box; or -, for a list of files and addresses on
-standard input, one per line. If examples are texts: --text, a table for a text per row, and - for a text per line.
-After `headstart ood`, examples that are unlike the training data are flagged.
+standard input, one per line. Texts can also be given by --text, as rows of a table (.csv, .tsv, .parquet, .jsonl), and
+as lines of standard input. After `headstart ood`, examples that are unlike the training data are flagged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +27,6 @@ from headstart.errors import ItemError, UserError
 from headstart.machine import cores
 from headstart.outputs import Outputs
 from headstart.serving import ood
-from headstart.serving.cells import check_options
 from headstart.serving.formats import FLAG, FORMATS, Prediction, printable
 from headstart.serving.inputs import InputReader, find_inputs
 from headstart.serving.model_file import load_classifier, read_model_info, warn_of_other_model
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from headstart.modalities import Modality
     from headstart.training.networks import Classifier
 
+SORTED_BATCHES = 16  # that are loaded at once, so that examples of like length share one
 MAX_SHOWN = 5  # names of ignored files, and reasons
 
 
@@ -50,11 +50,9 @@ def predict(
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
 
     Args:
-        inputs: as `find_inputs` takes them.
+        inputs, text, column: as `find_inputs` takes them.
         format: one of FORMATS.
         output: a file, which appears whole; None: standard output, as batches are done.
-        text: examples themselves; None: none.
-        column: of tables; None: found by its name.
 
     Raises:
         UserError: if an input does not exist, there is no model, or the output cannot be written.
@@ -62,8 +60,7 @@ def predict(
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    check_options(text or (), column, info.modality)
-    names, refused, ignored, cells = find_inputs(inputs, info.modality, text or (), column)
+    names, refused, ignored = find_inputs(inputs, info.modality, text or (), column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
@@ -80,7 +77,7 @@ def predict(
         bar = tqdm(total=len(names), desc="predict", unit=" examples", disable=hidden)
 
         def readable() -> Iterator[Prediction]:
-            for prediction in predictions(names, classifier, detector, bar, info.margin, cells):
+            for prediction in predictions(names, classifier, detector, bar, info.margin):
                 if prediction.problem:
                     problems.append(f"{printable(prediction.name)}: {prediction.problem}")
                 else:
@@ -148,31 +145,22 @@ def _open(file: Path | None) -> Iterator[TextIO]:
 
 
 def predictions(
-    names: list[str],
-    classifier: Classifier,
-    detector: ood.Detector | None,
-    bar: tqdm,
-    margin: float,
-    cells: Mapping[str, str] | None = None,
+    names: list[str], classifier: Classifier, detector: ood.Detector | None, bar: tqdm, margin: float
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each input, in order, as batches are done.
-
-    Args:
-        margin: with which boxes are cut out.
-        cells: examples that are no files, by their names.
-    """
+    """Yield a prediction for each input, in order, as batches are done; boxes are cut out with `margin`."""
     scorer = ood.Scorer(classifier)
     batch_size = min(scorer.batch_size, len(names))
-    reader = InputReader(classifier.modality, margin, cells)
+    step = batch_size * (SORTED_BATCHES if classifier.modality.length else 1)
+    reader = InputReader(classifier.modality, margin)
     load = partial(_load, reader=reader, modality=classifier.modality, size=classifier.size)
     with ThreadPoolExecutor(cores()) as pool, bar:
-        for start in range(0, len(names), batch_size):
-            batch = names[start : start + batch_size]
+        for start in range(0, len(names), step):
+            batch = names[start : start + step]
             loaded = list(pool.map(load, batch))
             arrays = [array for array, _ in loaded if isinstance(array, np.ndarray)]
             scored: Iterator[tuple[np.ndarray, float | None]] = iter(())
             if arrays:
-                features, probabilities = scorer(classifier.modality.batch(arrays), batch_size)
+                features, probabilities = scorer.score(arrays, batch_size)
                 distances = detector.distances(features).tolist() if detector else [None] * len(arrays)
                 scored = zip(probabilities, distances, strict=True)
             for name, (array, remark) in zip(batch, loaded, strict=True):

@@ -1,4 +1,4 @@
-"""The model as MLflow runs it: examples as text in, e.g. image files in base64, labels and probabilities out.
+"""The model as MLflow runs it: strings in (texts, or image files in base64), labels and probabilities out.
 
 MLflow stores this file as code (no pickles), with a copy of the modules that it imports and of models/model.keras, see
 mlflow_model.py, and runs it when the model is loaded. Bad input raises an MlflowException, which a server answers with
@@ -53,9 +53,7 @@ class PyfuncClassifier(PythonModel):
                 problems.append(f"{modality.column} {position} (counted from 0, of {len(model_input)}): {error}")
         if problems:
             raise MlflowException.invalid_parameter_value("; ".join(problems))
-        rows = []
-        for start in range(0, len(arrays), BATCH_SIZES[-1]):
-            rows += predict_padded(classifier, arrays[start : start + BATCH_SIZES[-1]]).tolist()
+        rows = predict_padded(classifier, arrays).tolist() if arrays else []
         return [
             {
                 "label": classifier.classes[int(np.argmax(row))],

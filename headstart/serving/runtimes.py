@@ -43,10 +43,28 @@ class Format(NamedTuple):
 
 
 def _write(keras_name: str, model: keras.Model, file: Path) -> None:
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what it cannot convert, the runtime names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras' own, about NumPy 2
         model.export(str(file), format=keras_name, verbose=False)
+
+
+def _write_onnx(model: keras.Model, file: Path) -> None:
+    """Write it without Erfc, an operation that TensorFlow makes of GELU and ONNX does not have: 1 - Erf is the same."""
+    import onnx
+
+    _write("onnx", model, file)
+    written = onnx.load(str(file))
+    found = [node for node in written.graph.node if node.op_type == "Erfc"]
+    for number, node in enumerate(found):
+        place, inner = list(written.graph.node).index(node), f"erf_{number}"
+        one = onnx.helper.make_node("Constant", [], [f"{inner}_one"], value_float=1.0)
+        subtract = onnx.helper.make_node("Sub", [f"{inner}_one", inner], list(node.output))
+        node.op_type, node.output[:] = "Erf", [inner]
+        written.graph.node.insert(place, one)
+        written.graph.node.insert(place + 2, subtract)
+    if found:
+        onnx.save(written, str(file))
 
 
 def _run_saved_model(folder: Path, examples: np.ndarray) -> np.ndarray:
@@ -85,7 +103,7 @@ def _run_litert(file: Path, examples: np.ndarray) -> np.ndarray:
 
 FORMATS = {
     "onnx": Format(
-        *("model.onnx", partial(_write, "onnx"), _run_onnx, "onnxruntime"),
+        *("model.onnx", _write_onnx, _run_onnx, "onnxruntime"),
         packages={"onnx": "onnx>=1.17", "tf2onnx": "tf2onnx>=1.17", "onnxruntime": "onnxruntime>=1.20"},
     ),
     "openvino": Format(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headstart.serving.network import Network
 
 T = TypeVar("T")
-TOO_LARGE = ("too_large", "bomb")  # reasons that are answered with 413
+TOO_LARGE = ("too_large", "too_long", "bomb")  # reasons that are answered with 413
 
 
 class Service:

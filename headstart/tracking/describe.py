@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pandas as pd
 
 from headstart import costs, paths, provenance
+from headstart.modalities import modalities
 from headstart.tracking.snapshot import Snapshot
 
 # What each stage does with the data, in MLflow's words.
@@ -74,7 +75,9 @@ def dataset(snapshot: Snapshot) -> dict[str, str] | None:
         "examples_of_class": pd.crosstab(table.label, table.split).to_dict("index"),
     }
     scheme = source.split("://")[0] if paths.is_address(source) else "local"
-    columns = [{"name": snapshot.kind, "type": "binary"}, {"name": "label", "type": "string"}]
+    is_text = any(modality.inline for modality in modalities() if modality.name == snapshot.kind)
+    column = {"name": snapshot.kind, "type": "string" if is_text else "binary"}
+    columns = [column, {"name": "label", "type": "string"}]
     return {
         "name": PurePosixPath(source.rstrip("/")).name or source,
         "digest": snapshot.tags["data_version"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ from PIL import Image
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
 from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
-from headstart.modalities.image import cutting, decode, descriptors, memory, pixels, probes, value_range
+from headstart.modalities.explaining import Evidence, Explanation
+from headstart.modalities.image import cutting, decode, descriptors, evidence, memory, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
 from headstart.modalities.image.deep import DeepImage
 
@@ -42,6 +42,7 @@ class ImageModality(Modality):
     columns = {"width": "int32", "height": "int32"}  # noqa: RUF012  never changed
     libraries = ("pillow", "simplejpeg")
     descriptor_dim = descriptors.DIM
+    explains = "Where it looks"
 
     def __init__(self, value_range: value_range.Range | None = None) -> None:
         self._range = value_range
@@ -185,6 +186,9 @@ class ImageModality(Modality):
         except (binascii.Error, ValueError) as error:
             raise ItemError("not_base64", f"not the base64 of an image file: {error}") from error
 
+    def format_request(self, data: bytes) -> str:
+        return base64.b64encode(data).decode()
+
     def show(self, data: bytes) -> str:
         """Return a thumbnail whose longer side has THUMB pixels."""
         try:
@@ -192,15 +196,12 @@ class ImageModality(Modality):
         except ItemError:
             return ""
         image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
-        return f'<img src="{data_url(image)}" alt="" loading="lazy">'
+        return evidence.as_html(image)
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        maps = network.maps([self.load(data, size) for data in files], classes)
+        return evidence.draw([self.whole(data) for data in files], maps)
 
 
 def _unless_plain(augmentation: ImageAugmentation) -> ImageAugmentation | None:
     return None if augmentation == ImageAugmentation(1.0, False, 0.0) else augmentation
-
-
-def data_url(image: Image.Image, kind: str = "WEBP") -> str:
-    """Return `image` as a data: URL; WEBP is small, PNG keeps every pixel."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=70)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

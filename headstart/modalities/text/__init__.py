@@ -12,9 +12,10 @@ import pandas as pd
 from headstart.config import Prepare
 from headstart.errors import ItemError
 from headstart.modalities.base import Batch, Modality
-from headstart.modalities.text import copies, decode, leaks, measures, probes
+from headstart.modalities.explaining import Evidence, Explanation
+from headstart.modalities.text import copies, decode, evidence, leaks, measures, probes
 from headstart.modalities.text.decode import DecodedText
-from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
+from headstart.modalities.text.tokens import BYTES_PER_BYTE, EXPORTED, KEYS, Tokens
 
 INPUT = "tokens"  # name of the encoder's input
 SHOWN = 400  # characters of a text on a page
@@ -33,6 +34,8 @@ class TextModality(Modality):
     descriptor_dim, descriptor_dtype = copies.SIZE, "uint16"
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     length = "characters"
+    exported = EXPORTED
+    explains = "Which words matter"
 
     def __init__(self, reading: dict[str, Any] | None = None) -> None:
         self.reading = reading or {}
@@ -111,8 +114,12 @@ class TextModality(Modality):
     def parse_request(self, value: Any) -> bytes:
         """Return the bytes of a text."""
         if not isinstance(value, str):
-            raise ItemError("not_text", f"must be a text, got {type(value).__name__}")
-        return value.encode("utf-8", "surrogatepass")
+            kind = "nothing" if value is None else type(value).__name__
+            raise ItemError("not_text", f"must be a text, got {kind}")
+        return decode.encode(value)
+
+    def export_files(self, size: int) -> dict[str, str]:
+        return self._tokens.export_files(size)
 
     def show(self, data: bytes) -> str:
         """Return the first SHOWN characters as a quotation."""
@@ -122,3 +129,9 @@ class TextModality(Modality):
             return ""
         more = "\N{HORIZONTAL ELLIPSIS}" if len(text) > SHOWN else ""
         return f'<blockquote dir="auto">{html.escape(text[:SHOWN])}{more}</blockquote>'
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        def encode(text: str) -> np.ndarray:
+            return self._tokens.encode(text, size)[0]
+
+        return evidence.explain([self.decode(data) for data in files], size, encode, network.scores, classes)

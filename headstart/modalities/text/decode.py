@@ -41,12 +41,31 @@ def decode(data: bytes) -> DecodedText:
     text.codec = codec
     if not text:
         raise ItemError("empty", "there is no text")
-    if len(text) > MAX_CHARACTERS:
-        detail = f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are read; split it"
-        raise ItemError("too_long", f"{detail} (in a table: is a quote not closed?)")
+    _check_length(text)
     if len(CONTROL.findall(text)) > 1 + MOST_CONTROL * len(text):
         raise ItemError("not_text", "more than a twentieth of it is control characters")
     return text
+
+
+def encode(text: str) -> bytes:
+    """Return the bytes of a text that is given as such.
+
+    Raises:
+        ItemError: too_long; not_text, if it holds zero bytes; encoding, if it holds half of a pair of surrogates.
+    """
+    _check_length(text)
+    if "\0" in text:
+        raise ItemError("not_text", "it holds zero bytes")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ItemError("encoding", f"character {error.start + 1:,} is half of a pair of surrogates") from error
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        detail = f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are read; split it"
+        raise ItemError("too_long", f"{detail} (in a table: is a quote not closed?)")
 
 
 def recognizes(head: bytes, suffix: str) -> bool:

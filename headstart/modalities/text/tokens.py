@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 EXTRA = "the extra `hub`: make setup EXTRAS=hub"
 BYTES_PER_BYTE = 200  # of memory that tokenizing a byte of text takes at most: offsets, masks and words of each token
 EXACT, STEP = 32, 16  # tokens
+EXPORTED = ("tokenizer.json", "reading.json")
 KEYS = ("tokenizer", "pad", "prefix", "longest")
 
 
@@ -69,6 +71,13 @@ class Tokens(NamedTuple):
             row[: len(array)] = array
         return tokens
 
+    def export_files(self, size: int) -> dict[str, str]:
+        """Return tokenizer.json, which cuts to `size` tokens and fills up a batch, and reading.json with the rest."""
+        tokenizer = _make(self.tokenizer, size)
+        tokenizer.enable_padding(pad_id=self.pad, pad_token=tokenizer.id_to_token(self.pad) or "")
+        rest = {"prefix": self.prefix, "pad": self.pad, "size": size}
+        return dict(zip(EXPORTED, (tokenizer.to_str(), json.dumps(rest) + "\n"), strict=True))
+
 
 def _first_words(text: str, count: int) -> str:
     """Return the beginning of `text` that has `count` words: no more can matter, since a word has a token or more."""
@@ -79,6 +88,10 @@ def _first_words(text: str, count: int) -> str:
 @lru_cache(maxsize=8)
 def _open(content: str, size: int) -> Tokenizer:
     """Return a tokenizer that cuts texts to `size` tokens; threads may share it."""
+    return _make(content, size)
+
+
+def _make(content: str, size: int) -> Tokenizer:
     if not importlib.util.find_spec("tokenizers"):
         raise UserError(f"texts need the library tokenizers, which is not installed; install {EXTRA}")
     from tokenizers import Tokenizer

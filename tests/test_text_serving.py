@@ -1,0 +1,327 @@
+"""What becomes of a shipped text model: predictions, the server, MLflow, exports, and the page of its results."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_serving import ask, start_server
+from text_models import LONGEST, WORDS, finish, make_table
+
+from headstart import paths
+from headstart.errors import UserError
+from headstart.modalities.lengths import map_batches, map_groups
+from headstart.modalities.text import TextModality, evidence
+from headstart.report.pages import make_pages
+from headstart.serving import export, ood, predict
+from headstart.serving.mlflow_model import save_model
+from headstart.training import networks
+from headstart.training.networks import Classifier
+
+LONG = "the bank is cold and " * 20
+EVIL = '<img src=x onerror="1"> bank card'
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Iterator[Path]:
+    """The current folder, after all five stages on a table of texts."""
+    folder = tmp_path_factory.mktemp("texts")
+    table = make_table()
+    table.loc[len(table)] = [EVIL, "food"]  # an error in test, unless the network is odd
+    table["split"] = "train"
+    table.loc[table.index % 4 == 0, "split"] = "test"
+    table.loc[table.index % 4 == 1, "split"] = "val"
+    table.loc[table.index[-1], "split"] = "test"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        finish(folder, table)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def classifier(finished) -> Classifier:
+    return networks.load_classifier(paths.MODEL)
+
+
+def load(classifier: Classifier, *texts: str) -> list[np.ndarray]:
+    return [classifier.modality.load(text.encode(), classifier.size) for text in texts]
+
+
+def alone(classifier: Classifier, *texts: str) -> np.ndarray:
+    """The probabilities of texts, each computed by itself."""
+    arrays = load(classifier, *texts)
+    return np.concatenate([classifier.predict(classifier.modality.batch([array])) for array in arrays])
+
+
+def rows(capsys, *inputs: str, code: int = 0, **options: object) -> list[dict]:
+    assert predict.predict(inputs, "json", **options) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def give_stdin(monkeypatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+# --- predict
+
+
+def test_each_line_is_answered_in_its_order_however_long(classifier, capsys, monkeypatch):
+    """Also one that comes twice, and in batches that are sorted by length."""
+    texts = ["bank card", LONG.strip(), "soup", "bank card", *make_table(20, seed=1).text]
+    give_stdin(monkeypatch, "\r\n".join([*texts[:2], "", *texts[2:]]).encode("utf-16"))
+    found = rows(capsys, "-")
+    assert [row["path"] for row in found] == texts
+    for row, expected in zip(found, alone(classifier, *texts), strict=True):
+        assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_of_tables_are_named_as_a_spreadsheet_counts(finished, capsys, monkeypatch):
+    table = pd.DataFrame({"id": [1, 2, 3], "message": ["bank card", None, "soup"]})
+    table.to_csv("new.csv", index=False)
+    table.to_json("new.jsonl", orient="records", lines=True)
+    table.to_parquet("new.parquet")
+    for name, first in (("new.csv", 2), ("new.jsonl", 1), ("new.parquet", 1)):
+        assert predict.predict([name], "json") == 1
+        printed = capsys.readouterr()
+        assert [row["path"] for row in json.loads(printed.out)] == [f"{name}#{first}", f"{name}#{first + 2}"]
+        assert f"{name}#{first + 1}: there is no text" in printed.err
+    with pytest.raises(UserError, match=r"the column 'review' is missing; its columns are 'id', 'message': give --col"):
+        predict.predict(["new.csv"], column="review")
+    Path("none.csv").write_text("text\n")
+    with pytest.raises(UserError, match=r"none.csv: the table has no rows"):
+        predict.predict(["none.csv"])
+    give_stdin(monkeypatch, b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"standard input: .* save it as UTF-8"):
+        predict.predict(["-"])
+
+
+def test_texts_for_a_model_of_images_are_refused(shipped, capsys):
+    for options, option in (({"text": ["bank"]}, "--text"), ({"column": "text"}, "--column")):
+        with pytest.raises(UserError, match=f"{option}: this model takes images"):
+            predict.predict([], model=shipped, **options)
+
+
+def test_texts_unlike_the_training_texts_are_flagged(finished, capsys):
+    ood.fit_ood(0.1)
+    assert "test examples are flagged" in capsys.readouterr().out
+    try:
+        *known, foreign = rows(capsys, text=[*make_table().text, "中文 " * 9])
+        assert np.mean([row["unlike"] for row in known]) < 0.2
+        assert foreign["unlike"]
+        assert foreign["distance"] > max(row["distance"] for row in known)
+    finally:
+        ood.detector_file(paths.MODEL).unlink()
+
+
+# --- lengths
+
+
+@pytest.mark.parametrize("run_all", [map_groups, lambda *arguments: map_batches(*arguments, 4)])
+def test_texts_of_like_length_share_a_batch(run_all, classifier):
+    lengths = [30, 200, 5, 90, 31, 6, 7, 110, 201]
+    shapes = []
+
+    def run(batch: dict[str, np.ndarray]) -> np.ndarray:
+        shapes.append(batch["tokens"].shape)
+        return (batch["tokens"] == 9).sum(axis=1)
+
+    found = run_all(run, classifier.modality, [np.full(length, 9, np.int32) for length in lengths])
+    assert found.tolist() == lengths
+    assert len(shapes) == 3
+    assert sum(rows * length for rows, length in shapes) < 0.7 * len(lengths) * max(lengths)
+
+
+# --- the server
+
+
+@pytest.fixture(scope="module")
+def server(finished, tmp_path_factory) -> Iterator[str]:
+    yield from start_server(paths.MODEL.resolve(), tmp_path_factory.mktemp("temporary"))
+
+
+def records(*texts: object) -> dict[str, list]:
+    return {"dataframe_records": [{"text": text} for text in texts]}
+
+
+def test_the_server_answers_texts_of_all_lengths(server, classifier):
+    texts = ["bank card", LONG, "soup", *make_table(15, seed=2).text]
+    expected = alone(classifier, *texts)
+    with ThreadPoolExecutor(4) as pool:  # alone and together, at once
+        answers = list(pool.map(lambda some: ask(server, records(*some)), [texts, *([text] for text in texts[:7])]))
+    assert {status for status, _ in answers} == {200}
+    found = [*answers[0][1]["predictions"], *(answer["predictions"][0] for _, answer in answers[1:])]
+    for row, probabilities in zip(found, [*expected, *expected[:7]], strict=True):
+        assert row["label"] == classifier.classes[probabilities.argmax()]
+        assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        (None, 400, "text 1 (counted from 0, of 2): must be a text, got nothing"),
+        (3, 400, "must be a text, got int"),
+        (["bank"], 400, "must be a text, got list"),
+        (" \n", 400, "there is no text"),
+        ("\ud800 bank", 400, "character 1 is half of a pair of surrogates"),
+        ("a\0b", 400, "it holds zero bytes"),
+        ("bank " * 60_000, 413, "300,000 characters, at most 250,000 are read"),
+    ],
+)
+def test_a_bad_text_is_named_with_its_place(text, status, message, server):
+    found = ask(server, records("bank card", text))
+    assert found[0] == status
+    assert message in json.loads(found[1])["message"]
+
+
+def test_a_request_without_texts_shows_how_one_looks(server):
+    status, answer = ask(server, {"dataframe": []})
+    assert status == 400
+    assert '{"dataframe_records": [{"text": "..."}]}' in json.loads(answer)["message"]
+
+
+# --- MLflow
+
+
+def test_the_mlflow_model_takes_texts_and_names_its_libraries(finished, classifier, tmp_path):
+    import mlflow.pyfunc
+
+    save_model(tmp_path / "kept", paths.MODEL)
+    required = (tmp_path / "kept/requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in required} >= {"keras", "keras-hub", "tokenizers", "tensorflow"}
+    model = mlflow.pyfunc.load_model(str(tmp_path / "kept"))
+    assert [(column.name, column.type.name) for column in model.metadata.signature.inputs] == [("text", "string")]
+    assert json.loads((tmp_path / "kept/input_example.json").read_text())["data"] == [["ok"]]
+    texts = ["bank card", LONG, *make_table(12, seed=3).text]
+    found = model.predict(pd.DataFrame({"text": texts}))
+    for row, expected in zip(found, alone(classifier, *texts), strict=True):
+        assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
+
+
+# --- exports
+
+
+@pytest.mark.parametrize("form", export.FORMATS)
+def test_an_export_takes_the_tokens_of_its_tokenizer(form, finished, classifier, capsys):
+    for module in export.FORMATS[form].packages:
+        pytest.importorskip(module)
+    from tokenizers import Tokenizer
+
+    export.export(form)
+    printed = capsys.readouterr().out
+    assert "tokens (N, any), int32" in printed
+    assert "examples of the test split" in printed
+    folder = Path("exports", form)
+    export.check_folder(folder)
+    assert json.loads((folder / "reading.json").read_text()) == {"prefix": "", "pad": 0, "size": LONGEST}
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for texts in (["soup"], ["bank card", LONG, "the very cold wind"]):  # of other lengths than those compared
+        tokens = np.array([one.ids for one in tokenizer.encode_batch(texts)], np.int32)
+        assert tokens.shape[1] == max(map(len, load(classifier, *texts)))
+        found = export.FORMATS[form].run(folder / export.FORMATS[form].file, tokens)
+        assert found == pytest.approx(alone(classifier, *texts), abs=1e-5)
+
+
+def test_an_export_that_knows_one_length_alone_is_refused(finished, monkeypatch):
+    """As of a converter that takes the length of its example for the only one."""
+    form = export.FORMATS["openvino"]
+
+    def run(file: Path, tokens: np.ndarray) -> np.ndarray:
+        answer = form.run(file, tokens)
+        return answer if len(tokens) > 1 else answer[:, ::-1]
+
+    monkeypatch.setitem(export.FORMATS, "openvino", form._replace(run=run))
+    with pytest.raises(UserError, match=r"allowed, and in the class of [12] examples; nothing was written"):
+        export.export("openvino", Path("refused"))
+    assert not Path("refused").exists()
+
+
+# --- which words matter
+
+
+class Counting:
+    """A network whose score of class 0 is twice the number of its word, and of class 1 that number less."""
+
+    def __init__(self, token: int) -> None:
+        self.token, self.calls = token, 0
+
+    def scores(self, arrays: list[np.ndarray], classes: np.ndarray) -> np.ndarray:
+        self.calls += len(arrays)
+        count = np.array([(array == self.token).sum() for array in arrays], np.float32)
+        return np.stack([2 * count, -count], axis=1)[np.arange(len(arrays))[:, None], classes]
+
+
+def test_the_words_that_a_score_comes_from_are_marked(classifier):
+    modality = classifier.modality
+    (token,) = load(classifier, "bank")[0][1:-1]
+    classes = np.array([[0, 1]] * 3)
+    texts = ["the <b> bank & card", "soup", LONG]
+    network = Counting(token)
+    shown, legend = modality.explain([text.encode() for text in texts], LONGEST, classes, network)
+    marked = '<mark style="--s:100%" title="2.00">bank</mark>'
+    assert shown[0][0] == ""
+    assert shown[0][1] == f'<blockquote dir="auto">the &lt;b&gt; {marked} &amp; card</blockquote>'
+    assert "<mark" not in "".join([shown[0][2], *shown[1]])
+    assert shown[2][1].endswith("\N{HORIZONTAL ELLIPSIS}</blockquote>")  # what is beyond `size` cannot matter
+    assert "falls if the word is left out" in legend
+    assert network.calls <= sum(1 + min(len(text.split()), evidence.MAX_PARTS) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a  b\nc", ["a", "b", "c"]),
+        ("你好 ok。", ["你", "好", "ok。"]),
+        ("  ", []),
+        ("ab " * 100, ["ab ab ab"] * 33 + ["ab"]),
+    ],
+)
+def test_parts_of_texts(text, parts):
+    assert [text[start:end] for start, end in evidence.find_parts(text, 1000)] == parts
+
+
+def test_the_page_quotes_errors_and_marks_words(finished, shown: Callable):
+    make_pages()
+    page = paths.RESULTS_PAGE.read_text(encoding="utf-8")
+    assert '<h1 class="name">./bert on words.csv</h1>' in page
+    assert "Which words matter" in page
+    assert "Where it looks" not in page
+    assert "Called with whole texts" in page
+    assert "<img src=x" not in page
+    tab, requests, errors = shown(paths.RESULTS_PAGE)
+    assert errors == []
+    assert len(requests) == 1
+    assert tab.locator("#errors ~ .shots blockquote", has_text=EVIL).count() > 0
+    assert tab.locator(".look mark").count() > 5
+    wide = tab.locator("#errors ~ .shots figure").first.bounding_box()
+    assert wide["width"] > 200
+    for width in (1200, 420):
+        tab.set_viewport_size({"width": width, "height": 800})
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_modalities_without_a_tokenizer_explain_nothing():
+    with pytest.raises(ValueError, match="none is chosen yet"):
+        TextModality().explain([b"bank"], 8, np.array([[0]]), Counting(0))
+
+
+# --- MLflow's description of the data
+
+
+def test_the_data_set_has_a_column_of_strings(finished):
+    from headstart.config import load_params
+    from headstart.lockfile import Workspace
+    from headstart.tracking import describe
+    from headstart.tracking.snapshot import Snapshot
+
+    found = describe.dataset(Snapshot(Workspace(), load_params(), dict))
+    columns = json.loads(found["schema"])["mlflow_colspec"]
+    assert columns == [{"name": "text", "type": "string"}, {"name": "label", "type": "string"}]
+    assert json.loads(found["profile"])["classes"] == len(WORDS)
