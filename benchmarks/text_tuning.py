@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from choices import ROOT, run, set_params
 from trunk_cache import EPOCHS, TURNS, Clock, Way, ours  # first: sets the kernels that TensorFlow loads
 
-from choices import ROOT, run, set_params
 from headstart import paths
 from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
@@ -57,7 +57,8 @@ def load_tokens(params: Params, meta: FeaturesMeta, split: str, length: int | No
     with open_examples(params.data, modality) as source:
         loader, files = ViewLoader(source, modality, meta.size), zip(examples.path, examples.file_hash, strict=True)
         texts = [array[:length] for path, file_hash in files for array in loader.load(path, file_hash, [0])]
-    tokens = tf.data.Dataset.from_tensor_slices((tf.ragged.constant([text.tolist() for text in texts]), examples.target))
+    ragged = tf.ragged.constant([text.tolist() for text in texts])
+    tokens = tf.data.Dataset.from_tensor_slices((ragged, examples.target.to_numpy()))
     batches = tokens.shuffle(len(texts)) if split == "train" else tokens
     named = batches.map(lambda text, target: ({"tokens": tf.ensure_shape(text, [None])}, target))
     return named.padded_batch(BATCH, ({"tokens": [length]}, [])).prefetch(tf.data.AUTOTUNE)

@@ -5,7 +5,7 @@ start as what the teacher makes of each token alone, reduced by PCA (as Model2Ve
 
 Reads:   the docstrings of the packages in requirements.lock; minilm-l6 (`headstart backbones fetch minilm-l6`).
 Writes:  pretraining/tinybert/, or --out: config.json, model.safetensors (float16), tokenizer.json.
-Command: nice python -m pretraining.tinybert [--steps 900] [--texts 16000] [--static] [--out FOLDER]
+Command: nice python -m pretraining.tinybert [--steps 700] [--texts 12000] [--static] [--out FOLDER]
 
 With --static it also trains a static embedding, the mean of a vector for each token, to compare with: FOLDER-static.
 """
@@ -98,6 +98,8 @@ class Teacher:
         ]
         bar = tqdm(self._engine.map(batches), total=len(batches), desc="teacher", mininterval=10)
         vectors = np.concatenate(list(bar))
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{(~np.isfinite(vectors)).any(axis=1).sum()} of the teacher's vectors are not finite")
         result = np.empty_like(vectors)
         result[order] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return result
@@ -232,8 +234,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Distil tinybert from MiniLM.")
     parser.add_argument("--layers", type=int, default=2, help="of the transformer")
     parser.add_argument("--static", action="store_true", help="also a static embedding of the same vocabulary")
-    parser.add_argument("--steps", type=int, default=900, help=f"batches of {BATCH} texts")
-    parser.add_argument("--texts", type=int, default=16_000, help="paragraphs of docstrings")
+    parser.add_argument("--steps", type=int, default=700, help=f"batches of {BATCH} texts")
+    parser.add_argument("--texts", type=int, default=12_000, help="paragraphs of docstrings")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "tinybert", metavar="FOLDER")
     args = parser.parse_args()

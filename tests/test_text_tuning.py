@@ -8,11 +8,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import SMALL, write_params
 from conftest import run_stages as run
-from text_backbones import DIM, LAYERS, make_bert, make_texts
+from text_models import DIM, LAYERS, LONGEST, make_table, write_bert
 
 from headstart import paths
 from headstart.backbones import get_backbone
@@ -25,13 +24,8 @@ from headstart.training import networks, plan
 from headstart.training.batches import Batches
 from headstart.training.defaults import resolve_fine_tune
 
-pytest.importorskip("keras_hub")
-pytest.importorskip("tokenizers")
-
-LONGEST = 40
 PARAMS = {
     **SMALL,
-    "weights": "none",
     "data.source": "texts.csv",
     "extract.size": LONGEST,
     "train_head.hidden": [],
@@ -39,13 +33,13 @@ PARAMS = {
     "train_head.epochs": 5,
     "fine_tune.learning_rate": 0.002,
     "fine_tune.epochs": 3,
-    "fine_tune.unfreeze": 2,
+    "fine_tune.unfreeze": 1,
 }
 
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory) -> Backbone:
-    return get_backbone(str(make_bert(tmp_path_factory.mktemp("backbones") / "bert")))
+    return get_backbone(str(write_bert(tmp_path_factory.mktemp("bert"), hidden_dropout_prob=0.1)))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,7 @@ def with_head(tmp_path_factory, bert) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        pd.DataFrame(make_texts(24), columns=["text", "label"]).to_csv("texts.csv", index=False)
+        make_table(24).to_csv("texts.csv", index=False)
         write_params(Path("params.yaml"), **PARAMS, backbone=bert.name)
         run("prepare", "extract", "train_head")
     return folder
@@ -95,13 +89,13 @@ def fine_tune(here, bert):
 @pytest.mark.parametrize("pooled", ["mean", "cls"])
 def test_both_parts_give_the_features_of_the_whole_alone_and_padded(bert, modality, pooling, pooled):
     object.__setattr__(bert, "pooled", pooled)
-    encoder = bert.build("none", LONGEST, pooling, 0)
+    encoder = bert.build("pretrained", LONGEST, pooling, 0)
     object.__setattr__(bert, "pooled", "mean")
     base = encoder.get_layer(BACKBONE_LAYER)
-    split = find_split(base, select_blocks(bert.blocks(encoder), 2), LONGEST)
+    split = find_split(base, select_blocks(bert.blocks(encoder), 1), LONGEST)
     lower, upper = lower_model(encoder, split), upper_model(encoder, split)
     assert split.size == LONGEST * (DIM + 1)
-    texts = [modality.load(text.encode(), LONGEST) for text, _ in make_texts(4)]
+    texts = [modality.load(text.encode(), LONGEST) for text in make_table(4).text]
     batch = modality.batch(texts)
     rows = np.asarray(lower(batch, training=False))
     assert rows.shape == (len(texts), split.size)
@@ -117,27 +111,26 @@ def test_both_parts_give_the_features_of_the_whole_alone_and_padded(bert, modali
 
 
 def test_layers_are_named_and_learn_at_rates_of_their_own(bert):
-    encoder = bert.build("none", LONGEST, "avg", 0)
+    encoder = bert.build("pretrained", LONGEST, "avg", 0)
     base, blocks = encoder.get_layer(BACKBONE_LAYER), bert.blocks(encoder)
     names = ["embeddings", *(f"transformer_layer_{number}" for number in range(LAYERS))]
     assert [block.name for block in blocks] == names
-    assert [block.name for block in select_blocks(blocks, "transformer_layer_2")] == names[3:]
+    assert [block.name for block in select_blocks(blocks, "transformer_layer_1")] == names[2:]
     assert [block.name for block in select_blocks(blocks, "embeddings")] == names
     scales = set_trainable(base, select_blocks(blocks, 2), 0.5)
     assert len(scales) == len(encoder.trainable_variables)
-    assert {variable.path.split("/")[0] for variable in encoder.trainable_variables} == set(names[3:])
+    assert {variable.path.split("/")[0] for variable in encoder.trainable_variables} == set(names[1:])
     assert dict(zip((v.path.split("/")[0] for v in encoder.trainable_variables), scales, strict=True)) == {
-        "transformer_layer_2": 0.25,
-        "transformer_layer_3": 0.5,
+        "transformer_layer_0": 0.25,
+        "transformer_layer_1": 0.5,
     }
 
 
 def test_tables_of_embeddings_are_no_work(bert):
-    encoder = bert.build("none", LONGEST, "avg", 0)
+    encoder = bert.build("pretrained", LONGEST, "avg", 0)
     base, blocks = encoder.get_layer(BACKBONE_LAYER), bert.blocks(encoder)
-    for trained in (1, 2, 3):
-        split = find_split(base, select_blocks(blocks, trained), LONGEST)
-        assert work_below(base, split) == pytest.approx(1 - trained / LAYERS)
+    split = find_split(base, select_blocks(blocks, 1), LONGEST)
+    assert work_below(base, split) == pytest.approx(1 - 1 / LAYERS)
     assert find_split(base, select_blocks(blocks, LAYERS), LONGEST) is None
 
 
@@ -153,9 +146,9 @@ def test_cached_activations_change_no_result(fine_tune, bert):
         assert report["selected"] == "fine_tuned"
         network, _ = networks.load(paths.MODEL)
         found.append([np.asarray(weights) for weights in network.get_weights()])
-    start = bert.build("none", LONGEST, "avg", load_params(Path("params.yaml")).seed).get_weights()
+    start = bert.build("pretrained", LONGEST, "avg", 0).get_weights()
     moved = [np.abs(after - before).max() for before, after in zip(start, found[1], strict=False)]
-    assert max(moved) > 0.005
+    assert max(moved) > 0.002
     for off, on in zip(*found, strict=True):
         assert on == pytest.approx(off, abs=0.1 * float(max(moved)))
 
@@ -191,7 +184,7 @@ def test_all_of_fine_tuning_works_for_texts(fine_tune, capsys, changes):
     assert report["finished"]
     assert "gave_up" in report
     classifier = networks.load_classifier(paths.MODEL)
-    known = [one.encode() for one, _ in make_texts(24)]
+    known = [text.encode() for text in make_table(24).text]
     batch = classifier.modality.batch([classifier.modality.load(one, classifier.size) for one in known[:8]])
     assert classifier.predict(batch).sum(axis=1) == pytest.approx(1, abs=1e-5)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -48,7 +48,10 @@ class Backbone:
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
         learning_rate: what `fine_tune.learning_rate: null` means for it.
+        libraries: packages besides those of every install whose versions shape its features.
     """
+
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     name: str
     modality: str

@@ -12,7 +12,7 @@ import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from blake3 import blake3
 
@@ -30,7 +30,6 @@ INPUT = "tokens"  # of the encoder, see TextModality.spec
 EMBEDDINGS = "embeddings"  # the block before the first layer of the transformer
 MEAN, CLS = "mean", "cls"  # how a network was trained to be pooled: over all tokens, or as its first one
 _LAYER = re.compile(r"(?:.*_)?layer_(\d+)$")
-_LIBRARIES = ("keras-hub", "tokenizers")
 # What KerasHub's converter takes for granted of a config.json by Hugging Face, besides the activation.
 _ASSUMED = {"layer_norm_eps": 1e-12, "position_embedding_type": "absolute"}
 _CHECKED = ("bert", "distilbert")  # model types for which that is so
@@ -46,6 +45,7 @@ class TextEncoder(Backbone):
         prefix: what stands before each text.
     """
 
+    libraries: ClassVar[tuple[str, ...]] = ("keras-hub", "tokenizers")
     origin: Origin
     pooled: str = MEAN
     prefix: str = ""
@@ -83,7 +83,7 @@ class TextEncoder(Backbone):
         folder = self.origin.folder()
         try:
             values = f"seed {seed}" if weights == "none" else _digest(hub_files.weights_file(folder))
-            versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+            versions = [importlib.metadata.version(name) for name in self.libraries]
             return f"{self} {values} {_digest(folder / CONFIG)} {hub_files.read_tokenizer(folder)[1]} {versions}"
         except (OSError, UserError, importlib.metadata.PackageNotFoundError):  # `build` reports them
             return None

@@ -124,7 +124,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
         "storage": settings.storage,
     }
     views = {"count": settings.views, "augmentation": augmentation.key()} if settings.views and augmentation else None
-    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries)
+    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries, *backbone.libraries)
     meta = {
         **recipe,
         "kind": modality.name,

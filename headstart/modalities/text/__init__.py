@@ -30,7 +30,6 @@ class TextModality(Modality):
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
     inline, mixes = True, False
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
-    libraries = ("tokenizers",)
     length = "characters"
 
     def __init__(self, reading: dict[str, Any] | None = None) -> None:

@@ -1,0 +1,157 @@
+"""Texts go through all stages with a small BERT, and the shipped model answers as the pipeline does."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL, run_stages, write_params
+from text_models import make_table, write_bert
+
+from headstart import paths
+from headstart.errors import UserError
+from headstart.features import extraction
+from headstart.model_archive import read_texts
+from headstart.serving.predict import predict
+from headstart.serving.request import Example, read_examples
+from headstart.training import networks
+
+STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Iterator[Path]:
+    """A folder after all five stages on a table of texts."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_bert(folder / "bert")
+    make_table().to_csv(folder / "words.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        changes = {"data.source": "words.csv", "backbone": "./bert", "extract.size": 24, "extract.batch_size": None}
+        changes |= {"train_head.hidden": None, "train_head.epochs": 20, "train_head.learning_rate": 0.001}
+        changes |= {"fine_tune.unfreeze": "none"}
+        write_params(Path("params.yaml"), **{**SMALL, **changes})
+        run_stages(*STAGES)
+        yield folder
+
+
+def test_a_table_of_texts_goes_through_all_stages(finished):
+    meta = json.loads(paths.FEATURES_META.read_text())
+    assert (meta["kind"], meta["backbone"], meta["size"], meta["feature_dim"]) == ("text", "./bert", 24, 24)
+    assert {"tokenizers", "keras-hub"} <= set(meta["versions"])
+    assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.8
+    assert json.loads(paths.report("evaluate").read_text())["whole_images"]["max_difference"] < 1e-5
+
+
+def test_the_longest_texts_come_first_and_order_changes_no_feature(finished, monkeypatch, tmp_path):
+    before = {split: np.load(file) for split, file in paths.FEATURES.items()}
+    sizes: list[int] = []
+    plain = extraction.ViewIndex.sort
+
+    def sort(index, chosen):
+        found = plain(index, chosen)
+        sizes.extend(index.lengths[index.rows[found]])
+        return found
+
+    monkeypatch.setattr(extraction.ViewIndex, "sort", sort)
+    monkeypatch.setattr(paths, "cache_path", lambda name: tmp_path / name)  # an empty store
+    run_stages("extract")
+    assert sizes == sorted(sizes, reverse=True)
+    monkeypatch.setattr(extraction.ViewIndex, "sort", lambda self, chosen: chosen)
+    monkeypatch.setattr(paths, "cache_path", lambda name: tmp_path / "other" / name)
+    run_stages("extract")
+    assert all((np.load(file) == before[split]).all() for split, file in paths.FEATURES.items())
+
+
+def test_the_model_loads_with_keras_and_keras_hub_alone(finished, tmp_path):
+    model = networks.load_classifier(paths.MODEL)
+    texts = ["the bank is warm", "soup"]
+    batch = model.modality.batch([model.modality.load(text.encode(), model.size) for text in texts])["tokens"]
+    np.save(tmp_path / "tokens.npy", batch)
+    code = """
+import sys, json, zipfile
+import numpy as np, keras, keras_hub
+from tokenizers import Tokenizer
+model = keras.models.load_model(sys.argv[1], safe_mode=True)
+about = json.loads(zipfile.ZipFile(sys.argv[1]).read("headstart.json"))
+tokenizer = Tokenizer.from_str(about["reading"]["tokenizer"])
+tokenizer.no_padding()
+assert tokenizer.encode("soup").ids == [token for token in np.load(sys.argv[2])[1] if token]
+assert not any(name.startswith("headstart") for name in sys.modules)
+np.save(sys.argv[2], model.predict_on_batch(np.load(sys.argv[2])))
+"""
+    command = [sys.executable, "-c", code, str(paths.MODEL), str(tmp_path / "tokens.npy")]
+    subprocess.run(command, check=True, cwd=finished)
+    assert np.allclose(np.load(tmp_path / "tokens.npy"), model.predict({"tokens": batch}), atol=1e-6)
+    assert [str(tensor.dtype) for tensor in model.network.inputs] == ["int32"]
+
+
+def lines(printed: str) -> list[list[str]]:
+    return [line.split(None, 2) for line in printed.splitlines()]
+
+
+def test_predict_takes_texts_tables_and_lines(finished, capsys, monkeypatch, tmp_path):
+    assert predict([], text=["bread soup rice", "bank card cash"]) == 0
+    typed = lines(capsys.readouterr().out)
+    assert [(row[0], row[2]) for row in typed] == [("food", "bread soup rice"), ("money", "bank card cash")]
+
+    pd.DataFrame({"number": [1, 2], "said": ["bread soup rice", "bank card cash"]}).to_csv("new.csv", index=False)
+    assert predict(["new.csv"], column="said") == 0
+    assert [row[:2] for row in lines(capsys.readouterr().out)] == [row[:2] for row in typed]
+    assert predict(["new.csv"], column="said", format="csv", output=tmp_path / "out.csv") == 0
+    assert pd.read_csv(tmp_path / "out.csv").path.tolist() == ["new.csv#2", "new.csv#3"]
+    with pytest.raises(UserError, match=r"new\.csv: no column is named as texts usually are .*give --column with one"):
+        predict(["new.csv"])
+
+    stream = io.TextIOWrapper(io.BytesIO(b"bread soup rice\n\nbank card cash\n"))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert predict(["-"]) == 0
+    assert lines(capsys.readouterr().out)[1] == typed[1]
+
+    Path("letter.txt").write_text("bank card cash")
+    assert predict(["letter.txt"]) == 0
+    assert lines(capsys.readouterr().out)[0][:2] == typed[1][:2]
+
+
+def test_predict_says_which_texts_are_cut(finished, capsys):
+    assert predict([], text=["bank " * 50]) == 0
+    assert "1 of 1 texts have more than 24 tokens, as many as the model reads" in capsys.readouterr().err
+    with pytest.raises(UserError, match="nothing to predict: give files of texts"):
+        predict([])
+
+
+def test_a_request_to_the_model_server_holds_texts(finished):
+    model = networks.load_classifier(paths.MODEL)
+    body = bytearray(json.dumps({"dataframe_records": [{"text": "bank card"}, {"text": 3}]}).encode())
+    good, bad = read_examples(body, model.modality, model.size)
+    assert isinstance(good, Example)
+    assert good.data == b"bank card"
+    assert "must be a text" in str(bad)
+
+
+def test_a_model_without_its_library_says_so(finished, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    with pytest.raises(UserError, match="layers of KerasHub, which is not installed; install the extra `hub`"):
+        networks.load(paths.MODEL)
+
+
+def test_layers_that_read_files_are_refused_in_a_model(finished, tmp_path):
+    with zipfile.ZipFile(paths.MODEL) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    hub = "keras_hub.src.models.bert.bert_tokenizer"
+    members["config.json"] = members["config.json"].replace(
+        b"keras_hub.src.layers.modeling.position_embedding", hub.encode()
+    )
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=f"the custom object {hub}.PositionEmbedding"):
+        read_texts(tmp_path / "model.keras")

@@ -1,0 +1,89 @@
+"""A small BERT with random weights, as Hugging Face keeps one, for tests of texts; and a table of texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("keras_hub", exc_type=ImportError)
+from safetensors.numpy import save_file
+from tokenizers import BertWordPieceTokenizer
+
+WORDS = {
+    "weather": ["sun", "rain", "wind", "storm", "cloud", "snow", "warm", "cold"],
+    "money": ["bank", "card", "cash", "coin", "pay", "cost", "price", "loan"],
+    "food": ["bread", "soup", "rice", "fruit", "cheese", "salt", "tea", "milk"],
+}
+COMMON = ["the", "a", "is", "was", "my", "in", "of", "and", "it", "very"]
+DIM, HEADS, LAYERS, INNER, LONGEST = 12, 2, 2, 16, 24
+
+
+def write_bert(folder: Path, seed: int = 0, **config: object) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json of a BERT; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [letter for one in "abcdefghijklmnopqrstuvwxyz!.?" for letter in (one, f"##{one}")]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *COMMON,
+        *(word for words in WORDS.values() for word in words),
+    ]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = BertWordPieceTokenizer(vocab=vocabulary, lowercase=True)
+    tokenizer.enable_truncation(7)  # as many have it, for their own purposes
+    tokenizer.enable_padding(length=7)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "embeddings.word_embeddings.weight": (len(vocabulary), DIM),
+        "embeddings.position_embeddings.weight": (LONGEST, DIM),
+        "embeddings.token_type_embeddings.weight": (2, DIM),
+        "pooler.dense.weight": (DIM, DIM),
+        "pooler.dense.bias": (DIM,),
+    }
+    norms = ["embeddings"]
+    for number in range(LAYERS):
+        layer = f"encoder.layer.{number}."
+        dense = dict.fromkeys(("attention.self.query", "attention.self.key", "attention.self.value"), (DIM, DIM))
+        dense |= {
+            "attention.output.dense": (DIM, DIM),
+            "intermediate.dense": (INNER, DIM),
+            "output.dense": (DIM, INNER),
+        }
+        for name, shape in dense.items():
+            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+        norms += [f"{layer}attention.output", f"{layer}output"]
+    spread = {"embeddings.word_embeddings.weight": 1.0}
+    weights = {name: rng.normal(0, spread.get(name, 0.2), shape).astype(np.float32) for name, shape in shapes.items()}
+    for name in norms:
+        weights[f"{name}.LayerNorm.weight"] = rng.uniform(0.5, 1.5, DIM).astype(np.float32)
+        weights[f"{name}.LayerNorm.bias"] = rng.normal(0, 0.1, DIM).astype(np.float32)
+    save_file(weights, folder / "model.safetensors")
+    known = {
+        "model_type": "bert", "vocab_size": len(vocabulary), "hidden_size": DIM, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "intermediate_size": INNER, "max_position_embeddings": LONGEST,
+        "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")
+    return folder
+
+
+def make_table(count: int = 30, seed: int = 0) -> pd.DataFrame:
+    """Return a table text,label of `count` different texts a class, mostly of its words, of three to twelve words."""
+    rng = np.random.default_rng(seed)
+    rows = set()
+    for label, words in WORDS.items():
+        found: set[str] = set()
+        while len(found) < count:
+            length = rng.integers(3, 13)
+            found.add(" ".join(rng.choice(words if rng.random() < 0.8 else COMMON) for _ in range(length)))
+        rows |= {(text, label) for text in found}
+    return pd.DataFrame(sorted(rows), columns=["text", "label"]).drop_duplicates("text")
