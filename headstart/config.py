@@ -34,12 +34,13 @@ class Prepare(Section):
     test_fraction: Fraction
     """Share of the examples in test; unused if the source has its own test split."""
     group_by: Text | None
-    """A column of the manifest, or a regular expression to search in paths: examples with the same match, or with the
-    same match of its (), such as a patient or a video, stay in one split; null: no groups."""
+    """A column of the manifest or table, or a regular expression to search in paths: examples with the same match, or
+    with the same match of its (), such as a patient or a video, stay in one split; null: no groups."""
     near_distance: UpTo1
     """Near copies never stand in two splits: images that differ by at most this much, and far less than others do. 0.1:
     recompressed; 0.25: also resized or brightened; 0.5: also cropped by a tenth, and some images that are merely
-    similar; 0: identical pixels only."""
+    similar; 0: identical pixels only. Texts that have all but this share of their runs of five characters in common.
+    0.1: a typo in a sentence; 0.25: a short word more or less; 0: the same but for case and spaces."""
     min_size: Annotated[Int, Field(ge=1, le=100_000)]
     """Images with a shorter side of fewer pixels are quarantined."""
     value_range: (

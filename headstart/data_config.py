@@ -54,7 +54,8 @@ class Data(Section):
     that a manifest names; weights: the weights file."""
     splits: Splits
     """Which folders or tables are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column
-    split of a table; null: they are recognized by the usual words; none: there are none, the top folders are the classes."""
+    split of a table; null: they are recognized by the usual words; none: there are none, the top folders are the
+    classes."""
     root: Text | None
     """The folder or address that the paths in a manifest or in COCO annotations start from; null: the folder of the
     manifest, or the usual places beside the annotations."""

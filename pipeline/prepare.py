@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headstart import paths
@@ -51,14 +52,18 @@ def main() -> None:
             cache = stack.enter_context(InspectionCache(cache_file, fingerprint(modality)))
             listing = list_items(source, data.source, modality, data.root, settings.group_by, data.coco, data.splits)
             check_links(source, run.params)
+            lines = [*unwatched("source", run.params, source)]
             infos = inspect([item.path for item in listing.items], source, cache, modality)
             reject = partial(modality.reject, settings=settings)
-            table, descriptors = tabulate(listing, infos, reject, modality.descriptor_dim, settings.on_bad)
+            no_descriptor = np.zeros(modality.descriptor_dim, modality.descriptor_dtype)
+            table, descriptors = tabulate(listing, infos, reject, no_descriptor, settings.on_bad)
+            leaks = modality.find_leaks(table[table.reason == ""], source.read)
         copies = decide(table, descriptors, listing.classes, run.params)
 
         good, left_out = table[table.reason == ""], table[table.reason != ""]
         outliers = decisions.outliers(modality.outlier_measures(good))
         reading, remarks = modality.find_reading(good, settings)
+        remarks = [*remarks, *leaks]
         make_manifest(table, copies, modality.columns).to_parquet(manifest_file, index=False)
         files = table.assign(copies=copies.astype("Int64")).drop(columns=["given", "file_hash"])
         files.astype({"split": "string", "group": "string"}).to_parquet(files_file, index=False)
@@ -70,7 +75,7 @@ def main() -> None:
         summary = summarize(table, copies, outliers, listing)
         run.report({**summary, "reading": reading, "remarks": remarks})
         run.metrics({"examples": len(good), "quarantined": len(left_out)})
-        for line in unwatched("source", run.params):
+        for line in lines:
             print(f"prepare: {line}")
         if why:
             print(f"prepare: the examples are {modality.noun}s, by {why}")

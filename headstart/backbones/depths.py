@@ -23,7 +23,7 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     """Return the layers whose outputs are features besides `output`, from the output downwards, each with its depth.
 
     Of a block that is its last activation, which is where a block is widest and not linear; or its output if it has no
-    activation of its own. A block that is nothing but the output of the network has none.
+    activation of its own.
 
     Args:
         blocks: all of a network, from input to output; their feature maps are (N, ..., channels) as `output`.
@@ -35,11 +35,7 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     for above, block in enumerate(reversed(blocks)):
         name = next((name for name in asked if above < round(_SHARE_OF_BLOCKS[name] * len(blocks))), None)
         layer = _tap(block, output)
-        if name is None:
-            break
-        if layer is None:
-            continue
-        if total + layer.output.shape[-1] > MAX_FEATURES:
+        if name is None or layer is None or total + layer.output.shape[-1] > MAX_FEATURES:
             break
         found.append((name, layer))
         total += layer.output.shape[-1]

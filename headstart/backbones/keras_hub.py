@@ -98,7 +98,7 @@ class TextEncoder(Backbone):
             )
         keras.utils.set_random_seed(seed)
         base = self._network(folder, weights)
-        taps = find_taps(_blocks(base.layers), base.output, depth)
+        taps = find_taps(_blocks(base.layers)[:-1], base.output, depth)  # the last layer gives the output
         if taps:
             base = keras.Model(base.inputs, [base.output, *(layer.output for _, layer in taps)])
         base.name = BACKBONE_LAYER

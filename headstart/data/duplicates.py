@@ -1,17 +1,13 @@
-"""Find near copies: examples whose descriptors are close, such as resized, recompressed or brightened images."""
+"""Find near copies: examples whose descriptors are close, such as resized images, or texts with a word changed."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# Locality-sensitive hashing: the hash of an example says on which sides of random planes its descriptor lies (Charikar,
-# STOC 2002). Examples that agree on all planes of a band are compared. The number of bands is such that a pair at the
-# largest distance agrees in one of them with probability RECALL; closer pairs nearly always do.
-RECALL, MAX_BANDS = 0.99, 256
+from headstart.data.similarity import Descriptors, describe
+
 WINDOW = 8  # each example is compared with the next ones of its bucket
 NEIGHBOURS = 8  # copies of an example that are kept if there are more: the others are reached through these
 SURE = 0.4  # share of the largest distance within which examples are copies, however many others are close
@@ -19,15 +15,14 @@ SURE = 0.4  # share of the largest distance within which examples are copies, ho
 # its distance. In a plane twice the radius contains four times as many; in a population of similar images, such as
 # handwritten digits or X-rays, which vary in many ways, far more. This is estimated on a sample of the examples.
 # A distance that contains a quarter of all examples says nothing either.
-CROWD, SHARE, SAMPLE = 4, 0.25, 2**14
-_BATCH = 2**16  # rows that are computed at once: bounds the memory
+CROWD, SHARE = 4, 0.25
 
 
 def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
     """Find pairs of examples that are copies of each other, without comparing each example with all others.
 
     Args:
-        descriptors: (n, d) float16 of `Modality.describe`; rows of zeros have no copies.
+        descriptors: (n, d) float16 or uint16 of `Modality.describe`; rows of zeros have no copies.
         max_distance: in [0, 1]; 0: no pairs.
 
     Returns:
@@ -36,15 +31,15 @@ def near_pairs(descriptors: np.ndarray, max_distance: float) -> np.ndarray:
     rows = np.flatnonzero(descriptors.any(axis=1))
     if max_distance == 0 or len(rows) < 2:
         return np.empty((0, 2), np.int64)
-    vectors = descriptors[rows]
-    pairs, distances = _close_pairs(vectors, max_distance)
+    known = describe(descriptors[rows])
+    pairs, distances = _close_pairs(known, max_distance)
     copies = distances <= SURE * max_distance
     unsure = np.flatnonzero(~copies)
     if len(unsure):
-        sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:SAMPLE]]
+        sample = np.random.default_rng(0).permutation(len(known))[: known.sample]
         copies[unsure] = True
         for side in (0, 1):
-            copies[unsure] &= _stand_out(vectors, pairs[unsure, side], distances[unsure], max_distance, sample)
+            copies[unsure] &= _stand_out(known, pairs[unsure, side], distances[unsure], max_distance, sample)
     return rows[pairs[copies]]
 
 
@@ -54,16 +49,13 @@ def groups(n: int, pairs: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def _close_pairs(vectors: np.ndarray, max_distance: float) -> tuple[np.ndarray, np.ndarray]:
+def _close_pairs(known: Descriptors, max_distance: float) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs (m, 2) within `max_distance` that hashing finds, sorted, and their distances (m,)."""
-    n = len(vectors)
-    bits = min(math.ceil(math.log2(n)) + 1, 30)
-    separated = 2 * math.asin(max_distance / 2) / math.pi  # the share of planes that separate two examples
-    bands = min(math.ceil(math.log(1 - RECALL) / math.log(1 - (1 - separated) ** bits)), MAX_BANDS)
+    n = len(known)
     codes, distances = np.empty(0, np.int64), np.empty(0, np.float32)
-    for band in range(bands):
-        firsts, seconds = _same_bucket(_hashes(vectors, bits, band))
-        apart = _distances(vectors, firsts, seconds)
+    for band in range(known.bands(max_distance)):
+        firsts, seconds = _same_bucket(known.hashes(band))
+        apart = known.distances(firsts, seconds)
         near = apart <= max_distance
         low, high = np.minimum(firsts, seconds)[near], np.maximum(firsts, seconds)[near]
         codes, place = np.unique(np.concatenate([codes, low * n + high]), return_index=True)
@@ -74,25 +66,8 @@ def _close_pairs(vectors: np.ndarray, max_distance: float) -> tuple[np.ndarray, 
     return np.stack([codes // n, codes % n], axis=1), distances
 
 
-def _hashes(vectors: np.ndarray, bits: int, band: int) -> np.ndarray:
-    """Hash vectors, (n,) int64: a bit for each of `bits` planes, then 32 bits of the position along one more normal.
-
-    Everything is computed in integers that float32 represents exactly, so that every machine finds the same.
-    """
-    planes = np.round(16 * np.random.default_rng([0, band]).normal(size=(vectors.shape[1], bits + 1))).astype(
-        np.float32
-    )
-    result = np.empty(len(vectors), np.int64)
-    for start in range(0, len(vectors), _BATCH):
-        part = slice(start, start + _BATCH)
-        products = np.round(vectors[part].astype(np.float32) * 1024) @ planes
-        sides = (products[:, :bits] > 0) @ (1 << np.arange(bits, dtype=np.int64))
-        result[part] = (sides << 32) + products[:, bits].astype(np.int64) + 2**31
-    return result
-
-
 def _same_bucket(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pair the examples of each bucket with the next ones in it along the last plane's normal."""
+    """Pair the examples of each bucket with the next ones in it by the lower half of the hash."""
     order = np.argsort(hashes, kind="stable")
     buckets = hashes[order] >> 32
     firsts, seconds = [order[:0]], [order[:0]]
@@ -103,15 +78,6 @@ def _same_bucket(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         firsts.append(order[same])
         seconds.append(order[same + step])
     return np.concatenate(firsts), np.concatenate(seconds)
-
-
-def _distances(vectors: np.ndarray, firsts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    result = np.empty(len(firsts), np.float32)
-    for start in range(0, len(firsts), _BATCH):
-        part = slice(start, start + _BATCH)
-        difference = vectors[firsts[part]].astype(np.float32) - vectors[seconds[part]].astype(np.float32)
-        result[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
-    return result
 
 
 def _nearest(firsts: np.ndarray, seconds: np.ndarray, distances: np.ndarray) -> np.ndarray:
@@ -126,25 +92,23 @@ def _nearest(firsts: np.ndarray, seconds: np.ndarray, distances: np.ndarray) -> 
 
 
 def _stand_out(
-    vectors: np.ndarray, rows: np.ndarray, distances: np.ndarray, max_distance: float, sample: np.ndarray
+    known: Descriptors, rows: np.ndarray, distances: np.ndarray, max_distance: float, sample: np.ndarray
 ) -> np.ndarray:
     """Whether each row and what is within that distance of it stand out from all others.
 
     Either the pair does, at its own distance, or all copies of the row, at `max_distance`.
     """
-    scale = len(vectors) / len(sample)
-    others = sample.astype(np.float32)
+    scale = len(known) / len(sample)
     result = np.empty(len(rows), bool)
     for start in range(0, len(rows), 2**10):
         part = slice(start, start + 2**10)
-        products = vectors[rows[part]].astype(np.float32) @ others.T
-        apart = np.sqrt(np.maximum(2 - 2 * products, 0))  # of vectors of length 1
+        apart = known.to_sample(rows[part], sample)
         result[part] = False
-        for reach in (distances[part, None], np.full((len(products), 1), max_distance)):
+        for reach in (distances[part, None], np.full((len(apart), 1), max_distance)):
             reach = reach * 1.001 + 1e-3  # float16 has no more digits
             # The row itself does not count; the other one of the pair does, in the sample or not.
             close = np.maximum(((apart <= reach).sum(axis=1) - 1) * scale, 1)
             around = ((apart <= 2 * reach).sum(axis=1) - 1) * scale
-            few = close <= max(NEIGHBOURS, SHARE * len(vectors))
+            few = close <= max(NEIGHBOURS, SHARE * len(known))
             result[part] |= few & (around <= np.maximum(CROWD * close, 2 * scale))
     return result

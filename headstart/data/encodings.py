@@ -2,11 +2,11 @@
 
 The rule, in this order:
 
-1. A byte order mark decides: UTF-8, UTF-16 or UTF-32.
+1. A byte order mark decides: UTF-8, UTF-16 or UTF-32. What lacks it and has many zero bytes is refused.
 2. What is valid UTF-8 is UTF-8.
-3. What holds hardly any valid sequences of UTF-8 beyond ASCII, has only bytes that Windows-1252 defines, and never four
-   of them above 127 in a row (one run in a hundred at most), is Windows-1252: words of Western languages mix accents
-   with plain letters, those of other encodings consist of bytes above 127.
+3. What holds hardly any valid sequences of UTF-8 beyond ASCII, has only bytes that Windows-1252 defines, never four of
+   them above 127 in a row (one run in a hundred at most), and few of the signs RARE, is Windows-1252: words of Western
+   languages mix accents with plain letters, those of other encodings consist of bytes above 127 or begin with such.
 4. Anything else is refused: another encoding, or two in one file.
 """
 
@@ -26,9 +26,13 @@ _MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+RARE = rb"[\x82\x83\x86-\x89\x98]"  # daggers, carets and the like; with them begin syllables in Shift-JIS
+MOST_RARE = 10  # one byte above 127 in so many may be such a sign, or valid UTF-8 by accident
 _RUN = re.compile(rb"[\x80-\xff]+")
 _LONG_RUN = 4  # bytes
 _FEW = 100  # one in so many is an accident
+MOST_ZEROS = 10  # one byte in so many
+_ACCIDENT = re.compile(rb"[\xc4-\xdf][\x85\x91-\x97\xab\xbb]")  # a capital or a sharp s before a quote
 _SURROGATES = re.compile("[\udc80-\udcff]")
 _BEYOND_ASCII = re.compile("[\x80-\U0010ffff]")
 
@@ -42,6 +46,8 @@ def find_encoding(data: bytes) -> str:
     for mark, codec in _MARKS:
         if data.startswith(mark):
             return codec
+    if data.count(b"\0") * MOST_ZEROS > len(data):
+        raise ItemError("encoding", f"it looks like UTF-16, but has no byte order mark; {ADVICE}")
     try:
         data.decode()
         return "utf-8"
@@ -49,16 +55,19 @@ def find_encoding(data: bytes) -> str:
         pass
     lenient = data.decode("utf-8", "surrogateescape")
     stray = len(_SURROGATES.findall(lenient))
-    if (len(_BEYOND_ASCII.findall(lenient)) - stray) * 10 > stray:
+    valid = len(_BEYOND_ASCII.findall(lenient)) - stray - len(_ACCIDENT.findall(data))
+    if valid > stray:
         return "utf-8"
     runs = _RUN.findall(data)
-    if sum(len(run) >= _LONG_RUN for run in runs) * _FEW <= len(runs):
+    long = sum(len(run) >= _LONG_RUN for run in runs)
+    rare = len(re.findall(RARE, data))
+    if valid * MOST_RARE <= stray and long * _FEW <= len(runs) and rare * MOST_RARE <= sum(map(len, runs)):
         try:
             data.decode(WINDOWS)
             return WINDOWS
         except UnicodeDecodeError:
             pass
-    raise ItemError("encoding", f"neither UTF-8 nor UTF-16 nor Windows-1252 (Latin-1); {ADVICE}")
+    raise ItemError("encoding", f"neither UTF-8 nor UTF-16 nor Windows-1252 (Latin-1), or a mix of them; {ADVICE}")
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
@@ -71,5 +80,5 @@ def decode_text(data: bytes) -> tuple[str, str]:
     try:
         return data.decode(codec), codec
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start + 1:,}"
-        raise ItemError("encoding", f"{byte} is not {codec.removesuffix('-sig').upper()}, others are; {ADVICE}") from error
+        name = codec.removesuffix("-sig").upper()
+        raise ItemError("encoding", f"byte {error.start + 1:,} is not {name}, others are; {ADVICE}") from error

@@ -37,7 +37,10 @@ class Source(ABC):
         linked: those of its folders that are links to folders elsewhere, which DVC does not look behind.
         refused: name, reason and detail of files that may have been meant as examples but are not read.
         ignored: name and reason of what is skipped; a hidden folder stands for everything in it.
+        inline: whether `data.source` is one file that holds the examples, instead of naming theirs.
     """
+
+    inline = False
 
     def __init__(self) -> None:
         self.files: list[str] = []

@@ -34,7 +34,7 @@ class ItemInfo(NamedTuple):
         detail: the reason in words.
         item_id: a name of the decoded content, see `Modality.item_id`.
         measures: figures by name, see `Modality.measures` and `describe`.
-        descriptor: (descriptor_dim,) float16, see `Modality.describe`; empty if there is nothing to compare.
+        descriptor: (descriptor_dim,), see `Modality.describe`; empty if there is nothing to compare.
         file_hash: of the file's bytes, BLAKE3, 32 hexadecimal digits; empty if they cannot be read.
     """
 

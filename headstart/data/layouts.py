@@ -17,7 +17,7 @@ from headstart.data.files import Source
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.recognition import sort_files
 from headstart.data.source_manifest import NO_SPLITS, list_manifest
-from headstart.data.source_tables import find_tables, list_tables
+from headstart.data.source_tables import NO_TABLES, find_tables, list_tables
 from headstart.data.sources import is_manifest, is_table, open_source
 from headstart.data.split_folders import Splits, find_splits
 from headstart.data.tables import Columns, Rows
@@ -68,8 +68,9 @@ def list_items(
         UserError: if it cannot be read, has fewer than two classes, or an empty one.
     """
     grouped = False
-    if isinstance(opened, Rows) and (found := find_tables(opened, kind)).columns:
-        listing, grouped = list_tables(opened, source, found, group_by, splits)
+    tables = find_tables(opened, kind) if isinstance(opened, Rows) else NO_TABLES
+    if isinstance(opened, Rows) and tables.columns:
+        listing, grouped = list_tables(opened, source, tables, group_by, splits)
     elif is_table(source) and not is_manifest(source):
         raise UserError(f"{source}: a table of texts, not a manifest of {kind.noun}s, which is a .csv or a .parquet")
     elif is_manifest(source):
@@ -95,11 +96,12 @@ def list_items(
     if group_by and not grouped:
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
-        found = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
-        because = "".join(f"; {note}" for note in listing.notes)
+        shown = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
+        because = "".join(f"; {note}" for note in (*listing.notes, *tables.others.values()))
+        other = f"table with the columns {kind.column},label" if kind.inline else "manifest with the columns path,label"
         raise UserError(
-            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({found}); "
-            f"put each class into a folder of its own, or give a .csv manifest with the columns path,label{because}"
+            f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({shown}); "
+            f"put each class into a folder of its own, or give a .csv {other}{because}"
         )
     return listing
 
@@ -179,8 +181,8 @@ def _outer_folder(names: list[str]) -> str:
     if not names:
         return ""
     prefix = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
-    while prefix and any(os.path.dirname(name) == prefix for name in names):
-        prefix = os.path.dirname(prefix)  # examples lie in it: it is a class
+    if 2 * sum(os.path.dirname(name) == prefix for name in names) >= len(names):
+        prefix = os.path.dirname(prefix)  # most examples lie in it: it is a class
     return f"{prefix}/" if prefix else ""
 
 

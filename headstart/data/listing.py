@@ -50,6 +50,7 @@ class Kind(Protocol):
     suffixes: Sequence[str]
     unsupported: dict[str, str]
     inline: bool
+    column: str
 
     def recognizes(self, head: bytes, suffix: str) -> bool: ...
     def decode(self, data: bytes) -> Any: ...

@@ -21,22 +21,23 @@ Reject = Callable[[dict[str, float]], "tuple[str, str] | None"]
 
 
 def tabulate(
-    listing: Listing, infos: Iterable[ItemInfo], reject: Reject, descriptor_dim: int, on_bad: str
+    listing: Listing, infos: Iterable[ItemInfo], reject: Reject, no_descriptor: np.ndarray, on_bad: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Collect what is known about all items in the table of `headstart.data.decisions`, refused files at its end.
 
     Args:
         infos: of listing.items, in their order.
         reject: gives reason and detail of an example that is not to be used, by its measures.
+        no_descriptor: (descriptor_dim,) zeros of the dtype of descriptors.
 
     Returns:
-        The table, and (n, descriptor_dim) float16 descriptors.
+        The table, and (n, descriptor_dim) descriptors.
 
     Raises:
         UserError: at the first file that cannot be used, if `on_bad` is fail.
     """
     n = len(listing.items)
-    descriptors = np.zeros((n + len(listing.refused), descriptor_dim), np.float16)
+    descriptors = np.tile(no_descriptor, (n + len(listing.refused), 1))
     measures: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(n, np.float32))
     found: list[tuple[str, ...]] = []
     progress = tqdm(infos, total=n, desc="prepare", unit=" files", disable=None)
@@ -54,7 +55,7 @@ def tabulate(
         for name, value in info.measures.items():
             measures[name][row] = value
         if info.descriptor:
-            descriptors[row] = np.frombuffer(info.descriptor, np.float16)
+            descriptors[row] = np.frombuffer(info.descriptor, descriptors.dtype)
         found.append((item.path, item.label, reason, detail, info.item_id, info.file_hash))
     table = pd.DataFrame(found, columns=["path", "label", "reason", "detail", "item_id", "file_hash"])
     for place, name in ((2, "split"), (3, "group")):

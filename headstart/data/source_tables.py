@@ -32,9 +32,7 @@ class FoundTables(NamedTuple):
     others: dict[str, UserError]
 
 
-def is_manifest_of(rows: Rows, table: str) -> bool:
-    """Whether a table names files instead of holding texts: it has the columns path and label, and none is set."""
-    return rows.columns.text is None and {"path", "label"} <= set(rows.column_names(table))
+NO_TABLES = FoundTables({}, {})
 
 
 def find_tables(rows: Rows, kind: Kind) -> FoundTables:
@@ -45,7 +43,7 @@ def find_tables(rows: Rows, kind: Kind) -> FoundTables:
     """
     found = FoundTables({}, {})
     if rows.single:
-        if not is_manifest_of(rows, rows.single):
+        if rows.inline:
             found.columns[rows.single] = rows.columns.find(rows.column_names(rows.single), rows.single)
         return found
     rows.scan()
@@ -105,6 +103,12 @@ def list_tables(
     if any(item.split for item in items) and not any(item.split == "train" for item in items):
         raise UserError(f"{source}: no row has the split train; there is nothing to train on")
     classes = sorted(set(labels))
+    if len(classes) < 2:
+        shown = ", ".join(map(readable, classes)) or "none"
+        raise UserError(
+            f"{source}: rows with at least two labels are needed, found {len(classes)} ({shown}) in {len(items)} rows; "
+            "is data.label_column the right one?"
+        )
     if len(items) > FEW_ROWS and len(classes) > MOST_CLASSES * len(items):
         raise UserError(
             f"{source}: the column of labels has {len(classes):,} different values in {len(items):,} rows: these are "
@@ -117,7 +121,7 @@ def list_tables(
 
 def _others(rows: Rows, found: FoundTables) -> list[tuple[str, str]]:
     """Return name and reason of the files that are not read."""
-    reasons = {name: "a table without these columns" for name in found.others}
+    reasons = dict.fromkeys(found.others, "a table without these columns")
     others = [(name, reasons.get(name, "not a table of texts")) for name in rows.files if name not in found.columns]
     refused = [(name, detail) for name, _, detail in rows.refused]
     return [(printable(name), reason) for name, reason in others + refused + rows.ignored]

@@ -15,8 +15,8 @@ MANIFESTS = (".csv", ".parquet")
 TABLES = (*MANIFESTS, ".tsv", ".jsonl", ".ndjson")  # of texts, or manifests
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")  # beside the folders of the images
 SUPPORTED = (
-    "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, a .csv, .tsv, .parquet or .jsonl table "
-    "of texts, or COCO annotations (.json)"
+    "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, a table of texts (.csv, .tsv, "
+    ".parquet, .jsonl), or COCO annotations (.json)"
 )
 
 

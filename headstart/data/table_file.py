@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
+import csv
 import io
 import json
 import re
@@ -17,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headstart.data.encodings import decode_text, find_encoding
+from headstart.data.encodings import find_encoding
 from headstart.data.prepared import read_parquet
 from headstart.errors import ItemError, UserError, one_line
 
@@ -46,7 +48,7 @@ def read_table(data: bytes, name: str) -> pd.DataFrame:
     """
     try:
         if _suffix(name) == ".parquet":
-            return read_parquet(pa.BufferReader(data))
+            return _name_labels(read_parquet(pa.BufferReader(data)), data)
         content = _as_utf8(data)
         return _read_lines(content) if _suffix(name) in (".jsonl", ".ndjson") else _read_separated(content, name)
     except pd.errors.ParserWarning as error:
@@ -55,6 +57,17 @@ def read_table(data: bytes, name: str) -> pd.DataFrame:
         ) from error
     except (ItemError, ValueError, OSError) as error:
         raise UserError(f"{name}: not a readable table ({_explain(error)})") from error
+
+
+def _name_labels(table: pd.DataFrame, data: bytes) -> pd.DataFrame:
+    """Put names in place of the numbers of classes, as Hugging Face's `datasets` keeps them in the schema of a file."""
+    noted = (pq.read_schema(pa.BufferReader(data)).metadata or {}).get(b"huggingface", b"{}")
+    with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # notes of another form
+        for column, feature in json.loads(noted)["info"]["features"].items():
+            if column in table and isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                names = dict(enumerate(map(str, feature["names"])))
+                table[column] = table[column].map(names).astype(object)  # -1 and others are missing
+    return table
 
 
 def read_columns(head: bytes, name: str) -> list[str]:
@@ -66,8 +79,11 @@ def read_columns(head: bytes, name: str) -> list[str]:
     try:
         if _suffix(name) == ".parquet":
             return list(pq.read_schema(pa.BufferReader(head)).names)
-        lines = decode_text(head[: head.rfind(b"\n")] if b"\n" in head else head)[0].splitlines()
+        codec = find_encoding(head[: head.rfind(b"\n") + 1 or None])  # not in the middle of a character
+        lines = codecs.getincrementaldecoder(codec)("replace").decode(head).splitlines()
         first = next((line for line in lines if line.strip()), "")
+        if not first:
+            raise ValueError("it is empty")
         if _suffix(name) in (".jsonl", ".ndjson"):
             return list(_parse_line(first, 1))
         return list(pd.read_csv(io.StringIO(first), nrows=0, sep=_separator(first, name), index_col=False).columns)
@@ -103,12 +119,27 @@ def _separator(header: str, name: str) -> str:
 
 def _read_separated(content: bytes, name: str) -> pd.DataFrame:
     header = content.lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
-    return read_csv(io.BytesIO(content), sep=_separator(header, name), encoding_errors="surrogateescape")
+    separator = _separator(header, name)
+    options: dict[str, Any] = {"sep": separator, "encoding_errors": "surrogateescape", "dtype": object}
+    if separator == "\t" and '"' not in header:
+        lines = filter(bytes.strip, content.splitlines())
+        if len({line.count(b"\t") for line in lines}) == 1:  # a row is a line: quotes are a part of the texts
+            table = read_csv(io.BytesIO(content), quoting=csv.QUOTE_NONE, **options)
+            plain = {name: [_unquote(cell) for cell in column] for name, column in table.items()}
+            return pd.DataFrame(plain, dtype=object)
+    return read_csv(io.BytesIO(content), **options)
+
+
+def _unquote(cell: str) -> str:
+    """Return a cell without quotes that are there only because of others inside, which are doubled."""
+    inner = cell[1:-1]
+    quoted = cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else cell
 
 
 def read_csv(file: Path | IO[bytes], **options: Any) -> pd.DataFrame:
     """Read a table of text. Of values beyond the header, pandas only warns, and only in the first row."""
-    options |= {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -141,7 +172,7 @@ def _parse_line(line: str, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is not JSON: {one_line(error)}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"line {number} must be an object such as {{\"text\": \"...\", \"label\": \"...\"}}")
+        raise ValueError(f'line {number} must be an object such as {{"text": "...", "label": "..."}}')
     return row
 
 
@@ -158,7 +189,7 @@ def as_text(source: str, column: pd.Series, whole: bool = False) -> list[str]:
         column = column.astype("Int64")
     if pd.api.types.infer_dtype(column) in ("bytes", "mixed"):
         raise UserError(f"{source}: the column {column.name!r} must hold text or numbers; write it so")
-    return column.astype(object).where(column.notna(), "").astype(str).tolist()
+    return list(map(str, column.astype(object).where(column.notna(), "")))
 
 
 def read_labels(source: str, column: pd.Series) -> list[str]:

@@ -72,12 +72,6 @@ def parse_row(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-class _Texts(NamedTuple):
-    version: str | None
-    cells: list[str]
-    first: int
-
-
 class Rows(Source):
     """Reads the rows of tables, each as a file of its own, as UTF-8; other names as another source does.
 
@@ -96,10 +90,14 @@ class Rows(Source):
         super().__init__()
         self._source, self.columns, self._address = source, columns, single
         self.single = (single.split("?")[0] if "://" in single else single).rsplit("/", 1)[-1] if single else None
-        self._texts: dict[str, _Texts] = {}
+        self._texts: dict[str, list[str]] = {}
         self._lock = threading.Lock()
         self.files, self.folders = self._source.files, self._source.folders
         self.linked, self.refused, self.ignored = self._source.linked, self._source.refused, self._source.ignored
+
+    @property
+    def inline(self) -> bool:  # type: ignore[override]
+        return self.single is not None and not self.is_manifest(self.single)
 
     @property
     def tables(self) -> list[str]:
@@ -125,6 +123,10 @@ class Rows(Source):
         count = -1 if name.lower().endswith(".parquet") else HEADER_BYTES
         return read_columns(_read(source, name, table, count), table)
 
+    def is_manifest(self, table: str) -> bool:
+        """Whether a table names files: it has the columns path and label, and no column of texts is set."""
+        return self.columns.text is None and {"path", "label"} <= set(self.column_names(table))
+
     def load(self, table: str) -> pd.DataFrame:
         """Read a table, and keep its texts.
 
@@ -134,36 +136,34 @@ class Rows(Source):
         source, name = self._place(table)
         frame = read_table(_read(source, name, table), table)
         columns = self.columns.find(list(frame.columns), table)
-        cells = as_text(table, frame[columns.text])
-        self._texts[table] = _Texts(source.state(name)[1], cells, first_row(table))
+        self._texts[table] = as_text(table, frame[columns.text])
         return frame
 
-    def _cells(self, table: str) -> _Texts:
+    def _cell(self, table: str, number: int) -> str | None:
+        """Return the text in a row, None if there is no such row."""
         with self._lock:
             if table not in self._texts:
                 self.load(table)
-            return self._texts[table]
+            cells = self._texts[table]
+        place = number - first_row(table)
+        return cells[place] if 0 <= place < len(cells) else None
 
     def read(self, name: str, count: int = -1) -> bytes:
         row = parse_row(name)
         if not row:
             return self._source.read(name, count)
-        cells, place = self._cells(row[0]).cells, row[1] - first_row(row[0])
-        if not 0 <= place < len(cells):
+        cell = self._cell(*row)
+        if cell is None:
             raise ItemError("missing", "no such row")
         try:
-            return cells[place].encode()[: count if count >= 0 else None]
+            return cell.encode()[: count if count >= 0 else None]
         except UnicodeEncodeError as error:
             raise ItemError("encoding", "not UTF-8, other rows of the table are; save it as UTF-8") from error
 
     def state(self, name: str) -> tuple[int, str | None]:
+        """Return what `Source.state` does; a row has no version: hashing it is cheaper than looking that up."""
         row = parse_row(name)
-        if not row:
-            return self._source.state(name)
-        texts = self._cells(row[0])
-        place = row[1] - texts.first
-        size = len(texts.cells[place]) if 0 <= place < len(texts.cells) else 0
-        return size, texts.version and f"{texts.version} column {self.columns.text}"
+        return (len(self._cell(*row) or ""), None) if row else self._source.state(name)
 
     def origin_version(self, name: str) -> str | None:
         return self._source.origin_version(name)
@@ -190,5 +190,3 @@ def _read(source: Source, name: str, table: str, count: int = -1) -> bytes:
         return source.read(name, count)
     except ItemError as error:
         raise UserError(f"{table}: {error}") from error
-
-

@@ -22,7 +22,7 @@ from headstart.data.boxes import parse_name
 from headstart.data.checks import check_linked, watch_option
 from headstart.data.files import Source, file_hash
 from headstart.data.inspection_cache import InspectionCache, ItemInfo
-from headstart.data.layouts import list_items
+from headstart.data.layouts import list_items, open_within
 from headstart.data.listing import Kind
 from headstart.data.sources import is_archive, local_file, names_files, open_source
 from headstart.data_config import Data
@@ -60,11 +60,13 @@ def fingerprint_source(params: Params, kind: Kind) -> dict[str, Any]:
     """
     source, root = params.data.source, params.data.root
     folders: list[str] = []
-    if is_archive(source):  # DVC sees all of it
+    opened = None if is_archive(source) else open_source(source, root)
+    if opened and kind.inline:
+        opened = open_within(opened, params.data, kind)
+    if not opened or opened.inline:  # DVC sees all of it
         file = local_file(source)
         opened, names = open_source(str(file.parent)), [file.name]
     else:
-        opened = open_source(source, root)
         if names_files(source):
             listing = list_items(opened, source, kind, root, coco=params.data.coco, splits=params.data.splits)
             names = sorted({parse_name(item.path)[0] for item in listing.items})
@@ -119,16 +121,20 @@ def check_links(source: Source, params: Params) -> None:
     Raises:
         UserError: naming a link to a folder, with the ways out.
     """
-    if not names_files(params.data.source):
+    if source.inline or not names_files(params.data.source):
         check_linked(source.linked, params)
 
 
-def unwatched(item: str, params: Params) -> Iterator[str]:
-    """Yield a line if DVC does not see the files of a manifest (`item` source) or the weights file (weights)."""
+def unwatched(item: str, params: Params, source: Source | None = None) -> Iterator[str]:
+    """Yield a line if DVC does not see the files of a manifest (`item` source) or the weights file (weights).
+
+    Args:
+        source: as `open_examples` returns it.
+    """
     if item in params.data.watch:
         return
     option = watch_option(params, item)
-    if item == "source" and names_files(params.data.source):
+    if item == "source" and names_files(params.data.source) and not (source and source.inline):
         yield (
             f"DVC watches {params.data.source}, but not the files that it names; if those change, run `dvc "
             f"repro --force prepare`, or have them watched: dvc exp run {option}"

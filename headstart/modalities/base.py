@@ -70,7 +70,8 @@ class Modality:
         columns: the measures that the manifest keeps, with their dtypes.
         libraries: packages whose versions shape what `load` gives.
         column: what a request to the model server calls an example.
-        descriptor_dim: length of the vectors of `describe`; 0: there is no search for near copies.
+        descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
+        descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
             all have the same length.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
@@ -87,6 +88,7 @@ class Modality:
     libraries: Sequence[str] = ()
     column: str = "data"
     descriptor_dim: int = 0
+    descriptor_dtype: str = "float16"
     length: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
 
@@ -136,7 +138,8 @@ class Modality:
 
         Returns:
             (n, descriptor_dim) float16 of length 1, or zeros if there is nothing to compare: near copies are within
-            `prepare.near_distance` of each other; and (n,) float32 by name.
+            `prepare.near_distance` of each other; or uint16 signatures: near copies differ in at most that share of
+            their values; and (n,) float32 by name.
         """
         return np.zeros((len(sketches), self.descriptor_dim), np.float16), {}
 
@@ -153,6 +156,15 @@ class Modality:
             examples: a row for each example that is used, of any split, with its measures.
         """
         return {}, []
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        """Return what to print about labels that examples themselves give away, a line each.
+
+        Args:
+            examples: a row for each example that can be used: path, label, item_id.
+            read: returns the bytes of an example.
+        """
+        return []
 
     def with_reading(self, reading: dict[str, Any]) -> Modality:
         """Return this modality for a data set, by what `find_reading` returned.
@@ -172,6 +184,10 @@ class Modality:
 
     def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
         """Return what the page about the data draws: values, and a format for their ends, by title."""
+        return {}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        """Return what the page about the data counts: a text for each example, by title."""
         return {}
 
     # --- what networks see

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 from headstart.data.files import HEAD, Source
 from headstart.data.layouts import open_within
 from headstart.data.source_manifest import file_names
-from headstart.data.source_tables import find_tables, is_manifest_of
-from headstart.data.sources import is_coco, is_manifest, open_source
+from headstart.data.source_tables import find_tables
+from headstart.data.sources import is_coco, is_manifest, is_table, open_source
 from headstart.data.tables import Rows
 from headstart.data_config import Data
 from headstart.errors import ItemError, UserError, readable
@@ -26,9 +26,9 @@ def find_modality(data: Data) -> Modality:
     """Return the modality that `data.kind` names, or the one that the source is of; images if nothing is known.
 
     Raises:
-        UserError: if there is no such modality, or the source cannot be opened.
+        UserError: if there is no such modality, the source cannot be opened, or a table lacks a column.
     """
-    if data.kind:
+    if data.kind and not (get_modality(data.kind).inline and is_table(data.source)):
         return get_modality(data.kind)
     with open_source(data.source, data.root) as opened:
         return detect(opened, data)[0]
@@ -41,22 +41,28 @@ def detect(opened: Source, data: Data) -> tuple[Modality, str]:
         opened: data.source.
     """
     if data.kind:
-        return get_modality(data.kind), ""
+        kind = get_modality(data.kind)
+        rows = open_within(opened, data, kind) if kind.inline and is_table(data.source) else None
+        if isinstance(rows, Rows) and rows.inline:
+            _columns(rows, rows.tables[0], data.source)
+        return kind, ""
     kinds = sorted(modalities(), key=lambda kind: kind.inline)
     if is_coco(data.source):
         return next(kind for kind in kinds if type(kind).cutter is not Modality.cutter), "boxes in annotations"
     inline = kinds[-1]
     rows = open_within(opened, data, inline)
     if isinstance(rows, Rows) and rows.single:
-        if not is_manifest_of(rows, rows.single):
+        if rows.inline:
             return inline, _columns(rows, rows.single, data.source)
         return _by_suffix(file_names(data.source), kinds) or (kinds[0], "the manifest, whose paths have no suffix")
     opened.scan()
     found = _by_suffix(opened.files, kinds)
-    if isinstance(rows, Rows) and (found is None or found[0] is inline):
-        if tables := list(find_tables(rows, inline).columns):
-            shown = ", ".join(map(readable, tables[:MAX_SHOWN])) + (" and more" if tables[MAX_SHOWN:] else "")
-            return inline, f"the columns of {shown}"
+    tables = (
+        [*find_tables(rows, inline).columns] if isinstance(rows, Rows) and (not found or found[0] is inline) else []
+    )
+    if tables:
+        shown = ", ".join(map(readable, tables[:MAX_SHOWN])) + (" and more" if tables[MAX_SHOWN:] else "")
+        return inline, f"the columns of {shown}"
     return found or _by_content(opened, kinds) or (kinds[0], "default: no file says what it is")
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import html
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from headstart.config import Extract, Prepare
 from headstart.errors import ItemError
 from headstart.fine_tune_config import FineTune
 from headstart.modalities.base import Augmentation, Batch, Modality
-from headstart.modalities.text import decode, measures, probes
+from headstart.modalities.text import copies, decode, leaks, measures, probes
 from headstart.modalities.text.augmentation import TextAugmentation, view
 from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, KEYS, Tokens
 
 INPUT = "tokens"  # name of the encoder's input
+SHOWN = 400  # characters of a text on a page
 
 
 class TextModality(Modality):
@@ -29,6 +32,7 @@ class TextModality(Modality):
     name, noun, column, default_backbone = "text", "text", "text", "tinybert"
     suffixes, unsupported = decode.SUFFIXES, decode.UNSUPPORTED
     inline, mixes = True, False
+    descriptor_dim, descriptor_dtype = copies.SIZE, "uint16"
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
     length = "characters"
 
@@ -48,8 +52,29 @@ class TextModality(Modality):
     def measures(self, item: DecodedText) -> dict[str, float]:
         return measures.measure(item)
 
+    def sketch(self, item: DecodedText) -> np.ndarray:
+        return copies.signature(item)
+
+    def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return sketches, {}
+
     def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
         return None if measures["characters"] > 1 else ("too_short", "a single character")
+
+    def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
+        return {}, measures.remarks(examples)
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        return leaks.find_leaks(examples, read)
+
+    def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
+        return {("short", "long"): (np.log2(examples.characters.astype(float)), 0.5)}
+
+    def histograms(self, examples: pd.DataFrame) -> dict[str, tuple[pd.Series, str]]:
+        return {"characters": (examples.characters, "{:.0f}"), "words": (examples.words, "{:.0f}")}
+
+    def categories(self, examples: pd.DataFrame) -> dict[str, pd.Series]:
+        return {"script": measures.scripts(examples)}
 
     def with_reading(self, reading: dict[str, Any]) -> TextModality:
         return TextModality(reading)
@@ -104,3 +129,12 @@ class TextModality(Modality):
         if not isinstance(value, str):
             raise ItemError("not_text", f"must be a text, got {type(value).__name__}")
         return value.encode("utf-8", "surrogatepass")
+
+    def show(self, data: bytes) -> str:
+        """Return the first SHOWN characters as a quotation."""
+        try:
+            text = decode.decode(data)
+        except ItemError:
+            return ""
+        more = "\N{HORIZONTAL ELLIPSIS}" if len(text) > SHOWN else ""
+        return f'<blockquote dir="auto">{html.escape(text[:SHOWN])}{more}</blockquote>'

@@ -44,13 +44,13 @@ def decode(data: bytes) -> DecodedText:
     if len(text) > MAX_CHARACTERS:
         detail = f"{len(text):,} characters, at most {MAX_CHARACTERS:,} are read; split it"
         raise ItemError("too_long", f"{detail} (in a table: is a quote not closed?)")
-    if len(CONTROL.findall(text)) > MOST_CONTROL * len(text):
+    if len(CONTROL.findall(text)) > 1 + MOST_CONTROL * len(text):
         raise ItemError("not_text", "more than a twentieth of it is control characters")
     return text
 
 
 def recognizes(head: bytes, suffix: str) -> bool:
-    """Whether a file that begins with `head` is a text by its content, and not a table, settings or code by its name."""
+    """Whether a file that begins with `head` is a text by its content, and no table, settings or code by its name."""
     if suffix in UNSUPPORTED or suffix in _OTHERS:
         return False
     try:
