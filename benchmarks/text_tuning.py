@@ -76,7 +76,8 @@ def plain_keras(params: Params, meta: FeaturesMeta, length: int | None) -> tuple
     optimizer = keras.optimizers.AdamW(settings.learning_rate)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     train_set, val_set = (load_tokens(params, meta, split, length) for split in ("train", "val"))
-    history = model.fit(train_set, validation_data=val_set, epochs=EPOCHS, callbacks=[clock], verbose=0).history
+    options = {"epochs": EPOCHS, "callbacks": [clock], "shuffle": False, "verbose": 0}
+    history = model.fit(train_set, validation_data=val_set, **options).history
     return clock.seconds(), 0.0, history["val_accuracy"][-1]
 
 

