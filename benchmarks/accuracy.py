@@ -135,7 +135,7 @@ def textbook_logits(changes: list[str]) -> tuple[np.ndarray, float]:
     base, train_set = encoder.get_layer(BACKBONE_LAYER), load_split("train")
     trained = splitting.select_blocks(get_backbone(meta.backbone).blocks(encoder), TEXTBOOK_BLOCKS)
     splitting.set_trainable(base, trained, 1)
-    split = splitting.find_split(base, trained)
+    split = splitting.find_split(base, trained, 0)
     assert split, "nothing is frozen"
     lower, upper = splitting.lower_model(encoder, split), splitting.upper_model(encoder, split)
     start = {tensor.name: keras.Input(tensor.shape[1:], name=tensor.name) for tensor in upper.inputs}

@@ -15,7 +15,7 @@ ONES = np.ones(CLASSES, np.float32)
 class OneHot:
     """Example n is 1 at place n, plus ten for each view: what is mixed can be read off."""
 
-    workers, mixes = 1, True
+    workers, mixes, lengths = 1, True, None
 
     def read(self, rows: np.ndarray, view: int) -> dict[str, np.ndarray]:
         return {"x": np.eye(COUNT, dtype=np.float32)[rows] + 10 * view}

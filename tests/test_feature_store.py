@@ -54,6 +54,24 @@ def test_float16_takes_half_of_the_space(file, rows):
     assert found.dtype == np.float16
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_zeros_at_the_end_of_a_row_take_no_space(file, dtype):
+    rows = np.zeros((10, 50_000), dtype)
+    rows[np.arange(1, 10), np.arange(9)] = [1, -1, 2.0**-24, 1e4, 0.1, -0.0, 3, 256, 1]  # one row is all zeros
+    rows[9, -1] = -0.0
+    with FeatureStore(file, {}, 50_000, dtype) as store:
+        store.put(KEYS[:9], rows[:9], 0.0)
+        found, bad = store.get(KEYS[:9])
+        assert not bad
+        assert found.tobytes() == rows[:9].tobytes()
+        store.put(KEYS[9:], rows[9:], 0.0)
+        assert store.get(KEYS[9:])[0].tobytes() == rows[9:].tobytes()
+    with sqlite3.connect(file) as db:
+        sizes = [size for (size,) in db.execute("SELECT length(feature) FROM features ORDER BY key")]
+    assert max(sizes[:9]) <= 9 * rows.itemsize
+    assert sizes[9] == 50_000 * rows.itemsize
+
+
 @pytest.mark.parametrize("column", ["key", "feature", "digest"])
 def test_a_damaged_row_is_noticed_and_can_be_put_again(file, rows, column):
     with FeatureStore(file, {}, 6, "float32") as store:

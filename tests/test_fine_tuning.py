@@ -16,8 +16,9 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from headstart.config import FineTune, load_params
+from headstart.config import load_params
 from headstart.errors import UserError
+from headstart.fine_tune_config import FineTune
 from headstart.training import fine_tuning
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ ONES = np.ones(CLASSES, np.float32)
 class Points:
     """Points around centers; their views have other noise. View `broken` of the training points is NaN."""
 
-    workers, mixes = 1, True
+    workers, mixes, lengths = 1, True, None
 
     def __init__(self, broken: int | None = None) -> None:
         random = np.random.default_rng(0)

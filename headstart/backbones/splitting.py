@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
+from headstart.backbones.base import BACKBONE_LAYER, Block
 from headstart.errors import UserError, did_you_mean
 from headstart.framework import keras
 
@@ -53,7 +53,8 @@ def set_trainable(base: keras.Model, trained: list[Block], decay: float) -> list
     """Make the layers of `trained` trainable and the others not.
 
     BatchNorm layers stay frozen: their statistics belong to the pretrained weights, and batches of a small data set
-    would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning").
+    would ruin them (https://keras.io/guides/transfer_learning, "Fine-tuning"). Layers that are not trained have no
+    dropout either: their activations are what they are cached as.
 
     Args:
         decay: factor of the learning rate from each block to the one below it, and from the head to the last block
@@ -68,6 +69,9 @@ def set_trainable(base: keras.Model, trained: list[Block], decay: float) -> list
     base.trainable = True
     for layer in base.layers:
         layer.trainable = layer.name in scales and _is_trainable(layer)
+        for inner in layer._flatten_layers() if layer.name not in scales else ():
+            if isinstance(inner, keras.layers.Dropout):
+                inner.rate = 0.0
     return [scales[layer.name] for layer in base.layers for _ in layer.trainable_variables]
 
 
@@ -76,19 +80,27 @@ def _is_trainable(layer: keras.Layer) -> bool:
 
 
 MIN_WORK = 0.1  # share of the work in the lower part from which on a split is worth while
+_TABLE = "embeddings"  # what Keras calls the weights that are looked up by their row, without any multiplication
 
 
 @dataclass(frozen=True)
 class Split:
     """Where a network is split, and the named arrays that pass from the lower to the upper part.
 
+    Arrays of sequences, such as tokens, pass with the mask that says which of their places are filled. A row then holds
+    the numbers of one place after those of another, `longest` places in all; those that are not filled are zero.
+
     Attributes:
         places: indices, in the order of the network, of the operations whose outputs pass; names differ between copies.
-        shapes: of these outputs, for one example.
+        shapes: of these outputs, for one example; None stands for the length of a sequence.
+        mask: which of them is the mask; None: no sequences pass.
+        longest: a row holds so many places of a sequence.
     """
 
     places: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int | None, ...], ...]
+    mask: int | None = None
+    longest: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -96,25 +108,47 @@ class Split:
         return [f"activations_{number}" for number in range(len(self.places))]
 
     @property
+    def width(self) -> int:
+        """How many numbers pass, in all, for one example or for one place of a sequence."""
+        return sum(self.widths)
+
+    @property
     def size(self) -> int:
-        """How many numbers pass, for one example."""
-        return sum(map(math.prod, self.shapes))
+        """How many numbers a row has."""
+        return self.width if self.mask is None else self.width * self.longest
+
+    @property
+    def widths(self) -> list[int]:
+        """How many numbers of each array pass for one example, or for one place of a sequence."""
+        return [math.prod(side or 1 for side in shape) for shape in self.shapes]
 
     def unpack(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the arrays by name, (b, ...) each, from the output of `lower_model`, (b, size)."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = np.split(rows, ends[:-1], axis=1)
+        """Return the arrays by name, (b, ...) float32 each, from the output of `lower_model`, (b, size).
+
+        Sequences are as long as the longest of them, and their mask is int32.
+        """
+        ends, mask = np.cumsum(self.widths), self.mask
+        if mask is not None:
+            rows = rows.reshape(len(rows), self.longest, -1)
+            filled = rows[..., ends[mask] - 1].any(axis=0)
+            rows = rows[:, : 1 + int(np.flatnonzero(filled).max(initial=0))]
+        parts = np.split(rows, ends[:-1], axis=-1)
+        dtypes = [np.int32 if number == mask else np.float32 for number in range(len(parts))]
         return {
-            name: part.reshape(-1, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+            name: part.reshape(*rows.shape[:-1], *(side for side in shape if side)).astype(dtype, copy=False)
+            for name, part, shape, dtype in zip(self.names, parts, self.shapes, dtypes, strict=True)
         }
 
 
-def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
+def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split | None:
     """Find the last place before the trained layers where few arrays pass.
 
     One array if at least MIN_WORK of the work is below such a place, else as few as possible: in some networks each
-    cell reads the outputs of two cells before it. None if only rescaling precedes the trained layers: there is nothing
-    to cache.
+    cell reads the outputs of two cells before it, and in text encoders all layers read the mask. None if only rescaling
+    or embeddings precede the trained layers: there is nothing to cache.
+
+    Args:
+        longest: of sequences, so many places are cached.
     """
     steps = base.operations  # layers and the operations between them, each after its inputs
     order = {step.name: place for place, step in enumerate(steps)}
@@ -127,16 +161,24 @@ def find_split(base: keras.Model, trained: list[Block]) -> Split | None:
     last: dict[int, tuple[int, ...]] = {}  # by how many arrays pass
     computes = False
     for place in range(1, stop):
-        computes |= any(len(weight.shape) > 1 for weight in getattr(steps[place], "weights", ()))
+        computes |= bool(_kernels(steps[place]))
         if computes:
             passing = tuple(other for other in range(place + 1) if last_use[other] > place)
             last[len(passing)] = passing
-    splits = [
-        Split(places, tuple(tuple(_output(base, place).shape[1:]) for place in places))
-        for _, places in sorted(last.items())
-    ]
-    splits = [split for split in splits if None not in sum(split.shapes, ())]  # arrays of any length are not cached
+    found = (_make_split(base, places, longest) for _, places in sorted(last.items()))
+    splits = [split for split in found if split]
     return next((split for split in splits if work_below(base, split) >= MIN_WORK), splits[0] if splits else None)
+
+
+def _make_split(base: keras.Model, places: tuple[int, ...], longest: int) -> Split | None:
+    """Return the split at some places; None if arrays of any length pass without one mask for all of them."""
+    outputs = [_output(base, place) for place in places]
+    shapes = tuple(tuple(output.shape[1:]) for output in outputs)
+    if None not in sum(shapes, ()):
+        return Split(places, shapes)
+    masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] == (None,)]
+    sequences = all(shape[:1] == (None,) and None not in shape[1:] for shape in shapes)
+    return Split(places, shapes, masks[0], longest) if sequences and len(masks) == 1 else None
 
 
 def work_below(base: keras.Model, split: Split) -> float:
@@ -144,13 +186,17 @@ def work_below(base: keras.Model, split: Split) -> float:
     work = [0.0]
     for place, step in enumerate(base.operations):
         spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
-        kernels = (weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1)
-        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in kernels))
+        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in _kernels(step)))
     return work[max(split.places) + 1] / work[-1]
 
 
+def _kernels(step: keras.Operation) -> list[keras.Variable]:
+    """Return the weights that inputs are multiplied with."""
+    return [weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1 and weight.name != _TABLE]
+
+
 def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
-    """Build the lower part: a batch as for `encoder` -> (N, split.size), the arrays that pass, flattened and joined."""
+    """Build the lower part: a batch as for `encoder` -> (N, split.size), the arrays that pass as rows, see `Split`."""
     base = encoder.get_layer(BACKBONE_LAYER)
     below = keras.Model(base.inputs, [_output(base, place) for place in split.places])
     inside = keras.Model(encoder.inputs, base._inbound_nodes[-1].input_tensors)  # preprocessing
@@ -158,18 +204,47 @@ def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
         tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in encoder.inputs
     }
     outputs = below(inside(list(inputs.values())), training=False)
-    flat = [keras.layers.Flatten()(array) for array in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+    arrays = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    if split.mask is not None:
+        return keras.Model(inputs, _PackSequences(split, split.mask)(arrays), name="lower")
+    flat = [keras.layers.Flatten()(array) for array in arrays]
     return keras.Model(inputs, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat), name="lower")
+
+
+class _PackSequences(keras.layers.Layer):
+    """Arrays (N, t, ...) with their mask -> rows (N, split.size)."""
+
+    def __init__(self, split: Split, mask: int) -> None:
+        super().__init__(name="pack", dtype="float32", autocast=False)
+        self._split, self._mask = split, mask
+
+    def call(self, arrays: list[keras.KerasTensor]) -> keras.KerasTensor:
+        split, ops = self._split, keras.ops
+        mask = ops.cast(arrays[self._mask], "float32")[..., None]
+        length = ops.shape(mask)[1]
+        flat = [
+            ops.cast(ops.reshape(array, (-1, length, width)), "float32")
+            for array, width in zip(arrays, split.widths, strict=True)
+        ]
+        places = ops.concatenate(flat, axis=2) * mask
+        filled = ops.pad(places, [[0, 0], [0, split.longest - length], [0, 0]])
+        return ops.reshape(filled, (-1, split.size))
 
 
 def upper_model(encoder: keras.Model, split: Split) -> keras.Model:
     """Build the upper part: the arrays that pass, by name -> features. It shares the layers of `encoder`."""
     base = encoder.get_layer(BACKBONE_LAYER)
     above = keras.Model([_output(base, place) for place in split.places], base.output)
-    inputs = {name: keras.Input(shape, name=name) for name, shape in zip(split.names, split.shapes, strict=True)}
-    return keras.Model(
-        inputs, encoder.get_layer(POOL_LAYER)(above(list(inputs.values()), training=False)), name="upper"
-    )
+    inputs = [
+        keras.Input(shape, dtype="int32" if number == split.mask else None, name=name)
+        for number, (name, shape) in enumerate(zip(split.names, split.shapes, strict=True))
+    ]
+    call, passing = base._inbound_nodes[-1], []  # pooling reads the mask, too, which is an input of the network
+    for tensor, outer in zip(base.inputs, call.input_tensors, strict=True):
+        passing += [(outer, inputs[n]) for n, place in enumerate(split.places) if _output(base, place) is tensor]
+    pool = keras.Model([call.output_tensors[0], *(outer for outer, _ in passing)], encoder.output)
+    features = pool([above(inputs, training=False), *(inner for _, inner in passing)], training=False)
+    return keras.Model(dict(zip(split.names, inputs, strict=True)), features, name="upper")
 
 
 def _output(base: keras.Model, place: int) -> keras.KerasTensor:

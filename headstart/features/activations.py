@@ -22,6 +22,7 @@ from headstart.modalities.loading import prefetch
 
 MAX_BYTES = 20 * 10**9  # of activations that are cached if fine_tune.trunk_cache is auto
 STORAGE = "float16"  # half the space of float32, at a relative error of a thousandth
+SAMPLE = 200  # examples by which the length of all is estimated
 
 
 class Inputs(Protocol):
@@ -30,10 +31,12 @@ class Inputs(Protocol):
     Attributes:
         workers: how many threads may read at once.
         mixes: whether the arrays of two examples can be averaged, as mixup does.
+        lengths: (N,) of the examples, if the second axis of a batch is as long as the longest of them; else None.
     """
 
     workers: int
     mixes: bool
+    lengths: np.ndarray | None
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
         """Return a batch of that view of the examples in some rows (b,) of the manifest; 0 is the example as it is."""
@@ -45,6 +48,7 @@ class RawExamples:
     def __init__(self, manifest: pd.DataFrame, loader: ViewLoader) -> None:
         self._files, self._loader = list(zip(manifest.path, manifest.file_hash, strict=True)), loader
         self.workers, self.mixes = cores(), loader.modality.mixes
+        self.lengths = loader.modality.lengths(manifest)
 
     def _load(self, rows: Iterable[int], view: int) -> list[np.ndarray]:
         return [next(self._loader.load(*self._files[row], [view])) for row in rows]
@@ -59,18 +63,29 @@ class RawExamples:
 
 
 class Activations:
-    """The arrays between the parts of a split network, (b, ...) float32 by name, read from the feature store."""
+    """The arrays between the parts of a split network, by name, read from the feature store; see `Split.unpack`."""
 
-    workers, mixes = 1, True
+    workers = 1
 
     def __init__(self, extraction: Extraction, split: Split) -> None:
         self._extraction, self._split = extraction, split
+        self.mixes, self.lengths = split.mask is None, extraction.index.lengths
         self._lock = threading.Lock()  # Keras reads in threads of its own
 
     def read(self, rows: np.ndarray, view: int) -> Batch:
         with self._lock:
             found = self._extraction.features(self._extraction.index.first[rows] + view)
-        return self._split.unpack(found.astype(np.float32))
+        return self._split.unpack(found)
+
+
+def average_size(split: Split, examples: pd.DataFrame, loader: ViewLoader, seed: int) -> int:
+    """Return how many numbers are cached for an example, on average; how long sequences are is found by a sample."""
+    if split.mask is None:
+        return split.size
+    sample = examples.sample(min(SAMPLE, len(examples)), random_state=seed)
+    files = zip(sample.path, sample.file_hash, strict=True)
+    lengths = [len(array) for path, file_hash in files for array in loader.load(path, file_hash, [0])]
+    return round(split.width * float(np.mean(lengths)))
 
 
 def choose_cache(

@@ -48,6 +48,8 @@ class DamagedStoreError(Exception):
 class FeatureStore:
     """The features of one fingerprint: rows of the same length and dtype, under keys of KEY_BYTES bytes.
 
+    Zeros at the end of a row take no space: rows of short texts are padded to the length of long ones.
+
     Args:
         file: the database.
         inputs: what the features are computed from; kept in the database for people to read.
@@ -86,7 +88,7 @@ class FeatureStore:
 
     def put(self, keys: Sequence[bytes], features: np.ndarray, seconds: float) -> None:
         """Store (n, feature_dim) features, which took that long to compute, under n keys: all or none of them."""
-        blobs = [row.tobytes() for row in features.astype(self.dtype, copy=False)]
+        blobs = [row.tobytes().rstrip(b"\0") for row in features.astype(self.dtype, copy=False)]
         rows = [(key, blob, _digest(key, blob)) for key, blob in zip(keys, blobs, strict=True)]
         with self._db:  # commits, or rolls back
             self._db.execute("BEGIN IMMEDIATE")
@@ -97,14 +99,15 @@ class FeatureStore:
     def get(self, keys: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the features of `keys`, (n, feature_dim), and the places of those that are missing or damaged."""
         features, found = np.zeros((len(keys), self._dim), self.dtype), {}
+        size = self._dim * self.dtype.itemsize
         for part in _parts(keys):
             query = f"SELECT key, feature, digest FROM features WHERE key IN ({placeholders(part)})"
             for key, feature, digest in self._db.execute(query, part):
-                if is_intact(key, feature, digest) and len(feature) == self._dim * self.dtype.itemsize:
+                if is_intact(key, feature, digest) and len(feature) <= size:
                     found[key] = feature
         for place, key in enumerate(keys):
             if key in found:
-                features[place] = np.frombuffer(found[key], self.dtype)
+                features[place] = np.frombuffer(found[key].ljust(size, b"\0"), self.dtype)
         return features, [place for place, key in enumerate(keys) if key not in found]
 
     def seconds_per_row(self) -> float:

@@ -61,8 +61,7 @@ class ViewIndex:
 
     def __init__(self, manifest: pd.DataFrame, views: int, loader: ViewLoader) -> None:
         self.paths, self.hashes = list(manifest.path), list(manifest.file_hash)
-        column = loader.modality.length
-        self.lengths = manifest[column].to_numpy() if column in manifest else None
+        self.lengths = loader.modality.lengths(manifest)
         per_example = np.where(manifest.split == "train", 1 + views, 1)
         self.rows = np.repeat(np.arange(len(manifest)), per_example)
         self.first = np.cumsum(per_example) - per_example

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-    from headstart.config import Extract, FineTune, Prepare
+    from headstart.config import Extract, Prepare
+    from headstart.fine_tune_config import FineTune
 
 Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs, the first axis being the examples
 
@@ -243,6 +244,10 @@ class Modality:
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
         """Return the shape of an example and the dtype of each array of a batch, by name."""
         raise ValueError(f"modality {self.name} has no input")
+
+    def lengths(self, examples: pd.DataFrame) -> np.ndarray | None:
+        """Return the measure `length` of examples, (N,), one for each row; None if all are equally long."""
+        return examples[self.length].to_numpy() if self.length in examples else None
 
     def front(self, size: int) -> keras.Model:
         """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""

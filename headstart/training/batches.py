@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from headstart.features.activations import Inputs
-from headstart.framework import keras
+from headstart.framework import keras, tf
 from headstart.modalities.base import Batch
+
+# Of so many batches the examples are sorted by length, where short ones are padded to the longest of their batch. As
+# many as that leave an epoch's order random enough, and little padding.
+GROUPED = 16
 
 
 class Batches(keras.utils.PyDataset):
@@ -14,13 +18,15 @@ class Batches(keras.utils.PyDataset):
 
     Targets are shares of the classes, each row summing to 1. The weights of examples add up to 1 over a batch if those
     of the classes are 1, so that a sum of weighted losses is their mean. Epoch n is the same whatever came before it.
+    Examples of about the same length are in a batch, if their lengths differ.
 
     Args:
         inputs, targets: of n examples; targets are (n,) int32.
         rows: (N,), those that are used.
         weights: (n_classes,) float32, of the classes.
         views: how many augmented views there are; epochs take the plain examples, then view after view, and again.
-        seed: of the order, which is another in each epoch; None: examples come in order, and are not mixed.
+        seed: of the order, which is another in each epoch; None: examples come in order, or the longest first, and are
+            not mixed.
         mixup: alpha of the Beta distribution from which a batch's mixing share is drawn; a batch, inputs and targets,
             is mixed with itself in another order (https://arxiv.org/abs/1710.09412). 0: no mixup. If training starts
             from activations, those are mixed (https://arxiv.org/abs/1806.05236).
@@ -41,6 +47,7 @@ class Batches(keras.utils.PyDataset):
         self.targets = targets[rows]
         self._inputs, self._rows, self._weights, self._views, self._seed = inputs, rows, weights, views, seed
         self._mixup = mixup if inputs.mixes else 0.0
+        self._lengths = None if inputs.lengths is None else inputs.lengths[rows]
         self._batch_size = self._full_batch_size = batch_size
         self.set_epoch(0)
 
@@ -51,8 +58,32 @@ class Batches(keras.utils.PyDataset):
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch, counted from 0."""
         self._epoch = epoch
-        in_order, seed = np.arange(len(self._rows)), self._seed
-        self._order = in_order if seed is None else np.random.default_rng([seed, epoch]).permutation(in_order)
+        in_order, seed, lengths = np.arange(len(self._rows)), self._seed, self._lengths
+        if seed is not None:
+            random = np.random.default_rng([seed, epoch])
+            shuffled = random.permutation(in_order)
+            self._order = shuffled if lengths is None else _group(shuffled, lengths, self._batch_size, random)
+        else:
+            self._order = in_order if lengths is None else np.argsort(-lengths, kind="stable")
+
+    def source(self) -> keras.utils.PyDataset | tf.data.Dataset:
+        """Return what Keras reads these batches from.
+
+        Keras takes the shapes of the first two batches for those of all, so that it has to be told where they differ.
+        """
+        if self._lengths is None:
+            return self
+        inputs, *others = self[0]
+        signature = (
+            {name: tf.TensorSpec([None, None, *array.shape[2:]], array.dtype) for name, array in inputs.items()},
+            *(tf.TensorSpec([None, *array.shape[1:]], array.dtype) for array in others),
+        )
+        batches = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
+        return batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(tf.data.AUTOTUNE)
+
+    def sort_back(self, outputs: np.ndarray) -> np.ndarray:
+        """Return outputs (N, ...) for all batches in the order of the examples."""
+        return outputs[np.argsort(self._order)]
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
@@ -70,3 +101,12 @@ class Batches(keras.utils.PyDataset):
             weighted = share * weighted + (1 - share) * weighted[other]
         weights = weighted.sum(axis=1)
         return inputs, weighted / weights[:, None], weights / np.float32(len(places))
+
+
+def _group(order: np.ndarray, lengths: np.ndarray, batch_size: int, random: np.random.Generator) -> np.ndarray:
+    """Return another order in which each batch, taken from GROUPED of them in `order`, has about the same lengths."""
+    parts = np.split(order, range(GROUPED * batch_size, len(order), GROUPED * batch_size))
+    grouped = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    whole = len(order) // batch_size * batch_size  # the last batch may be smaller, and stays the last
+    batches = random.permutation(grouped[:whole].reshape(-1, batch_size))
+    return np.concatenate([batches.ravel(), grouped[whole:]])

@@ -8,9 +8,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from headstart.config import FineTune
+from headstart.backbones.base import Backbone
 from headstart.features.activations import RawExamples
 from headstart.features.views import ViewLoader
+from headstart.fine_tune_config import FineTune, ResolvedFineTune
 from headstart.framework import keras
 from headstart.modalities import Augmentation
 from headstart.training import networks
@@ -56,6 +57,12 @@ def choose_ema_momentum(settings: FineTune, epochs: int, n_examples: int) -> flo
     """Return the momentum of the exponential moving average of the weights; 0 means none."""
     steps = epochs * -(-n_examples // settings.batch_size)
     return max(0.0, 1 - 1 / (AVERAGED * steps)) if settings.ema is None else settings.ema
+
+
+def resolve_fine_tune(settings: FineTune, backbone: Backbone) -> ResolvedFineTune:
+    """Return `settings` with the learning rate at which the backbone is usually fine-tuned, unless they have one."""
+    rate = backbone.learning_rate if settings.learning_rate is None else settings.learning_rate
+    return ResolvedFineTune(**{**settings.model_dump(), "learning_rate": rate})
 
 
 def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np.ndarray) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.config import FineTune
 from headstart.errors import UserError
+from headstart.fine_tune_config import ResolvedFineTune
 from headstart.framework import keras, tf
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
@@ -44,6 +44,10 @@ class Trainer(keras.Model):
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         return self.network(inputs, training=training)
+
+    def held_out_logits(self, held_out: Batches) -> np.ndarray:
+        """Return the logits of held-out examples in their order, (N, n_classes) float32."""
+        return held_out.sort_back(self.predict(held_out.source(), verbose=0))
 
     def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         inputs, targets, weights = data
@@ -119,7 +123,7 @@ class TrainingJob:
     held_out: Batches
     head_logits: np.ndarray
     scales: Sequence[float]
-    settings: FineTune
+    settings: ResolvedFineTune
     epochs: int
     give_up_after: int
     checkpoint: Checkpoint | None
@@ -166,7 +170,7 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
     done = each_epoch.start()
     try:
         trainer.fit(
-            job.train_set,
+            job.train_set.source(),
             initial_epoch=job.epochs if each_epoch.gave_up else done,
             epochs=job.epochs,
             callbacks=[each_epoch, keras.callbacks.TerminateOnNaN()],
@@ -178,7 +182,7 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
         print(f"fine_tune: stopped; the same command resumes {where}", file=sys.stderr)
         raise
     each_epoch.history.restore()
-    logits = trainer.predict(job.held_out, verbose=0)
+    logits = trainer.held_out_logits(job.held_out)
     return TrainResult(each_epoch.history, logits, each_epoch.scores, each_epoch.gave_up)
 
 
@@ -239,7 +243,7 @@ class _EachEpoch(keras.callbacks.Callback):
         """Record an epoch; return False if the network gives NaN."""
         job, val = self._job, ""
         if job.watch_val or epoch in (0, job.give_up_after):
-            logits = self._trainer.predict(job.held_out, verbose=0)
+            logits = self._trainer.held_out_logits(job.held_out)
             if not np.isfinite(logits).all():
                 return False
             loss, accuracy = self.scores.add(logits)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headstart.config import PARAMS_FILE, FineTune
+from headstart.config import PARAMS_FILE
 from headstart.data.prepared import load_split
 from headstart.errors import UserError
+from headstart.fine_tune_config import FineTune
 from headstart.head_config import ResolvedHead
 from headstart.training import calibration, heads, networks
 from headstart.training.defaults import choose_folds

@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from headstart.arrays import read_arrays, write_arrays
-from headstart.config import FineTune
 from headstart.features.activations import Inputs
+from headstart.fine_tune_config import ResolvedFineTune
 from headstart.framework import keras
 from headstart.training import calibration, networks
 from headstart.training.batches import Batches
@@ -51,7 +51,7 @@ class Plan:
         chosen: the settings that params.yaml left open, by name.
     """
 
-    settings: FineTune
+    settings: ResolvedFineTune
     network: keras.Model
     head: keras.Model
     start: list[np.ndarray]

@@ -22,7 +22,7 @@ from headstart.config import Params
 from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
 from headstart.errors import UserError
-from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, choose_cache
+from headstart.features.activations import STORAGE, Activations, Inputs, RawExamples, average_size, choose_cache
 from headstart.features.engines import Engine, open_engine
 from headstart.features.extraction import open_extraction
 from headstart.features.views import ViewLoader
@@ -73,11 +73,12 @@ def build_plan(
         folds: of cross-validation; empty if val is used instead.
         batch_size: for computing activations; None: the engine's own.
     """
-    settings, modality = params.fine_tune, get_modality(meta.kind, meta.reading)
+    backbone, modality = get_backbone(meta.backbone), get_modality(meta.kind, meta.reading)
+    settings = defaults.resolve_fine_tune(params.fine_tune, backbone)
     for layer in head.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     base = encoder.get_layer(BACKBONE_LAYER)
-    trained = splitting.select_blocks(get_backbone(meta.backbone).blocks(encoder), settings.unfreeze)
+    trained = splitting.select_blocks(backbone.blocks(encoder), settings.unfreeze)
     scales = splitting.set_trainable(base, trained, settings.layer_decay)
     if not scales:
         yield None
@@ -87,7 +88,7 @@ def build_plan(
     epochs, views = defaults.choose_schedule(settings, n_train, bool(folds))
     refits = choose_refit(settings.refit, examples)
     refit_epochs = defaults.choose_refit_epochs(settings, epochs)
-    split = splitting.find_split(base, trained)
+    split = splitting.find_split(base, trained, meta.size)
     with ExitStack() as stack:
         source = stack.enter_context(open_examples(params.data, modality))
         loader = ViewLoader(source, modality, meta.size)
@@ -100,7 +101,7 @@ def build_plan(
         augmented = examples.assign(split="train") if folds or refits else examples
         cached, reason = choose_cache(
             settings.trunk_cache,
-            split.size if split else None,
+            average_size(split, examples, loader, params.seed) if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
             passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits and not folds else 0)),
             fast=meta.engine != "tensorflow" and not gpu_names(),
@@ -122,6 +123,7 @@ def build_plan(
         network = keras.Model(start, networks.without_softmax(head)(trained_part(start)))
         chosen = {
             "epochs": epochs,
+            "learning_rate": settings.learning_rate,
             "ema": defaults.choose_ema_momentum(settings, epochs, n_train),
             "views": views,
             **(asdict(loader.augmentation) if loader.augmentation else {}),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-    from headstart.config import Extract, FineTune, Prepare
+    from headstart.config import Extract, Prepare
+    from headstart.fine_tune_config import FineTune
 
 INPUT = "image"  # name of the encoder's input, and of an image in a request to the model server
 MAX_REQUEST_BYTES = 2**25  # of one image file in a request

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from headstart.config import Prepare
+from headstart.config import Extract, Prepare
 from headstart.errors import ItemError
-from headstart.modalities.base import Batch, Modality
+from headstart.fine_tune_config import FineTune
+from headstart.modalities.base import Augmentation, Batch, Modality
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.text import copies, decode, evidence, leaks, measures, probes
+from headstart.modalities.text.augmentation import TextAugmentation, view
 from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, EXPORTED, KEYS, Tokens
 
@@ -93,6 +95,20 @@ class TextModality(Modality):
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
         tokens, cut = self._tokens.encode(self.decode(data), size)
         return tokens, f"have more than {size} tokens, as many as the model reads; the rest is left out." if cut else ""
+
+    def views(
+        self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
+    ) -> Iterator[np.ndarray]:
+        """Yield views of a text, as `load` returns it, by their numbers; see `TextAugmentation`."""
+        if not isinstance(augmentation, TextAugmentation):
+            yield from super().views(data, size, None, key, numbers)
+            return
+        tokens, words = self._tokens.words(self.decode(data), size)
+        for number in numbers:
+            yield view(tokens, words, augmentation, key, number)
+
+    def augmentation(self, settings: Extract | FineTune) -> TextAugmentation | None:
+        return TextAugmentation(settings.word_dropout) if settings.word_dropout else None
 
     def whole(self, data: bytes) -> np.ndarray:
         """Return as many tokens of a text as its backbone can take, (t,) int32."""

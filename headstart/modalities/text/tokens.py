@@ -13,7 +13,7 @@ import numpy as np
 from headstart.errors import UserError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 EXTRA = "the extra `hub`: make setup EXTRAS=hub"
 BYTES_PER_BYTE = 200  # of memory that tokenizing a byte of text takes at most: offsets, masks and words of each token
@@ -52,11 +52,25 @@ class Tokens(NamedTuple):
 
     def encode(self, text: str, size: int) -> tuple[np.ndarray, bool]:
         """Return the tokens of a text, (t,) int32 with t <= `size`, and whether the text was cut for that."""
+        encoding, cut = self._encode(text, size)
+        return np.array(encoding.ids, np.int32), cut
+
+    def words(self, text: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tokens of a text, as `encode` does, and the number of the word of each, (t,) int32.
+
+        It is -1 for those that belong to no word of the text: [CLS], [SEP] and the like, and the prefix.
+        """
+        encoding, _ = self._encode(text, size)
+        places = zip(encoding.word_ids, encoding.offsets, strict=True)
+        prefix = len(self.prefix.rstrip())
+        numbers = [-1 if number is None or end <= prefix else number for number, (_, end) in places]
+        return np.array(encoding.ids, np.int32), np.array(numbers, np.int32)
+
+    def _encode(self, text: str, size: int) -> tuple[Encoding, bool]:
         text = self.prefix + text
         beginning = _first_words(text, size)
         encoding = _open(self.tokenizer, size).encode(beginning)
-        cut = len(beginning) < len(text) or bool(encoding.overflowing)
-        return np.array(encoding.ids, np.int32), cut
+        return encoding, len(beginning) < len(text) or bool(encoding.overflowing)
 
     def fill(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Return one array, (b, T) int32, of texts (t,) each, filled up to the longest of them.

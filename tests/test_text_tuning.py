@@ -1,0 +1,243 @@
+"""Fine-tuning of text encoders: their two parts, and that caching and being stopped change no result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import SMALL, write_params
+from conftest import run_stages as run
+from text_models import DIM, LAYERS, LONGEST, make_table, write_bert
+
+from headstart import paths
+from headstart.backbones import get_backbone
+from headstart.backbones.base import BACKBONE_LAYER, Backbone
+from headstart.backbones.splitting import find_split, lower_model, select_blocks, set_trainable, upper_model, work_below
+from headstart.config import load_params
+from headstart.features.activations import Activations
+from headstart.modalities import Modality, get_modality
+from headstart.training import networks, plan
+from headstart.training.batches import Batches
+from headstart.training.defaults import resolve_fine_tune
+
+PARAMS = {
+    **SMALL,
+    "data.source": "texts.csv",
+    "extract.size": LONGEST,
+    "train_head.hidden": [],
+    "train_head.dropout": 0,
+    "train_head.epochs": 5,
+    "fine_tune.learning_rate": 0.002,
+    "fine_tune.epochs": 3,
+    "fine_tune.unfreeze": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Backbone:
+    return get_backbone(str(write_bert(tmp_path_factory.mktemp("bert"), hidden_dropout_prob=0.1)))
+
+
+@pytest.fixture(scope="module")
+def modality(bert) -> Modality:
+    return get_modality("text").with_reading(bert.reading())
+
+
+@pytest.fixture(scope="module")
+def with_head(tmp_path_factory, bert) -> Path:
+    """Texts with features and a head."""
+    folder = tmp_path_factory.mktemp("head") / "here"
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        make_table(24).to_csv("texts.csv", index=False)
+        write_params(Path("params.yaml"), **PARAMS, backbone=bert.name)
+        run("prepare", "extract", "train_head")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, with_head, monkeypatch) -> Path:
+    shutil.copytree(with_head, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fine_tune(here, bert):
+    """Runs the stage with changed params; returns its report."""
+
+    def call(**changes: object) -> dict:
+        changed = {f"fine_tune.{name}": value for name, value in changes.items()}
+        write_params(Path("params.yaml"), **{**PARAMS, "backbone": bert.name, **changed})
+        keras.backend.clear_session()
+        run("fine_tune")
+        return json.loads(paths.report("fine_tune").read_text())
+
+    return call
+
+
+# --- the split
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+@pytest.mark.parametrize("pooled", ["mean", "cls"])
+def test_both_parts_give_the_features_of_the_whole_alone_and_padded(bert, modality, pooling, pooled):
+    object.__setattr__(bert, "pooled", pooled)
+    encoder = bert.build("pretrained", LONGEST, pooling, 0)
+    object.__setattr__(bert, "pooled", "mean")
+    base = encoder.get_layer(BACKBONE_LAYER)
+    split = find_split(base, select_blocks(bert.blocks(encoder), 1), LONGEST)
+    lower, upper = lower_model(encoder, split), upper_model(encoder, split)
+    assert split.size == LONGEST * (DIM + 1)
+    texts = [modality.load(text.encode(), LONGEST) for text in make_table(4).text]
+    batch = modality.batch(texts)
+    rows = np.asarray(lower(batch, training=False))
+    assert rows.shape == (len(texts), split.size)
+    expected = np.asarray(encoder(batch, training=False))
+    for chosen in (range(len(texts)), *([n] for n in range(len(texts)))):
+        parts = split.unpack(rows[list(chosen)].astype(np.float32))
+        longest = max(len(texts[n]) for n in chosen)
+        assert {array.shape[1] for array in parts.values()} == {longest}
+        assert np.asarray(upper(parts, training=False)) == pytest.approx(expected[list(chosen)], abs=1e-5)
+    alone = np.asarray(lower({"tokens": texts[0][None]}, training=False))
+    assert alone == pytest.approx(rows[:1], abs=1e-5)
+    assert (rows[0].reshape(LONGEST, -1)[len(texts[0]) :] == 0).all()
+
+
+def test_layers_are_named_and_learn_at_rates_of_their_own(bert):
+    encoder = bert.build("pretrained", LONGEST, "avg", 0)
+    base, blocks = encoder.get_layer(BACKBONE_LAYER), bert.blocks(encoder)
+    names = ["embeddings", *(f"transformer_layer_{number}" for number in range(LAYERS))]
+    assert [block.name for block in blocks] == names
+    assert [block.name for block in select_blocks(blocks, "transformer_layer_1")] == names[2:]
+    assert [block.name for block in select_blocks(blocks, "embeddings")] == names
+    scales = set_trainable(base, select_blocks(blocks, 2), 0.5)
+    assert len(scales) == len(encoder.trainable_variables)
+    assert {variable.path.split("/")[0] for variable in encoder.trainable_variables} == set(names[1:])
+    assert dict(zip((v.path.split("/")[0] for v in encoder.trainable_variables), scales, strict=True)) == {
+        "transformer_layer_0": 0.25,
+        "transformer_layer_1": 0.5,
+    }
+
+
+def test_tables_of_embeddings_are_no_work(bert):
+    encoder = bert.build("pretrained", LONGEST, "avg", 0)
+    base, blocks = encoder.get_layer(BACKBONE_LAYER), bert.blocks(encoder)
+    split = find_split(base, select_blocks(blocks, 1), LONGEST)
+    assert work_below(base, split) == pytest.approx(1 - 1 / LAYERS)
+    assert find_split(base, select_blocks(blocks, LAYERS), LONGEST) is None
+
+
+# --- the stage
+
+
+def test_cached_activations_change_no_result(fine_tune, bert):
+    """They differ by the rounding to float16 only."""
+    found = []
+    for cache in (False, True):
+        report = fine_tune(trunk_cache="on" if cache else "off", views=2, word_dropout=0.2, confidence=0)
+        assert report["settings"]["trunk_cache"] is cache
+        assert report["selected"] == "fine_tuned"
+        network, _ = networks.load(paths.MODEL)
+        found.append(np.concatenate([np.ravel(weights) for weights in network.get_weights()]))
+    start = np.concatenate([np.ravel(w) for w in bert.build("pretrained", LONGEST, "avg", 0).get_weights()])
+    off, on = found
+    moved = np.linalg.norm(off[: len(start)] - start)
+    assert moved > 0.01
+    assert np.linalg.norm(on - off) < 0.1 * moved
+
+
+def test_texts_are_never_mixed(fine_tune, monkeypatch):
+    seen = []
+    original = Batches.__init__
+
+    def record(self, inputs, *arguments, **options):
+        original(self, inputs, *arguments, **options)
+        seen.append((type(inputs), self._mixup))
+
+    monkeypatch.setattr(Batches, "__init__", record)
+    fine_tune(trunk_cache="on", mixup=1.0, epochs=1)
+    assert {kind for kind, _ in seen} == {Activations}
+    assert {share for _, share in seen} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"folds": 2, "refit": True, "confidence": 0, "epochs": 1, "trunk_cache": "on"},
+        {"precision": "bfloat16", "word_dropout": 0.2, "trunk_cache": "on", "refit": True, "confidence": 0},
+        {"unfreeze": "all", "layer_decay": 0.7, "word_dropout": 0.2, "ema": 0.5},
+    ],
+    ids=str,
+)
+def test_all_of_fine_tuning_works_for_texts(fine_tune, capsys, changes):
+    report = fine_tune(**changes)
+    assert report["settings"]["folds"] == changes.get("folds", 0)
+    assert report["settings"]["views"] == (2 if "word_dropout" in changes else 0)
+    assert report["settings"].get("word_dropout") == changes.get("word_dropout")
+    assert report["finished"]
+    assert "gave_up" in report
+    classifier = networks.load_classifier(paths.MODEL)
+    known = [text.encode() for text in make_table(24).text]
+    batch = classifier.modality.batch([classifier.modality.load(one, classifier.size) for one in known[:8]])
+    assert classifier.predict(batch).sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(fine_tune, monkeypatch, capsys):
+    from headstart.framework import tf
+    from headstart.training import fine_tuning
+
+    monkeypatch.setattr(keras.layers.Dropout, "call", lambda self, inputs, training=False: inputs)
+    original, failed = fine_tuning.Trainer.fit, []
+
+    def fit(self, *arguments, **options):
+        if not failed:
+            failed.append(self.parts)
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return original(self, *arguments, **options)
+
+    expected = fine_tune(trunk_cache="on")
+    monkeypatch.setattr(fine_tuning.Trainer, "fit", fit)
+    found = fine_tune(trunk_cache="on")
+    assert "accumulating gradients over 2 parts" in capsys.readouterr().out
+    assert found["tuned_val_loss"] == pytest.approx(expected["tuned_val_loss"], abs=1e-4)
+
+
+def test_a_killed_stage_resumes_to_the_same_weights(fine_tune, monkeypatch, capsys):
+    fine_tune(trunk_cache="on", confidence=0)
+    expected = networks.load(paths.MODEL)[0].get_weights()
+    save = plan.Checkpoint.save
+
+    def killed(self, variables, history, scores) -> None:
+        save(self, variables, history, scores)
+        if history.rows[-1]["epoch"] == 2:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.Checkpoint, "save", killed)
+        with pytest.raises(SystemExit):
+            fine_tune(trunk_cache="on", confidence=0)
+    capsys.readouterr()
+    fine_tune(trunk_cache="on", confidence=0)
+    assert "training resumes after epoch 2 of 3" in capsys.readouterr().out
+    found = networks.load(paths.MODEL)[0].get_weights()
+    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+
+
+# --- defaults
+
+
+def test_the_learning_rate_is_that_of_the_backbone_unless_params_have_one(fine_tune, bert):
+    settings = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
+    assert settings.learning_rate is None
+    assert resolve_fine_tune(settings, get_backbone("mobilenetv2")).learning_rate == 3e-4
+    assert resolve_fine_tune(settings, get_backbone("bert-base")).learning_rate == 3e-5
+    asked = settings.model_copy(update={"learning_rate": 0.01})
+    assert resolve_fine_tune(asked, get_backbone("bert-base")).learning_rate == 0.01
+    assert fine_tune(learning_rate=None, epochs=1)["settings"]["learning_rate"] == bert.learning_rate
