@@ -19,7 +19,7 @@ from test_deep_images import tiff_file
 
 from headstart import paths
 from headstart.config import load_params
-from headstart.data.prepared import load_reading
+from headstart.data.reading import load_reading
 from headstart.errors import UserError
 from headstart.modalities import get_modality
 from headstart.modalities.image.value_range import find_reading, find_value_range

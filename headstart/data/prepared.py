@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -65,21 +64,6 @@ def load_classes() -> list[str]:
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise damaged(paths.CLASSES, "must name two classes or more, each once", "prepare")
     return classes
-
-
-def load_reading() -> dict[str, Any]:
-    """Read `kind`, the name of the modality of the data set, and what `Modality.find_reading` returned, in one dict.
-
-    Raises:
-        UserError: as `load_manifest`.
-    """
-    try:
-        reading = json.loads(paths.READING.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(paths.READING, f"not readable JSON ({one_line(error)})", "prepare") from error
-    if not isinstance(reading, dict) or not isinstance(reading.get("kind"), str):
-        raise damaged(paths.READING, "must be an object with the key kind, a text", "prepare")
-    return reading
 
 
 def load_split(split: str) -> pd.DataFrame:

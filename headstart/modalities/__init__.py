@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headstart.data.prepared import load_reading
+from headstart.data.reading import load_reading
 from headstart.errors import UserError, did_you_mean, one_line
 from headstart.modalities.base import Augmentation, Batch, Modality
 from headstart.modalities.image import ImageModality

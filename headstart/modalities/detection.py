@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from headstart.data.files import HEAD, Source
-from headstart.data.layouts import open_within
-from headstart.data.source_manifest import file_names
-from headstart.data.source_tables import find_tables
 from headstart.data.sources import is_coco, is_manifest, is_table, open_source
-from headstart.data.tables import Rows
 from headstart.data_config import Data
 from headstart.errors import ItemError, UserError, readable
 from headstart.modalities import Modality, get_modality, modalities
+
+if TYPE_CHECKING:
+    from headstart.data.tables import Rows
 
 # Files of texts also lie beside images, as captions and the like: images are meant if one file in so many is one.
 SHARE = 10
@@ -40,13 +40,22 @@ def detect(opened: Source, data: Data) -> tuple[Modality, str]:
     Args:
         opened: data.source.
     """
+    kinds = sorted(modalities(), key=lambda kind: kind.inline)
+    if not data.kind and not is_table(data.source) and not is_coco(data.source):
+        found = _by_suffix(opened.scan().files, kinds)
+        if found and not found[0].inline:
+            return found
+    from headstart.data.layouts import open_within  # these load pandas, which most sources do not need
+    from headstart.data.source_manifest import file_names
+    from headstart.data.source_tables import find_tables
+    from headstart.data.tables import Rows
+
     if data.kind:
         kind = get_modality(data.kind)
         rows = open_within(opened, data, kind) if kind.inline and is_table(data.source) else None
         if isinstance(rows, Rows) and rows.inline:
             _columns(rows, rows.tables[0], data.source)
         return kind, ""
-    kinds = sorted(modalities(), key=lambda kind: kind.inline)
     if is_coco(data.source):
         return next(kind for kind in kinds if type(kind).cutter is not Modality.cutter), "boxes in annotations"
     inline = kinds[-1]
@@ -55,11 +64,8 @@ def detect(opened: Source, data: Data) -> tuple[Modality, str]:
         if rows.inline:
             return inline, _columns(rows, rows.single, data.source)
         return _by_suffix(file_names(data.source), kinds) or (kinds[0], "the manifest, whose paths have no suffix")
-    opened.scan()
     found = _by_suffix(opened.files, kinds)
-    tables = (
-        [*find_tables(rows, inline).columns] if isinstance(rows, Rows) and (not found or found[0] is inline) else []
-    )
+    tables = [*find_tables(rows, inline).columns] if isinstance(rows, Rows) else []
     if tables:
         shown = ", ".join(map(readable, tables[:MAX_SHOWN])) + (" and more" if tables[MAX_SHOWN:] else "")
         return inline, f"the columns of {shown}"
@@ -73,6 +79,8 @@ def _columns(rows: Rows, table: str, source: str) -> str:
         columns = rows.columns.find(names, table)
     except UserError as error:
         if is_manifest(source) and "path" in names:
+            from headstart.data.source_manifest import file_names
+
             file_names(source)  # raises: it lacks the label
         raise UserError(f"{error}. A manifest of files has the columns path and label") from error
     return f"the columns {columns.text} and {columns.label} of {table}"

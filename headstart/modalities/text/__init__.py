@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from headstart.config import Extract, Prepare
 from headstart.errors import ItemError
@@ -18,6 +17,9 @@ from headstart.modalities.text import copies, decode, evidence, leaks, measures,
 from headstart.modalities.text.augmentation import TextAugmentation, view
 from headstart.modalities.text.decode import DecodedText
 from headstart.modalities.text.tokens import BYTES_PER_BYTE, EXPORTED, KEYS, Tokens
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INPUT = "tokens"  # name of the encoder's input
 SHOWN = 400  # characters of a text on a page

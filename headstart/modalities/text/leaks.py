@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from headstart.errors import ItemError, readable
 from headstart.modalities.text.decode import decode, normalize
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOOKED_AT = 20_000  # texts, drawn by their hashes
 SHARE, TIMES = 0.1, 3  # of the texts of a class that name it, and how much more often than others do

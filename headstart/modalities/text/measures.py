@@ -6,11 +6,13 @@ import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from headstart.data.encodings import WINDOWS
 from headstart.modalities.text.decode import CONTROL, DecodedText
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCRIPTS = (
     *("none", "Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Gurmukhi", "Gujarati"),
