@@ -122,7 +122,7 @@ def leave(
             "head_val_accuracy": 0.5,
             "text": text,
         },
-        paths.FEATURES_META: {"versions": {"keras": "3.0", "tensorflow": "2.20"}},
+        paths.FEATURES_META: {"kind": "image", "backbone": "tiny", "versions": {"keras": "3.0", "tensorflow": "2.20"}},
         paths.curves("train_head"): curves,
         paths.curves("fine_tune"): curves.assign(note=text),
         paths.TRIALS: pd.DataFrame(columns=["trial", "val_loss", "val_accuracy", "rank"]),

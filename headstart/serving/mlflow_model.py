@@ -88,7 +88,7 @@ def pinned_requirements(files: Sequence[Path]) -> list[str]:
 
 def layer_requirements(model_file: Path) -> list[str]:
     """Return the installed packages, as pip takes them, that hold layers of a model besides Keras."""
-    if not has_hub_layers(read_texts(model_file)[CONFIG]):
+    if not has_hub_layers(read_texts(model_file).get(CONFIG)):
         return []
     try:
         return [f"{HUB}=={importlib.metadata.version(HUB)}"]

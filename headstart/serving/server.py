@@ -1,7 +1,7 @@
 """An HTTP server for the trained model, on this machine, which speaks the protocol of `mlflow models serve`.
 
     curl http://127.0.0.1:5002/invocations -H 'Content-Type: application/json' \
-        --data-binary '{"dataframe_records": [{"image": "BASE64"}]}'
+        --data-binary '{"dataframe_records": [{"image": "BASE64"}]}'      # or [{"text": "..."}]
 
 returns {"predictions": [{"label": ..., "probability": ..., "probabilities": {class: ...}}]}; bad input is answered with
 status 400 and the reason. What a client may cost is bounded, see `limits`.
