@@ -199,7 +199,7 @@ COMMANDS = (
         ],
         [
             argument("inputs", nargs="*", metavar="INPUT", help="file, folder, 'pattern', address, or - for a list"),
-            argument("--text", action="append", default=[], metavar="TEXT", help="a text to classify; may be repeated"),
+            argument("--text", action="append", metavar="TEXT", help="a text to classify; may be repeated"),
             argument("--column", metavar="NAME", help="of a table, the column with the texts (default: by its name)"),
             argument("--format", choices=["text", "csv", "json"], default="text", help="of the output"),
             argument("--json", action="store_const", const="json", dest="format", help="the same as --format json"),

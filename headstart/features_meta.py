@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from headstart import paths
 from headstart.errors import damaged
@@ -15,6 +15,7 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
 
     Attributes:
         kind: name of the modality.
+        feature_dim: length of a feature vector.
         depths: how long the vectors are that each depth adds to the features, in their order; `last` comes first.
     """
 
@@ -25,7 +26,14 @@ class FeaturesMeta(BaseModel, extra="allow", frozen=True):
     engine: Literal["openvino", "tensorflow", "jax"]
     weights_sha256: str
     reading: dict[str, Any]
+    feature_dim: Annotated[int, Field(ge=1)]
     depths: dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]]
+
+    @model_validator(mode="after")
+    def _depths_make_up_the_features(self) -> FeaturesMeta:
+        if next(iter(self.depths), None) != "last" or self.dim(list(self.depths)[-1]) != self.feature_dim:
+            raise ValueError(f"depths must begin with `last` and add up to {self.feature_dim}, got {self.depths}")
+        return self
 
     def dim(self, depth: str) -> int:
         """Return how many features there are down to a depth."""
@@ -46,5 +54,5 @@ def read_meta() -> FeaturesMeta:
         return FeaturesMeta.model_validate_json(paths.FEATURES_META.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        problem = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
         raise damaged(paths.FEATURES_META, problem, "extract") from error

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from headstart import lockfile
 from headstart.errors import UserError
 from headstart.zips import open_zip
 
@@ -30,7 +31,6 @@ _MODULES = re.compile(
     r"|keras\.src\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers"
     r"|applications)\..*"
     r"|keras_hub\.src\.layers\.modeling\..*"
-    r"|keras_hub\.src\.models\.deberta_v3\.(disentangled_\w+|relative_embedding)"
 )
 # Layers that hold code, run another framework's, or read files.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}
@@ -75,6 +75,14 @@ def read_texts(file: Path) -> dict[str, Any]:
                 "Build it from layers of Keras alone"
             )
     return texts
+
+
+def is_recorded(file: Path) -> bool | None:
+    """As `lockfile.is_recorded`; None also if dvc.lock is damaged, which says nothing about the model."""
+    try:
+        return lockfile.is_recorded(file)
+    except UserError:
+        return None
 
 
 def import_layers(config: Any) -> None:

@@ -57,7 +57,8 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
     params, settings = run.params, run.params.fine_tune
     model_file = run.path(paths.MODEL)
     make_repeatable(params.seed)
-    meta, train_set, val_set = read_meta(), load_features("train"), load_features("val")
+    meta = read_meta()
+    train_set, val_set = load_features("train", meta.feature_dim), load_features("val", meta.feature_dim)
     head, classes = load_head(train_set.dim)
     found = read_head_report(len(train_set) + len(val_set), len(classes))
     val_logits = found.logits[len(train_set) :]

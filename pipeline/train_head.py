@@ -35,8 +35,7 @@ def main() -> None:
     """Run the stage."""
     with stage("train_head") as run:
         head_file, classes, meta = run.path(paths.HEAD), load_classes(), read_meta()
-        train_set = load_features("train")
-        val_set = load_features("val", train_set.dim)
+        train_set, val_set = load_features("train", meta.feature_dim), load_features("val", meta.feature_dim)
         trained = train(run, train_set, val_set, len(classes), meta)
 
         val_logits = trained.held_out[len(train_set) :]

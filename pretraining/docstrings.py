@@ -10,27 +10,18 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-LOCK = Path(__file__).parent.parent / "requirements.lock"
-_LOCKED = re.compile(r"^([A-Za-z0-9_.-]+)==", re.M)
 _OWNERS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _TESTS = re.compile(r"(^|/)(tests?|testing|conftest\.py|_vendor|vendored?|third_party|externals?)(/|$)")
 
 
-def locked_packages(lock: Path = LOCK) -> list[str]:
-    """Return the names of the packages of the lock that are installed, sorted."""
-    names = set(_LOCKED.findall(lock.read_text(encoding="utf-8")))
-    installed = {dist.metadata["Name"].lower().replace("_", "-") for dist in importlib.metadata.distributions()}
-    return sorted(names & installed)
-
-
 def docstrings(package: str) -> Iterator[str]:
     """Yield the docstrings of modules, classes and functions of an installed package, but of its tests, in order."""
-    files = importlib.metadata.distribution(package).files or []
-    for file in sorted(str(one) for one in files if one.suffix == ".py"):
+    distribution = importlib.metadata.distribution(package)
+    for file in sorted(str(one) for one in distribution.files or [] if one.suffix == ".py"):
         if _TESTS.search(file):
             continue
         try:
-            source = Path(importlib.metadata.distribution(package).locate_file(file)).read_text(encoding="utf-8")
+            source = Path(str(distribution.locate_file(file))).read_text(encoding="utf-8")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of escapes in texts of others
                 tree = ast.parse(source)

@@ -5,7 +5,7 @@ start as what the teacher makes of each token alone, reduced by PCA (as Model2Ve
 
 Reads:   the docstrings of the packages in requirements.lock; minilm-l6 (`headstart backbones fetch minilm-l6`).
 Writes:  pretraining/tinybert/, or --out: config.json, model.safetensors (float16), tokenizer.json.
-Command: nice python -m pretraining.tinybert [--steps 700] [--texts 12000] [--static] [--out FOLDER]
+Command: nice python -m pretraining.tinybert [--steps 300] [--texts 5000] [--static] [--out FOLDER]
 
 With --static it also trains a static embedding, the mean of a vector for each token, to compare with: FOLDER-static.
 """
@@ -26,17 +26,29 @@ from headstart.backbones import get_backbone
 from headstart.features.engines import open_engine
 from headstart.framework import keras, tf
 from headstart.modalities import get_modality
-from pretraining.docstrings import docstrings, locked_packages, paragraphs
+from pretraining.docstrings import docstrings, paragraphs
 
 HERE = Path(__file__).parent
 TEACHER = "minilm-l6"
+PACKAGES = (
+    "aiohttp",
+    "keras",
+    "matplotlib",
+    "networkx",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "scikit-learn",
+    "scipy",
+    "sqlalchemy",
+)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY, COMMON = (
     7400,
     5500,
 )  # tokens; those that are the most frequent in English, by the order of BERT's vocabulary
 HIDDEN, HEADS, INTERMEDIATE, LONGEST = 160, 5, 640, 128
-TOKENS = 40  # of a text in training
+TOKENS = 32  # of a text in training
 BATCH = 192
 SALAD = 0.4  # share of the texts in which words are random ones, so that all of the vocabulary is trained
 LEARNING_RATE = 1e-3
@@ -44,7 +56,7 @@ LEARNING_RATE = 1e-3
 
 def collect(count: int, rng: np.random.Generator) -> list[str]:
     """Return `count` different paragraphs of docstrings, in random order."""
-    found = {text for package in locked_packages() for one in docstrings(package) for text in paragraphs(one)}
+    found = {text for package in PACKAGES for one in docstrings(package) for text in paragraphs(one)}
     texts = sorted(found)
     return [texts[place] for place in rng.permutation(len(texts))[:count]]
 
@@ -234,8 +246,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Distil tinybert from MiniLM.")
     parser.add_argument("--layers", type=int, default=2, help="of the transformer")
     parser.add_argument("--static", action="store_true", help="also a static embedding of the same vocabulary")
-    parser.add_argument("--steps", type=int, default=700, help=f"batches of {BATCH} texts")
-    parser.add_argument("--texts", type=int, default=12_000, help="paragraphs of docstrings")
+    parser.add_argument("--steps", type=int, default=300, help=f"batches of {BATCH} texts")
+    parser.add_argument("--texts", type=int, default=5_000, help="paragraphs of docstrings")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "tinybert", metavar="FOLDER")
     args = parser.parse_args()

@@ -5,6 +5,7 @@ Copies of downloads: test_transfers.py.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,11 @@ def test_the_converted_networks(tmp_path, monkeypatch, capsys):
         assert found is None
         assert said == f"{file}: damaged (its checksum is another one) and removed; the network is converted again\n"
         assert not file.exists()
+    file.write_bytes(b"damaged, and on a disk that cannot be written")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda file, missing_ok: file.rmdir())  # an OSError
+        assert graphs.read(file) is None
+    assert "damaged" in capsys.readouterr().err
     file.write_bytes(b"")  # as a full disk leaves a file
     assert graphs.read(file) is None
     assert "damaged" in capsys.readouterr().err
@@ -195,6 +201,42 @@ def test_the_converted_networks(tmp_path, monkeypatch, capsys):
 
 
 SQLITE = {"contents.sqlite", "inspection.sqlite"}  # both are an InspectionCache
+
+
+def test_what_a_killed_run_left_of_a_converted_network_is_removed(tmp_path, monkeypatch, capsys):
+    import openvino
+
+    def serialize(model, xml: Path, weights: Path) -> None:
+        xml.write_bytes(b"<net/>")
+        weights.write_bytes(b"")
+        (tmp_path / "pruned.graph").unlink(missing_ok=True)  # as another run does at the same time
+
+    monkeypatch.setattr(openvino, "serialize", serialize)
+    old, new = tmp_path / f"{graphs._PARTIAL}old", tmp_path / f"{graphs._PARTIAL}new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "graph.bin").write_bytes(b"x")
+    os.utime(old, (1, 1))
+    (tmp_path / "pruned.graph").write_bytes(b"")
+    stat = Path.stat
+
+    def stat_of_a_moving_target(file: Path, **options: bool) -> os.stat_result:
+        if file.name == "pruned.graph":
+            raise FileNotFoundError(2, "No such file or directory", str(file))
+        return stat(file, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_of_a_moving_target)
+    graphs.write(tmp_path / "n.graph", NetworkInfo(3, "ab", {"last": [3]}), None)
+    assert (tmp_path / "n.graph").exists()
+    assert new.exists()
+    assert not old.exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_of_another_run_may_vanish_at_any_time(tmp_path, monkeypatch):
+    (tmp_path / ".other.partial.1.npz").symlink_to(tmp_path / "renamed")
+    Checkpoint(tmp_path / "state.npz").save(*state(1.5))
+    assert Checkpoint(tmp_path / "state.npz").load(*state(0.0))
 
 
 def test_every_cache_is_tested():

@@ -23,6 +23,7 @@ LAYERS = (
     *("pipeline", "cli", "stage", "tracking", "serving", "report", "evaluation", "training", "features", "backbones"),
     *("modalities", "data", "bottom"),
 )
+SHAPING = {"features_meta.py", "framework.py", "keras_backend.py"}  # of the bottom layer, what shapes results
 NEVER_DEPS = {"tracking", "report", "serving", "cli", "stage"}
 
 
@@ -79,7 +80,7 @@ def test_what_a_stage_imports_is_among_its_deps(stage):
     deps = {dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in ("headstart", "pipeline")}
     needed = {f"pipeline/{stage}.py"}
     needed |= {f"headstart/{layer(file)}" for file in closure(stage) if layer(file) not in ("pipeline", "bottom")}
-    needed |= {"headstart/framework.py"} & {file.relative_to(ROOT).as_posix() for file in closure(stage)}
+    needed |= {file.relative_to(ROOT).as_posix() for file in closure(stage) if file.name in SHAPING}
     assert deps == needed
 
 
@@ -156,6 +157,13 @@ def test_tensorflow_is_not_loaded_to_find_out_whether_it_is_needed(stage):
 def test_a_stage_that_is_logged_loads_no_statistics():
     """They are needed to compare an evaluated model with the champion, and take half a second."""
     code = "import sys, headstart.tracking.live; print({'scipy.stats', 'sklearn', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_fine_tuning_that_is_skipped_loads_no_statistics():
+    code = "import sys, pipeline.fine_tune; print({'scipy.stats', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

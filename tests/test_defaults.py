@@ -148,7 +148,7 @@ def test_augmentation_is_as_strong_as_the_head_can_bear(tmp_path, stripes):
 @pytest.mark.parametrize(
     ("arguments", "expected", "reason"),
     [
-        (("auto", 1000, 100, 1000, True, 0.5), True, "100 views to cache (0.0002 GB) instead of 1,000"),
+        (("auto", 1000, 100, 1000, True, 0.5), True, "100 views to cache (0.2 MB) instead of 1,000"),
         (("auto", 1000, 100, 100, True, 0.5), True, "instead of 100 in all epochs"),
         (("auto", 1000, 100, 100, False, 0.5), False, "hardly fewer than the 100 of all epochs"),
         (("auto", 10**6, 10**6, 10**7, True, 0.5), False, "more than the limit of 20 GB"),

@@ -64,10 +64,28 @@ def test_a_block_gives_its_last_activation_else_its_output():
 
     blocks = [block(image), block(first), block(gate, gated), block(last)]
     taps = depths.find_taps([blocks[0], blocks[1], block(first, gated), block(last, last)], last, "half")
-    assert taps == []  # the last block has nothing but the output itself
+    assert [(depth, layer.output.shape[-1]) for depth, layer in taps] == [("half", 4)]  # the last block is the output
     taps = depths.find_taps(blocks[:3] * 2, last, "half")
     assert [(depth, layer.output.shape[-1]) for depth, layer in taps] == [("quarter", 5), ("quarter", 4), ("half", 3)]
     assert depths.find_taps(blocks[:3] * 2, last, "last") == []
+
+
+def test_a_block_of_branches_gives_all_of_them():
+    image = keras.Input((8, 8, 3))
+    blocks, before = [], image
+    for channels in (2, 3, 4, 5):
+        branches = [keras.layers.ReLU()(keras.layers.Conv2D(channels, 1)(before)) for _ in range(2)]
+        joined = keras.layers.Concatenate()(branches)
+        blocks.append([*branches, joined])
+        before = joined
+    dense = keras.layers.Concatenate()([before, keras.layers.ReLU()(keras.layers.Conv2D(6, 1)(before))])
+    layers = {layer.output.name: layer for layer in keras.Model(image, dense).layers}
+    made = [Block("", tuple(layers[output.name] for output in block)) for block in blocks]
+    taps = depths.find_taps(made, before, "half")
+    assert [(depth, layer.output.shape[-1]) for depth, layer in taps] == [("half", 8)]  # the last block is the output
+    added = Block("", (*(layer for layer in layers.values() if layer.output.shape[-1] == 6), layers[dense.name]))
+    taps = depths.find_taps([*made[1:], added], keras.layers.ReLU()(dense), "half")
+    assert [(depth, layer.output.shape[-1]) for depth, layer in taps] == [("quarter", 6), ("half", 10)]
 
 
 def test_the_features_of_an_example_are_bounded(monkeypatch):

@@ -177,6 +177,19 @@ def test_a_network_is_converted_once_and_has_the_same_bits(images, tmp_path, mon
     assert built[4:] == ["a"]
 
 
+def test_a_kept_network_that_openvino_does_not_take_is_converted_again(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    first = open_engine("auto", build_small, SPEC, "float32", 4, "extract", "a")
+    monkeypatch.setattr(graphs, "read", lambda file: graphs.Graph(graphs.NetworkInfo(1, "", {}), b"<net/>", b""))
+    again = open_engine("auto", build_small, SPEC, "float32", 4, "extract", "a")
+    assert (again.name, again.feature_dim) == ("openvino", first.feature_dim)
+    assert (features(again, images) == features(first, images)).all()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "removed; the network is converted again" in printed.err
+
+
 def test_few_converted_networks_are_kept_those_used_last(tmp_path, monkeypatch):
     import openvino
 

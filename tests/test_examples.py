@@ -12,6 +12,10 @@ from headstart.features_meta import read_meta
 from headstart.training import examples
 
 ROWS = 6
+META = (
+    '{"size": 32, "pooling": "avg", "engine": "openvino", "weights_sha256": "0", "reading": {}, "feature_dim": 4, '
+    '"depths": %s}'
+)
 
 
 @pytest.fixture
@@ -83,12 +87,23 @@ def test_truncated_features_and_those_of_another_length_are_refused(here):
         ("{}", "size: Field required"),
         ('{"size": "large", "pooling": "avg", "engine": "openvino", "weights_sha256": "0"}', "size: Input should be"),
         ('{"size": 32, "pooling": "mean", "engine": "openvino", "weights_sha256": "0"}', "pooling: Input should be"),
+        (META % '{"last": [3], "half": [2]}', "depths must begin with `last` and add up to 4, got "),
+        (META % '{"half": [1], "last": [3]}', "depths must begin with `last` and add up to 4, got "),
+        (META % "{}", "depths must begin with `last` and add up to 4, got "),
     ],
 )
 def test_a_description_of_features_that_extract_did_not_write_is_refused(here, content, problem):
     paths.FEATURES_META.write_text(content)
     with pytest.raises(UserError, match=rf"meta\.json: {problem}.*; delete it, then run `dvc checkout"):
         read_meta()
+
+
+def test_the_depths_of_features_add_up(here):
+    paths.FEATURES_META.write_text(META % '{"last": [1], "half": [1, 2]}')
+    meta = read_meta()
+    assert [meta.dim("last"), meta.dim("half"), meta.depth_of(4), meta.depth_of(1)] == [1, 4, "half", "last"]
+    with pytest.raises(UserError, match=r"meta\.json: has no depth with the 2 features that the head takes"):
+        meta.depth_of(2)
 
 
 def test_blocks_cover_all_rows_and_are_bounded_by_features_and_classes():

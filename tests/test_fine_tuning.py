@@ -173,6 +173,22 @@ def test_a_checkpoint_that_cannot_be_written_changes_no_result(tmp_path, capsys)
 # --- NaN
 
 
+@pytest.mark.parametrize("watch_val", [True, False])
+def test_training_keeps_the_epoch_before_a_last_step_that_gives_nan(tmp_path, monkeypatch, capsys, watch_val):
+    class BrokenAtTheEnd(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: tf.Tensor) -> tf.Tensor:
+            return tf.where(step == 6 * TRAIN // 16 - 1, np.nan, 0.1)
+
+        def get_config(self) -> dict[str, float]:
+            return {}
+
+    monkeypatch.setattr(fine_tuning, "make_optimizer", lambda job, steps: keras.optimizers.SGD(BrokenAtTheEnd()))
+    network, result = train(tmp_path, watch_val=watch_val)
+    assert result.last_epoch == 5
+    assert np.isfinite(weights(network)).all()
+    assert "the network gives NaN after epoch 6: training stops" in capsys.readouterr().err
+
+
 def test_training_stops_when_the_loss_becomes_nan(tmp_path, capsys):
     network, result = train(tmp_path, Points(broken=3))
     assert "loss is NaN in epoch 4" in capsys.readouterr().err
@@ -189,7 +205,7 @@ def test_training_stops_when_the_val_loss_becomes_nan(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(Trainer, "predict", nan_at_third)
     network, result = train(tmp_path)
-    assert "val loss is NaN after epoch 3" in capsys.readouterr().err
+    assert "the network gives NaN after epoch 3" in capsys.readouterr().err
     assert [row["epoch"] for row in result.history.rows] == [0, 1, 2]
     assert result.scores.verdict(0.75)[0]
     assert np.isfinite(weights(network)).all()

@@ -126,7 +126,7 @@ def test_folds_end_as_soon_as_fine_tuning_is_clearly_worse(examples, tmp_path, c
     head = networks.build_head(FEATURES, CLASSES, [])
     x = keras.Input((FEATURES,), name="x")
     network = keras.Model({"x": x}, networks.without_softmax(head)(x))
-    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2)
+    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2, n_train=EXAMPLES - 10)
     result = tried.cross_validate()
     assert result.trained == trained
     assert len(result.scores.targets) == sum(len(fold.held_out) for fold in made[:trained])
@@ -139,9 +139,12 @@ def test_folds_end_as_soon_as_fine_tuning_is_clearly_worse(examples, tmp_path, c
     assert found.curves().empty
 
 
-def test_more_folds_than_examples_of_a_class_are_refused(examples):
+def test_more_folds_than_examples_of_a_class_or_groups_are_refused(examples):
     with pytest.raises(UserError, match=r"params.yaml: fine_tune.folds 21: no class has so many examples; lower it"):
         make_folds(examples, 21)
+    message = r"folds 5: copies and groups of examples stay together, which leaves 3 to divide; lower it"
+    with pytest.raises(UserError, match=message):
+        make_folds(examples, 5, np.arange(EXAMPLES) % 3)
 
 
 def test_all_heads_have_the_same_temperature(examples):

@@ -151,6 +151,16 @@ def test_no_hidden_head_is_tried_where_examples_do_not_count_the_same(changes):
     assert HIDDEN not in trained.choice["losses"]
 
 
+def test_an_example_far_from_all_others_leaves_the_hidden_head_calibrated():
+    """Its probabilities are 0 and 1 in float32, but its logits are finite."""
+    examples = xor_examples()
+    examples.features[0] *= 10_000
+    trained = train(examples, xor_examples(100, seed=2), {"last": [DIM]})
+    assert trained.choice["head"] == HIDDEN
+    assert np.isfinite(trained.held_out).all()
+    assert trained.temperature < 2
+
+
 # --- nothing that is held out is used
 
 
@@ -254,6 +264,19 @@ def test_the_shipped_hidden_head_gives_the_probabilities_of_the_trained_one(monk
     network, coordinates = trained[-1]
     found = heads.logits(networks.from_layers(layers), examples)
     assert log_softmax(found, axis=1) == pytest.approx(network.predict_log_proba(coordinates), abs=1e-3)
+
+
+@pytest.mark.parametrize("dead", [0, 1, 3])
+def test_a_tensor_that_differs_by_rounding_alone_is_not_used(dead):
+    """Scaled to the variance of the others it would be noise that another engine does not repeat."""
+    examples, tensor = make_examples(60, (1, 1, 1, 1)), slice(dead * DIM, (dead + 1) * DIM)
+    rounding = np.random.default_rng(0).normal(1, 1e-7, (60, DIM))
+    examples.features[:, tensor] = (3 * rounding).astype(np.float32)
+    trained = train(examples, examples)
+    assert isinstance(trained.head, list)
+    kernel = np.zeros((4 * DIM, CLASSES))
+    kernel[: trained.dim] = trained.head[0].kernel
+    assert not kernel[tensor].any()
 
 
 def test_features_of_any_scale_and_of_no_variance_give_a_head():

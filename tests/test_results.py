@@ -82,7 +82,7 @@ def make_results(
     manifest = manifest.assign(given=False, group=None, connected=manifest.item_id)
     paths.MANIFEST.parent.mkdir(parents=True)
     manifest.to_parquet(paths.MANIFEST)
-    paths.READING.write_text("{}")
+    paths.READING.write_text('{"kind": "image"}')
 
     outputs, count = Outputs(), len(manifest)
     summaries = {name: side.summary(classes, 100, 0) for name, side in (("final", final), ("head", head))}
@@ -457,7 +457,7 @@ def test_the_command_reproduces_the_results(tmp_path, monkeypatch):
     changes = {"train_head.dropout": 0.5, "backbone": "vgg16"}
     write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
     found = origin.origin_of(load_params())
-    assert found.params == [("backbone", "tiny", "vgg16"), ("train_head.dropout", None, 0.5)]
+    assert found.params == [("backbone", None, "vgg16"), ("train_head.dropout", None, 0.5)]
     assert found.command == f"git checkout {commit} && dvc exp run -S backbone=vgg16 -S train_head.dropout=0.5"
     Path("pipeline/evaluate.py").write_text("# changed")
     Path("pipeline/new.py").write_text("# new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import subprocess
@@ -19,6 +20,7 @@ from headstart.backbones.hub_files import Origin
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.features.engines import open_engine
+from headstart.framework import tf
 from headstart.modalities import Modality, get_modality
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -212,3 +214,19 @@ print({"keras_hub", "tokenizers", "huggingface_hub", "safetensors", "keras"} & s
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_weights_of_an_engine_are_its_own(folder, texts):
+    """OpenVINO would share them with the network, whose memory may hold anything once it is gone."""
+    row = get_backbone(str(folder))
+    batch = texts.batch([texts.load(one.encode(), 24) for one in SENTENCES])
+    encoder = row.build("pretrained", 24, "avg", 0)
+    expected, sizes = encoder.predict_on_batch(batch), [weights.shape for weights in encoder.weights]
+    del encoder
+    engine = open_engine(
+        "openvino", lambda: row.build("pretrained", 24, "avg", 0), texts.spec(24), "float32", None, "t"
+    )
+    gc.collect()
+    junk = [tf.fill(shape, np.nan) + 0 for _ in range(200) for shape in sizes]
+    assert np.abs(engine(batch) - expected).max() < 1e-5
+    assert len(junk) > 200

@@ -110,12 +110,13 @@ def test_a_sample_has_each_class_by_its_share(monkeypatch):
     assert np.bincount(seen[0].targets) == pytest.approx(100 * counts / total, abs=1)
 
 
-def test_a_single_example_of_each_class_gives_a_linear_head():
+def test_a_single_example_of_each_class_gives_a_linear_head_and_a_line_that_says_why(capsys):
     few = make_examples(3)
     trained = train(few, few, groups=np.tile(np.arange(3), 2), refit=False)
     assert trained.choice == {}
     assert trained.dim == DIM
     assert trained.settings.hidden == []
+    assert "to choose one by cross-validation takes two examples of a class" in capsys.readouterr().out
 
 
 def test_start_heads_on_features_as_they_are_decay_as_the_chosen_one():

@@ -269,7 +269,7 @@ def test_images_that_differ_in_low_bits_are_no_duplicates(here):
 
 
 def test_a_damaged_reading_is_one_message(here):
-    for content in ("{", "[]", '{"value_range": [3]}'):
+    for content in ("{", "[]", '{"value_range": [0, 4095]}', '{"kind": "image", "value_range": [3]}'):
         paths.READING.write_text(content)
         with pytest.raises(UserError, match=r"prepare"):
             run_stages("extract")
@@ -286,7 +286,7 @@ def test_8_bits_need_no_reading(tmp_path, monkeypatch, capsys):
     assert "prepare: prepare.value_range is not used: all images have 8 bits" in capsys.readouterr().out
     assert set(pd.read_parquet(paths.FILES)) & {"deep", "low", "high"} == set()
     eight = np.load(paths.FEATURES["train"])
-    paths.READING.write_text(json.dumps({"value_range": [0, 4095]}))
+    paths.READING.write_text(json.dumps({"kind": "image", "value_range": [0, 4095]}))
     run_stages("extract")
     assert (np.load(paths.FEATURES["train"]) == eight).all()  # of 8 bits there is one scale
 

@@ -44,6 +44,14 @@ def test_a_lower_score_with_fewer_correct_examples_is_not_better():
     assert scores.verdict(0.5)[1] > 0.9
 
 
+def test_folds_end_early_where_the_network_is_clearly_worse(noisy):
+    targets, head = noisy
+    assert paired_scores(targets, head, head - np.eye(3)[targets]).hopeless()
+    assert not paired_scores(targets, head, head + np.eye(3)[targets]).hopeless()
+    one = np.zeros(1, np.int32)
+    assert not paired_scores(one, np.array([[3.0, 0, 0]]), np.array([[0, 3.0, 0]])).hopeless()  # it may be chance
+
+
 def test_the_last_state_counts_not_the_best_one(noisy):
     targets, head = noisy
     better, worse = head + np.eye(3)[targets], head - np.eye(3)[targets]

@@ -23,7 +23,7 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     """Return the layers whose outputs are features besides `output`, from the output downwards, each with its depth.
 
     Of a block that is its last activation, which is where a block is widest and not linear; or its output if it has no
-    activation of its own.
+    activation of its own, or if that joins all branches of the block. A block of which all is in `output` has none.
 
     Args:
         blocks: all of a network, from input to output; their feature maps are (N, ..., channels) as `output`.
@@ -35,8 +35,10 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
     for above, block in enumerate(reversed(blocks)):
         name = next((name for name in asked if above < round(_SHARE_OF_BLOCKS[name] * len(blocks))), None)
         layer = _tap(block, output)
-        if name is None or layer is None or total + layer.output.shape[-1] > MAX_FEATURES:
+        if name is None or (layer and total + layer.output.shape[-1] > MAX_FEATURES):
             break
+        if not layer:
+            continue
         found.append((name, layer))
         total += layer.output.shape[-1]
     return found
@@ -45,12 +47,20 @@ def find_taps(blocks: list[Block], output: keras.KerasTensor, depth: str) -> lis
 def _tap(block: Block, output: keras.KerasTensor) -> keras.Layer | None:
     import keras
 
+    *_, last = block.layers
+    if isinstance(last, keras.layers.Concatenate) and _joins(last, block):
+        return last if last.output is not output else None
     rank = len(output.shape)
     maps = [layer for layer in block.layers if len(layer.output.shape) == rank and layer.output is not output]
-    size = block.layers[-1].output.shape[1:-1]  # squeeze-and-excitation has activations of a single place
+    size = last.output.shape[1:-1]  # squeeze-and-excitation has activations of a single place
     kinds = (keras.layers.Activation, keras.layers.ReLU)
     activations = [layer for layer in maps if isinstance(layer, kinds) and layer.output.shape[1:-1] == size]
     return (activations or maps or [None])[-1]
+
+
+def _joins(layer: keras.layers.Concatenate, block: Block) -> bool:
+    """Whether a layer joins outputs of the block alone, and does not add these to what came before."""
+    return all(any(tensor is other.output for other in block.layers) for tensor in layer.input)
 
 
 def widths(encoder: keras.Model) -> dict[str, list[int]]:

@@ -39,9 +39,10 @@ def select_blocks(blocks: list[Block], unfreeze: float | str) -> list[Block]:
     layers = [layer for block in blocks for layer in block.layers]
     names = {block.name: block.layers[0] for block in blocks} | {layer.name: layer for layer in layers}
     if unfreeze not in names:
+        hint = did_you_mean(str(unfreeze), names)
         raise UserError(
             f"params.yaml: fine_tune.unfreeze {unfreeze!r} is not a block or layer of the backbone"
-            f"{did_you_mean(str(unfreeze), names) or ';'} its blocks are {', '.join(block.name for block in blocks)}"
+            f"{f'{hint} Its' if hint else '; its'} blocks are {', '.join(block.name for block in blocks)}"
         )
     trained = layers[layers.index(names[unfreeze]) :]
     parts = [Block(block.name, tuple(layer for layer in block.layers if layer in trained)) for block in blocks]

@@ -113,7 +113,7 @@ def choose_cache(
     if setting != "auto":
         return setting == "on", f"fine_tune.trunk_cache is {setting}"
     size = np.dtype(STORAGE).itemsize * floats * views
-    what = f"{views:,} views to cache ({size / 1e9:.2g} GB)"
+    what = f"{views:,} views to cache ({f'{size / 1e9:.2g} GB' if size >= 1e8 else f'{size / 1e6:.2g} MB'})"
     if size > MAX_BYTES:
         return False, f"{what}, more than the limit of {MAX_BYTES / 1e9:.0f} GB for auto"
     if work < MIN_WORK:

@@ -8,10 +8,9 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from headstart import lockfile
 from headstart.errors import UserError, one_line
 from headstart.modalities import Modality, get_modality
-from headstart.model_archive import ABOUT, CLASSES, check_weights, read_texts
+from headstart.model_archive import ABOUT, CLASSES, is_recorded, read_texts
 
 if TYPE_CHECKING:
     from headstart.training.networks import Classifier
@@ -66,7 +65,7 @@ def warn_of_other_model(model_file: Path, command: str) -> None:
     Args:
         command: the subcommand that uses the model.
     """
-    if _is_recorded(model_file) is False:
+    if is_recorded(model_file) is False:
         print(
             f"{command}: warning: {model_file} is not the model that dvc.lock records; to use that one, run "
             f"`dvc checkout {model_file}`, or `dvc repro` if that fails",
@@ -75,30 +74,11 @@ def warn_of_other_model(model_file: Path, command: str) -> None:
 
 
 def load_classifier(model_file: Path) -> Classifier:
-    """Load a model; one that dvc.lock does not record may come from anybody, and its size is checked first.
-
-    Raises:
-        UserError: as `read_model_info` and `networks.load_classifier`; if its config asks for more weights than it has.
-    """
+    """Load a model. Raises UserError as `read_model_info` and `networks.load_classifier`."""
     from headstart.training import networks  # TensorFlow
 
     read_model_info(model_file)
-    if not _is_recorded(model_file):
-        try:
-            check_weights(model_file)
-        except (UserError, MemoryError):
-            raise
-        except Exception as error:  # Keras raises many kinds
-            raise _foreign(model_file, error) from error
     return networks.load_classifier(model_file)
-
-
-def _is_recorded(model_file: Path) -> bool | None:
-    """As `lockfile.is_recorded`; None also if dvc.lock is damaged, which says nothing about the model."""
-    try:
-        return lockfile.is_recorded(model_file)
-    except UserError:
-        return None
 
 
 def _foreign(model_file: Path, error: Exception) -> UserError:

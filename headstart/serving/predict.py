@@ -44,7 +44,7 @@ def predict(
     format: str = "text",
     output: Path | None = None,
     model: Path = paths.MODEL,
-    text: Sequence[str] = (),
+    text: Sequence[str] | None = None,
     column: str | None = None,
 ) -> int:
     """Print predictions, or write them to a file; return 1 if an input could not be read, else 0.
@@ -53,7 +53,7 @@ def predict(
         inputs: as `find_inputs` takes them.
         format: one of FORMATS.
         output: a file, which appears whole; None: standard output, as batches are done.
-        text: examples themselves.
+        text: examples themselves; None: none.
         column: of tables; None: found by its name.
 
     Raises:
@@ -62,8 +62,8 @@ def predict(
     """
     info = read_model_info(model)
     warn_of_other_model(model, "predict")
-    check_options(text, column, info.modality)
-    names, refused, ignored, cells = find_inputs(inputs, info.modality, text, column)
+    check_options(text or (), column, info.modality)
+    names, refused, ignored, cells = find_inputs(inputs, info.modality, text or (), column)
     if ignored:
         counts = Counter(reason for _, reason in ignored).most_common(MAX_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)

@@ -8,7 +8,7 @@ from headstart.features.activations import Inputs
 from headstart.framework import keras, tf
 from headstart.modalities.base import Batch
 
-# The examples of so many batches are sorted by length, if short ones are padded to the longest of their batch: the order
+# The examples of so many batches are sorted by length, if short ones are padded to the longest of a batch: the order
 # of an epoch stays random enough, and there is little padding.
 GROUPED = 16
 

@@ -30,8 +30,9 @@ class Checkpoint:
     def __init__(self, file: Path) -> None:
         self.file, self._writable = file, True
         for other in file.parent.glob("*.npz"):
-            if time.time() - other.stat().st_mtime > MAX_AGE_SECONDS:  # nobody resumed it
-                other.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another run may have removed or renamed it
+                if time.time() - other.stat().st_mtime > MAX_AGE_SECONDS:  # nobody resumed it
+                    other.unlink(missing_ok=True)
 
     def save(self, variables: Sequence[keras.Variable], history: History, scores: PairedScores) -> None:
         """Save the state after the last epoch of `history`; print a warning once if that fails."""

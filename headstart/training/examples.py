@@ -9,7 +9,6 @@ from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from headstart import paths
 from headstart.data.prepared import load_split
@@ -109,15 +108,21 @@ def split_folds(
         key: the param that asks for the folds, for messages.
 
     Raises:
-        UserError: if each class has fewer examples than there are folds.
+        UserError: if each class has fewer examples than there are folds, or there are fewer groups.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # takes half a second, and fine_tune may not need it
+
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a class has fewer examples than there are folds
             folds = list(splitter.split(groups, targets, groups))
     except ValueError as error:
-        raise UserError(f"params.yaml: {key} {n_folds}: no class has so many examples; lower it") from error
+        n_groups = len(np.unique(groups))
+        reason = "no class has so many examples"
+        if n_groups < n_folds:
+            reason = f"copies and groups of examples stay together, which leaves {n_groups} to divide"
+        raise UserError(f"params.yaml: {key} {n_folds}: {reason}; lower it") from error
     return [(train_rows, held_out) for train_rows, held_out in folds if len(held_out)]
 
 

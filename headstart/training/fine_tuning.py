@@ -237,7 +237,7 @@ class _EachEpoch(keras.callbacks.Callback):
             self._save()
             self._give_up_if_far_behind(epoch + 1)
         else:
-            self._stop(f"val loss is NaN after epoch {epoch + 1}: training stops; lower fine_tune.learning_rate")
+            self._stop(f"the network gives NaN after epoch {epoch + 1}: training stops; lower fine_tune.learning_rate")
 
     def _record(self, epoch: int, logs: dict[str, float]) -> bool:
         """Record an epoch; return False if the network gives NaN."""
@@ -249,6 +249,8 @@ class _EachEpoch(keras.callbacks.Callback):
             loss, accuracy = self.scores.add(logits)
             logs = {**logs, "val_loss": loss, "val_accuracy": accuracy}
             val = f", val loss {loss:.4f}, val accuracy {accuracy:.4f}"
+        elif not all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in self._variables):
+            return False  # the loss of a batch says nothing about the step that follows it
         self.history.append(epoch, **logs)
         if epoch and job.checkpoint:
             print(f"fine_tune: epoch {epoch} of {job.epochs}: loss {logs['loss']:.4f}{val}", flush=True)

@@ -260,14 +260,13 @@ def _mean(heads: list[Linear]) -> Linear:
 def _cross_validate_hidden(depth: Depth, folds: Folds, best: Candidate, seed: int) -> tuple[Candidate | None, int]:
     """Return a hidden head and how many epochs are best for it; None as soon as it is no better than `best`."""
     examples = depth.axes(HIDDEN_AXES)
-    features, targets = examples.features, examples.targets
-    n_classes = best.logits.shape[1]
+    features, targets, n_classes = examples.features, examples.targets, best.logits.shape[1]
     logits, seen = np.zeros((HIDDEN_EPOCHS, *best.logits.shape)), np.zeros(len(targets), bool)
     epochs = HIDDEN_EPOCHS
     for rows, held_out in folds:
         with threadpool_limits(1, user_api="blas"):  # for small matrices threads cost more than they bring
             for epoch, network in enumerate(_hidden_epochs(features[rows], targets[rows], n_classes, seed)):
-                logits[epoch, held_out] = network.predict_log_proba(features[held_out])
+                logits[epoch, held_out] = linear.forward(_layers(network, n_classes), features[held_out])
         seen[held_out] = True
         losses = [calibration.log_loss(epoch[seen], targets[seen]).mean() for epoch in logits]
         epochs = int(np.argmin(losses)) + 1
@@ -289,8 +288,13 @@ def _fit_hidden(depth: Depth, n_classes: int, epochs: int, seed: int) -> list[Li
     """Train the hidden head on all examples, for as many epochs as were best; return its layers."""
     examples = depth.axes(HIDDEN_AXES)
     trained = _hidden_epochs(examples.features, examples.targets, n_classes, seed)
-    network = next(itertools.islice(trained, epochs - 1, None))
+    first, last = _layers(next(itertools.islice(trained, epochs - 1, None)), n_classes)
+    return [depth.unrotated(first), last]
+
+
+def _layers(network: MLPClassifier, n_classes: int) -> list[Linear]:
+    """Return the two layers of a hidden head, whose probabilities would be rounded to 0 far from the boundary."""
     first, last = (Linear(*map(np.float64, pair)) for pair in zip(network.coefs_, network.intercepts_, strict=True))
     if n_classes == 2:  # scikit-learn has one logit for two classes
         last = Linear(np.hstack([0 * last.kernel, last.kernel]), np.array([0.0, last.bias.item()]))
-    return [depth.unrotated(first), last]
+    return [first, last]

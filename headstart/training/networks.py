@@ -24,7 +24,9 @@ from headstart.model_archive import (
     CONFIG,
     DATE_SAVED,
     METADATA,
+    check_weights,
     import_layers,
+    is_recorded,
     read_texts,
     write_members,
 )
@@ -155,18 +157,24 @@ def load(file: Path) -> tuple[keras.Model, list[str]]:
     Raises:
         UserError: if there is no such file, or it is of another kind or damaged.
     """
-    model, classes, _ = _load(file)
+    model, classes, _ = _load(file, trusted=True)
     return model, classes
 
 
-def _load(file: Path) -> tuple[keras.Model, list[str], dict[str, Any]]:
-    """Return a model, its class names, and what else was stored."""
+def _load(file: Path, trusted: bool) -> tuple[keras.Model, list[str], dict[str, Any]]:
+    """Return a model, its class names, and what else was stored.
+
+    Args:
+        trusted: whether its config may ask for any number of weights.
+    """
     if not file.exists():
         raise UserError(f"{file} does not exist; run `dvc repro`, or `dvc pull` if a remote has it")
     try:
         texts = read_texts(file)
         classes, about = texts[CLASSES], texts.get(ABOUT, {})
         import_layers(texts[CONFIG])
+        if not trusted:
+            check_weights(file)
         model = keras.models.load_model(file, compile=False, safe_mode=True)
         if not isinstance(classes, list) or len(classes) != model.output_shape[-1]:
             raise ValueError(f"{model.output_shape[-1]} outputs and the class names {classes!r}")
@@ -204,12 +212,12 @@ class Classifier:
 
 
 def load_classifier(file: Path) -> Classifier:
-    """Return the classifier that fine_tune wrote.
+    """Return the classifier that fine_tune wrote. One that dvc.lock does not record may come from anybody.
 
     Raises:
-        UserError: if there is no such file, or it is of another kind.
+        UserError: if there is no such file, it is of another kind, or its config asks for more weights than it has.
     """
-    network, classes, about = _load(file)
+    network, classes, about = _load(file, trusted=bool(is_recorded(file)))
     if not {"modality", "size"} <= set(about):
         raise UserError(f"{file} takes features, not examples; give the model that fine_tune wrote, models/model.keras")
     return Classifier(network, classes, get_modality(about["modality"], about.get("reading")), int(about["size"]))

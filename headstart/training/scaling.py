@@ -10,6 +10,8 @@ from headstart.training.examples import FeatureSet
 from headstart.training.linear import Linear
 from headstart.training.roots import root
 
+ROUNDING = 1e-12  # variance of float32 that is rounding, as a share of the squared mean
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -24,7 +26,10 @@ class Scaling:
 
     @classmethod
     def of(cls, examples: FeatureSet, widths: dict[str, list[int]]) -> Scaling:
-        """Return the scaling after which the values of each tensor have a mean of 0 and a variance of 1, on average."""
+        """Return the scaling after which the values of each tensor have a mean of 0 and a variance of 1, on average.
+
+        A tensor that is the same for all examples, up to rounding, becomes 0.
+        """
         count, total, squares = 0, np.zeros(examples.dim), np.zeros(examples.dim)
         for rows in examples.blocks(0):
             roots = root(examples.rows(rows)).astype(np.float64)
@@ -32,8 +37,12 @@ class Scaling:
         mean = total / count
         variance = np.maximum(squares / count - mean**2, 0)
         sizes = [width for added in widths.values() for width in added]
-        parts = np.split(variance, np.cumsum(sizes)[:-1])
-        factor = [np.full(len(part), 1 / np.sqrt(max(part.mean(), np.finfo(np.float32).tiny))) for part in parts]
+        parts, levels = (np.split(values, np.cumsum(sizes)[:-1]) for values in (variance, mean**2))
+        factor = [
+            np.full(len(part), 1 / np.sqrt(max(part.mean(), np.finfo(np.float32).tiny)))
+            * (part.mean() > ROUNDING * level.mean())
+            for part, level in zip(parts, levels, strict=True)
+        ]
         return cls(np.float32(mean), np.float32(np.concatenate(factor)))
 
     def apply(self, features: np.ndarray) -> np.ndarray:

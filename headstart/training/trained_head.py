@@ -105,7 +105,11 @@ def train_chosen(
     pool = concat(train_set, val_set) if refit else train_set
     sample, groups = _sample(pool, groups[: len(pool)], seed)
     n_folds = possible_folds(sample.targets, groups)
-    if n_folds < 2:  # a single example of each class
+    if n_folds < 2:
+        print(
+            "train_head: a linear head on the last layer's features; to choose one by cross-validation takes two "
+            "examples of a class that are neither copies nor of one group"
+        )
         dim = sum(widths["last"])
         settings = resolve_head(params.choice(hidden=[]), n_classes)
         return train_as_asked(train_set.prefix(dim), val_set.prefix(dim), n_classes, settings, seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from headstart.training import calibration
 
@@ -66,10 +65,15 @@ class PairedScores:
         before, after = self.brier_scores[0], self.brier_scores[-1]
         if len(before) < 2 or before.mean() - after.mean() < LEAST_GAIN:
             return False, 0.0
+        from scipy.stats import ttest_rel  # takes a third of a second, and fine-tuning may be skipped
+
         found = 1 - float(ttest_rel(before, after, alternative="greater").pvalue)
         return bool(found >= confidence and self.correct[-1].sum() >= self.correct[0].sum()), found
 
     def hopeless(self) -> bool:
-        """Whether the latest state is worse than the first by more than a standard error of the Brier score."""
+        """Whether the latest state is worse than the first by more than a standard error of the Brier score.
+
+        A single example shows nothing.
+        """
         loss = self.brier_scores[-1] - self.brier_scores[0]
-        return bool(loss.mean() > loss.std() / np.sqrt(len(loss)))
+        return bool(len(loss) > 1 and loss.mean() > loss.std() / np.sqrt(len(loss)))

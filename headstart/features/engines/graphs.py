@@ -12,7 +12,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,10 +27,12 @@ from headstart.features.engines.base import NetworkInfo, Spec
 from headstart.lockfile import Workspace, md5_of
 
 MAX_FILES = 8  # of those used last; the others are removed
+MAX_AGE_SECONDS = 86400  # of what killed runs have left behind
 LIBRARIES = ("keras", "numpy", "openvino")  # and TensorFlow, which has several names
 CODE = ("headstart/backbones", "headstart/features/engines", "headstart/framework.py")  # what makes a graph
 _PROJECT = Path(__file__).parents[3]
 _CHECK_BYTES = 32
+_PARTIAL = "partial-"  # the beginning of the names of folders in which files are written
 
 
 class Graph(NamedTuple):
@@ -64,21 +68,28 @@ def tensorflow_version() -> str:
 def read(file: Path) -> Graph | None:
     """Return the graph in `file`; None if there is none. A damaged one is removed, and a line on stderr says so."""
     try:
-        content = memoryview(file.read_bytes())
+        content = file.read_bytes()
     except OSError:
         return None
     with contextlib.suppress(OSError):  # it may be on a disk that cannot be written
         os.utime(file)  # used last
     try:
-        if blake3(content[_CHECK_BYTES:]).digest() != content[:_CHECK_BYTES]:
+        if blake3(memoryview(content)[_CHECK_BYTES:]).digest() != content[:_CHECK_BYTES]:
             raise ValueError("its checksum is another one")
-        header, _, rest = bytes(content[_CHECK_BYTES:]).partition(b"\n")
-        about = json.loads(header)
-        return Graph(NetworkInfo(**about["info"]), rest[: about["xml_bytes"]], rest[about["xml_bytes"] :])
+        end = content.index(b"\n", _CHECK_BYTES) + 1
+        about = json.loads(content[_CHECK_BYTES:end])
+        weights = end + about["xml_bytes"]
+        return Graph(NetworkInfo(**about["info"]), content[end:weights], content[weights:])
     except (KeyError, TypeError, ValueError) as error:
-        print(f"{file}: damaged ({error}) and removed; the network is converted again", file=sys.stderr)
-        file.unlink(missing_ok=True)
+        remove(file, error)
         return None
+
+
+def remove(file: Path, error: Exception) -> None:
+    """Remove a file that is damaged, and say so on stderr."""
+    print(f"{file}: damaged ({one_line(error)}) and removed; the network is converted again", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def write(file: Path, info: NetworkInfo, model: Any) -> None:
@@ -87,7 +98,7 @@ def write(file: Path, info: NetworkInfo, model: Any) -> None:
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=file.parent) as temporary:
+        with TemporaryDirectory(prefix=_PARTIAL, dir=file.parent) as temporary:
             xml, weights = Path(temporary) / "graph.xml", Path(temporary) / "graph.bin"
             openvino.serialize(model, xml, weights)
             header = json.dumps({"info": info._asdict(), "xml_bytes": xml.stat().st_size}).encode()
@@ -95,10 +106,23 @@ def write(file: Path, info: NetworkInfo, model: Any) -> None:
             partial = Path(temporary) / "graph"
             partial.write_bytes(blake3(content).digest() + content)
             os.replace(partial, file)
-        kept = sorted(file.parent.glob("*.graph"), key=lambda other: other.stat().st_mtime)
-        for old in kept[:-MAX_FILES]:
-            old.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: OpenVINO's own
         print(
             f"{file}: cannot be written ({one_line(error)}); the next run converts the network again", file=sys.stderr
         )
+    _prune(file.parent)
+
+
+def _prune(place: Path) -> None:
+    """Remove all but MAX_FILES files, and what killed runs have left behind. Another process may do the same."""
+    used = {}
+    for file in (*place.glob("*.graph"), *place.glob(f"{_PARTIAL}*")):
+        with contextlib.suppress(OSError):
+            used[file] = file.stat().st_mtime
+    graphs = sorted((file for file in used if file.suffix), key=lambda file: used[file])
+    for old in graphs[:-MAX_FILES]:
+        with contextlib.suppress(OSError):
+            old.unlink(missing_ok=True)
+    for file, last in used.items():
+        if not file.suffix and time.time() - last > MAX_AGE_SECONDS:
+            shutil.rmtree(file, ignore_errors=True)

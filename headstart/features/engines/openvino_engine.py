@@ -35,7 +35,8 @@ def convert(network: Callable[..., tf.Tensor], spec: Spec) -> Any:
     names = list(spec)
     graph = tf.function(lambda *arrays: network(dict(zip(names, arrays, strict=True)), training=False))
     signature = [tf.TensorSpec((None, *shape), computed_dtype(dtype)) for shape, dtype in spec.values()]
-    return _import_openvino().convert_model(graph.get_concrete_function(*signature))
+    # By default it shares weights with the network, and when that is gone they are whatever comes into its memory.
+    return _import_openvino().convert_model(graph.get_concrete_function(*signature), share_weights=False)
 
 
 def compile_graph(
@@ -113,8 +114,11 @@ def _open_graph(build: Callable[[], keras.Model], spec: Spec, network: str | Non
     """Return what is known about the network, and its openvino.Model: the one that is kept, or a new one."""
     openvino, file = _import_openvino(), graphs.find_file(network, spec) if network else None
     kept = graphs.read(file) if file else None
-    if kept:
-        return kept.info, openvino.Core().read_model(kept.xml, kept.weights)
+    if file and kept:
+        try:
+            return kept.info, openvino.Core().read_model(kept.xml, kept.weights)
+        except RuntimeError as error:  # what OpenVINO raises
+            graphs.remove(file, error)
     encoder = build()
     info, model = describe(encoder), convert(encoder, spec)
     if file:
