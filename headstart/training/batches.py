@@ -8,8 +8,8 @@ from headstart.features.activations import Inputs
 from headstart.framework import keras, tf
 from headstart.modalities.base import Batch
 
-# Of so many batches the examples are sorted by length, where short ones are padded to the longest of their batch. As
-# many as that leave an epoch's order random enough, and little padding.
+# The examples of so many batches are sorted by length, if short ones are padded to the longest of a batch: the order
+# of an epoch stays random enough, and there is little padding.
 GROUPED = 16
 
 
@@ -104,9 +104,8 @@ class Batches(keras.utils.PyDataset):
 
 
 def _group(order: np.ndarray, lengths: np.ndarray, batch_size: int, random: np.random.Generator) -> np.ndarray:
-    """Return another order in which each batch, taken from GROUPED of them in `order`, has about the same lengths."""
-    parts = np.split(order, range(GROUPED * batch_size, len(order), GROUPED * batch_size))
+    """Return another order in which each full batch, taken from GROUPED of them, has texts of about the same length."""
+    full = order[: len(order) // batch_size * batch_size]  # the last batch may be smaller: any lengths are in it
+    parts = np.split(full, range(GROUPED * batch_size, len(full), GROUPED * batch_size))
     grouped = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    whole = len(order) // batch_size * batch_size  # the last batch may be smaller, and stays the last
-    batches = random.permutation(grouped[:whole].reshape(-1, batch_size))
-    return np.concatenate([batches.ravel(), grouped[whole:]])
+    return np.concatenate([random.permutation(grouped.reshape(-1, batch_size)).ravel(), order[len(full) :]])
