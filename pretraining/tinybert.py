@@ -5,7 +5,7 @@ start as what the teacher makes of each token alone, reduced by PCA (as Model2Ve
 
 Reads:   the docstrings of the packages in requirements.lock; minilm-l6 (`headstart backbones fetch minilm-l6`).
 Writes:  pretraining/tinybert/, or --out: config.json, model.safetensors (float16), tokenizer.json.
-Command: nice python -m pretraining.tinybert [--steps 300] [--texts 5000] [--static] [--out FOLDER]
+Command: nice python -m pretraining.tinybert [--steps 450] [--texts 5000] [--static] [--out FOLDER]
 
 With --static it also trains a static embedding, the mean of a vector for each token, to compare with: FOLDER-static.
 """
@@ -51,7 +51,7 @@ HIDDEN, HEADS, INTERMEDIATE, LONGEST = 160, 5, 640, 128
 TOKENS = 32  # of a text in training
 BATCH = 192
 SALAD = 0.4  # share of the texts in which words are random ones, so that all of the vocabulary is trained
-LEARNING_RATE = 1e-3
+LEARNING_RATE, EMBEDDING_SPREAD = 2e-3, 0.05
 
 
 def collect(count: int, rng: np.random.Generator) -> list[str]:
@@ -117,18 +117,27 @@ class Teacher:
         return result
 
 
-def reduce(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """Return the principal components of (n, d) vectors, (n, dim), scaled to the spread of BERT's embeddings."""
-    centered = vectors - vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(centered, full_matrices=False)
-    reduced = centered @ axes[:dim].T
-    return (reduced / reduced.std() * 0.05).astype(np.float32)
+def reduce(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the principal components of (n, d) vectors, (n, dim), and kernel and bias that lead back from them.
+
+    Back from components whose spread is 1, as after LayerNorm.
+    """
+    mean = vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(vectors - mean, full_matrices=False)
+    reduced = (vectors - mean) @ axes[:dim].T
+    spread = reduced.std()
+    return (reduced / spread * EMBEDDING_SPREAD).astype(np.float32), axes[:dim] * spread, mean
 
 
-def build_student(layers: int, embeddings: np.ndarray) -> tuple[keras.Model, keras.Model]:
-    """Return KerasHub's BERT, and the network to train: tokens (N, t) -> (N, dim of the teacher), of unit length."""
+def build_student(layers: int, alone: np.ndarray) -> tuple[keras.Model, keras.Model]:
+    """Return KerasHub's BERT, and the network to train: tokens (N, t) -> (N, dim of the teacher), of unit length.
+
+    Args:
+        alone: what the teacher makes of each token of the student, (n, dim of the teacher).
+    """
     import keras_hub
 
+    embeddings, kernel, bias = reduce(alone, HIDDEN)
     network = keras_hub.models.BertBackbone(
         vocabulary_size=len(embeddings), num_layers=layers, num_heads=HEADS, hidden_dim=HIDDEN,
         intermediate_dim=INTERMEDIATE, max_sequence_length=LONGEST, dropout=0.0,
@@ -146,7 +155,9 @@ def build_student(layers: int, embeddings: np.ndarray) -> tuple[keras.Model, ker
     below = keras.Model(network.inputs, network.output["sequence_output"])
     sequence = below([inputs[tensor.name] for tensor in below.inputs])
     pooled = keras.layers.GlobalAveragePooling1D()(sequence, mask=mask)
-    vectors = keras.layers.Dense(384, use_bias=False)(pooled)
+    back = keras.layers.Dense(kernel.shape[1])
+    vectors = back(pooled)
+    back.set_weights([kernel, bias])
     return network, keras.Model(tokens, keras.layers.UnitNormalization()(vectors))
 
 
@@ -246,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Distil tinybert from MiniLM.")
     parser.add_argument("--layers", type=int, default=2, help="of the transformer")
     parser.add_argument("--static", action="store_true", help="also a static embedding of the same vocabulary")
-    parser.add_argument("--steps", type=int, default=300, help=f"batches of {BATCH} texts")
+    parser.add_argument("--steps", type=int, default=450, help=f"batches of {BATCH} texts")
     parser.add_argument("--texts", type=int, default=5_000, help="paragraphs of docstrings")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "tinybert", metavar="FOLDER")
@@ -264,7 +275,7 @@ def main() -> None:
     tokenizer.no_truncation()
     kinds = {args.layers: args.out} | ({0: args.out.with_name(f"{args.out.name}-static")} if args.static else {})
     for layers, folder in kinds.items():
-        network, student = build_student(layers, reduce(alone, HIDDEN))
+        network, student = build_student(layers, alone)
         train(student, tokens, targets, args.steps, args.seed)
         save(network, tokenizer, folder)
 
