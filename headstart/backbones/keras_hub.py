@@ -254,7 +254,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 ROWS = [
     _row(
-        "tinybert", str(WEIGHTS / "tinybert"), 160, 1.8, sha256="49cc7f968330d857f4973c9e5c5338b6d6e225157353c434a48f9b8c93951287", learning_rate=3e-4,
+        "tinybert", str(WEIGHTS / "tinybert"), 160, 1.8, learning_rate=3e-4,
+        sha256="49cc7f968330d857f4973c9e5c5338b6d6e225157353c434a48f9b8c93951287",
     ),
     _row(
         "minilm-l6", "hf:sentence-transformers/all-MiniLM-L6-v2", 384, 22.6, "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
