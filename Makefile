@@ -66,4 +66,4 @@ $(STAMP): requirements.lock pyproject.toml
 lock: ## follow pyproject.toml; other versions stay (update all: make lock UPGRADE=--upgrade); needs uv: pip install uv
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements.lock
 	echo jax | uv pip compile - --constraint requirements.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-jax.lock
-	printf 'huggingface-hub\nkagglehub\nkeras-hub\nsafetensors\ntokenizers\n' | uv pip compile - --constraint requirements.lock --override requirements-hub.override --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-hub.lock
+	printf '%s\n' huggingface-hub kagglehub "keras-hub>=0.32; python_version>='3.11'" "keras-hub; python_version<'3.11'" safetensors tokenizers | uv pip compile - --constraint requirements.lock --override requirements-hub.override --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-hub.lock
