@@ -82,6 +82,7 @@ def train_and_select(run: Run, batch_size: int | None) -> None:
         metrics = calibration.val_metrics(val_logits, val_set.targets)
         depth = "last"
         networks.divide_logits(head, result.temperature)
+    keras.backend.clear_session(free_memory=False)  # names of layers do not tell how many networks were built before
     encoder = build_encoder(params, meta, "float32", depth)  # whatever precision and devices were used for training
     if result and result.better:
         encoder.set_weights(trained.get_weights())

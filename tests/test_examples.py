@@ -13,7 +13,8 @@ from headstart.training import examples
 
 ROWS = 6
 META = (
-    '{"size": 32, "pooling": "avg", "engine": "openvino", "weights_sha256": "0", "reading": {}, "feature_dim": 4, '
+    '{"kind": "image", "backbone": "tiny", "size": 32, "pooling": "avg", "engine": "openvino", "weights_sha256": "0", '
+    '"reading": {}, "feature_dim": 4, '
     '"depths": %s}'
 )
 
@@ -84,9 +85,9 @@ def test_truncated_features_and_those_of_another_length_are_refused(here):
     [
         ("", "Invalid JSON"),
         ("[1, 2]", "Input should be an object"),
-        ("{}", "size: Field required"),
-        ('{"size": "large", "pooling": "avg", "engine": "openvino", "weights_sha256": "0"}', "size: Input should be"),
-        ('{"size": 32, "pooling": "mean", "engine": "openvino", "weights_sha256": "0"}', "pooling: Input should be"),
+        ("{}", "kind: Field required"),
+        ((META % '{"last": [4]}').replace("32", '"large"'), "size: Input should be"),
+        ((META % '{"last": [4]}').replace("avg", "mean"), "pooling: Input should be"),
         (META % '{"last": [3], "half": [2]}', "depths must begin with `last` and add up to 4, got "),
         (META % '{"half": [1], "last": [3]}', "depths must begin with `last` and add up to 4, got "),
         (META % "{}", "depths must begin with `last` and add up to 4, got "),
