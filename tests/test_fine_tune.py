@@ -147,6 +147,15 @@ def test_cached_activations_are_not_computed_again(here, monkeypatch):
     assert converted == [1, 1]  # these are others
 
 
+def test_the_model_has_the_same_bytes_if_a_converted_network_was_kept(here):
+    shutil.rmtree(paths.cache_path("graphs"), ignore_errors=True)
+    found = []
+    for _ in range(2):
+        fine_tune(trunk_cache="on", views=1, epochs=1, confidence=0)
+        found.append(paths.MODEL.read_bytes())
+    assert found[0] == found[1]
+
+
 BFLOAT16, ALL = {"precision": "bfloat16", "class_weight": "balanced"}, {"unfreeze": "all", "trunk_cache": "auto"}
 
 
