@@ -27,6 +27,7 @@ from headstart.training.networks import Classifier
 
 LONG = "the bank is cold and " * 20
 EVIL = '<img src=x onerror="1"> bank card'
+SLOW_FORMATS = ("litert", "saved_model")
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,9 @@ def test_the_mlflow_model_takes_texts_and_names_its_libraries(finished, classifi
 # --- exports
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=pytest.mark.slow if form in SLOW_FORMATS else ()) for form in export.FORMATS]
+)
 def test_an_export_takes_the_tokens_of_its_tokenizer(form, finished, classifier, capsys):
     for module in export.FORMATS[form].packages:
         pytest.importorskip(module)

@@ -171,8 +171,11 @@ def test_texts_are_never_mixed(fine_tune, monkeypatch):
     "changes",
     [
         {"folds": 2, "refit": True, "confidence": 0, "epochs": 1, "trunk_cache": "on"},
-        {"precision": "bfloat16", "word_dropout": 0.2, "trunk_cache": "on", "refit": True, "confidence": 0},
-        {"unfreeze": "all", "layer_decay": 0.7, "word_dropout": 0.2, "ema": 0.5},
+        pytest.param(
+            {"precision": "bfloat16", "word_dropout": 0.2, "trunk_cache": "on", "refit": True, "confidence": 0},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"unfreeze": "all", "layer_decay": 0.7, "word_dropout": 0.2, "ema": 0.5}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -189,6 +192,7 @@ def test_all_of_fine_tuning_works_for_texts(fine_tune, capsys, changes):
     assert classifier.predict(batch).sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(fine_tune, monkeypatch, capsys):
     from headstart.framework import tf
     from headstart.training import fine_tuning
