@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+HUB_EXTRA = "the extra `hub`: make setup EXTRAS=hub"  # what texts need, for messages
+
 
 class UserError(Exception):
     """A mistake in the input. The message names the file or key, the rule, and what to do; no traceback is shown."""

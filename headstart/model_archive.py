@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart import lockfile
-from headstart.errors import UserError
+from headstart.errors import HUB_EXTRA, UserError
 from headstart.zips import open_zip
 
 CLASSES, ABOUT, CONFIG, METADATA = "classes.json", "headstart.json", "config.json", "metadata.json"
@@ -24,6 +24,7 @@ DATE_SAVED = "1980-01-01@00:00:00"  # as METADATA has it: the same model gives t
 WEIGHTS = "model.weights"  # the beginning of the names of members that hold weights
 HUB = "keras-hub"  # the package
 MAX_MEMBERS, MAX_TEXT_BYTES = 1000, 2**24  # the config of the largest backbone has a megabyte
+MAX_ABOUT_BYTES = 2**26  # it holds the tokenizer of texts; that of 100 languages has 17 MB before it is escaped
 MAX_RATIO, MIN_BYTES = 10, 2**26  # weights hardly compress
 
 # Objects that a config may name, by their modules: what networks consist of. Other parts of Keras work on files.
@@ -66,8 +67,9 @@ def read_texts(file: Path) -> dict[str, Any]:
             raise ValueError(f"it unpacks to more than {most >> 20} MiB, which networks do not")
         names = [name for name in (CONFIG, CLASSES, ABOUT) if name in sizes]
         for name in names:
-            if sizes[name] > MAX_TEXT_BYTES:
-                raise ValueError(f"its {name} has more than {MAX_TEXT_BYTES >> 20} MiB")
+            most = MAX_ABOUT_BYTES if name == ABOUT else MAX_TEXT_BYTES
+            if sizes[name] > most:
+                raise ValueError(f"its {name} has more than {most >> 20} MiB")
         texts = {name: json.loads(archive.read(name)) for name in names}
     for name, problem in _problems(texts.get(CONFIG)):
         if problem:
@@ -102,9 +104,7 @@ def import_layers(config: Any) -> None:
     try:
         importlib.import_module("keras_hub")
     except ImportError as error:
-        raise UserError(
-            "this model has layers of KerasHub, which is not installed; install the extra `hub`: make setup EXTRAS=hub"
-        ) from error
+        raise UserError(f"this model has layers of KerasHub, which is not installed; install {HUB_EXTRA}") from error
 
 
 def check_weights(file: Path) -> None:

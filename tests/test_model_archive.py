@@ -12,7 +12,7 @@ import pytest
 
 from headstart import model_archive, zips
 from headstart.errors import UserError
-from headstart.model_archive import MAX_MEMBERS, MAX_TEXT_BYTES, read_texts
+from headstart.model_archive import MAX_ABOUT_BYTES, MAX_MEMBERS, MAX_TEXT_BYTES, read_texts
 from headstart.serving.model_file import load_classifier, read_model_info
 from headstart.training import networks
 
@@ -125,6 +125,7 @@ def test_the_size_of_examples_is_bounded(tmp_path, members, size):
     [
         ({"classes.json": b" " * (MAX_TEXT_BYTES + 1)}, r"its classes\.json has more than 16 MiB"),
         ({"config.json": b" " * (MAX_TEXT_BYTES + 1)}, r"its config\.json has more than 16 MiB"),
+        ({"headstart.json": b" " * (MAX_ABOUT_BYTES + 1)}, r"its headstart\.json has more than 64 MiB|unpacks to more"),
         ({"headstart.json": b"[" * 10**5}, "not a model of this pipeline"),
         ({"config.json": b'{"a":' * 10**5}, "not a model of this pipeline"),
         ({"assets/x": bytes(2**26 + 1)}, "it unpacks to more than 64 MiB, which networks do not"),
@@ -138,6 +139,14 @@ def test_what_is_unpacked_is_bounded(tmp_path, members, monkeypatch, change, mes
     if any(len(content) > MAX_TEXT_BYTES for content in change.values()):
         monkeypatch.setattr(zipfile.ZipFile, "read", None)  # before anything is read
     refused(file, message)
+
+
+def test_a_model_with_a_tokenizer_of_many_languages_is_read(tmp_path):
+    """That of XLM-RoBERTa has 17 MB, and quotes and accents in it are escaped."""
+    tokenizer = "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 6 * 10**6
+    about = {"modality": "image", "size": 32, "reading": {"tokenizer": tokenizer}}
+    networks.save(networks.build_head(4, 2, [3]), tmp_path / "model.keras", ["a", "b"], **about)
+    assert read_texts(tmp_path / "model.keras")["headstart.json"] == about
 
 
 def test_a_member_that_is_there_twice_is_refused(tmp_path, members):
