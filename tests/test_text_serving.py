@@ -18,7 +18,6 @@ from text_models import LONGEST, WORDS, finish, make_table
 from headstart import paths
 from headstart.errors import UserError
 from headstart.modalities.lengths import map_batches, map_groups
-from headstart.modalities.text import TextModality, evidence
 from headstart.report.pages import make_pages
 from headstart.serving import export, ood, predict
 from headstart.serving.mlflow_model import save_model
@@ -96,6 +95,8 @@ def test_rows_of_tables_are_named_as_a_spreadsheet_counts(finished, capsys, monk
         assert f"{name}#{first + 1}: there is no text" in printed.err
     with pytest.raises(UserError, match=r"the column 'review' is missing; its columns are 'id', 'message': give --col"):
         predict.predict(["new.csv"], column="review")
+    with pytest.raises(UserError, match=r"--column message: no input is a table; give a \.csv"):
+        predict.predict([], text=["bank"], column="message")
     Path("none.csv").write_text("text\n")
     with pytest.raises(UserError, match=r"none.csv: the table has no rows"):
         predict.predict(["none.csv"])
@@ -246,48 +247,7 @@ def test_an_export_that_knows_one_length_alone_is_refused(finished, monkeypatch)
     assert not Path("refused").exists()
 
 
-# --- which words matter
-
-
-class Counting:
-    """A network whose score of class 0 is twice the number of its word, and of class 1 that number less."""
-
-    def __init__(self, token: int) -> None:
-        self.token, self.calls = token, 0
-
-    def scores(self, arrays: list[np.ndarray], classes: np.ndarray) -> np.ndarray:
-        self.calls += len(arrays)
-        count = np.array([(array == self.token).sum() for array in arrays], np.float32)
-        return np.stack([2 * count, -count], axis=1)[np.arange(len(arrays))[:, None], classes]
-
-
-def test_the_words_that_a_score_comes_from_are_marked(classifier):
-    modality = classifier.modality
-    (token,) = load(classifier, "bank")[0][1:-1]
-    classes = np.array([[0, 1]] * 3)
-    texts = ["the <b> bank & card", "soup", LONG]
-    network = Counting(token)
-    shown, legend = modality.explain([text.encode() for text in texts], LONGEST, classes, network)
-    marked = '<mark style="--s:100%" title="2.00">bank</mark>'
-    assert shown[0][0] == ""
-    assert shown[0][1] == f'<blockquote dir="auto">the &lt;b&gt; {marked} &amp; card</blockquote>'
-    assert "<mark" not in "".join([shown[0][2], *shown[1]])
-    assert shown[2][1].endswith("\N{HORIZONTAL ELLIPSIS}</blockquote>")  # what is beyond `size` cannot matter
-    assert "falls if the word is left out" in legend
-    assert network.calls <= sum(1 + min(len(text.split()), evidence.MAX_PARTS) for text in texts)
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("a  b\nc", ["a", "b", "c"]),
-        ("你好 ok。", ["你", "好", "ok。"]),
-        ("  ", []),
-        ("ab " * 100, ["ab ab ab"] * 33 + ["ab"]),
-    ],
-)
-def test_parts_of_texts(text, parts):
-    assert [text[start:end] for start, end in evidence.find_parts(text, 1000)] == parts
+# --- the page
 
 
 def test_the_page_quotes_errors_and_marks_words(finished, shown: Callable):
@@ -308,11 +268,6 @@ def test_the_page_quotes_errors_and_marks_words(finished, shown: Callable):
     for width in (1200, 420):
         tab.set_viewport_size({"width": width, "height": 800})
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_modalities_without_a_tokenizer_explain_nothing():
-    with pytest.raises(ValueError, match="none is chosen yet"):
-        TextModality().explain([b"bank"], 8, np.array([[0]]), Counting(0))
 
 
 # --- MLflow's description of the data

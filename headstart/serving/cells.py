@@ -11,18 +11,18 @@ from headstart.errors import ItemError, UserError
 from headstart.modalities import Modality
 
 
-class Given(str):
+class InlineInput(str):
     """The name of such an example, and its content; the text itself is the name of one that has no other."""
 
     content: str
 
-    def __new__(cls, name: str, content: str | None = None) -> Given:
+    def __new__(cls, name: str, content: str | None = None) -> InlineInput:
         given = super().__new__(cls, name)
         given.content = name if content is None else content
         return given
 
 
-def check_given(modality: Modality, texts: Sequence[str], column: str | None) -> None:
+def check_options(modality: Modality, texts: Sequence[str], column: str | None) -> None:
     """Check that a model takes examples that are given as they are.
 
     Raises:
@@ -33,7 +33,7 @@ def check_given(modality: Modality, texts: Sequence[str], column: str | None) ->
         raise UserError(f"{option}: this model takes {modality.noun}s, not texts; give files, folders or addresses")
 
 
-def read_lines(data: bytes) -> list[Given]:
+def read_lines(data: bytes) -> list[InlineInput]:
     """Return the texts in standard input, a line each; blank lines are left out.
 
     Raises:
@@ -44,10 +44,10 @@ def read_lines(data: bytes) -> list[Given]:
     except ItemError as error:
         raise UserError(f"standard input: {error}") from error
     lines = (line.removesuffix("\r") for line in content.split("\n"))
-    return [Given(line) for line in lines if line.strip()]
+    return [InlineInput(line) for line in lines if line.strip()]
 
 
-def read_rows(data: bytes, table: str, column: str | None) -> list[Given]:
+def read_rows(data: bytes, table: str, column: str | None) -> list[InlineInput]:
     """Return the texts of a table under names such as `reviews.csv#17`; arguments and errors as of `read_texts`."""
     rows = enumerate(read_texts(data, table, column), first_row(table))
-    return [Given(row_name(table, number), text) for number, text in rows]
+    return [InlineInput(row_name(table, number), text) for number, text in rows]

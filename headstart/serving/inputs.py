@@ -21,7 +21,7 @@ from headstart.data.sources import image_place, is_coco, is_table, open_source
 from headstart.errors import ItemError, UserError, one_line
 from headstart.modalities import Modality
 from headstart.paths import is_address
-from headstart.serving.cells import Given, check_given, read_lines, read_rows
+from headstart.serving.cells import InlineInput, check_options, read_lines, read_rows
 
 STDIN = "-"
 MAX_BYTES, TIMEOUT = 2**26, 30.0  # of a file at an address; seconds
@@ -67,16 +67,21 @@ def find_inputs(
     Raises:
         UserError: if a name does not exist, or a folder or pattern has no example.
     """
-    check_given(modality, texts, column)
-    found = Inputs([Given(text if text.strip() else "--text", text) for text in texts], [], [])
+    check_options(modality, texts, column)
+    found = Inputs([InlineInput(text if text.strip() else "--text", text) for text in texts], [], [])
     if not given and not texts:
         raise UserError(
             f"nothing to predict: give files of {modality.noun}s, folders, patterns in quotes, addresses, or -"
         )
+    tables = [
+        name for name in given if modality.inline and is_table(name) and (is_address(name) or os.path.isfile(name))
+    ]
+    if column is not None and not tables:
+        raise UserError(f"--column {column}: no input is a table; give a .csv, .tsv, .parquet or .jsonl file")
     for name in given:
         if modality.inline and name == STDIN:
             found.names.extend(read_lines(sys.stdin.buffer.read()))
-        elif modality.inline and is_table(name) and (is_address(name) or os.path.isfile(name)):
+        elif name in tables:
             found.names.extend(_rows(name, column))
         elif is_coco(name) and not modality.inline and (is_address(name) or os.path.isfile(name)):
             found.names.extend(_boxes(name))
@@ -99,10 +104,10 @@ def find_inputs(
             raise UserError(f"{name} does not exist; give files, folders, patterns in quotes, or addresses")
     if not found.names and not found.refused:
         raise UserError("nothing to predict: standard input is empty")
-    unique: dict[str, str] = {}
+    unique: dict[str | tuple[int, str], str] = {}
     for place, name in enumerate(found.names):
         path = name if is_address(name) else str(Path(name))  # `./a.png` is the `a.png` of a folder
-        unique.setdefault(f"{place} {name}" if isinstance(name, Given) else path, name)
+        unique.setdefault((place, name) if isinstance(name, InlineInput) else path, name)
     return Inputs(list(unique.values()), list(dict.fromkeys(found.refused)), list(dict.fromkeys(found.ignored)))
 
 
@@ -114,7 +119,7 @@ def _check(name: str, inside: Inputs, nothing: str) -> Inputs:
     raise UserError(f"{name}: {nothing}" + "".join(f"; {count} files there: {reason}" for reason, count in reasons))
 
 
-def _rows(table: str, column: str | None) -> list[Given]:
+def _rows(table: str, column: str | None) -> list[InlineInput]:
     try:
         return read_rows(fetch(table) if is_address(table) else _read(table), table, column)
     except ItemError as error:
@@ -187,7 +192,7 @@ class InputReader:
         Raises:
             ItemError: if it cannot be read.
         """
-        if isinstance(name, Given):
+        if isinstance(name, InlineInput):
             return self._modality.parse_request(name.content)
         path, box = parse_name(name)
         if box and not os.path.exists(name):
