@@ -51,7 +51,7 @@ class Data(Section):
     intent, target and the like."""
     watch: Watch
     """What is looked at before each run, since DVC does not see it. source: files behind links to folders, and those
-    that a manifest names; weights: the weights file."""
+    that a manifest names; weights: the weights file, or a folder that is the backbone."""
     splits: Splits
     """Which folders or tables are the splits, e.g. {train: seg_train, test: seg_test}, or which words in the column
     split of a table; null: they are recognized by the usual words; none: there are none, the top folders are the

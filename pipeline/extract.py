@@ -68,6 +68,8 @@ def print_summary(run: Run, features: Features) -> None:
     if costs["from_store"]:
         line += f"; {costs['from_store']} from the feature store, {costs['seconds_saved']:.1f} s saved"
     print(line)
+    for remark in features.remarks():
+        print(f"extract: {remark}")
 
 
 if __name__ == "__main__":

@@ -43,10 +43,8 @@ PACKAGES = (
     "sqlalchemy",
 )
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY, COMMON = (
-    7400,
-    5500,
-)  # tokens; those that are the most frequent in English, by the order of BERT's vocabulary
+VOCABULARY = 7400  # tokens
+COMMON = 5500  # of these, the most frequent in English, by the order of BERT's vocabulary
 HIDDEN, HEADS, INTERMEDIATE, LONGEST = 160, 5, 640, 128
 TOKENS = 32  # of a text in training
 BATCH = 192

@@ -148,9 +148,10 @@ def test_encodings_of_tables(encoding, text):
     assert listing.classes == ["b", "é"]
 
 
-def test_rows_in_another_encoding_than_the_rest():
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_rows_in_another_encoding_than_the_rest(mark):
     rows = [f"schön {row},a".encode() for row in range(20)] + ["größer,b".encode("latin-1"), b"plain,b", b"x,\xe9"]
-    Path("t.csv").write_bytes(b"\n".join([b"text,label", *rows]))
+    Path("t.csv").write_bytes(mark + b"\n".join([b"text,label", *rows]))
     listing, found = look("t.csv")
     assert found["t.csv#22"] == "encoding"
     assert found["t.csv#23"] == b"plain"

@@ -90,6 +90,16 @@ def test_what_cannot_be_used_is_quarantined(capsys):
     assert "1 of 32 texts hold HTML tags or entities, which stay as they are" in printed
 
 
+def test_texts_longer_than_a_model_reads_are_counted(capsys):
+    """Of a text in Chinese each character is a token, although there are no spaces."""
+    prepare(
+        plus(
+            "card " * 126, "card " * 127, "\N{CJK UNIFIED IDEOGRAPH-5361}" * 126, "\N{CJK UNIFIED IDEOGRAPH-6B3E}" * 127
+        )
+    )
+    assert "2 of 34 texts are so long that a model which reads 128 tokens sees" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("layout", ["classes", "splits", "zip", "nosuffix"])
 def test_class_folders(layout, capsys):
     suffix = "" if layout == "nosuffix" else ".txt"
@@ -187,6 +197,24 @@ def test_a_second_run_inspects_nothing_again(monkeypatch):
     monkeypatch.setattr(type(get_modality("text")), "sketch", lambda *_: pytest.fail("inspected again"))
     monkeypatch.setattr("pipeline.prepare.fingerprint", lambda kind: code)  # which inspects known texts
     assert prepare("reviews.csv").equals(first)
+
+
+@pytest.mark.parametrize("splits", [{"train": "train", "test": "tset"}, {"train": "train"}])
+def test_split_names_that_are_no_tables_are_refused(splits):
+    Path("source").mkdir()
+    for first, name in ((0, "train"), (100, "test")):
+        many(first=first).to_csv(f"source/{name}.csv", index=False)
+    with pytest.raises(UserError, match=r"data\.splits must name all tables and no others, or words of a column split"):
+        prepare("source", **{"data.splits": splits})
+
+
+def test_check_takes_any_column_of_a_table_for_groups(capsys):
+    many().assign(**{"author (": [f"a{row // 2}" for row in range(30)]}).to_json(
+        "t.jsonl", orient="records", lines=True
+    )
+    manifest = prepare("t.jsonl", **{"prepare.group_by": "author ("})
+    assert manifest.group.nunique() == 15
+    assert cli.main(["check"]) == 0
 
 
 def test_three_rows_end_in_one_message(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_stages
+from conftest import SMALL, run_stages, write_params
 from text_models import finish, make_table
 
 from headstart import paths
 from headstart.errors import UserError
-from headstart.features import extraction
+from headstart.features import encoding, extraction
 from headstart.model_archive import read_texts
 from headstart.serving.predict import predict
 from headstart.serving.request import Example, read_examples
@@ -111,6 +112,22 @@ def test_predict_takes_texts_tables_and_lines(finished, capsys, monkeypatch, tmp
     Path("letter.txt").write_text("bank card cash")
     assert predict(["letter.txt"]) == 0
     assert lines(capsys.readouterr().out)[0][:2] == typed[1][:2]
+
+
+def test_extract_says_how_many_texts_are_cut(finished, capsys, monkeypatch, tmp_path):
+    table = make_table()
+    shutil.copytree("bert", tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    table.to_csv("words.csv", index=False)
+    write_params(Path("params.yaml"), **{**SMALL, "data.source": "words.csv", "backbone": "./bert", "extract.size": 10})
+    run_stages("prepare", "extract")
+    cut = sum(len(text.split()) > 8 for text in table.text)
+    assert 0 < cut < len(table)
+    printed = capsys.readouterr().out
+    assert f"extract: {cut} of {len(table)} texts have more than 10 tokens, as many as the model reads; the" in printed
+    monkeypatch.setattr(encoding, "LOOKED_AT", 20)
+    run_stages("extract")  # all from the store
+    assert f" of 20 texts drawn from {len(table)} have more than 10 tokens" in capsys.readouterr().out
 
 
 def test_predict_says_which_texts_are_cut(finished, capsys):

@@ -51,8 +51,10 @@ def test_batches_are_filled_up_to_the_longest(texts):
     first, second = texts.load(b"bank", 16), texts.load(b"the bank is warm", 16)
     filled = texts.batch([first, second])["tokens"]
     assert filled.tolist() == [[*first, 0, 0, 0], second.tolist()]
-    lengths = {count: texts.batch([np.ones(count, np.int32)])["tokens"].shape[1] for count in (32, 33, 48, 49)}
-    assert lengths == {32: 32, 33: 48, 48: 48, 49: 64}  # see Tokens.fill
+    for longest, expected in ((512, [32, 48, 48, 64]), (50, [32, 48, 48, 50])):  # see Tokens.fill
+        modality = get_modality("text", {**texts.reading, "longest": longest})
+        batches = [modality.batch([np.ones(count, np.int32)])["tokens"] for count in (32, 33, 48, 49)]
+        assert [batch.shape[1] for batch in batches] == expected
 
 
 def test_a_prefix_stands_before_each_text(texts):

@@ -19,8 +19,9 @@ from headstart.backbones.base import BACKBONE_LAYER, Backbone
 from headstart.backbones.splitting import find_split, lower_model, select_blocks, set_trainable, upper_model, work_below
 from headstart.config import load_params
 from headstart.features.activations import Activations
+from headstart.features.engines import open_engine
 from headstart.modalities import Modality, get_modality
-from headstart.training import networks, plan
+from headstart.training import networks, plan, planning
 from headstart.training.batches import Batches
 from headstart.training.defaults import resolve_fine_tune
 
@@ -108,6 +109,22 @@ def test_both_parts_give_the_features_of_the_whole_alone_and_padded(bert, modali
     alone = np.asarray(lower({"tokens": texts[0][None]}, training=False))
     assert alone == pytest.approx(rows[:1], abs=1e-5)
     assert (rows[0].reshape(LONGEST, -1)[len(texts[0]) :] == 0).all()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_a_batch_may_be_filled_up_beyond_the_longest_text(tmp_path, engine):
+    """To a multiple of 16, see Tokens.fill, if extract.size is none."""
+    row, size = get_backbone(str(write_bert(tmp_path / "bert", longest=64))), 40
+    modality = get_modality("text").with_reading(row.reading())
+    encoder = row.build("pretrained", size, "avg", 0)
+    split = find_split(encoder.get_layer(BACKBONE_LAYER), select_blocks(row.blocks(encoder), 1), size)
+    batch = modality.batch([modality.load(text, size) for text in (b"card " * 50, b"bank card")])
+    assert batch["tokens"].shape == (2, 48)
+    lower = open_engine(engine, lambda: lower_model(encoder, split), modality.spec(size), "float32", None, "t")
+    rows = lower(batch)
+    assert rows.shape == (2, split.size)
+    found = upper_model(encoder, split)(split.unpack(rows), training=False)
+    assert np.asarray(found) == pytest.approx(np.asarray(encoder(batch, training=False)), abs=1e-5)
 
 
 def test_layers_are_named_and_learn_at_rates_of_their_own(bert):
@@ -232,6 +249,22 @@ def test_a_killed_stage_resumes_to_the_same_weights(fine_tune, monkeypatch, caps
     assert "training resumes after epoch 2 of 3" in capsys.readouterr().out
     found = networks.load(paths.MODEL)[0].get_weights()
     assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+
+
+def test_activations_are_of_the_network_that_the_files_describe(fine_tune, bert, monkeypatch):
+    """With the same weights: a graph that OpenVINO has made of the other network is not taken for it."""
+    seen, plain = [], planning.open_engine
+    monkeypatch.setattr(planning, "open_engine", lambda *given: seen.append(given[-1]) or plain(*given))
+    fine_tune(trunk_cache="on", epochs=1)
+    config = Path(bert.name) / "config.json"
+    before = config.read_text()
+    try:
+        config.write_text(json.dumps({**json.loads(before), "hidden_act": "relu"}))
+        fine_tune(trunk_cache="on", epochs=1)
+    finally:
+        config.write_text(before)
+    one, other = seen
+    assert one != other
 
 
 # --- defaults

@@ -174,6 +174,28 @@ def test_signatures_estimate_the_share_of_shingles_in_common():
     assert signature("").shape == signature("a").shape == (TEXTS.descriptor_dim,)
 
 
+def test_texts_without_a_word_are_no_copies_of_each_other():
+    signatures = np.stack(
+        [signature(text) for text in ["\N{GRINNING FACE}", "\N{ANGRY FACE}", "?!", *map(sentence, range(9))]]
+    )
+    assert not signatures[:3].any()
+    assert len(near_pairs(signatures, 0.25)) == 0
+
+
+def test_every_share_may_be_the_largest_distance():
+    signatures = np.stack([signature(sentence(seed)) for seed in range(20)])
+    for most in (1e-9, 0.999, 1 - 1e-17, 1.0):
+        assert len(near_pairs(np.concatenate([signatures, signatures[:1]]), most)) >= 1
+
+
+def test_the_beginning_of_a_text_is_recognized_wherever_it_ends():
+    for text in ("\u4f60\u597d" * 40, "\u043f\u0440\u0438\u0432\u0435\u0442" * 20, " a" + "b" * 99):
+        for encoding in ("utf-8", "utf-16", "utf-8-sig"):
+            data = text.encode(encoding)
+            assert all(TEXTS.recognizes(data[:length], ".note") for length in range(60, 65))
+    assert not TEXTS.recognizes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ".note")
+
+
 def test_texts_of_one_template_are_not_copies_of_each_other():
     texts = [f"Your order {seed * 7919 % 100003} has been shipped from {sentence(seed, 2)}" for seed in range(600)]
     assert len(near_pairs(np.stack([signature(text) for text in texts]), 0.5)) < 60

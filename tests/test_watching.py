@@ -185,6 +185,27 @@ def test_a_weights_file_is_told_or_watched(here):
     assert [*unwatched("weights", load_params())] == []
 
 
+def test_a_folder_that_is_the_backbone_is_told_or_watched(here):
+    Path("mine/assets").mkdir(parents=True)
+    Path("mine/config.json").write_text("one")
+    Path("mine/assets/vocabulary.txt").write_text("two")
+    write_params(Path("params.yaml"), backbone="mine")
+    assert [*unwatched("weights", load_params())] == [
+        "DVC does not watch the folder mine, the backbone; if it changes, run `dvc repro --force extract`, or have it "
+        "watched: dvc exp run -S 'data.watch=[weights]'"
+    ]
+    seen = {look("photos", "weights", backbone="mine")}
+    assert [*unwatched("weights", load_params())] == []
+    Path("mine/config.json").write_text("1")
+    seen.add(look("photos", "weights", backbone="mine"))
+    Path("mine/assets/vocabulary.txt").write_text("2")
+    seen.add(look("photos", "weights", backbone="mine"))
+    Path("mine/config.json").rename("mine/other.json")
+    seen.add(look("photos", "weights", backbone="mine"))
+    assert len(seen) == 4
+    assert json.loads(look("photos", "weights", backbone="tinybert")) == {"sha256": None}
+
+
 @pytest.mark.parametrize(
     ("item", "changes", "message"),
     [

@@ -23,7 +23,7 @@ COMMON = ["the", "a", "is", "was", "my", "in", "of", "and", "it", "very"]
 DIM, HEADS, LAYERS, INNER, LONGEST = 12, 2, 2, 16, 24
 
 
-def write_bert(folder: Path, seed: int = 0, **config: object) -> Path:
+def write_bert(folder: Path, seed: int = 0, longest: int = LONGEST, **config: object) -> Path:
     """Write config.json, model.safetensors and tokenizer.json of a BERT; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [letter for one in "abcdefghijklmnopqrstuvwxyz!.?" for letter in (one, f"##{one}")]
@@ -45,7 +45,7 @@ def write_bert(folder: Path, seed: int = 0, **config: object) -> Path:
     rng = np.random.default_rng(seed)
     shapes = {
         "embeddings.word_embeddings.weight": (len(vocabulary), DIM),
-        "embeddings.position_embeddings.weight": (LONGEST, DIM),
+        "embeddings.position_embeddings.weight": (longest, DIM),
         "embeddings.token_type_embeddings.weight": (2, DIM),
         "pooler.dense.weight": (DIM, DIM),
         "pooler.dense.bias": (DIM,),
@@ -70,7 +70,7 @@ def write_bert(folder: Path, seed: int = 0, **config: object) -> Path:
     save_file(weights, folder / "model.safetensors")
     known = {
         "model_type": "bert", "vocab_size": len(vocabulary), "hidden_size": DIM, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "intermediate_size": INNER, "max_position_embeddings": LONGEST,
+        "num_attention_heads": HEADS, "intermediate_size": INNER, "max_position_embeddings": longest,
         "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")

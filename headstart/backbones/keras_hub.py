@@ -19,9 +19,9 @@ from blake3 import blake3
 from headstart.backbones import hub_files
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
-from headstart.backbones.hub_files import CONFIG, EXTRA, HUGGING_FACE, KAGGLE, Origin
+from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, Origin
 from headstart.config import PARAMS_FILE, Params
-from headstart.errors import UserError, one_line
+from headstart.errors import HUB_EXTRA, UserError, one_line
 
 if TYPE_CHECKING:
     import keras
@@ -62,7 +62,7 @@ class TextEncoder(Backbone):
             )
         if not importlib.util.find_spec("keras_hub"):
             raise UserError(
-                f"{PARAMS_FILE}: backbone {self.name} needs KerasHub, which is not installed; install {EXTRA}"
+                f"{PARAMS_FILE}: backbone {self.name} needs KerasHub, which is not installed; install {HUB_EXTRA}"
             )
 
     def weights_path(self, size: int) -> Path:

@@ -220,6 +220,8 @@ class _PackSequences(keras.layers.Layer):
 
     def call(self, arrays: list[keras.KerasTensor]) -> keras.KerasTensor:
         split, ops = self._split, keras.ops
+        # A batch may be filled up beyond `longest`, to a length at which rounding is always the same.
+        arrays = [array[:, : split.longest] for array in arrays]
         mask = ops.cast(arrays[self._mask], "float32")[..., None]
         length = ops.shape(mask)[1]
         flat = [

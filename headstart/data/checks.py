@@ -13,7 +13,7 @@ from headstart import paths
 from headstart.config import Params
 from headstart.data.files import is_hidden
 from headstart.data.listing import printable
-from headstart.data.sources import check_source, is_manifest
+from headstart.data.sources import check_source, is_table
 from headstart.errors import UserError, readable
 from headstart.provenance import set_option
 
@@ -31,7 +31,7 @@ def check_data(params: Params) -> None:
             f"params.yaml: data.source {source!r} contains {paths.PREPARED}/, where prepare writes; put the examples "
             "into a folder of their own, e.g. data/photos"
         )
-    if group_by and not is_manifest(source):  # of a manifest it may be a column
+    if group_by and not is_table(source):  # of a table it may be a column
         compile_group_by(group_by)
     if not paths.WATCHED.is_dir():
         raise UserError(f"{paths.WATCHED}/ does not exist; bring it back: git checkout HEAD -- {paths.WATCHED}")

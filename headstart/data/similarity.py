@@ -34,7 +34,9 @@ def describe(descriptors: np.ndarray) -> Descriptors:
 
 def _count_bands(same: float) -> int:
     """Return how many bands it takes if a pair has the same hash in one of them with that probability."""
-    return min(math.ceil(math.log(1 - RECALL) / math.log(1 - same)), MAX_BANDS) if same < RECALL else 1
+    if same >= RECALL:
+        return 1
+    return min(math.ceil(math.log(1 - RECALL) / math.log1p(-same)), MAX_BANDS) if same > 0 else MAX_BANDS
 
 
 class Vectors:

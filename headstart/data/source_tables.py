@@ -140,7 +140,7 @@ def _describe(rows: Rows, found: FoundTables, named: Mapping[str, str]) -> list[
 
 
 def _table_splits(source: str, tables: Sequence[str], splits: Splits) -> dict[str, str]:
-    """Return the split that each table is, by its name; none if the tables are no splits.
+    """Return the split that each table is, by its name; none if the tables are no splits, or `splits` has other names.
 
     Raises:
         UserError: if only some of them are.
@@ -150,7 +150,8 @@ def _table_splits(source: str, tables: Sequence[str], splits: Splits) -> dict[st
     if isinstance(splits, Mapping):
         wanted = {os.path.splitext(name.strip("/"))[0]: split for split, name in splits.items()}
         named = {table: wanted[name] for table, name in plain.items() if name in wanted}
-        return {table: named[table] for table in tables} if len(named) == len(tables) else {}
+        complete = len(named) == len(tables) and set(named.values()) == set(splits)
+        return {table: named[table] for table in tables} if complete else {}
     known = recognize(plain.values()) if splits is None and len(tables) > 1 else {}
     named = {table: known[name] for table, name in plain.items() if name in known}
     if not named:
@@ -175,8 +176,8 @@ def _row_splits(table: str, frame: pd.DataFrame, splits: Splits, named: str | No
     if column is None:
         if isinstance(splits, Mapping):
             raise UserError(
-                f"{table}: params.yaml: data.splits names neither the tables nor words of a column split; set it to "
-                "null, or to none for splits that prepare draws"
+                f"{table}: params.yaml: data.splits must name all tables and no others, or words of a column split, "
+                "which is missing; correct it, or set it to null, or to none for splits that prepare draws"
             )
         return [None] * len(frame)
     words = as_text(table, frame[column])

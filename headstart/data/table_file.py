@@ -80,13 +80,15 @@ def read_columns(head: bytes, name: str) -> list[str]:
         if _suffix(name) == ".parquet":
             return list(pq.read_schema(pa.BufferReader(head)).names)
         codec = find_encoding(head[: head.rfind(b"\n") + 1 or None])  # not in the middle of a character
-        lines = codecs.getincrementaldecoder(codec)("replace").decode(head).splitlines()
-        first = next((line for line in lines if line.strip()), "")
-        if not first:
+        lines = re.split(r"\r\n?|\n", codecs.getincrementaldecoder(codec)("replace").decode(head))
+        known = [line for line in lines[:-1] if line.strip()] or [line for line in lines[-1:] if line.strip()]
+        if not known:
             raise ValueError("it is empty")
-        if _suffix(name) in (".jsonl", ".ndjson"):
-            return list(_parse_line(first, 1))
-        return list(pd.read_csv(io.StringIO(first), nrows=0, sep=_separator(first, name), index_col=False).columns)
+        if _suffix(name) in (".jsonl", ".ndjson"):  # a line may lack what others have
+            rows = [_parse_line(line, number) for number, line in enumerate(known, 1)]
+            return list(dict.fromkeys(column for row in rows for column in row))
+        header = known[0]
+        return list(pd.read_csv(io.StringIO(header), nrows=0, sep=_separator(header, name), index_col=False).columns)
     except (ItemError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{name}: not a readable table ({_explain(error)})") from error
 
@@ -107,7 +109,9 @@ def _explain(error: Exception) -> str:
 def _as_utf8(data: bytes) -> bytes:
     """Return the bytes of a text file as UTF-8, without a byte order mark; raises ItemError as `find_encoding`."""
     codec = find_encoding(data)
-    return data if codec == "utf-8" else data.decode(codec).encode()
+    if codec in ("utf-8", "utf-8-sig"):  # perhaps but for some rows
+        return data.removeprefix(codecs.BOM_UTF8)
+    return data.decode(codec).encode()
 
 
 def _separator(header: str, name: str) -> str:

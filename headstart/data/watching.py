@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -81,15 +83,26 @@ def fingerprint_source(params: Params, kind: Kind) -> dict[str, Any]:
 
 
 def fingerprint_weights(params: Params) -> dict[str, Any]:
-    """Return the SHA-256 of the weights file, None if there is none."""
-    if params.weights in PRETRAINED:
-        return {"sha256": None}
-    check_weights(params)
+    """Return the SHA-256 of the weights file, or of the folder that is the backbone; None if there is neither."""
+    files: list[str] = []
+    if params.weights not in PRETRAINED:
+        check_weights(params)
+        files = [params.weights]
     digest = hashlib.sha256()
-    with open(params.weights, "rb") as stream:
-        while block := stream.read(CHUNK_BYTES):
-            digest.update(block)
-    return {"sha256": digest.hexdigest()}
+    if folder := _backbone_folder(params):
+        found = {file.relative_to(folder).as_posix(): file for file in Path(folder).rglob("*") if file.is_file()}
+        digest.update("\0".join(sorted(found)).encode("utf-8", "surrogateescape"))
+        files += [str(found[name]) for name in sorted(found)]
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(CHUNK_BYTES):
+                digest.update(block)
+    return {"sha256": digest.hexdigest() if files else None}
+
+
+def _backbone_folder(params: Params) -> str | None:
+    """Return the folder that `backbone` names; None if it is the name of a backbone."""
+    return params.backbone if params.backbone and os.path.isdir(params.backbone) else None
 
 
 def _contents(names: Sequence[str], source: Source, cache: InspectionCache) -> Iterator[tuple[str, str]]:
@@ -126,7 +139,8 @@ def check_links(source: Source, params: Params) -> None:
 
 
 def unwatched(item: str, params: Params, source: Source | None = None) -> Iterator[str]:
-    """Yield a line if DVC does not see the files of a manifest (`item` source) or the weights file (weights).
+    """Yield a line if DVC does not see the files of a manifest (`item` source), or the weights file or the folder of
+    the backbone (weights).
 
     Args:
         source: as `open_examples` returns it.
@@ -139,10 +153,12 @@ def unwatched(item: str, params: Params, source: Source | None = None) -> Iterat
             f"DVC watches {params.data.source}, but not the files that it names; if those change, run `dvc "
             f"repro --force prepare`, or have them watched: dvc exp run {option}"
         )
-    elif item == "weights" and params.weights not in PRETRAINED:
+    folder = _backbone_folder(params)
+    if item == "weights" and (folder or params.weights not in PRETRAINED):
+        what = f"the folder {folder}, the backbone" if folder else f"the weights file {params.weights}"
         yield (
-            f"DVC does not watch the weights file {params.weights}; if it changes, run `dvc repro --force extract`, or "
-            f"have it watched: dvc exp run {option}"
+            f"DVC does not watch {what}; if it changes, run `dvc repro --force extract`, or have it watched: dvc exp "
+            f"run {option}"
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ import pandas as pd
 from headstart import keras_backend
 from headstart.backbones import choose_backbone
 from headstart.config import Extract, Params
+from headstart.data.files import read_unchanged
 from headstart.data.layouts import open_examples
+from headstart.errors import UserError
 from headstart.features.engines import open_engine
 from headstart.features.extraction import Extraction, open_extraction
 from headstart.features.views import ViewLoader
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_DEEP = 50_000  # examples and views up to which `extract.depth` is half by default: a few GB of features
 BYTES_AT_ONCE = 2**24  # read from the store and written
+LOOKED_AT = 1000  # examples by which it is estimated how many are cut
 LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the engine and the modality
 
 
@@ -59,6 +64,25 @@ class Features:
             rows = max(1, BYTES_AT_ONCE // (dim * dtype.itemsize))
             for start in range(0, len(views), rows):
                 stream.write(self.extraction.features(views[start : start + rows]).tobytes())
+
+    def remarks(self) -> list[str]:
+        """Return what is lost of examples that differ in length, such as texts, a line each; see `load_with_remark`.
+
+        Of more than LOOKED_AT examples a sample says it.
+        """
+        loader, total = self.extraction.loader, len(self.manifest)
+        if not loader.modality.length:
+            return []
+        sample = self.manifest.sample(min(LOOKED_AT, total), random_state=0)
+        found: Counter[str] = Counter()
+        for path, file_hash in zip(sample.path, sample.file_hash, strict=True):
+            with contextlib.suppress(UserError):  # it has changed, and its features come from the store
+                data = read_unchanged(loader.source, path, file_hash)
+                found[loader.modality.load_with_remark(data, loader.size)[1]] += 1
+        del found[""]
+        drawn = f" drawn from {total:,}" if len(sample) < total else ""
+        what = f"of {len(sample):,} {loader.modality.noun}s{drawn}"
+        return [f"{count:,} {what} {remark}" for remark, count in found.most_common()]
 
     def costs(self) -> dict[str, Any]:
         """Return what computing them took, and what the store saved."""

@@ -30,6 +30,7 @@ class Extraction:
         stage: the name of the stage, for progress and messages.
 
     Attributes:
+        loader: of the views.
         computed: how many views went through the network.
         seconds: how long that took.
     """
@@ -44,14 +45,14 @@ class Extraction:
         executor: Executor | None = None,
     ) -> None:
         self.index, self.engine, self.store = index, engine, store
-        self._loader, self._stage, self._executor = loader, stage, executor or LocalExecutor()
+        self.loader, self._stage, self._executor = loader, stage, executor or LocalExecutor()
         self.computed, self.seconds, self._since = 0, 0.0, 0.0
 
     def _load(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         """Load the arrays of views; an example is read once for views next to each other."""
         index = self.index
         for (row, _), group in itertools.groupby(chosen, lambda view: (index.rows[view], index.numbers[view] > 0)):
-            yield from self._loader.load(index.paths[row], index.hashes[row], [int(index.numbers[v]) for v in group])
+            yield from self.loader.load(index.paths[row], index.hashes[row], [int(index.numbers[v]) for v in group])
 
     def complete(self) -> None:
         """Compute all that the store lacks. Of processes that need the same, one computes and the others wait."""
@@ -66,7 +67,7 @@ class Extraction:
         Raises:
             UserError: if an example has changed, or its features are not finite.
         """
-        self._since, modality = time.perf_counter(), self._loader.modality
+        self._since, modality = time.perf_counter(), self.loader.modality
         chosen = self.index.sort(chosen)
         waiting: list[tuple[list[int], np.ndarray]] = []
         total, unit = known + len(chosen), f" {modality.noun}s"

@@ -173,7 +173,8 @@ def _lower_engine(params: Params, meta: FeaturesMeta, split: Split, batch: int |
         "storage": STORAGE,
     }
     spec = get_modality(meta.kind).spec(meta.size)
-    network = json.dumps([recipe, meta.weights_sha256, repr(get_backbone(meta.backbone))])
+    known = get_backbone(meta.backbone).identify(params.weights, meta.size, params.seed)
+    network = json.dumps([recipe, meta.weights_sha256, known]) if known else None
     return open_engine(kind, build, spec, precision, batch, "fine_tune", network), recipe
 
 

@@ -22,9 +22,12 @@ def signature(text: str) -> np.ndarray:
     """Return the MinHash signature of a text, (SIZE,) uint16.
 
     Two signatures differ in as large a share of their values as two texts do in their shingles (1 - the Jaccard index).
-    Shingles are all runs of five characters, without upper case, punctuation and markup between words.
+    Shingles are all runs of five characters, without upper case, punctuation and markup between words. Of a text that
+    has nothing else, such as a smiley, all values are 0, which says that there is nothing to compare.
     """
     plain = f" {_MARKS.sub(' ', normalize(text)).strip()} ".ljust(SHINGLE)
+    if plain.isspace():
+        return np.zeros(SIZE, np.uint16)
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     length = WIDE_SHINGLE if 2 * np.count_nonzero(codes >= WIDE) > len(codes) else SHINGLE
     count = len(codes) - length + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 
@@ -18,6 +19,7 @@ _OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml"
 MAX_CHARACTERS = 250_000  # a novel has about twice as many
 # Control characters beyond tabs and line breaks; tokenizers drop them.
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+MAX_BYTES = 4  # of a character
 MOST_CONTROL = 0.05  # share of the characters from which on it is no text
 
 
@@ -72,11 +74,11 @@ def recognizes(head: bytes, suffix: str) -> bool:
     """Whether a file that begins with `head` is a text by its content, and no table, settings or code by its name."""
     if suffix in UNSUPPORTED or suffix in _OTHERS:
         return False
-    try:
-        decode(head[: head.rfind(b" ")] if b" " in head else head)  # not in the middle of a character
-        return True
-    except ItemError:
-        return False
+    for cut in range(MAX_BYTES):  # it may end in the middle of a character
+        with contextlib.suppress(ItemError):
+            decode(head[: len(head) - cut])
+            return True
+    return False
 
 
 def normalize(text: str) -> str:

@@ -22,17 +22,21 @@ SCRIPTS = (
 READ_TOKENS = 128  # by a model, unless extract.size says otherwise; a word is a token or more
 _PLACES = {name.upper(): place for place, name in enumerate(SCRIPTS)}
 _PLACES |= {"CJK": SCRIPTS.index("Han"), "HIRAGANA": SCRIPTS.index("Japanese"), "KATAKANA": SCRIPTS.index("Japanese")}
+_IDEOGRAPH = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _HTML = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]{0,15}(?:\s[^<>]{0,500})?/?>|&(?:amp|lt|gt|quot|nbsp|#\d{2,6});")
 
 
 def measure(text: DecodedText) -> dict[str, float]:
-    """Return characters, words, script (its place in SCRIPTS), and 1 or 0 for html, control and windows.
+    """Return characters, words, script (its place in SCRIPTS), and 1 or 0 for long, html, control and windows.
 
-    They say that a text holds tags or entities, holds control characters, was read as Windows-1252.
+    They say that a text has READ_TOKENS or more, holds tags or entities, holds control characters, was read as
+    Windows-1252. In most models an ideograph is a token; others have a word or more.
     """
+    words = len(text.split())
     return {
         "characters": len(text),
-        "words": len(text.split()),
+        "words": words,
+        "long": int(max(words, len(_IDEOGRAPH.findall(text))) > READ_TOKENS - 2),
         "script": script(text),
         "html": int(bool(_HTML.search(text))),
         "control": int(bool(CONTROL.search(text))),
@@ -64,12 +68,11 @@ def _script_of(character: str) -> int:
 def remarks(examples: pd.DataFrame) -> list[str]:
     """Return what to print about the texts that are used, a line each."""
     count = len(examples)
-    long = int((examples.words > READ_TOKENS - 2).sum())
     found = [
         (examples.html.sum(), "hold HTML tags or entities, which stay as they are"),
         (examples.control.sum(), "hold control characters, which tokenizers drop"),
         (examples.windows.sum(), "are not UTF-8, and were read as Windows-1252 (Latin-1)"),
-        (long, f"have so many words that a model which reads {READ_TOKENS} tokens sees their beginning only"),
+        (examples.long.sum(), f"are so long that a model which reads {READ_TOKENS} tokens sees their beginning only"),
     ]
     lines = [f"{number:,.0f} of {count:,} texts {what}" for number, what in found if number]
     names = scripts(examples).value_counts()

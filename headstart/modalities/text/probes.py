@@ -10,6 +10,7 @@ SENTENCES = (
     "UPPER lower MiXeD http://example.org/a_b?c=d#e user@example.org #tag 0x1F x[i] += y**2",
     "日本語 и русский, العربية, हिन्दी, ελληνικά; 👍🏽 e\u0301 \u200b\ufeff \t\n two  spaces",
     "<p>Some <b>HTML</b> &amp; entities</p>",
+    ":-)",
     "supercalifragilisticexpialidocious antidisestablishmentarianism " * 3,
 )
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from headstart.errors import UserError
+from headstart.errors import HUB_EXTRA, UserError
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-EXTRA = "the extra `hub`: make setup EXTRAS=hub"
 BYTES_PER_BYTE = 200  # of memory that tokenizing a byte of text takes at most: offsets, masks and words of each token
 EXACT, STEP = 32, 16  # tokens
 EXPORTED = ("tokenizer.json", "reading.json")
@@ -79,7 +78,8 @@ class Tokens(NamedTuple):
         only on whether T is a multiple of STEP: so many numbers are added up side by side.
         """
         longest = max(map(len, arrays))
-        longest = longest if longest <= EXACT else -(-longest // STEP) * STEP
+        if longest > EXACT:
+            longest = max(longest, min(-(-longest // STEP) * STEP, self.longest))
         tokens = np.full((len(arrays), longest), self.pad, np.int32)
         for row, array in zip(tokens, arrays, strict=True):
             row[: len(array)] = array
@@ -107,7 +107,7 @@ def _open(content: str, size: int) -> Tokenizer:
 
 def _make(content: str, size: int) -> Tokenizer:
     if not importlib.util.find_spec("tokenizers"):
-        raise UserError(f"texts need the library tokenizers, which is not installed; install {EXTRA}")
+        raise UserError(f"texts need the library tokenizers, which is not installed; install {HUB_EXTRA}")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(content)
