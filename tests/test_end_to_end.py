@@ -107,6 +107,7 @@ def test_only_what_depends_on_a_change_runs_and_the_way_back_is_free(done):
     assert len(rows(done)) == 2
 
 
+@pytest.mark.slow
 def test_results_of_other_params_are_compared_with_a_warning(done):
     warning = "Warning: workspace has no results of its own: train_head, fine_tune and evaluate did not run with its p"
     assert warning not in done.run("python -m headstart compare HEAD")

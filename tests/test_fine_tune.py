@@ -313,7 +313,8 @@ def test_with_thorough_effort_the_refit_starts_from_the_beginning(here, training
     assert report["settings"]["refit_epochs"] == 4
 
 
-@pytest.mark.parametrize("failure", [pytest.param("NaN", marks=pytest.mark.slow), "worse"])
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["NaN", "worse"])
 def test_a_refit_that_fails_is_discarded(here, monkeypatch, capsys, failure):
     refit, read, train, kept = plan.Plan.refit, batches.Batches.__getitem__, plan.train, []
 

@@ -199,7 +199,7 @@ def test_folds_train_heads_with_the_settings_of_the_head(here, monkeypatch):
     assert used == [resolve_head(load_params().train_head.choice(), CLASSES)]
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_cross_validation_selects(here, monkeypatch, capsys, better):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (better, 0.875))
     monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
@@ -218,7 +218,7 @@ def test_cross_validation_selects(here, monkeypatch, capsys, better):
     assert f"the head {report['head_folds_loss']:.4f}" in line
 
 
-@pytest.mark.parametrize("refit", [True, False])
+@pytest.mark.parametrize("refit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_after_folds_that_win_a_network_is_trained_once(here, monkeypatch, capsys, refit):
     """On train and val, or on train if they are not to be joined."""
     write_params(Path("params.yaml"), **{**load_params().leaves(), "fine_tune.refit": refit})

@@ -156,18 +156,20 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path, members):
     refused(file, "it has two members of the same name")
 
 
+# 70,000 are more than the end record can say without zip64.
+@pytest.mark.parametrize("count", [100, pytest.param(70_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("comment", [b"", b"text"])
-def test_members_are_counted_before_they_are_listed(tmp_path, monkeypatch, comment):
+def test_members_are_counted_before_they_are_listed(tmp_path, monkeypatch, comment, count):
     file = tmp_path / "many.zip"
     with zipfile.ZipFile(file, "w") as archive:
-        for number in range(70_000):  # more than the end record can say without zip64
+        for number in range(count):
             archive.writestr(zipfile.ZipInfo(f"{number}"), b"")
         archive.comment = comment
-    with zips.open_zip(file, 70_000) as archive:
-        assert len(archive.namelist()) == 70_000
+    with zips.open_zip(file, count) as archive:
+        assert len(archive.namelist()) == count
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    with pytest.raises(zipfile.BadZipFile, match="more than 69,999 members"):
-        zips.open_zip(file, 69_999)
+    with pytest.raises(zipfile.BadZipFile, match=f"more than {count - 1:,} members"):
+        zips.open_zip(file, count - 1)
 
 
 def test_what_is_not_of_this_pipeline_is_read_too(tmp_path, members):

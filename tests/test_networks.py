@@ -30,7 +30,8 @@ def save_classifier(file: Path, encoder: keras.Model, head: keras.Model, classes
     networks.save(model, file, classes, modality="image", size=SIZE)
 
 
-@pytest.mark.parametrize("backbone", ["tiny", "vgg16", "efficientnetb0"])  # preprocessing: tf, caffe, inside
+# Preprocessing: tf, caffe, inside.
+@pytest.mark.parametrize("backbone", ["tiny", "vgg16", pytest.param("efficientnetb0", marks=pytest.mark.slow)])
 def test_features_through_the_head_equal_the_saved_classifier(backbone, images, tmp_path):
     encoder = get_backbone(backbone).build("none", SIZE, "avg", 0)
     head = networks.build_head(encoder.output_shape[1], 3, [8], dropout=0.5)

@@ -26,7 +26,7 @@ from headstart.training.networks import Classifier
 
 LONG = "the bank is cold and " * 20
 EVIL = '<img src=x onerror="1"> bank card'
-SLOW_FORMATS = ("litert", "saved_model")
+SLOW_FORMATS = ("litert", "openvino", "saved_model")
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +233,7 @@ def test_an_export_takes_the_tokens_of_its_tokenizer(form, finished, classifier,
         assert found == pytest.approx(alone(classifier, *texts), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_export_that_knows_one_length_alone_is_refused(finished, monkeypatch):
     """As of a converter that takes the length of its example for the only one."""
     form = export.FORMATS["openvino"]

@@ -170,6 +170,7 @@ def test_cached_activations_change_no_result(fine_tune, bert):
     assert np.linalg.norm(on - off) < 0.1 * moved
 
 
+@pytest.mark.slow
 def test_texts_are_never_mixed(fine_tune, monkeypatch):
     seen = []
     original = Batches.__init__
@@ -270,6 +271,7 @@ def test_activations_are_of_the_network_that_the_files_describe(fine_tune, bert,
 # --- defaults
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_that_of_the_backbone_unless_params_have_one(fine_tune, bert):
     settings = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
     assert settings.learning_rate is None
