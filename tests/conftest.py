@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from headstart import tracking
+from headstart import paths, tracking
 
 os.environ["HEADSTART_TRACKING"] = "off"  # tests of tracking turn it on, and so do projects
 
@@ -208,6 +208,15 @@ def shipped(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("models") / "model.keras"
     networks.save(network, file, SHIPPED_CLASSES, modality="image", size=32)
     return file
+
+
+@pytest.fixture
+def empty_workspace(tmp_path: Path, monkeypatch) -> Path:
+    """A folder of its own as the working directory, in which prepare can run once a source and params are there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    paths.WATCHED.mkdir(parents=True)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

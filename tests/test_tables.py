@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_params
 
-from headstart import cli, paths
+from headstart import cli
 from headstart.config import load_params
 from headstart.data import layouts
 from headstart.data.listing import Listing
@@ -25,11 +25,8 @@ ROWS = [("good film", "pos"), ("a bad, long film", "neg"), ('he said "no"', "neg
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    paths.WATCHED.mkdir(parents=True)
-    return tmp_path
+def here(empty_workspace) -> Path:
+    return empty_workspace
 
 
 def frame(rows: list[tuple[str, ...]] = ROWS, columns: str = "text label") -> pd.DataFrame:

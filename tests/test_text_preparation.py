@@ -24,11 +24,8 @@ from headstart.report.data_page import render_data_page
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    paths.WATCHED.mkdir(parents=True)
-    return tmp_path
+def here(empty_workspace) -> Path:
+    return empty_workspace
 
 
 def many(count: int = 30, first: int = 0) -> pd.DataFrame:

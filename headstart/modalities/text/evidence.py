@@ -1,8 +1,7 @@
 """Which words of a text speak for a class: those without which its score falls.
 
-Each word is left out once (occlusion). Gradients times inputs at the embeddings of the tokens were tried instead, which
-costs a single pass: on 150 texts of Banking77 with MiniLM, leaving out the three words that they put first changed the
-answer to 19 % of the texts, three random words to 31 %, and the three that occlusion puts first to 93 %.
+Each word is left out once (occlusion). Gradients times inputs at the embeddings of the tokens would cost a single pass,
+but the words that they put first mattered to the answers of MiniLM no more than words drawn at random.
 """
 
 from __future__ import annotations
