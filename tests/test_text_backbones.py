@@ -196,7 +196,7 @@ def test_a_tokenizer_is_made_of_a_vocabulary(folder, tmp_path):
     by_number = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     copied = write_bert(tmp_path / "vocabulary")
     (copied / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"must have tokenizer\.json or vocab\.txt"):
+    with pytest.raises(UserError, match=r"must have tokenizer\.json, vocab\.txt or spm\.model"):
         get_backbone(str(copied)).reading()
     (copied / "vocab.txt").write_text("\n".join(by_number), encoding="utf-8")
     made, original = (get_modality("text", get_backbone(str(place)).reading()) for place in (copied, folder))
@@ -206,7 +206,9 @@ def test_a_tokenizer_is_made_of_a_vocabulary(folder, tmp_path):
 
 def test_rows_are_of_texts_and_pinned():
     rows = [row for row in BACKBONES.values() if isinstance(row, keras_hub.TextEncoder)]
-    assert {"bert-base", "distilbert", "minilm-l6", "bge-small", "e5-small"} <= {row.name for row in rows}
+    assert {"bert-base", "distilbert", "minilm-l6", "bge-small", "e5-small", "deberta-v3-small"} <= {
+        row.name for row in rows
+    }
     for row in rows:
         assert row.modality == "text"
         assert len(row.origin.revision) == 40 or row.origin.sha256 or row.origin.place.startswith("hub:")

@@ -1,4 +1,4 @@
-"""A small BERT with random weights, as Hugging Face keeps one, for tests of texts; and a table of texts."""
+"""A small BERT and DeBERTa with random weights, as Hugging Face keeps them, for tests; and a table of texts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from conftest import SMALL, run_stages, write_params
 
 pytest.importorskip("keras_hub", exc_type=ImportError)
+import sentencepiece
 from safetensors.numpy import save_file
 from tokenizers import BertWordPieceTokenizer
 
@@ -72,6 +73,47 @@ def write_bert(folder: Path, seed: int = 0, longest: int = LONGEST, **config: ob
         "model_type": "bert", "vocab_size": len(vocabulary), "hidden_size": DIM, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "intermediate_size": INNER, "max_position_embeddings": longest,
         "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")
+    return folder
+
+
+def write_deberta(folder: Path, **config: object) -> Path:
+    """Write config.json, model.safetensors and spm.model of a DeBERTa V3 with random weights; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sentences = [" ".join(words) for words in (*WORDS.values(), COMMON)] * 20
+    special = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_prefix=str(folder / "spm"), vocab_size=45, minloglevel=2,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, **special,
+    )  # fmt: skip
+    (folder / "spm.vocab").unlink()
+    rng, buckets = np.random.default_rng(0), 6
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.word_embeddings.weight": (48, DIM)}
+    shapes["encoder.rel_embeddings.weight"] = (2 * buckets, DIM)
+    norms = ["embeddings", "encoder"]
+    for number in range(LAYERS):
+        layer = f"encoder.layer.{number}."
+        for name in ("query", "key", "value"):
+            shapes[f"{layer}attention.self.{name}_proj.weight"] = (DIM, DIM)
+        shapes[f"{layer}attention.output.dense.weight"] = (DIM, DIM)
+        shapes[f"{layer}intermediate.dense.weight"] = (INNER, DIM)
+        shapes[f"{layer}output.dense.weight"] = (DIM, INNER)
+        norms += [f"{layer}attention.output", f"{layer}output"]
+    weights = {name: rng.normal(0, 0.7, shape).astype(np.float32) for name, shape in shapes.items()}
+    for name, array in list(weights.items()):
+        if name.startswith("encoder.layer"):
+            weights[name.replace("weight", "bias")] = rng.normal(0, 0.2, len(array)).astype(np.float32)
+    for name in norms:
+        weights[f"{name}.LayerNorm.weight"] = rng.uniform(0.5, 1.5, DIM).astype(np.float32)
+        weights[f"{name}.LayerNorm.bias"] = rng.normal(0, 0.1, DIM).astype(np.float32)
+    save_file({f"deberta.{name}": array for name, array in weights.items()}, folder / "model.safetensors")
+    known = {
+        "model_type": "deberta-v2", "vocab_size": 48, "hidden_size": DIM, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "intermediate_size": INNER, "max_position_embeddings": LONGEST,
+        "position_buckets": buckets, "relative_attention": True, "pos_att_type": "p2c|c2p", "share_att_key": True,
+        "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0, "hidden_act": "gelu",
+        "layer_norm_eps": 1e-7, "max_relative_positions": -1,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")
     return folder

@@ -20,14 +20,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from headstart.backbones import deberta
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
 
 HUGGING_FACE, KAGGLE = "hf:", "hub:"  # what the origin of files on the network begins with
 CONFIG = "config.json"
-TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
+TOKENIZER, VOCABULARY, PIECES = "tokenizer.json", "vocab.txt", "spm.model"
 _SAFETENSORS, _KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
-_KERAS_VOCABULARY = "assets/tokenizer/vocabulary.txt"
+_KERAS_VOCABULARY, _KERAS_PIECES = "assets/tokenizer/vocabulary.txt", "assets/tokenizer/vocabulary.spm"
+_ONLY_PICKLES = {"hf:microsoft/deberta-v3-": "deberta-v3-small, or a preset of KerasHub such as hub:deberta_v3_base_en"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Origin:
     def names(self) -> tuple[str, ...]:
         """Names of the files that are downloaded, those of the weights first."""
         if self.place.startswith(KAGGLE):
-            return _KERAS_WEIGHTS, CONFIG, TOKENIZER, _KERAS_VOCABULARY
+            vocabulary = _KERAS_PIECES if "deberta" in self.place else _KERAS_VOCABULARY
+            return _KERAS_WEIGHTS, CONFIG, TOKENIZER, vocabulary
         return _SAFETENSORS, CONFIG, TOKENIZER
 
     def folders(self) -> list[Path]:
@@ -98,6 +101,12 @@ def fetch(origin: Origin) -> Path:
             f"params.yaml: backbone {origin.place!r}: the folder lacks {' and '.join(missing)}; give the folder of a "
             "model as Hugging Face or KerasHub has it, with weights as .safetensors or .h5"
         )
+    for start, other in _ONLY_PICKLES.items() if missing else ():
+        if origin.place.startswith(start):
+            raise UserError(
+                f"params.yaml: backbone {origin.place!r}: that repository has its weights as a pickle, which could run "
+                f"code when it is read; use {other}"
+            )
     reasons = []
     for download in _ways(origin) if missing else ():
         try:
@@ -233,11 +242,14 @@ def _find_tokenizer(folder: Path) -> str:
         if "model" in found:  # else it is KerasHub's own, which has other keys
             return content
         settings = found.get("config", {})
-    vocabulary = next((folder / name for name in (VOCABULARY, _KERAS_VOCABULARY) if (folder / name).is_file()), None)
+    known = (folder / name for name in (VOCABULARY, _KERAS_VOCABULARY, PIECES, _KERAS_PIECES))
+    vocabulary = next((file for file in known if file.is_file()), None)
     if vocabulary is None:
         raise UserError(
-            f"{folder}: there is no tokenizer that can be read here; it must have {TOKENIZER} or {VOCABULARY}"
+            f"{folder}: there is no tokenizer that can be read here; it must have {TOKENIZER}, {VOCABULARY} or {PIECES}"
         )
+    if vocabulary.name in (PIECES, Path(_KERAS_PIECES).name):
+        return deberta.make_tokenizer(vocabulary)
     about = folder / "tokenizer_config.json"
     if about.is_file():
         settings = json.loads(about.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from blake3 import blake3
 
-from headstart.backbones import hub_files
+from headstart.backbones import deberta, hub_files
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, Origin
@@ -128,11 +128,17 @@ class TextEncoder(Backbone):
         try:
             import keras_hub
 
-            old = _read_config(folder).get("model_type") == "bert" and "0.25." in keras_hub.__version__
+            config = _read_config(folder)
+            if config.get("model_type") == deberta.MODEL_TYPE:
+                file = hub_files.weights_file(folder) if weights == "pretrained" else None
+                return deberta.make_savable(deberta.convert(folder / CONFIG, config, file))
+            old = config.get("model_type") == "bert" and "0.25." in keras_hub.__version__
             with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
                 network = keras_hub.models.Backbone.from_preset(
                     str(place), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
                 )
+            if isinstance(network, keras_hub.models.DebertaV3Backbone):
+                return deberta.make_savable(network)
             output = network.output["sequence_output"] if isinstance(network.output, dict) else network.output
             base = keras.Model(network.inputs, output)
             activation = _activation(folder)
@@ -278,4 +284,5 @@ ROWS = [
         "bert-base", "hf:google-bert/bert-base-uncased", 768, 108.9, "86b5e0934494bd15c9632b12f734a8a67f723594",
         "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
     ),
+    _row("deberta-v3-small", "hub:deberta_v3_small_en", 768, 141.3),  # Hugging Face has these weights as a pickle
 ]  # fmt: skip
