@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from text_models import LONGEST, write_deberta
 
+from headstart import model_archive
 from headstart.backbones import get_backbone, hub_files
 from headstart.backbones.splitting import find_split, select_blocks
 from headstart.errors import UserError
@@ -68,6 +69,7 @@ def test_openvino_computes_them_too_in_streams(folder, encoder):
 
 def test_a_saved_model_loads_with_keras_and_keras_hub_alone(encoder, tmp_path):
     encoder.save(tmp_path / "model.keras")
+    assert model_archive.read_texts(tmp_path / "model.keras")  # it names no code
     np.save(tmp_path / "tokens.npy", TOKENS)
     code = """
 import keras, keras_hub, numpy, sys
