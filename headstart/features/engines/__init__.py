@@ -51,7 +51,7 @@ def open_engine(
 
         return JaxEngine(build, spec, precision, batch_size)
     if kind == "tensorflow" or (kind == "auto" and _has_gpu()):
-        return _open_tensorflow(build, spec, precision, batch_size)
+        return _open_tensorflow(build, spec, precision, batch_size, network)
     try:
         from headstart.features.engines.openvino_engine import OpenVINOEngine
 
@@ -65,13 +65,17 @@ def open_engine(
                 f"params.yaml: extract.engine openvino cannot run this backbone here ({reason}); use auto or tensorflow"
             ) from error
         print(f"{stage}: using TensorFlow, since OpenVINO cannot run this backbone here ({reason})")
-        return _open_tensorflow(build, spec, precision, batch_size)
+        return _open_tensorflow(build, spec, precision, batch_size, network)
 
 
-def _open_tensorflow(build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None) -> Engine:
+def _open_tensorflow(
+    build: Callable[[], keras.Model], spec: Spec, precision: str, batch_size: int | None, network: str | None
+) -> Engine:
     from headstart.features.engines.tensorflow_engine import TensorFlowEngine
 
-    return TensorFlowEngine(build, spec, precision, batch_size)
+    engine = TensorFlowEngine(build, spec, precision, batch_size)
+    engine.network = network
+    return engine
 
 
 def _has_gpu() -> bool:

@@ -56,6 +56,7 @@ class Engine:
         libraries: packages whose versions features/meta.json names, besides those of every install.
         arithmetic: what its rounding depends on besides the network and the processor.
         device: its name if its rounding has no fingerprint, since kernels may be chosen by timing them; else empty.
+        network: what `open_engine` says of the encoder.
         batch_size: most examples per call.
         parallel: how many calls keep the device busy.
         pool: what computes a full batch, once for each of these calls.
@@ -66,6 +67,7 @@ class Engine:
     libraries: tuple[str, ...] = ()
     arithmetic: dict[str, str]
     device = ""
+    network: str | None = None
 
     def __init__(self, info: NetworkInfo, batch_size: int, parallel: int) -> None:
         self.batch_size, self.parallel = batch_size, parallel
