@@ -44,3 +44,19 @@ def test_the_first_line_of_json_may_lack_a_column():
 def test_a_byte_order_mark_does_not_stand_in_a_name():
     for name, content in (("t.csv", "text,label\nx,a\n"), ("t.jsonl", '{"text": "x", "label": "a"}\n')):
         assert list(read_table(content.encode("utf-8-sig"), name)) == ["text", "label"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers"),
+    [
+        ("t.csv", "text,label\na,x\n\n   \n,\nb,y\n\n", [2, 6]),
+        ("t.csv", '\r\n \r\ntext,label\r\n"two\r\n\r\nlines",x\r\n\r\nb,y', [4, 6]),
+        ("t.tsv", 'text\tlabel\n\na "quote\tx\n\nb\ty\n', [3, 5]),
+        ("t.csv", "text\n\na\n\nb\n", [3, 5]),
+        ("t.jsonl", '\n{"text": "a"}\n\n{"text": "b"}\n', [2, 4]),
+    ],
+)
+def test_rows_are_numbered_as_they_are_shown_and_blank_ones_left_out(name, content, numbers):
+    table = read_table(content.encode(), name)
+    assert table.index.tolist() == numbers
+    assert table.text.tolist()[1] == "b"

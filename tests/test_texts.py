@@ -174,6 +174,23 @@ def test_signatures_estimate_the_share_of_shingles_in_common():
     assert signature("").shape == signature("a").shape == (TEXTS.descriptor_dim,)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "copies"),
+    [
+        *(("x += 1", "x *= 1", False), ("return a + b", "return a - b", False), ("C++", "C#", False)),
+        *(
+            ("if a < b: swap(a, b)", "if a > b: swap(a, b)", False),
+            ("3 + 4", "3 4", False),
+            ("<b>very good</b>", "<b>very good!</b>", True),
+        ),
+        *(("Thank you!", "thank you.", True), ("Ok, fine", "ok - fine", True), ("ok", "no", False)),
+    ],
+)
+def test_short_texts_are_copies_if_their_words_are_and_code_if_its_marks_are_too(one, other, copies):
+    texts = [one, other, *map(sentence, range(20))]
+    assert (near_pairs(np.stack(list(map(signature, texts))), 0.25).tolist() == [[0, 1]]) is copies
+
+
 def test_texts_without_a_word_are_no_copies_of_each_other():
     signatures = np.stack(
         [signature(text) for text in ["\N{GRINNING FACE}", "\N{ANGRY FACE}", "?!", *map(sentence, range(9))]]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from headstart.data.listing import Item, Kind, Listing, printable
 from headstart.data.split_folders import Splits, recognize
-from headstart.data.table_file import as_text, first_row, read_labels, whole_numbers
+from headstart.data.table_file import as_text, read_labels, whole_numbers
 from headstart.data.tables import Columns, Rows, row_name
 from headstart.errors import UserError, readable
 
@@ -89,7 +89,7 @@ def list_tables(
         has_group = group_by is not None and group_by in frame
         groups = as_text(table, frame[group_by]) if has_group else [""] * len(frame)
         grouped |= has_group
-        for number, (label, split, group) in enumerate(zip(labels, given, groups, strict=True), first_row(table)):
+        for number, label, split, group in zip(frame.index, labels, given, groups, strict=True):
             path = row_name(table, number)
             if label.casefold() in NO_LABEL:
                 refused.append((path, "", "no_label", "the label is missing"))
@@ -183,7 +183,7 @@ def _row_splits(table: str, frame: pd.DataFrame, splits: Splits, named: str | No
     words = as_text(table, frame[column])
     inverse = {word: split for split, word in splits.items()} if isinstance(splits, Mapping) else recognize(set(words))
     allowed = " or ".join(splits.values()) if isinstance(splits, Mapping) else "train, val or test"
-    for number, word in enumerate(words, first_row(table)):
+    for number, word in zip(frame.index, words, strict=True):
         if word not in inverse:
             raise UserError(f"{table}: row {number}: split must be {allowed}, got {word!r}")
     return [inverse[word] for word in words]

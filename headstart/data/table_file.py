@@ -26,12 +26,8 @@ from headstart.errors import ItemError, UserError, one_line
 HEADER_BYTES = 2**16  # of the beginning of a table, to find the names of its columns
 _SEPARATORS = (",", ";", "\t", "|")
 _WHOLE = re.compile(r"[+-]?\d+(\.0)?")
+_BLANK_LINES = re.compile(rb"(?:[ \t]*\r?\n)*")
 _LINE = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
-
-
-def first_row(name: str) -> int:
-    """Return the number of the first row as a spreadsheet or an editor counts: below the header, if there is one."""
-    return 2 if _suffix(name) in (".csv", ".tsv") else 1
 
 
 def read_table(data: bytes, name: str) -> pd.DataFrame:
@@ -43,20 +39,38 @@ def read_table(data: bytes, name: str) -> pd.DataFrame:
     Args:
         name: of the file, whose suffix says how it is written.
 
+    Returns:
+        A row each, under the number that a spreadsheet (of JSON Lines: an editor) shows beside it: below a header the
+        first one is 2, and blank rows count, but are left out.
+
     Raises:
         UserError: if it is not such a table.
     """
     try:
-        if _suffix(name) == ".parquet":
-            return _name_labels(read_parquet(pa.BufferReader(data)), data)
-        content = _as_utf8(data)
-        return _read_lines(content) if _suffix(name) in (".jsonl", ".ndjson") else _read_separated(content, name)
+        table = _read(data, name)
     except pd.errors.ParserWarning as error:
         raise UserError(
             f"{name}: rows have more values than the header; put quotes around texts that hold commas"
         ) from error
     except (ItemError, ValueError, OSError) as error:
         raise UserError(f"{name}: not a readable table ({_explain(error)})") from error
+    blank = np.arange(len(table))
+    for column in range(table.shape[1]):
+        blank = blank[[_is_blank(cell) for cell in table.iloc[blank, column]]]
+    return table.drop(index=table.index[blank])
+
+
+def _is_blank(cell: object) -> bool:
+    return not cell.strip() if isinstance(cell, str) else cell is None or cell is pd.NA or cell != cell
+
+
+def _read(data: bytes, name: str) -> pd.DataFrame:
+    """As `read_table`, with blank rows."""
+    if _suffix(name) == ".parquet":
+        table = _name_labels(read_parquet(pa.BufferReader(data)), data)
+        return table.set_axis(range(1, len(table) + 1))
+    content = _as_utf8(data)
+    return _read_lines(content) if _suffix(name) in (".jsonl", ".ndjson") else _read_separated(content, name)
 
 
 def _name_labels(table: pd.DataFrame, data: bytes) -> pd.DataFrame:
@@ -122,20 +136,29 @@ def _separator(header: str, name: str) -> str:
 
 
 def _read_separated(content: bytes, name: str) -> pd.DataFrame:
-    header = content.lstrip().split(b"\n", 1)[0].decode("utf-8", "replace")
+    above = _BLANK_LINES.match(content)[0]  # type: ignore[index]  # it may be empty
+    content = content[len(above) :]
+    header = content.split(b"\n", 1)[0].decode("utf-8", "replace")
     separator = _separator(header, name)
     options: dict[str, Any] = {"sep": separator, "encoding_errors": "surrogateescape", "dtype": object}
-    if separator == "\t" and '"' not in header:
-        lines = filter(bytes.strip, content.splitlines())
-        if len({line.count(b"\t") for line in lines}) == 1:  # a row is a line: quotes are a part of the texts
-            table = read_csv(io.BytesIO(content), quoting=csv.QUOTE_NONE, **options)
-            plain = {name: [_unquote(cell) for cell in column] for name, column in table.items()}
-            return pd.DataFrame(plain, dtype=object)
-    return read_csv(io.BytesIO(content), **options)
+    lines = list(filter(bytes.strip, content.splitlines())) if separator == "\t" and '"' not in header else []
+    # If a row is a line, quotes are a part of the texts.
+    plain = len({line.count(b"\t") for line in lines}) == 1
+    table = read_csv(
+        io.BytesIO(content), skip_blank_lines=False, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, **options
+    )
+    if plain:
+        table = pd.DataFrame(
+            {name: [_unquote(cell) for cell in column] for name, column in table.items()}, dtype=object
+        )
+    first = 2 + above.count(b"\n")
+    return table.set_axis(range(first, first + len(table)))
 
 
-def _unquote(cell: str) -> str:
+def _unquote(cell: Any) -> Any:
     """Return a cell without quotes that are there only because of others inside, which are doubled."""
+    if not isinstance(cell, str):  # of a blank line
+        return cell
     inner = cell[1:-1]
     quoted = cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if quoted else cell
@@ -166,8 +189,8 @@ def _rewind(file: Path | IO[bytes]) -> None:
 def _read_lines(content: bytes) -> pd.DataFrame:
     """Read JSON Lines: an object in each line."""
     lines = content.decode("utf-8", "surrogateescape").split("\n")
-    rows = [_parse_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
-    return pd.DataFrame(rows, dtype=object)
+    rows = {number: _parse_line(line, number) for number, line in enumerate(lines, 1) if line.strip()}
+    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object)
 
 
 def _parse_line(line: str, number: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tables whose cells are examples, such as texts: which columns are meant, and a source that reads the rows.
 
-`reviews.csv#17` is a row of `reviews.csv`, numbered as in a spreadsheet: below a header the first one is 2.
+`reviews.csv#17` is a row of `reviews.csv`, numbered as in a spreadsheet, see `table_file.read_table`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from headstart.data.files import Folder, Source
 from headstart.data.sources import TABLES, is_table, local_file
-from headstart.data.table_file import HEADER_BYTES, as_text, first_row, read_columns, read_table
+from headstart.data.table_file import HEADER_BYTES, as_text, read_columns, read_table
 from headstart.errors import ItemError, UserError
 
 TEXT_NAMES = (
@@ -47,8 +47,8 @@ class Columns(NamedTuple):
         return Columns(text, _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to"))
 
 
-def read_texts(data: bytes, table: str, column: str | None) -> list[str]:
-    """Return the texts of a table, row by row.
+def read_texts(data: bytes, table: str, column: str | None) -> dict[int, str]:
+    """Return the texts of a table by the numbers of their rows.
 
     Args:
         data: the bytes of its file.
@@ -61,7 +61,11 @@ def read_texts(data: bytes, table: str, column: str | None) -> list[str]:
     if frame.empty:
         raise UserError(f"{table}: the table has no rows")
     column = frame.columns[0] if column is None and len(frame.columns) == 1 else column
-    return as_text(table, frame[_find(list(frame.columns), column, TEXT_NAMES, "text", table, "give --column with")])
+    return _numbered(table, frame, _find(list(frame.columns), column, TEXT_NAMES, "text", table, "give --column with"))
+
+
+def _numbered(table: str, frame: pd.DataFrame, column: str) -> dict[int, str]:
+    return dict(zip(frame.index, as_text(table, frame[column]), strict=True))
 
 
 def _find(names: Sequence[str], wanted: str | None, usual: Sequence[str], what: str, table: str, advice: str) -> str:
@@ -107,7 +111,7 @@ class Rows(Source):
         super().__init__()
         self._source, self.columns, self._address = source, columns, single
         self.single = (single.split("?")[0] if "://" in single else single).rsplit("/", 1)[-1] if single else None
-        self._texts: dict[str, list[str]] = {}
+        self._texts: dict[str, dict[int, str]] = {}
         self._lock = threading.Lock()
         self.files, self.folders = self._source.files, self._source.folders
         self.linked, self.refused, self.ignored = self._source.linked, self._source.refused, self._source.ignored
@@ -154,7 +158,7 @@ class Rows(Source):
         source, name = self._place(table)
         frame = read_table(_read(source, name, table), table)
         columns = self.columns.find(list(frame.columns), table)
-        self._texts[table] = as_text(table, frame[columns.text])
+        self._texts[table] = _numbered(table, frame, columns.text or "")
         return frame
 
     def _cell(self, table: str, number: int) -> str | None:
@@ -162,9 +166,7 @@ class Rows(Source):
         with self._lock:
             if table not in self._texts:
                 self.load(table)
-            cells = self._texts[table]
-        place = number - first_row(table)
-        return cells[place] if 0 <= place < len(cells) else None
+            return self._texts[table].get(number)
 
     def read(self, name: str, count: int = -1) -> bytes:
         row = parse_row(name)

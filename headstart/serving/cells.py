@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headstart.data.encodings import decode_text
-from headstart.data.table_file import first_row
 from headstart.data.tables import read_texts, row_name
 from headstart.errors import ItemError, UserError
 from headstart.modalities import Modality
@@ -49,5 +48,5 @@ def read_lines(data: bytes) -> list[InlineInput]:
 
 def read_rows(data: bytes, table: str, column: str | None) -> list[InlineInput]:
     """Return the texts of a table under names such as `reviews.csv#17`; arguments and errors as of `read_texts`."""
-    rows = enumerate(read_texts(data, table, column), first_row(table))
-    return [InlineInput(row_name(table, number), text) for number, text in rows]
+    rows = read_texts(data, table, column)
+    return [InlineInput(row_name(table, number), text) for number, text in rows.items()]

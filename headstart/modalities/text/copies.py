@@ -12,6 +12,9 @@ SIZE = 128  # values of a signature: the share in which two differ is within 0.0
 SHINGLE = 5  # characters, about a word
 WIDE, WIDE_SHINGLE = 0x2E80, 2  # from here on a character is a syllable or a word: Chinese, Japanese and Korean
 _MARKS = re.compile(r"[\W_]+")
+# Code and formulas have other marks than prose, and of short ones they are what matters: `x += 1` is no `x *= 1`.
+_TAG, _SYMBOL = re.compile(r"</?[a-z][^<>]*>"), re.compile(r"[=+*/<>{}\[\]|&^~\\]")
+SYMBOLS = 0.05  # share of the characters from which on a text is taken for code
 _AT_ONCE = 2**12  # shingles
 _ODD = np.random.default_rng(0).integers(2**63, size=2 * SIZE + SHINGLE, dtype=np.uint64) * 2 + 1
 _FACTORS, _OFFSETS = _ODD[:SIZE].astype(np.uint32), (_ODD[SIZE : 2 * SIZE] >> np.uint64(32)).astype(np.uint32)
@@ -22,10 +25,14 @@ def signature(text: str) -> np.ndarray:
     """Return the MinHash signature of a text, (SIZE,) uint16.
 
     Two signatures differ in as large a share of their values as two texts do in their shingles (1 - the Jaccard index).
-    Shingles are all runs of five characters, without upper case, punctuation and markup between words. Of a text that
-    has nothing else, such as a smiley, all values are 0, which says that there is nothing to compare.
+    Shingles are all runs of five characters, without upper case, punctuation and markup between words; in code and
+    formulas, with them. Of a text that has no word, such as a smiley, all values are 0, which says that there is
+    nothing to compare.
     """
-    plain = f" {_MARKS.sub(' ', normalize(text)).strip()} ".ljust(SHINGLE)
+    normal = normalize(text)
+    words = _MARKS.sub(" ", normal).strip()
+    code = len(_SYMBOL.findall(_TAG.sub("", normal))) > SYMBOLS * (len(normal) - normal.count(" "))
+    plain = f" {normal if code and words else words} ".ljust(SHINGLE)
     if plain.isspace():
         return np.zeros(SIZE, np.uint16)
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
