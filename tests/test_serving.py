@@ -279,11 +279,15 @@ def test_the_mlflow_model_has_only_the_code_that_it_imports(kept):
 
 
 def test_the_requirements_are_what_the_code_imports():
-    pinned = mlflow_model.pinned_requirements(mlflow_model.imported_modules(mlflow_model.CODE))
+    files = mlflow_model.imported_modules(mlflow_model.CODE)
+    pinned = mlflow_model.pinned_requirements(files, "image")
     assert f"keras=={importlib.metadata.version('keras')}" in pinned
     names = {line.split("==")[0] for line in pinned}
     assert {"mlflow", "numpy", "pillow", "simplejpeg", "tensorflow"} <= names
-    assert not names & {"dvc", "matplotlib", "scikit-learn"}
+    assert not names & {"dvc", "matplotlib", "scikit-learn", "keras-hub", "tokenizers"}
+    texts = {line.split("==")[0] for line in mlflow_model.pinned_requirements(files, "text")}
+    assert texts ^ names <= {"simplejpeg", "tokenizers", "pillow-heif"}
+    assert {"mlflow", "numpy", "pillow", "tensorflow"} <= texts
 
 
 def test_mistakes_are_reported_before_the_server_starts(shipped, tmp_path):

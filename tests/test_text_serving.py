@@ -26,6 +26,7 @@ from headstart.training.networks import Classifier
 
 LONG = "the bank is cold and " * 20
 EVIL = '<img src=x onerror="1"> bank card'
+REMARK = f"texts like this one have more than {LONGEST} tokens, as many as the model reads; the rest is left out."
 SLOW_FORMATS = ("litert", "openvino", "saved_model")
 
 
@@ -163,6 +164,7 @@ def test_the_server_answers_texts_of_all_lengths(server, classifier):
     for row, probabilities in zip(found, [*expected, *expected[:7]], strict=True):
         assert row["label"] == classifier.classes[probabilities.argmax()]
         assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+    assert [row.get("remark") for row in found[:3]] == [None, REMARK, None]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,7 @@ def test_the_mlflow_model_takes_texts_and_names_its_libraries(finished, classifi
     found = model.predict(pd.DataFrame({"text": texts}))
     for row, expected in zip(found, alone(classifier, *texts), strict=True):
         assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
+    assert [row.get("remark") for row in found[:3]] == [None, REMARK, None]
 
 
 # --- exports

@@ -19,6 +19,7 @@ from headstart.serving.model_file import read_model_info
 
 ROOT = Path(__file__).parents[2]
 CODE = ROOT / "headstart" / "serving" / "pyfunc_model.py"
+MODALITIES = ROOT / "headstart" / "modalities"
 
 
 def save_model(folder: Path, model_file: Path) -> None:
@@ -55,7 +56,7 @@ def save_model(folder: Path, model_file: Path) -> None:
             code_paths=[str(Path(scratch) / CODE.relative_to(ROOT).parts[0])],
             signature=signature,
             input_example=pd.DataFrame({modality.column: [example]}),
-            pip_requirements=sorted([*pinned_requirements(files), *layer_requirements(model_file)]),
+            pip_requirements=sorted([*pinned_requirements(files, modality.name), *layer_requirements(model_file)]),
         )
 
 
@@ -75,13 +76,19 @@ def imported_modules(module: Path) -> list[Path]:
     return sorted(found)
 
 
-def pinned_requirements(files: Sequence[Path]) -> list[str]:
+def pinned_requirements(files: Sequence[Path], kind: str) -> list[str]:
     """Return the installed packages that `files` import, with their versions, as pip takes them.
 
-    MLflow could infer them, in 18 s.
+    MLflow could infer them, in 18 s. Of modalities besides `kind` what functions import is not needed, as `tokenizers`
+    is not for images.
     """
     distributions = importlib.metadata.packages_distributions()
-    modules = {name.split(".")[0] for file in files for name in _imported_names(file)} - {"headstart"}
+    others = [folder for folder in MODALITIES.iterdir() if folder.is_dir() and folder.name != kind]
+    modules = {
+        name.split(".")[0]
+        for file in files
+        for name in _imported_names(file, in_functions=not any(map(file.is_relative_to, others)))
+    } - {"headstart"}
     packages = {package for module in modules for package in distributions.get(module, ())}
     return [f"{package}=={importlib.metadata.version(package)}" for package in sorted(packages)]
 
@@ -96,12 +103,17 @@ def layer_requirements(model_file: Path) -> list[str]:
         return [HUB]
 
 
-def _imported_names(file: Path) -> set[str]:
+def _imported_names(file: Path, in_functions: bool = True) -> set[str]:
     """What a file imports when it runs, also inside of functions: modules, and names that may be modules."""
     names = set()
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    branches = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
-    skipped = {inner for node in branches if ast.unparse(node.test) == "TYPE_CHECKING" for inner in ast.walk(node)}
+    parts = [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        or (isinstance(node, ast.FunctionDef) and not in_functions)
+    ]
+    skipped = {inner for part in parts for inner in ast.walk(part)}
     for node in ast.walk(tree):
         if node in skipped:
             continue

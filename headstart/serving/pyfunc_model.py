@@ -38,29 +38,32 @@ class PyfuncClassifier(PythonModel):
     ) -> list[dict[str, Any]]:
         """Return a row per example: `label`, its `probability`, and the `probabilities` of all classes by name.
 
+        Rows also have a `remark` if something is odd about them, e.g. if a text is cut.
+
         Args:
             model_input: a column of examples, under the name that the modality gives it.
 
         Raises:
             MlflowException: INVALID_PARAMETER_VALUE, with the position of each example that cannot be read.
         """
-        classifier, arrays, problems = self._classifier, [], []
+        classifier, loaded, problems = self._classifier, [], []
         modality = classifier.modality
         for position, value in enumerate(model_input[modality.column]):
             try:
-                arrays.append(modality.load(modality.parse_request(value), classifier.size))
+                loaded.append(modality.load_with_remark(modality.parse_request(value), classifier.size))
             except ItemError as error:
                 problems.append(f"{modality.column} {position} (counted from 0, of {len(model_input)}): {error}")
         if problems:
             raise MlflowException.invalid_parameter_value("; ".join(problems))
-        rows = predict_padded(classifier, arrays).tolist() if arrays else []
+        rows = predict_padded(classifier, [array for array, _ in loaded]).tolist() if loaded else []
         return [
             {
                 "label": classifier.classes[int(np.argmax(row))],
                 "probability": max(row),
                 "probabilities": dict(zip(classifier.classes, row, strict=True)),
+                **({"remark": f"{modality.noun}s like this one {remark}"} if remark else {}),
             }
-            for row in rows
+            for row, (_, remark) in zip(rows, loaded, strict=True)
         ]
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headstart.serving.network import Network
 
 T = TypeVar("T")
+Loaded = tuple[np.ndarray, str]  # with a remark, see `Modality.load_with_remark`
 TOO_LARGE = ("too_large", "too_long", "bomb")  # reasons that are answered with 413
 
 
@@ -59,13 +60,16 @@ class Service:
                 if isinstance(answer, ItemError):
                     problems[place] = answer
                 elif not problems:
-                    texts.append(json.dumps(self._row(answer)))
+                    texts.append(json.dumps(self._row(*answer)))
         if problems:
             raise self._error(problems, count)
         return f'{{"predictions": [{", ".join(texts)}]}}'
 
-    async def _predict(self, example: Example | ItemError, turn: asyncio.Semaphore) -> np.ndarray | ItemError:
-        """Return the probabilities (n_classes,) of an example, or what is wrong with it; `turn` is held to load it."""
+    async def _predict(self, example: Example | ItemError, turn: asyncio.Semaphore) -> Loaded | ItemError:
+        """Return the probabilities (n_classes,) of an example and what is odd about it, or what is wrong with it.
+
+        `turn` is held to load it.
+        """
         if isinstance(example, ItemError):
             return example
         if example.memory > self._loading.limit:
@@ -80,26 +84,27 @@ class Service:
                 # When it has ended indeed: a thread goes on if its request is given up.
                 after.callback(loading.add_done_callback, lambda _: self._give_back(loop, example.memory))
                 loaded = await asyncio.wrap_future(loading)
-            return loaded if isinstance(loaded, ItemError) else await self._batcher(loaded)
+            return loaded if isinstance(loaded, ItemError) else (await self._batcher(loaded[0]), loaded[1])
 
     def _give_back(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server has ended
             loop.call_soon_threadsafe(self._loading.release, count)
 
-    def _load(self, data: bytes) -> np.ndarray | ItemError:
+    def _load(self, data: bytes) -> Loaded | ItemError:
         try:
-            return self._modality.load(data, self._size)
+            return self._modality.load_with_remark(data, self._size)
         except ItemError as error:
             return error
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.wrap_future(self._threads.submit(function, *arguments))
 
-    def _row(self, probabilities: np.ndarray) -> dict[str, Any]:
+    def _row(self, probabilities: np.ndarray, remark: str) -> dict[str, Any]:
         values = probabilities.tolist()
         best = int(np.argmax(probabilities))
         named = dict(zip(self._classes, values, strict=True))
-        return {"label": self._classes[best], "probability": values[best], "probabilities": named}
+        said = {"remark": f"{self._modality.noun}s like this one {remark}"} if remark else {}
+        return {"label": self._classes[best], "probability": values[best], "probabilities": named, **said}
 
     def _error(self, problems: dict[int, ItemError], count: int) -> RequestError:
         column = self._modality.column
