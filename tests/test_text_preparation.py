@@ -256,3 +256,25 @@ def test_a_manifest_of_text_files_stays_a_manifest(capsys):
     manifest = table.assign(path=[f"texts/{row}.txt" for row in range(len(table))])[["path", "label"]]
     assert set(prepare(manifest).path) == set(manifest.path)
     assert "the examples are texts, by the suffixes of 30 of 30 files" in capsys.readouterr().out
+
+
+def test_the_folders_of_imdb_are_splits_and_its_texts_without_labels_no_class(capsys):
+    for place, label in [("train", "neg"), ("train", "pos"), ("train", "unsup"), ("test", "neg"), ("test", "pos")]:
+        folder = Path("aclImdb", place, label)
+        folder.mkdir(parents=True)
+        Path("aclImdb", place, f"urls_{label}.txt").write_text("http://example.org/usercomments")
+        for number in range(10):
+            (folder / f"{number}_7.txt").write_text(
+                sentence(1000 * len(place) + 100 * len(label) + ord(label[0]) + 10 * number)
+            )
+    for name in ("README", "imdb.vocab", "imdbEr.txt", "train/labeledBow.feat"):
+        Path("aclImdb", name).write_text("0:9 1:1 of the film")
+    manifest = prepare("aclImdb", **{"prepare.near_distance": 0.0})
+    assert manifest.groupby(manifest.split == "test").label.value_counts().to_dict() == {
+        (is_test, label): 10 for is_test in (False, True) for label in ("neg", "pos")
+    }
+    ignored = pd.read_csv(paths.IGNORED).set_index("path").reason.value_counts()
+    assert ignored.to_dict() == {"without a label": 10, "in no class folder": 6, "in no split folder": 3}
+    assert "unsup, which only train has, is left out: it has no labels" in capsys.readouterr().out
+    shutil.rmtree("aclImdb/test")
+    assert set(prepare("aclImdb", **{"prepare.near_distance": 0.0}).label) == {"neg", "pos", "unsup"}

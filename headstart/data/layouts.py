@@ -26,6 +26,7 @@ from headstart.errors import UserError, readable
 from headstart.paths import is_address
 
 MAX_SHOWN = 5  # empty classes in a message
+UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # class folders of train alone that are no classes, as of IMDb
 
 
 def open_examples(data: Data, kind: Kind) -> Source:
@@ -149,6 +150,10 @@ def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Li
         else:
             items.append(Item(name, label, split_of.get(folder or "")))
     labels = {item.label for item in items}
+    elsewhere = {item.label for item in items if item.split != "train"}
+    unlabelled = {label for label in labels if label.casefold() in UNLABELLED and elsewhere and label not in elsewhere}
+    ignored += [(item.path, "without a label") for item in items if item.label in unlabelled]
+    items = [item for item in items if item.label not in unlabelled]
     reasons = [(class_folder(name), detail) for name, detail in unusable]
     folders = {class_folder(f"{folder}/") for folder in opened.folders} | {label for label, _ in reasons}
     if empty := sorted(folder for folder in folders if folder and folder not in labels):
@@ -157,6 +162,8 @@ def _list_folders(source: str, opened: Source, kind: Kind, splits: Splits) -> Li
     splits_are = [f"{' and '.join(map(readable, places))} is the split {split}" for split, places in folders_of.items()]
     plain = all(folder[len(outer) :] == f"{split}/" for folder, split in split_of.items())
     notes = [] if plain else ["; ".join(splits_are)]
+    notes += [f"{readable(label)}, which only train has, is left out: it has no labels" for label in sorted(unlabelled)]
+    labels -= unlabelled
     links = [(name, detail) for name, _, reason, detail in refused if reason == "link"]
     if links:  # one may be a whole class
         others = f", and so are {len(links) - 1} others" if links[1:] else ""
