@@ -13,6 +13,8 @@ accuracy   on test.csv, with all of train.csv and with --shots of each class: th
            and logistic regression (C = 10) on TF-IDF of words and pairs of words
 probe      quicker: logistic regression (C = 1) on the last layer's features, standardised, with --shots of each class,
            beside the same TF-IDF; only if asked for. FOLDER may also be a table, half of which is then for testing
+tokens     of how many texts the tokens differ from those of another implementation: transformers' in Python, which must
+           be installed (`pip install transformers`, 5 or later); only if asked for. FOLDER may also be a table
 """
 
 from __future__ import annotations
@@ -122,6 +124,31 @@ def compare_features(row: TextEncoder, modality: Modality, texts: list[str]) -> 
     others = [in_batches(engine, modality, tokens, rng.permutation(len(tokens)).tolist()) for _ in range(3)]
     changed = [int((other != found).any(axis=1).sum()) for other in others]
     print(f"texts of {len(tokens)} whose bits differ in three random orders: {', '.join(map(str, changed))}")
+
+
+def compare_tokens(row: TextEncoder, modality: Modality, texts: list[str]) -> None:
+    try:
+        from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
+    except ImportError:
+        sys.exit("--part tokens needs transformers 5 or later: pip install transformers")
+    described, size = json.loads(modality.reading["tokenizer"]), row.default_size
+    numbers = described["model"]["vocab"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "vocab.txt"
+        file.write_text("\n".join(sorted(numbers, key=numbers.get)) + "\n", encoding="utf-8")
+        slow = BertTokenizerLegacy(str(file), do_lower_case=described["normalizer"]["lowercase"])
+    start = time.perf_counter()
+    found = [modality.load(text.encode(), size).tolist() for text in texts]
+    middle = time.perf_counter()
+    other = [slow.encode(row.prefix + text, truncation=True, max_length=size) for text in texts]
+    end = time.perf_counter()
+    unequal = [text for text, one, two in zip(texts, found, other, strict=True) if one != two]
+    print(
+        f"{row.name}: the tokens of {len(unequal)} of {len(texts):,} texts ({sum(map(len, found)):,} tokens) differ from "
+        f"those by transformers in Python; {middle - start:.1f} and {end - middle:.1f} s"
+    )
+    for text in unequal[:5]:
+        print(f"  {text[:100]!r}")
 
 
 def measure_speed(row: TextEncoder, modality: Modality, table: Path, rounds: int) -> None:
@@ -262,7 +289,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Texts: features, speed, accuracy.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="with train.csv and test.csv, or a table")
     parser.add_argument("--backbone", default="minilm-l6")
-    parser.add_argument("--part", choices=["features", "speed", "accuracy", "probe"], help="default: the first three")
+    parser.add_argument(
+        "--part", choices=["features", "speed", "accuracy", "probe", "tokens"], help="default: the first three"
+    )
     parser.add_argument("--shots", type=int, default=10, help="training texts of a class")
     parser.add_argument("--seeds", type=int, default=3, help="draws of these")
     parser.add_argument("--rounds", type=int, default=3, help="of measuring speed")
@@ -279,6 +308,8 @@ def main() -> None:
     print(f"{machine()}, {device_name()}, {args.backbone}")
     if args.part in (None, "features"):
         compare_features(row, modality, list(test.text))
+    if args.part == "tokens":
+        compare_tokens(row, modality, [*train.text, *test.text])
     if args.part in (None, "speed"):
         measure_speed(row, modality, args.folder / "test.csv", args.rounds)
     if args.part == "probe":
