@@ -144,8 +144,8 @@ def compare_tokens(row: TextEncoder, modality: Modality, texts: list[str]) -> No
     end = time.perf_counter()
     unequal = [text for text, one, two in zip(texts, found, other, strict=True) if one != two]
     print(
-        f"{row.name}: the tokens of {len(unequal)} of {len(texts):,} texts ({sum(map(len, found)):,} tokens) differ from "
-        f"those by transformers in Python; {middle - start:.1f} and {end - middle:.1f} s"
+        f"{row.name}: the tokens of {len(unequal)} of {len(texts):,} texts ({sum(map(len, found)):,} tokens) differ "
+        f"from those by transformers in Python; {middle - start:.1f} and {end - middle:.1f} s"
     )
     for text in unequal[:5]:
         print(f"  {text[:100]!r}")
