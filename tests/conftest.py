@@ -75,9 +75,9 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
     return lambda name="photos", **options: paint_classes(tmp_path / name, **options)
 
 
-def write_params(file: Path, **changes: object) -> None:
-    """Write the committed params with `changes`, by dotted key."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+def write_params(file: Path, start: Path = ROOT / "params.yaml", **changes: object) -> None:
+    """Write the params of `start`, by default the committed ones, with `changes`, by dotted key."""
+    params = yaml.safe_load(start.read_text(encoding="utf-8"))
     for key, value in changes.items():
         *sections, last = key.split(".")
         target = params
@@ -107,14 +107,17 @@ def run_stages(*stages: str, tracked: bool = False) -> None:
             signal.signal(number, handler)
 
 
-def make_extracted(folder: Path, **changes: object) -> Path:
-    """Put photos, params.yaml and what prepare and extract make of the photos into `folder`."""
+def make_extracted(
+    folder: Path, make: Callable[[], object] = lambda: paint_classes(Path("photos")), **changes: object
+) -> Path:
+    """Put examples (by default photos), params.yaml and what prepare and extract make of them into `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        paint_classes(Path("photos"))
+        make()
         write_params(Path("params.yaml"), **{**SMALL, "data.source": "photos", **changes})
         run_stages("prepare", "extract")
+    shutil.copy(folder / "params.yaml", folder / "start.yaml")
     return folder
 
 
@@ -132,6 +135,26 @@ def extracted_short(tmp_path_factory) -> Path:
     """As `extracted`, by `short`, a backbone of four blocks that compiles quickly."""
     register_short()
     return make_extracted(tmp_path_factory.mktemp("extracted"), **SHORT)
+
+
+@pytest.fixture(scope="session")
+def extracted_texts(tmp_path_factory) -> Path:
+    """As `extracted_short`, of texts by a small BERT, which is also the backbone of the copies."""
+    from text_models import TEXTS, write_texts
+
+    return make_extracted(tmp_path_factory.mktemp("extracted"), write_texts, **TEXTS)
+
+
+# For tests that hold for each modality: a fixture takes its examples from `examples_of(request)`.
+def each_modality(fixture: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        fixture, ["extracted_short", "extracted_texts"], ids=["image", "text"], indirect=True
+    )
+
+
+def examples_of(request: pytest.FixtureRequest) -> Path:
+    """Return the folder that a fixture begins with: that of `each_modality`, by default `extracted_short`."""
+    return request.getfixturevalue(getattr(request, "param", "extracted_short"))
 
 
 def register_short() -> None:

@@ -11,16 +11,16 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHORT, SMALL, write_params
 from conftest import run_stages as run
+from conftest import write_params
 from scipy.special import softmax
 
 from headstart import paths
 from headstart.backbones import get_backbone
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import load_params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
-from headstart.data.sources import open_source
 from headstart.errors import UserError
 from headstart.features import extraction
 from headstart.features.engines import openvino_engine
@@ -30,32 +30,47 @@ from headstart.modalities.loading import read_batches
 from headstart.training import batches, heads, networks, plan, planning
 from headstart.training.examples import load_features
 
-QUICK = {**SMALL, **SHORT, "data.source": "photos", "train_head.learning_rate": 0.01, "train_head.epochs": 10}
-QUICK |= {"fine_tune.epochs": 4, "fine_tune.confidence": 0.5, "fine_tune.crop": 0.8, "fine_tune.flip": True}
+QUICK = {"train_head.learning_rate": 0.01, "train_head.epochs": 10, "fine_tune.epochs": 4, "fine_tune.confidence": 0.5}
+QUICK |= {"fine_tune.crop": 0.8, "fine_tune.flip": True}
+START = Path("start.yaml")  # what the params of a test begin with
 
 
-@pytest.fixture(scope="module")
-def with_head(tmp_path_factory, extracted_short) -> Path:
-    """Photos with features, and a head that still has something to learn."""
-    folder = tmp_path_factory.mktemp("head") / "here"
-    shutil.copytree(extracted_short, folder)
+def add_head(folder: Path, source: Path, changes: dict[str, object]) -> Path:
+    """Make `folder`: `source`, a head that still has something to learn, and the params that it was trained by."""
+    shutil.copytree(source, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write_params(Path("params.yaml"), **QUICK)
+        write_params(START, START, **changes)
+        shutil.copy(START, "params.yaml")
         run("train_head")
     return folder
 
 
+@pytest.fixture(scope="module")
+def photos_with_head(tmp_path_factory, extracted_short) -> Path:
+    return add_head(tmp_path_factory.mktemp("head") / "here", extracted_short, QUICK)
+
+
+@pytest.fixture(scope="module")
+def texts_with_head(tmp_path_factory, extracted_texts) -> Path:
+    from text_models import TUNED
+
+    return add_head(tmp_path_factory.mktemp("head") / "here", extracted_texts, TUNED)
+
+
 @pytest.fixture
-def here(tmp_path: Path, with_head, monkeypatch) -> Path:
-    shutil.copytree(with_head, tmp_path, dirs_exist_ok=True)
+def here(tmp_path: Path, request, monkeypatch) -> Path:
+    """Examples with features and a head: photos, or texts if `request` says so."""
+    shutil.copytree(
+        request.getfixturevalue(getattr(request, "param", "photos_with_head")), tmp_path, dirs_exist_ok=True
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def fine_tune(**changes: object) -> dict:
     """Run the stage with changed params; return its report."""
-    write_params(Path("params.yaml"), **{**QUICK, **{f"fine_tune.{name}": value for name, value in changes.items()}})
+    write_params(Path("params.yaml"), START, **{f"fine_tune.{name}": value for name, value in changes.items()})
     keras.backend.clear_session()  # so that layers have the same names each time, as in a process of their own
     run("fine_tune")
     return json.loads(paths.report("fine_tune").read_text())
@@ -63,9 +78,10 @@ def fine_tune(**changes: object) -> dict:
 
 def predict_val(model: networks.Classifier) -> np.ndarray:
     examples = load_split("val")
-    with open_source("photos") as source:
+    with open_examples(load_params().data, model.modality) as source:
         rows = list(examples.path), list(examples.file_hash)
-        return np.concatenate([model.predict(batch) for batch in read_batches(source, model.modality, *rows, 32, 32)])
+        read = read_batches(source, model.modality, *rows, model.size, 32)
+        return np.concatenate([model.predict(batch) for batch in read])
 
 
 def val_predictions() -> np.ndarray:
@@ -114,16 +130,23 @@ def test_otherwise_the_head_is_shipped_without_a_refit(here, changes):
     )
 
 
-@pytest.mark.slow
-def test_cached_activations_change_no_result(here):
+@pytest.mark.parametrize(
+    ("here", "changes"),
+    [
+        pytest.param("photos_with_head", {"mixup": 0, "refit": True}, marks=pytest.mark.slow, id="image"),
+        pytest.param("texts_with_head", {"word_dropout": 0.2}, id="text"),
+    ],
+    indirect=["here"],
+)
+def test_cached_activations_change_no_result(here, changes):
     """The same views, computed each time or once, differ by the rounding to float16 only, without mixup."""
-    same = {"layer_decay": 0.9, "views": 2, "mixup": 0, "epochs": 3, "refit": True, "confidence": 0}
+    same = {"layer_decay": 0.9, "views": 2, "epochs": 3, "confidence": 0, **changes}
     reports, probabilities = [], []
     for cache in ("on", "off"):
         reports.append(fine_tune(trunk_cache=cache, **same))
         probabilities.append(predict_val(networks.load_classifier(paths.MODEL)))
     assert [report["settings"]["trunk_cache"] for report in reports] == [True, False]
-    assert [report["refitted"] for report in reports] == [True, True]
+    assert [report["refitted"] for report in reports] == 2 * [changes.get("refit", False)]
     assert reports[0]["tuned_val_loss"] == pytest.approx(reports[1]["tuned_val_loss"], rel=0.05)
     assert probabilities[0] == pytest.approx(probabilities[1], abs=0.02)
 
@@ -169,7 +192,7 @@ def test_a_float32_model_is_shipped_however_it_was_trained(here, changes):
 
 
 def test_batch_norm_of_backbone_and_head_stays_frozen(here):
-    write_params(Path("params.yaml"), **{**QUICK, "train_head.batch_norm": True, "train_head.learning_rate": 1e-5})
+    write_params(Path("params.yaml"), START, **{"train_head.batch_norm": True, "train_head.learning_rate": 1e-5})
     run("train_head")
     head, _ = networks.load(paths.HEAD)
     assert fine_tune(learning_rate=0.003, mixup=0, confidence=0)["selected"] == "fine_tuned"
@@ -227,11 +250,16 @@ def test_a_training_that_becomes_nan_is_compared_as_it_was_before(here, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("refit", "printed"),
+    ("here", "refit", "printed"),
     [
-        (False, ["training resumes after epoch 2 of 6"]),
-        pytest.param(True, ["training had finished", "training resumes after epoch 1 of 2"], marks=pytest.mark.slow),
+        ("photos_with_head", False, ["training resumes after epoch 2 of 6"]),
+        ("texts_with_head", False, ["training resumes after epoch 2 of 6"]),
+        pytest.param(
+            *("photos_with_head", True, ["training had finished", "training resumes after epoch 1 of 2"]),
+            marks=pytest.mark.slow,
+        ),
     ],
+    indirect=["here"],
 )
 def test_a_killed_stage_resumes_to_the_same_file(here, monkeypatch, capsys, refit, printed):
     changes = {"confidence": 0, "refit": refit, "epochs": 6}

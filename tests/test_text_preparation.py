@@ -146,7 +146,7 @@ def test_the_page_about_the_data_shows_texts_and_escapes_them():
     assert "<script>" not in page
     assert page.count("<blockquote") >= 10
     assert f"{sentence(7)} &lt;script&gt;1&lt;/script&gt;</blockquote>" in page
-    for shown in ("histogram of characters", "histogram of words", ">Hebrew</td>", "2 files"):
+    for shown in ("histogram of characters", "histogram of words", ">Hebrew</td>", "2 examples"):
         assert shown in page
 
 

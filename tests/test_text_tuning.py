@@ -9,9 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import SMALL, write_params
-from conftest import run_stages as run
-from text_models import DIM, LAYERS, LONGEST, make_table, write_bert
+from test_fine_tune import add_head, fine_tune
+from text_models import DIM, LAYERS, LONGEST, TUNED, make_table, write_bert
 
 from headstart import paths
 from headstart.backbones import get_backbone
@@ -21,26 +20,14 @@ from headstart.config import load_params
 from headstart.features.activations import Activations
 from headstart.features.engines import open_engine
 from headstart.modalities import Modality, get_modality
-from headstart.training import networks, plan, planning
+from headstart.training import networks, planning
 from headstart.training.batches import Batches
 from headstart.training.defaults import resolve_fine_tune
 
-PARAMS = {
-    **SMALL,
-    "data.source": "texts.csv",
-    "extract.size": LONGEST,
-    "train_head.hidden": [],
-    "train_head.dropout": 0,
-    "train_head.epochs": 5,
-    "fine_tune.learning_rate": 0.002,
-    "fine_tune.epochs": 3,
-    "fine_tune.unfreeze": 1,
-}
-
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Backbone:
-    return get_backbone(str(write_bert(tmp_path_factory.mktemp("bert"), hidden_dropout_prob=0.1)))
+def bert(extracted_texts) -> Backbone:
+    return get_backbone(str(extracted_texts / "bert"))
 
 
 @pytest.fixture(scope="module")
@@ -49,38 +36,16 @@ def modality(bert) -> Modality:
 
 
 @pytest.fixture(scope="module")
-def with_head(tmp_path_factory, bert) -> Path:
-    """Texts with features and a head."""
-    folder = tmp_path_factory.mktemp("head") / "here"
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
-        make_table(24).to_csv("texts.csv", index=False)
-        write_params(Path("params.yaml"), **PARAMS, backbone=bert.name)
-        run("prepare", "extract", "train_head")
-    return folder
+def with_head(tmp_path_factory, extracted_texts) -> Path:
+    return add_head(tmp_path_factory.mktemp("head") / "here", extracted_texts, TUNED)
 
 
 @pytest.fixture
 def here(tmp_path: Path, with_head, monkeypatch) -> Path:
+    """Texts with features and a head."""
     shutil.copytree(with_head, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def fine_tune(here, bert):
-    """Runs the stage with changed params; returns its report."""
-
-    def call(**changes: object) -> dict:
-        changed = {f"fine_tune.{name}": value for name, value in changes.items()}
-        write_params(Path("params.yaml"), **{**PARAMS, "backbone": bert.name, **changed})
-        keras.backend.clear_session()
-        run("fine_tune")
-        return json.loads(paths.report("fine_tune").read_text())
-
-    return call
 
 
 # --- the split
@@ -154,24 +119,8 @@ def test_tables_of_embeddings_are_no_work(bert):
 # --- the stage
 
 
-def test_cached_activations_change_no_result(fine_tune, bert):
-    """They differ by the rounding to float16 only."""
-    found = []
-    for cache in (False, True):
-        report = fine_tune(trunk_cache="on" if cache else "off", views=2, word_dropout=0.2, confidence=0)
-        assert report["settings"]["trunk_cache"] is cache
-        assert report["selected"] == "fine_tuned"
-        network, _ = networks.load(paths.MODEL)
-        found.append(np.concatenate([np.ravel(weights) for weights in network.get_weights()]))
-    start = np.concatenate([np.ravel(w) for w in bert.build("pretrained", LONGEST, "avg", 0).get_weights()])
-    off, on = found
-    moved = np.linalg.norm(off[: len(start)] - start)
-    assert moved > 0.01
-    assert np.linalg.norm(on - off) < 0.1 * moved
-
-
 @pytest.mark.slow
-def test_texts_are_never_mixed(fine_tune, monkeypatch):
+def test_texts_are_never_mixed(here, monkeypatch):
     seen = []
     original = Batches.__init__
 
@@ -197,7 +146,7 @@ def test_texts_are_never_mixed(fine_tune, monkeypatch):
     ],
     ids=str,
 )
-def test_all_of_fine_tuning_works_for_texts(fine_tune, capsys, changes):
+def test_all_of_fine_tuning_works_for_texts(here, capsys, changes):
     report = fine_tune(**changes)
     assert report["settings"]["folds"] == changes.get("folds", 0)
     assert report["settings"]["views"] == (2 if "word_dropout" in changes else 0)
@@ -211,7 +160,7 @@ def test_all_of_fine_tuning_works_for_texts(fine_tune, capsys, changes):
 
 
 @pytest.mark.slow
-def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(fine_tune, monkeypatch, capsys):
+def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(here, monkeypatch, capsys):
     from headstart.framework import tf
     from headstart.training import fine_tuning
 
@@ -231,33 +180,12 @@ def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(fine_tune, mon
     assert found["tuned_val_loss"] == pytest.approx(expected["tuned_val_loss"], abs=1e-4)
 
 
-def test_a_killed_stage_resumes_to_the_same_weights(fine_tune, monkeypatch, capsys):
-    fine_tune(trunk_cache="on", confidence=0)
-    expected = networks.load(paths.MODEL)[0].get_weights()
-    save = plan.Checkpoint.save
-
-    def killed(self, variables, history, scores) -> None:
-        save(self, variables, history, scores)
-        if history.rows[-1]["epoch"] == 2:
-            raise SystemExit
-
-    with monkeypatch.context() as patch:
-        patch.setattr(plan.Checkpoint, "save", killed)
-        with pytest.raises(SystemExit):
-            fine_tune(trunk_cache="on", confidence=0)
-    capsys.readouterr()
-    fine_tune(trunk_cache="on", confidence=0)
-    assert "training resumes after epoch 2 of 3" in capsys.readouterr().out
-    found = networks.load(paths.MODEL)[0].get_weights()
-    assert all((one == other).all() for one, other in zip(found, expected, strict=True))
-
-
-def test_activations_are_of_the_network_that_the_files_describe(fine_tune, bert, monkeypatch):
+def test_activations_are_of_the_network_that_the_files_describe(here, monkeypatch):
     """With the same weights: a graph that OpenVINO has made of the other network is not taken for it."""
     seen, plain = [], planning.open_engine
     monkeypatch.setattr(planning, "open_engine", lambda *given: seen.append(given[-1]) or plain(*given))
     fine_tune(trunk_cache="on", epochs=1)
-    config = Path(bert.name) / "config.json"
+    config = Path("bert/config.json")
     before = config.read_text()
     try:
         config.write_text(json.dumps({**json.loads(before), "hidden_act": "relu"}))
@@ -272,11 +200,11 @@ def test_activations_are_of_the_network_that_the_files_describe(fine_tune, bert,
 
 
 @pytest.mark.slow
-def test_the_learning_rate_is_that_of_the_backbone_unless_params_have_one(fine_tune, bert):
+def test_the_learning_rate_is_that_of_the_backbone_unless_params_have_one(here):
     settings = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
     assert settings.learning_rate is None
     assert resolve_fine_tune(settings, get_backbone("mobilenetv2")).learning_rate == 3e-4
     assert resolve_fine_tune(settings, get_backbone("bert-base")).learning_rate == 3e-5
     asked = settings.model_copy(update={"learning_rate": 0.01})
     assert resolve_fine_tune(asked, get_backbone("bert-base")).learning_rate == 0.01
-    assert fine_tune(learning_rate=None, epochs=1)["settings"]["learning_rate"] == bert.learning_rate
+    assert fine_tune(learning_rate=None, epochs=1)["settings"]["learning_rate"] == 3e-5

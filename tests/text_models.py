@@ -11,7 +11,6 @@ import pytest
 from conftest import SMALL, run_stages, write_params
 
 pytest.importorskip("keras_hub", exc_type=ImportError)
-import sentencepiece
 from safetensors.numpy import save_file
 from tokenizers import BertWordPieceTokenizer
 
@@ -80,6 +79,8 @@ def write_bert(folder: Path, seed: int = 0, longest: int = LONGEST, **config: ob
 
 def write_deberta(folder: Path, **config: object) -> Path:
     """Write config.json, model.safetensors and spm.model of a DeBERTa V3 with random weights; returns the folder."""
+    import sentencepiece
+
     folder.mkdir(parents=True, exist_ok=True)
     sentences = [" ".join(words) for words in (*WORDS.values(), COMMON)] * 20
     special = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
@@ -117,6 +118,20 @@ def write_deberta(folder: Path, **config: object) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(known | config), encoding="utf-8")
     return folder
+
+
+# Params of a run of seconds on a table of texts, see `write_texts`.
+TEXTS = {**SMALL, "data.source": "texts.csv", "backbone": "./bert", "extract.size": LONGEST}
+
+# More of them, with which fine-tuning is selected.
+TUNED = {"train_head.hidden": [], "train_head.dropout": 0, "train_head.epochs": 5, "fine_tune.learning_rate": 0.002}
+TUNED |= {"fine_tune.epochs": 3, "fine_tune.unfreeze": 1}
+
+
+def write_texts() -> None:
+    """Put such a table, and a BERT, into the current folder."""
+    write_bert(Path("bert"), hidden_dropout_prob=0.1)
+    make_table(24).to_csv("texts.csv", index=False)
 
 
 def finish(folder: Path, table: pd.DataFrame) -> None:
