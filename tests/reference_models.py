@@ -68,3 +68,37 @@ def expected(family: str) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(REFERENCES / family / EXPECTED)
+
+
+def write_preset(family: str, folder: Path) -> Path:
+    """Write CLIP, SigLIP or RetinaNet as KerasHub keeps its presets, with the rest of the network random."""
+    import keras_hub
+
+    from headstart.backbones import vision_files
+
+    models, layers = keras_hub.models, keras_hub.layers
+    text = {"vocabulary_size": 16, "embedding_dim": 8, "hidden_dim": 8, "num_layers": 1, "num_heads": 1}
+    text |= {"intermediate_dim": 8, "max_sequence_length": 4}
+    source = write_model(family, folder / "source")
+    if family == "resnet":
+        trunk = models.Backbone.from_preset(str(source))
+        network = models.RetinaNetBackbone(trunk, min_level=3, max_level=7, use_p5=False)
+        about = json.loads((source / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+        converter, mean, std = layers.RetinaNetImageConverter, "mean", "std"
+        more = {"pad_to_aspect_ratio": True, "crop_to_aspect_ratio": False}
+    else:
+        tower = vision_files.load_tower(source)
+        about = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
+        mean, std, more = "image_mean", "image_std", {"interpolation": "bicubic", "crop_to_aspect_ratio": True}
+        if family == "clip":
+            network = models.CLIPBackbone(tower, models.CLIPTextEncoder(**text), projection_dim=8)
+            converter = layers.CLIPImageConverter
+        else:
+            network = models.SigLIPBackbone(tower, models.SigLIPTextEncoder(**text))
+            converter, more = layers.SigLIPImageConverter, more | {"antialias": True, "crop_to_aspect_ratio": False}
+    shutil.rmtree(source)
+    network.save_to_preset(str(folder))
+    scale = [1 / 255 / one for one in about[std]]
+    offset = [-one / other for one, other in zip(about[mean], about[std], strict=True)]
+    converter(image_size=(80, 80), scale=scale, offset=offset, **more).save_to_preset(str(folder))
+    return folder

@@ -45,10 +45,16 @@ def main() -> None:
     transformer("dinov2-registers", with_registers, with_registers, hf.BitImageProcessor(**CROPPED), first_patch=5)
     dinov3 = hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**SMALL, **P16, num_register_tokens=4, layer_norm_eps=1e-3))
     transformer("dinov3", dinov3, dinov3, hf.DINOv3ViTImageProcessor(**SQUARE), first_patch=5)
+    gated = hf.DINOv3ViTConfig(**SMALL, **P16, num_register_tokens=4, use_gated_mlp=True, hidden_act="silu")
+    plus = hf.DINOv3ViTModel(gated)  # as `small_plus` and the largest ones are
+    transformer("dinov3-gated", plus, plus, hf.DINOv3ViTImageProcessor(**SQUARE), first_patch=5)
     clip = hf.CLIPModel(hf.CLIPConfig(vision_config=SMALL | P16, text_config=TEXT, projection_dim=8))
     transformer("clip", clip, clip.vision_model, hf.CLIPImageProcessor(**CROPPED))
     siglip = hf.SiglipModel(hf.SiglipConfig(vision_config=SMALL | P16, text_config=TEXT))
     transformer("siglip", siglip, siglip.vision_model, hf.SiglipImageProcessor(**SQUARE), first_patch=0)
+    # as siglip2-so400m-patch14-384: the last pixels make no patch
+    siglip2 = hf.SiglipModel(hf.SiglipConfig(vision_config=SMALL | P16 | {"patch_size": 14}, text_config=TEXT))
+    transformer("siglip2", siglip2, siglip2.vision_model, hf.SiglipImageProcessor(**SQUARE), first_patch=0)
     resnet("resnet", "resnet26", 64)
 
 
@@ -73,7 +79,7 @@ def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: 
         tokens = tower.post_layernorm(out.last_hidden_state) if name == "clip" else out.last_hidden_state
         found = {"patches": tokens[:, first_patch:].mean(dim=1)}
         found["class"] = tokens[:, 0] if first_patch else found["patches"]  # SigLIP has no class token
-        found["pooled"] = out.pooler_output if name in ("clip", "siglip") else found["class"]
+        found["pooled"] = out.pooler_output if hasattr(tower, "post_layernorm") else found["class"]
         result |= {f"{size}/{key}": value for key, value in found.items()}
         if size == trained_at:
             result |= {f"hidden/{number}": state[0] for number, state in enumerate(out.hidden_states) if number}
