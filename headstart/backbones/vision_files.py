@@ -1,6 +1,7 @@
 """Files of Hugging Face that KerasHub 0.32 cannot convert: vision towers of CLIP and SigLIP, and bare ViTs.
 
-It has the networks of CLIP and SigLIP, but no converter. SigLIP 2 of a fixed image size is the same network, and is called `siglip` in its config.json, too.
+It has the networks of CLIP and SigLIP, but no converter. SigLIP 2 of a fixed image size is the same network, and is
+called `siglip` in its config.json, too.
 """
 
 from __future__ import annotations

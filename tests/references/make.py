@@ -65,7 +65,7 @@ def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: 
         processor.save_pretrained(temporary)
         names = load_file(Path(temporary, "model.safetensors"))
         weights = {key: draw(key, list(value.shape)) for key, value in names.items() if "text" not in key}
-        save_file(weights | {key: names[key] for key in names.keys() - weights.keys()}, f"{temporary}/model.safetensors")
+        save_file(names | weights, Path(temporary, "model.safetensors"))
         configs = {file.name: file.read_text() for file in Path(temporary).glob("*config.json")}
         loaded = type(model).from_pretrained(temporary).eval()
         tower = loaded if tower is model else getattr(loaded, next(k for k, v in model.named_children() if v is tower))
