@@ -74,7 +74,7 @@ def write_preset(family: str, folder: Path) -> Path:
     """Write CLIP, SigLIP or RetinaNet as KerasHub keeps its presets, with the rest of the network random."""
     import keras_hub
 
-    from headstart.backbones import vision_files
+    from headstart.backbones.hub_conversions import vision_tower
 
     models, layers = keras_hub.models, keras_hub.layers
     text = {"vocabulary_size": 16, "embedding_dim": 8, "hidden_dim": 8, "num_layers": 1, "num_heads": 1}
@@ -87,7 +87,7 @@ def write_preset(family: str, folder: Path) -> Path:
         converter, mean, std = layers.RetinaNetImageConverter, "mean", "std"
         more = {"pad_to_aspect_ratio": True, "crop_to_aspect_ratio": False}
     else:
-        tower = vision_files.load_tower(source)
+        tower = vision_tower(source, json.loads((source / "config.json").read_text(encoding="utf-8")), True)
         about = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
         mean, std, more = "image_mean", "image_std", {"interpolation": "bicubic", "crop_to_aspect_ratio": True}
         if family == "clip":
