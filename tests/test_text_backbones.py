@@ -130,7 +130,7 @@ def test_what_a_name_stands_for(tmp_path, monkeypatch):
         (tmp_path / "models" / name / "config.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     assert get_backbone("hf:owner/name").origin == Origin("hf:owner/name")
-    assert get_backbone("hub:bert_tiny_en_uncased").origin.names[0] == "model.weights.h5"
+    assert get_backbone("hub:bert_tiny_en_uncased").origin.names(tmp_path)[0] == "model.weights.h5"
     with pytest.raises(UserError, match="backbone 'minilm' is unknown; did you mean 'minilm-l6'"):
         get_backbone("minilm")
     with pytest.raises(UserError, match=r"backbone 'mine': the folder lacks model\.safetensors and config\.json"):

@@ -22,9 +22,20 @@ from headstart.backbones.hub_files import CONFIG
 if TYPE_CHECKING:
     import keras
 
-TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
+# Model types of Hugging Face; SigLIP 2 for images of one size has that of SigLIP.
+TOWERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
+_USUAL = {  # what the configs of Hugging Face leave out
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 224, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh",
+}  # fmt: skip
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_approximate"}
 _PREFIXES = {"deit": "deit.", "vit": "vit."}
+
+
+def tower_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a vision tower in TOWERS; its config names only those that are unusual."""
+    usual = {"patch_size": 32, "hidden_act": "quick_gelu"} if config["model_type"].startswith("clip") else {}
+    return {**_USUAL, **usual, **config.get("vision_config", config)}
 
 
 @contextmanager
@@ -52,12 +63,17 @@ def vision_tower(folder: Path, config: dict[str, Any], pretrained: bool) -> kera
     """Return KerasHub's network of the vision tower of a CLIP or SigLIP.
 
     Raises:
-        Exception: of many kinds, if its files say something else.
+        ValueError: if KerasHub's network cannot be what its config says.
+        Exception: of other kinds, if its files lack something.
     """
     import keras_hub
 
-    settings, clip = config.get("vision_config", config), config["model_type"].startswith("clip")
-    side = int(settings["image_size"])
+    settings, clip = tower_settings(config), config["model_type"].startswith("clip")
+    side, norm = int(settings["image_size"]), 1e-5 if clip else 1e-6
+    if settings.get("layer_norm_eps", norm) != norm:
+        raise ValueError(f"layer_norm_eps must be {norm}, got {settings['layer_norm_eps']}")
+    if settings["hidden_act"] not in _ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {', '.join(_ACTIVATIONS)}, got {settings['hidden_act']!r}")
     kind = keras_hub.models.CLIPVisionEncoder if clip else keras_hub.models.SigLIPVisionEncoder
     network = kind(
         patch_size=int(settings["patch_size"]),
@@ -65,7 +81,7 @@ def vision_tower(folder: Path, config: dict[str, Any], pretrained: bool) -> kera
         num_layers=settings["num_hidden_layers"],
         num_heads=settings["num_attention_heads"],
         intermediate_dim=settings["intermediate_size"],
-        intermediate_activation=_ACTIVATIONS[settings.get("hidden_act", "quick_gelu" if clip else "gelu_pytorch_tanh")],
+        intermediate_activation=_ACTIVATIONS[settings["hidden_act"]],
         image_shape=(side, side, 3),
     )
     if pretrained:

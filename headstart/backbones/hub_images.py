@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 # What a network was trained to be pooled to: its class token, the mean of its patches, both, or by attention.
 CLASS, MEAN, BOTH, ATTENTION = "class", "mean", "both", "attention"
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB in [0, 1]
-CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Scaling = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB in [0, 1]
+CLIP: Scaling = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF: Scaling = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _WORDS = {IMAGENET: TORCH, CLIP: "RGB in [0, 1] by CLIP's mean and deviation", HALF: TF}
 _PART = re.compile(r"(block_\d+|stack\d+_block\d+)(?:_|$)")  # what layers of one block have in common
 
@@ -41,20 +42,18 @@ class ImageEncoder(HubBackbone):
         patch: pixels of the side of a patch, of which `extract.size` must be a multiple; 1: it has none.
         pooled: CLASS, MEAN, BOTH or ATTENTION: what `extract.pooling: avg` means for it.
         scaling: mean and deviation that RGB in [0, 1] is scaled by.
-        licence: of its weights.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("keras-hub",)
     patch: int = 1
     pooled: str = MEAN
-    scaling: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
-    licence: str = ""
+    scaling: Scaling = IMAGENET
     learning_rate: float = 5e-5
 
     def check(self, params: Params) -> None:
         super().check(params)
         size = params.extract.size
-        if size is not None and size % self.patch:
+        if size not in (None, self.default_size) and size % self.patch:
             below, above = size // self.patch * self.patch, -(-size // self.patch) * self.patch
             raise UserError(
                 f"{PARAMS_FILE}: extract.size must be a multiple of {self.patch} for {self.name}, whose patches have "
@@ -70,8 +69,7 @@ class ImageEncoder(HubBackbone):
         keras.utils.set_random_seed(seed)
         network = vision_part(self._load(folder, weights))
         if is_transformer(network):
-            config = read_config(folder)
-            base, names = self._pool(build_tower(network, config.get("vision_config", config), size), pooling, depth)
+            base, names = self._pool(build_tower(network, read_config(folder), size), pooling, depth)
             pool = keras.layers.Identity
         else:
             base, names = _with_size(network, size, depth)
@@ -82,7 +80,9 @@ class ImageEncoder(HubBackbone):
         image = keras.Input((size, size, 3), name=INPUT)
         mean, deviation = self.scaling
         scaled = keras.layers.Rescaling(
-            [1 / (255 * one) for one in deviation], [-m / d for m, d in zip(mean, deviation, strict=True)], name="scaled"
+            [1 / (255 * one) for one in deviation],
+            [-m / d for m, d in zip(mean, deviation, strict=True)],
+            name="scaled",
         )(image)
         outputs = base(scaled, training=False)
         vectors = [
@@ -123,7 +123,6 @@ def _vector(tower: Tower, tokens: keras.KerasTensor, how: str, name: str) -> ker
     import keras
 
     if how == ATTENTION and tower.head:
-        tower.head.name = name
         return tower.head(tokens)
     patches = keras.layers.Cropping1D((tower.prefix, 0), name=f"{name}_patches")
     if how == "max":
@@ -160,14 +159,12 @@ def _blocks(layers: list[keras.Layer]) -> list[Block]:
 
 
 def make_row(
-    name: str, place: str, feature_dim: int, parameters: float, size: int, revision: str = "main", sha256: str = "",
-    consent: bool = False, **more: Any,
+    name: str, place: str, feature_dim: int, parameters: float, size: int, patch: int = 1, pooled: str = MEAN,
+    scaling: Scaling = IMAGENET, consent: bool = False, **more: Any,
 ) -> ImageEncoder:  # fmt: skip
     """Make a row of the table."""
-    scaling = more.get("scaling", IMAGENET)
     words = _WORDS.get(scaling) or f"RGB in [0, 1] by mean {scaling[0]} and deviation {scaling[1]}"
-    patch = more.get("patch", 1)
     return ImageEncoder(
         name, "image", size, feature_dim, parameters, words, patch if patch > 1 else 32,
-        origin=Origin(place, revision, sha256, of_images=True, consent=consent), **more,
+        origin=Origin(place, of_images=True, consent=consent), patch=patch, pooled=pooled, scaling=scaling, **more,
     )  # fmt: skip

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from headstart.backbones import hub_files, hub_text
+from headstart.backbones.hub_conversions import TOWERS, tower_settings
 from headstart.backbones.hub_files import HUGGING_FACE, KAGGLE, KERAS_PROCESSOR, PROCESSOR, Origin
-from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, ImageEncoder, make_row
+from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, Scaling, make_row
 from headstart.backbones.hub_networks import HubBackbone, read_config
 from headstart.config import PARAMS_FILE
 from headstart.errors import UserError, one_line
@@ -46,13 +47,14 @@ def find_row(name: str) -> HubBackbone | None:
     settings = {**config, **config.get("config", {})} if isinstance(config.get("config"), dict) else config
     if not any(key in settings for key in _OF_IMAGES):
         return hub_text.make_row(name, name, 0, 0.0)
-    tower = next((_inner(settings[key]) for key in _OF_IMAGES if isinstance(settings.get(key), dict)), settings)
+    if config.get("model_type") in TOWERS:
+        tower = tower_settings(config)
+    else:
+        tower = next((_inner(settings[key]) for key in _OF_IMAGES if isinstance(settings.get(key), dict)), settings)
     kind = str(config.get("model_type") or config.get("class_name") or config.get("architecture") or "").lower()
     pooled, scaling = next((found for start, found in _FAMILIES.items() if kind.startswith(start)), (MEAN, IMAGENET))
-    return make_row(
-        name, name, 0, 0.0, _side(tower) or 224, patch=_patch(tower), pooled=pooled,
-        scaling=_scaling(folder, settings) or scaling,
-    )  # fmt: skip
+    scaling = _scaling(folder, settings) or scaling
+    return make_row(name, name, 0, 0.0, _side(tower) or 224, _patch(tower), pooled, scaling)
 
 
 def _inner(part: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _patch(settings: dict[str, Any]) -> int:
     return found if isinstance(found, int) and found > 0 else 1
 
 
-def _scaling(folder: Path, settings: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _scaling(folder: Path, settings: dict[str, Any]) -> Scaling | None:
     """Return mean and deviation that RGB in [0, 1] is scaled by, as the files of a model say; None: they do not."""
     try:
         if (folder / PROCESSOR).is_file():

@@ -49,6 +49,9 @@ class HubBackbone(Backbone):
     def weights_path(self, size: int) -> Path:
         return hub_files.weights_file(self.origin.folder())
 
+    def consent(self) -> str:
+        return hub_files.consent(self.origin)
+
     def fetch(self) -> Path:
         folder = hub_files.fetch(self.origin)
         hub_files.check_weights(self.origin, folder)
@@ -80,7 +83,6 @@ class HubBackbone(Backbone):
                 f"{folder}: KerasHub cannot make an encoder of {self.modality}s of it ({one_line(error)[:300]}); its "
                 "list of models: https://keras.io/keras_hub/presets"
             ) from error
-
 
     def _convert(self, folder: Path, config: dict[str, Any], pretrained: bool) -> keras.Model:
         """Return KerasHub's network; raises many kinds of errors."""

@@ -16,6 +16,7 @@ from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, Origin
 from headstart.backbones.hub_networks import HubBackbone, from_preset, read_config
+from headstart.backbones.hub_tokenizers import read_tokenizer
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
 
@@ -53,11 +54,11 @@ class TextEncoder(HubBackbone):
     def reading(self) -> dict[str, Any]:
         """Return how it reads texts, see `headstart.modalities.text.tokens.Tokens`."""
         folder = hub_files.fetch(self.origin)
-        tokenizer, pad = hub_files.read_tokenizer(folder)
+        tokenizer, pad = read_tokenizer(folder)
         return {"tokenizer": tokenizer, "pad": pad, "prefix": self.prefix, "longest": _longest(folder)}
 
     def _read(self, folder: Path) -> int:
-        return hub_files.read_tokenizer(folder)[1]
+        return read_tokenizer(folder)[1]
 
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
@@ -75,7 +76,7 @@ class TextEncoder(HubBackbone):
         base.name = BACKBONE_LAYER
         base.trainable = False
         tokens = keras.Input((None,), dtype="int32", name=INPUT)
-        _, pad = hub_files.read_tokenizer(folder)
+        _, pad = read_tokenizer(folder)
         mask = keras.ops.cast(keras.ops.not_equal(tokens, pad), "int32")
         sequences = base(_inputs(base, tokens, mask), training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]

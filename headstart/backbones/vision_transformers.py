@@ -57,14 +57,12 @@ class Tower(NamedTuple):
 
     Attributes:
         image: the input, (N, size, size, 3) float32, preprocessed.
-        blocks: for each block what it gives, (N, k + patches, dim).
-        tokens: the output, as of `blocks`.
+        tokens: the output, (N, k + patches, dim).
         prefix: k, how many tokens come before those of the patches.
         head: as of `Parts`.
     """
 
     image: keras.KerasTensor
-    blocks: list[keras.KerasTensor]
     tokens: keras.KerasTensor
     prefix: int
     head: keras.Layer | None
@@ -86,7 +84,7 @@ def build_tower(network: keras.Model, config: dict[str, Any], size: int) -> Towe
     """Build the chain for images of that size, a multiple of the patch size.
 
     Args:
-        network: of KerasHub; its layers are taken over.
+        network: of KerasHub; its layers are copied, since they may belong to a chain already.
         config: config.json by Hugging Face, or that of KerasHub.
     """
     import keras
@@ -110,13 +108,12 @@ def build_tower(network: keras.Model, config: dict[str, Any], size: int) -> Towe
     tokens = keras.layers.Add(name="embeddings")([tokens, embedding(tokens)])
     embedding.set_weights([table])
     if parts.norm:
-        tokens = _renamed(parts.norm, "norm_before")(tokens)
-    outputs = []
+        tokens = _copy(parts.norm, "norm_before", tokens.shape)(tokens)
     for number, layer in enumerate(parts.blocks, 1):
-        step = _renamed(layer, f"block_{number}")
+        step = _copy(layer, f"block_{number}", tokens.shape)
         tokens = (_rotary(step, network, count, grid) if parts.positions is None else step)(tokens)
-        outputs.append(tokens)
-    return Tower(image, outputs, _renamed(parts.after, "norm")(tokens), count, parts.head)
+    tokens = _copy(parts.after, "norm", tokens.shape)(tokens)
+    return Tower(image, tokens, count, parts.head and _copy(parts.head, "head", tokens.shape))
 
 
 def interpolate(positions: np.ndarray, side: int, antialias: bool = False) -> np.ndarray:
@@ -149,9 +146,12 @@ def _cubic(distance: float, a: float) -> float:
     return a * (((distance - 5) * distance + 8) * distance - 4) if distance < 2 else 0.0
 
 
-def _renamed(layer: keras.Layer, name: str) -> keras.Layer:
-    layer.name = name
-    return layer
+def _copy(layer: keras.Layer, name: str, shape: tuple[int | None, ...]) -> keras.Layer:
+    """Return a layer like another one, with its weights."""
+    new = type(layer).from_config({**layer.get_config(), "name": name})
+    new.build(shape)
+    new.set_weights(layer.get_weights())
+    return new
 
 
 def _rotary(layer: keras.Layer, network: keras.Model, count: int, grid: int) -> Step:
