@@ -33,6 +33,7 @@ _MODULES = re.compile(
     r"|keras\.src\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers"
     r"|applications)\..*"
     r"|keras_hub\.src\.layers\.modeling\..*"
+    r"|keras_hub\.src\.models\.\w+\.\w+_layers"
 )
 # Layers that hold code, run another framework's, or read files.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}
