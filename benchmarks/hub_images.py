@@ -1,6 +1,6 @@
 """How fast photographs go through ViT-S/16 at 224 pixels: by extract, OpenVINO alone and timm in torch, in turns.
 
-Command: python benchmarks/hub_images.py PHOTOS [--size 224] [--count 400] [--torch PYTHON]
+Command: python benchmarks/hub_images.py PHOTOS [--size 224] [--count 100] [--torch PYTHON]
 
 PHOTOS is a folder of photographs, PYTHON an interpreter that has timm (the extra `reference`), by default this one.
 
@@ -10,17 +10,18 @@ torch      timm's vit_small_patch16_224 behind a DataLoader with timm's own prep
            where timm is not installed
 
 All in float32, then in bfloat16. The weights are random: they take the same time as others. Rates are those of the
-median round; a ratio is the median over rounds, carries over to other machines, and other programs disturb it less.
+median round, by the clock and by the processor's time, which other programs disturb less. A ratio is the median over
+rounds and carries over to other machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -105,11 +106,12 @@ class ByTimm:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.versions = self._answer()
 
-    def __call__(self) -> None:
+    def __call__(self) -> tuple[float, float]:
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self._answer()
+        wall, cpu = map(float, self._answer().split())
+        return wall, cpu
 
     def close(self) -> None:
         self._process.communicate()
@@ -123,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--torch", default=sys.executable)
     arguments = parser.parse_args()
     source, size = Folder(arguments.photos), arguments.size
@@ -137,9 +139,9 @@ def main() -> None:
         encoder = build()
         for precision in PRECISIONS:
             run = open_engine("auto", build, IMAGES.spec(size), precision, None, "extract")
-            ways: dict[str, Callable[[], object]] = {
-                "extract": partial(extract, source, manifest, run, size),
-                "openvino": openvino_alone(encoder, arrays, precision),
+            ways: dict[str, Callable[[], tuple[float, float]]] = {
+                "extract": partial(measure, partial(extract, source, manifest, run, size)),
+                "openvino": partial(measure, openvino_alone(encoder, arrays, precision)),
             }
             timm = ByTimm(arguments.torch, [arguments.photos / name for name in names], size, precision)
             if timm.versions:
@@ -149,18 +151,23 @@ def main() -> None:
             timm.close()
 
 
-def report(precision: str, ways: dict[str, Callable[[], object]], count: int) -> None:
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Return seconds of the clock and of the processor."""
+    used = time.process_time()
+    wall = seconds(work)
+    return wall, time.process_time() - used
+
+
+def report(precision: str, ways: dict[str, Callable[[], tuple[float, float]]], count: int) -> None:
     """Print rates of all ways, and how they compare with extract, the first of them."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():  # their start
         way()
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            times[name].append(seconds(way))
-    for name, values in times.items():
-        ratios = [value / own for value, own in zip(values, times["extract"], strict=True)]
-        beside = "" if name == "extract" else f"; extract is {statistics.median(ratios):.2f} times as fast"
-        print(f"{precision:<9} {name:<9} {count / statistics.median(values):>6.1f} images/s{beside}", flush=True)
+    times = np.array([[way() for way in ways.values()] for _ in range(ROUNDS)])  # (rounds, ways, 2)
+    rates = count / np.median(times, axis=0)
+    ratios = np.median(times / times[:, :1], axis=0)
+    for name, (wall, cpu), (by_clock, by_cpu) in zip(ways, rates, ratios, strict=True):
+        beside = "" if name == "extract" else f"; extract is {by_clock:.2f} and {by_cpu:.2f} times as fast"
+        print(f"{precision:<9} {name:<9} {wall:>6.1f} images/s, {cpu:.1f} per second of a core{beside}", flush=True)
 
 
 if __name__ == "__main__":

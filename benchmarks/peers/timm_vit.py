@@ -1,12 +1,13 @@
 """Features by timm's vit_small_patch16_224, random weights, behind a DataLoader with timm's own preprocessing.
 
 Command: python benchmarks/peers/timm_vit.py SIZE PRECISION FILE...; it computes features once for each line that it
-reads, and writes how many seconds that took. `benchmarks/hub_images.py` runs it, in a process of its own: TensorFlow
-and torch do not go together in one.
+reads, and writes how many seconds of the clock and of the processor that took. `benchmarks/hub_images.py` runs it, in a
+process of its own: TensorFlow and torch do not go together in one.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -34,8 +35,8 @@ class Photographs(torch.utils.data.Dataset):
 loader = torch.utils.data.DataLoader(Photographs(), batch_size=32, num_workers=1)
 print(f"timm {timm.__version__}, torch {torch.__version__}", flush=True)
 for _ in sys.stdin:
-    start = time.perf_counter()
+    start, used = time.perf_counter(), sum(os.times()[:4])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
         for batch in loader:
             model(batch)
-    print(time.perf_counter() - start, flush=True)
+    print(time.perf_counter() - start, sum(os.times()[:4]) - used, flush=True)
