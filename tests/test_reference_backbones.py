@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("keras_hub", exc_type=ImportError)
-from reference_models import REFERENCES, expected, images, write_model, write_preset
+from reference_models import REFERENCES, expected, images, weights_of, write_model, write_preset
+from safetensors.numpy import save_file
 
 from headstart.backbones import get_backbone
 from headstart.backbones.base import BACKBONE_LAYER
@@ -59,7 +60,11 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 def features(row, size: int, pooled: str = "") -> np.ndarray:
     row = dataclasses.replace(row, pooled=pooled or row.pooled)
-    return row.build("pretrained", size, "avg", 0).predict_on_batch({"image": images(size).astype(np.float32)})
+    return run(row.build("pretrained", size, "avg", 0), size)
+
+
+def run(encoder: keras.Model, size: int) -> np.ndarray:
+    return np.asarray(encoder({"image": images(size).astype(np.float32)}))  # tracing a graph would take longer
 
 
 def trained_at(family: str) -> int:
@@ -71,7 +76,7 @@ def test_features_and_blocks_are_those_of_the_reference(family, folders):
     row, size, wanted = get_backbone(str(folders[family])), trained_at(family), expected(family)
     assert (row.modality, row.pooled, row.default_size) == ("image", POOLED[family], size)
     encoder = row.build("pretrained", size, "avg", 0)
-    assert_close(encoder.predict_on_batch({"image": images(size).astype(np.float32)}), wanted[f"{size}/pooled"])
+    assert_close(run(encoder, size), wanted[f"{size}/pooled"])
     names = [block.name for block in row.blocks(encoder)]
     assert len(names) == 4  # of patches, and three of the transformer
     base = encoder.get_layer(BACKBONE_LAYER)
@@ -81,7 +86,7 @@ def test_features_and_blocks_are_those_of_the_reference(family, folders):
         assert_close(np.asarray(state)[0], wanted[f"hidden/{number}"])
 
 
-@pytest.mark.parametrize("family", POOLED)
+@pytest.mark.parametrize("family", [name for name in POOLED if name not in ("dinov3-gated", "vit-bare")])
 def test_positions_are_interpolated_as_in_the_reference(family, folders):
     row, wanted, patch = get_backbone(str(folders[family])), expected(family), 14 if "dinov2" in family else 16
     patch = 14 if family == "siglip2" else patch
@@ -98,17 +103,15 @@ def test_features_of_more_depths(family, folders):
     """Of three blocks the last one gives the output, and the second one more features."""
     row, size, wanted = get_backbone(str(folders[family])), trained_at(family), expected(family)
     encoder = row.build("pretrained", size, "avg", 0, "half")
-    found = encoder.predict_on_batch({"image": images(size).astype(np.float32)})
+    found = run(encoder, size)
     assert_close(found[:, :32], wanted[f"{size}/pooled"])
     tokens = wanted["hidden/2"]
     assert_close(found[0, 32:], tokens.mean(axis=0) if row.pooled == ATTENTION else tokens[0])
 
 
-def test_the_mean_is_one_of_patches_alone(folders):
-    for family in ("dinov2-registers", "deit", "siglip"):
-        size = trained_at(family)
-        found = features(get_backbone(str(folders[family])), size, MEAN)
-        assert_close(found, expected(family)[f"{size}/patches"])
+def test_where_there_is_no_class_token_the_mean_is_one_of_patches(folders):
+    found = features(get_backbone(str(folders["siglip"])), 80, MEAN)
+    assert_close(found, expected("siglip")["80/patches"])
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
@@ -119,11 +122,10 @@ def test_presets_of_kerashub(family, tmp_path):
     assert_close(features(row, 112), expected(family)["112/pooled"])
 
 
-@pytest.mark.parametrize("write", [write_model, pytest.param(write_preset, marks=pytest.mark.slow)])
-def test_residual_networks_of_timm_and_under_retinanet(write, tmp_path):
+@pytest.mark.parametrize(("write", "size"), [(write_model, 64), pytest.param(write_preset, 96, marks=pytest.mark.slow)])
+def test_residual_networks_of_timm_and_under_retinanet(write, size, tmp_path):
     row = get_backbone(str(write("resnet", tmp_path)))
-    for size in (64, 96):
-        assert_close(features(row, size), expected("resnet")[f"{size}/pooled"])
+    assert_close(features(row, size), expected("resnet")[f"{size}/pooled"])
 
 
 def test_the_config_of_a_tower_may_say_only_what_is_unusual(tmp_path):
@@ -134,6 +136,18 @@ def test_the_config_of_a_tower_may_say_only_what_is_unusual(tmp_path):
     row = get_backbone(str(folder))
     assert (row.default_size, row.patch, row.pooled) == (224, 16, ATTENTION)
     assert row.build("none", 32, "avg", 0).output_shape == (None, 768)
+
+
+def test_a_tower_alone_has_the_names_of_newer_or_older_files(tmp_path):
+    """Without its text tower, transformers saves it without `vision_model.` since version 5."""
+    folder = write_model("clip", tmp_path)
+    start = "vision_model."
+    weights = {name[len(start) :]: array for name, array in weights_of("clip").items() if name.startswith(start)}
+    config = json.loads((folder / "config.json").read_text())["vision_config"]
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "clip_vision_model"}))
+    for prefix in ("", start):
+        save_file({prefix + name: array for name, array in weights.items()}, folder / "model.safetensors")
+        assert_close(features(get_backbone(str(folder)), 80), expected("clip")["80/pooled"])
 
 
 def test_fixtures_are_small():

@@ -97,7 +97,8 @@ class _Weights:
 
         found = load_file(file)
         start = re.compile(r"^(?:.*\.)?vision_model\.")
-        self._arrays = {start.sub("", name): array for name, array in found.items() if start.match(name)}
+        inside = {start.sub("", name): array for name, array in found.items() if start.match(name)}
+        self._arrays = inside or found  # a file of the tower alone may lack the beginning of the names
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name].astype(np.float32)
