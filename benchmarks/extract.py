@@ -86,11 +86,29 @@ def plain_keras(encoder: keras.Model, backbone: str) -> Callable[[Path], np.ndar
     return run
 
 
+def manifest_of(source: Folder, names: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"path": names, "file_hash": [file_hash(source.read(name)) for name in names], "split": "test"})
+
+
+def extract(source: Folder, manifest: pd.DataFrame, run: engines.Engine, side: int) -> np.ndarray:
+    """What the stage does after its start, with nothing kept before; returns the features."""
+    loader = ViewLoader(source, IMAGES, side)
+    index = ViewIndex(manifest, 0, loader)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FeatureStore(Path(folder) / "s.sqlite", {}, run.feature_dim, "float32") as kept,
+    ):
+        extraction = Extraction(index, loader, run, kept)
+        extraction.compute(kept.missing(index.keys), 0)
+        found = extraction.features(range(len(manifest)))
+        np.save(Path(folder) / "test.npy", found)
+        return found
+
+
 def speed(photos: Path, choices: list[str]) -> None:
-    names = photographs(photos)
-    source = Folder(photos)
-    hashes = [file_hash(source.read(name)) for name in names]
-    manifest = pd.DataFrame({"path": names, "file_hash": hashes, "split": "test"})
+    source, names = Folder(photos), photographs(photos)
+    manifest = manifest_of(source, names)
+    hashes = list(manifest.file_hash)
     size = statistics.mean(len(source.read(name)) for name in names)
     print(
         f"{machine()}, {device_name()}, TensorFlow {tf.__version__}; "
@@ -109,17 +127,6 @@ def speed(photos: Path, choices: list[str]) -> None:
         run(batch)
         repeats = -(-len(names) // run.batch_size)
 
-        def whole(run: engines.Engine = run, side: int = side) -> None:
-            loader = ViewLoader(source, IMAGES, side)
-            index = ViewIndex(manifest, 0, loader)
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                FeatureStore(Path(folder) / "s.sqlite", {}, run.feature_dim, "float32") as store,
-            ):
-                extraction = Extraction(index, loader, run, store)
-                extraction.compute(store.missing(index.keys), 0)
-                np.save(Path(folder) / "test.npy", extraction.features(range(len(names))))
-
         def decoding(run: engines.Engine = run, side: int = side) -> None:
             for _ in read_batches(source, IMAGES, names, hashes, side, run.batch_size):
                 pass
@@ -130,7 +137,7 @@ def speed(photos: Path, choices: list[str]) -> None:
 
         times: dict[str, list[float]] = {"a": [], "b": [], "decode": [], "forward": []}
         for _ in range(ROUNDS):
-            times["a"].append(seconds(whole))
+            times["a"].append(seconds(partial(extract, source, manifest, run, side)))
             times["decode"].append(seconds(decoding))
             times["forward"].append(seconds(forward) * len(names) / (repeats * run.batch_size))
             times["b"].append(seconds(keras_way))

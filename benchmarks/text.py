@@ -44,7 +44,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from headstart.backbones import get_backbone
-from headstart.backbones.keras_hub import TextEncoder
+from headstart.backbones.hub_text import TextEncoder
 from headstart.data.files import file_hash
 from headstart.data.sources import open_source
 from headstart.data.tables import Columns, Rows, row_name

@@ -32,7 +32,8 @@ _MODULES = re.compile(
     r"keras(\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers))?"
     r"|keras\.src\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|quantizers"
     r"|applications)\..*"
-    r"|keras_hub\.src\.(layers\.modeling\..*|models\.deberta_v3\.disentangled_attention_encoder)"
+    r"|keras_hub\.src\.layers\.modeling\..*"
+    r"|keras_hub\.src\.models\.(\w+\.\w+_layers|deberta_v3\.disentangled_attention_encoder)"
 )
 # Layers that hold code, run another framework's, or read files.
 _CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "__lambda__", "__typespec__"}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from headstart.backbones import get_backbone
+from headstart.backbones.depths import pooling_layers
 from headstart.modalities import get_modality
 from headstart.report import attention
 from headstart.training import networks
@@ -70,7 +71,7 @@ def test_evidence_of_early_layers_lies_where_it_is():
     """A head that takes nothing but the earliest feature map points at the only place where that is not flat."""
     classifier = make_classifier("avg", of_roots=False)
     encoder = classifier.network.get_layer("encoder")
-    pool = attention.pooling_layers(encoder)[-1]
+    pool = pooling_layers(encoder)[-1]
     images = np.full((1, SIZE, SIZE, 3), 128, np.uint8)
     below = keras.Model(encoder.input, [pool.input, pool.output])
     flat = np.asarray(below({"image": images.astype(np.float32)})[1])[0]

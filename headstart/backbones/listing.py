@@ -33,18 +33,23 @@ def print_backbones(name: str | None = None) -> None:
         return
     here = set(cached_backbones())
     print(
-        f"{'backbone':<18} {'of':<6} {'features':>8} {'weights':>9} {'size':>5} {'min':>5}  {'here':<5} preprocessing"
+        f"{'backbone':<18} {'of':<6} {'features':>8} {'weights':>9} {'size':>5} {'min':>5}  {'here':<5} "
+        f"{'licence':<14} preprocessing"
     )
     for name, row in BACKBONES.items():
         print(
             f"{name:<18} {row.modality:<6} {row.feature_dim:>8} {row.parameters:>7.1f} M {row.default_size:>5} "
-            f"{row.min_size:>5}  {'yes' if name in here else '-':<5} {row.preprocessing}"
+            f"{row.min_size:>5}  {'yes' if name in here else '-':<5} {row.licence or '-':<14} {row.preprocessing}"
         )
+    asked = {name: consent for name, row in BACKBONES.items() if (consent := row.consent())}
     print(
         "\nsize, min: the default and the smallest `extract.size`. features: vector length after average pooling."
         "\nhere: the pretrained weights are on this machine; others are downloaded by `extract`."
+        "\nlicence: of the weights; those of keras.applications: https://keras.io/api/applications."
         "\ntiny's weights come with this repository and were trained on drawn images: see pretraining/README.md."
     )
+    for name, consent in asked.items():
+        print(f"{name} needs a consent: {consent}.")
 
 
 def _print_blocks(name: str) -> None:

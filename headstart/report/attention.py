@@ -4,7 +4,8 @@ Where in an image it sees evidence for a class: the last feature map times the g
 channels, which is what each place adds to the score if the head is linear (HiResCAM,
 https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over places first, it also holds for
 flattened features; for features averaged over all places both agree. If the head takes features of several depths, the
-feature map of each adds its part.
+feature map of each adds its part. Of a transformer, its tokens take the place of a feature map, where they enter its
+last layer; since that is not linear, the sum over all places is the score up to first order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from headstart.backbones.depths import pooling_layers
+from headstart.backbones.places import find_places
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
 from headstart.modalities.lengths import map_batches
@@ -62,25 +63,24 @@ def signed_maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np
     logits: evidence for all classes decides nothing.
     """
     encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-    pools = pooling_layers(encoder)
-    # By name, since Keras takes a list of one output as that output.
-    below = keras.Model(encoder.input, {pool.name: pool.input for pool in pools})
+    places = find_places(encoder)
     logits_of = networks.without_softmax(head)
     images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
-    found_maps = below(images, training=False)
-    feature_maps = [tf.convert_to_tensor(found_maps[pool.name]) for pool in pools]
-    found, size = [], feature_maps[0].shape[1:3]
+    feature_maps = [tf.convert_to_tensor(one.below(images, training=False)) for one in places]
+    found, size = [], places[0].grid
     for column in classes.T:
         with tf.GradientTape() as tape:
             tape.watch(feature_maps)
-            features = tf.concat([pool(one) for pool, one in zip(pools, feature_maps, strict=True)], axis=-1)
+            features = tf.concat(
+                [one.above(part, training=False) for one, part in zip(places, feature_maps, strict=True)], axis=-1
+            )
             logits = logits_of(features, training=False)
             score = tf.gather(logits, column, batch_dims=1, axis=1) - tf.reduce_mean(logits, axis=1)
         gradients, evidence = tape.gradient(score, feature_maps), np.zeros((len(column), *size), np.float32)
-        for gradient, one in zip(gradients, feature_maps, strict=True):
+        for one, gradient, part in zip(places, gradients, feature_maps, strict=True):
             # Means over areas, times the ratio of both sizes: sums stay as they are.
-            places = tf.reduce_sum(gradient * one, axis=-1, keepdims=True)
-            ratio = places.shape[1] * places.shape[2] / (size[0] * size[1])
-            evidence += ratio * tf.image.resize(places, size, tf.image.ResizeMethod.AREA)[..., 0].numpy()
+            sums = one.by_place(tf.reduce_sum(gradient * part, axis=-1, keepdims=True))
+            ratio = sums.shape[1] * sums.shape[2] / (size[0] * size[1])
+            evidence += ratio * tf.image.resize(sums, size, tf.image.ResizeMethod.AREA)[..., 0].numpy()
         found.append(evidence)
     return np.stack(found, axis=1)

