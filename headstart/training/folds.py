@@ -98,9 +98,7 @@ def load_folds(settings: FineTune, found: HeadReport, last: int, seed: int) -> l
             f"{PARAMS_FILE}: fine_tune.folds {n_folds}: train_head has no folds of so many examples to compare with; "
             "set it to null, or ask for a head of your own, e.g. with train_head.hidden=[]"
         )
-    print(
-        f"fine_tune: up to {n_folds + 1} trainings: on train, then in {n_folds} folds of it until the verdict is clear"
-    )
+    print(f"fine_tune: training on train, then in up to {n_folds} folds of it, until it is clear what is better")
     examples, n_classes = concat(train_set, val_set), found.logits.shape[1]
     return make_folds(examples, groups, n_folds, n_classes, found.settings, seed, found.logits)
 
