@@ -166,10 +166,9 @@ def tuned_logits(changes: list[str]) -> tuple[np.ndarray | None, np.ndarray | No
     folds = load_folds(params.fine_tune, found, last, params.seed)
     with build_plan(params, encoder, head, found.logits, meta, folds, None) as plan:
         assert plan, "nothing is trained"
-        result = selection.fine_tune(plan if folds else replace(plan, refits=False), lambda _: None)
-        if result.trained:
-            tuned = test_logits(encoder, head, meta.size) / result.temperature
-        if not folds and result.better and plan.refits and result.trained:
+        result = selection.fine_tune(replace(plan, refits=False), lambda _: None)
+        tuned = test_logits(encoder, head, meta.size) / result.temperature
+        if result.better and plan.refits:
             plan.refit(result.trained)
         plan.delete_checkpoints()
     seconds = time.perf_counter() - start

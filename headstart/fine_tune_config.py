@@ -87,8 +87,9 @@ class FineTune(Section):
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_read_switch)]
     """Whether the outputs of the frozen blocks are computed once per view and cached; auto: if that is faster."""
     folds: Literal[0] | Annotated[Int, Field(ge=2, le=100)] | None
-    """Folds of train and val that decide between the fine-tuned network and the head, each with a training of its own;
-    0: val decides; null: 5 if val has fewer than 50 examples and both together at most 1,000, else 0."""
+    """Folds of train that decide along with val between the fine-tuned network and the head, each with a training of
+    its own, until the difference is clear; 0: val alone; null: 4 if val has fewer than 50 examples and both together at
+    most 1,000, else 0."""
     confidence: Below1
     """How sure a paired test must be that fine-tuning lowers the Brier score, by at least 0.0001 and without fewer
     correct answers; otherwise the head alone is selected."""

@@ -65,17 +65,17 @@ def test_the_moving_average_follows_from_the_number_of_steps(ema, count, momentu
 @pytest.mark.parametrize(
     ("asked", "n_val", "classes", "n_groups", "expected"),
     [
-        (None, 49, [20, 20], 40, 5),
+        (None, 49, [20, 20], 40, 4),
         (None, 50, [20, 20], 40, 0),
         (None, 10, [3, 2], 5, 3),
-        (None, 10, [20, 20], 4, 4),
+        (None, 10, [20, 20], 3, 3),
         (None, 1, [1, 1], 2, 0),
-        (None, 10, [501, 500], 1001, 0),
+        (None, 10, [496, 495], 991, 0),
         (0, 10, [20, 20], 40, 0),
         (3, 1000, [20, 20], 40, 3),
     ],
 )
-def test_cross_validation_takes_the_place_of_a_small_val(asked, n_val, classes, n_groups, expected):
+def test_folds_of_train_come_to_the_help_of_a_small_val(asked, n_val, classes, n_groups, expected):
     targets = np.repeat(np.arange(len(classes)), classes)
     settings = SETTINGS.model_copy(update={"folds": asked})
     assert defaults.choose_folds(settings, n_val, targets, np.arange(len(targets)) % n_groups) == expected

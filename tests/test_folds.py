@@ -1,4 +1,4 @@
-"""Cross-validation of fine-tuning: nothing is scored by a network that has seen it, and a killed run resumes."""
+"""Folds of fine-tuning: nothing is scored by a network that has seen it, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from headstart import paths
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.training import folds, heads, networks, plan, selection
-from headstart.training.batches import Batches
 from headstart.training.examples import FeatureSet
 from headstart.training.head_report import read_head_report
 from headstart.training.head_settings import resolve_head
 from headstart.training.verdict import PairedScores
 
-CLASSES, EXAMPLES, FEATURES = 3, 60, 40
+CLASSES, EXAMPLES, N_TRAIN, FEATURES = 3, 60, 48, 40
 PARAMS = load_params(ROOT / "params.yaml")
 LINEAR = resolve_head(PARAMS.train_head.choice(hidden=[]), CLASSES)
 UNKNOWN = np.full((EXAMPLES, CLASSES), np.nan, np.float32)
@@ -42,7 +41,7 @@ def examples() -> FeatureSet:
 def make_folds(
     examples: FeatureSet, n_folds: int, groups: np.ndarray | None = None, logits: np.ndarray = UNKNOWN
 ) -> list[folds.Fold]:
-    groups = np.arange(EXAMPLES) if groups is None else groups
+    groups = np.arange(N_TRAIN) if groups is None else groups
     return folds.make_folds(examples, groups, n_folds, CLASSES, LINEAR, 0, logits)
 
 
@@ -67,11 +66,11 @@ def make_plan(
         "start": networks.get_state(network),
         "inputs": Features(examples.features),
         "targets": examples.targets,
-        "n_train": EXAMPLES,
+        "n_train": N_TRAIN,
         "scales": [1.0] * len(network.trainable_variables),
         "epochs": 20,
         "views": 0,
-        "head_logits": np.empty((0, CLASSES), np.float32),
+        "head_logits": np.zeros((EXAMPLES - N_TRAIN, CLASSES), np.float32),
         "gives_up": False,
         "refits": False,
         "refit_epochs": 0,
@@ -84,59 +83,76 @@ def make_plan(
     return plan.Plan(**{**values, **changes})
 
 
-def test_each_example_is_held_out_once_and_its_group_with_it(examples):
-    groups = np.arange(EXAMPLES) // 2
-    made = make_folds(examples, 5, groups)
-    assert sorted(np.concatenate([fold.held_out for fold in made])) == list(range(EXAMPLES))
+def test_each_example_of_train_is_held_out_once_and_its_group_with_it(examples):
+    groups = np.arange(N_TRAIN) // 2
+    made = make_folds(examples, 4, groups)
+    assert sorted(np.concatenate([fold.held_out for fold in made])) == list(range(N_TRAIN))
     for fold in made:
         assert sorted([*fold.train_rows, *fold.held_out]) == list(range(EXAMPLES))
-        assert not set(groups[fold.train_rows]) & set(groups[fold.held_out])
+        assert not set(groups[fold.train_rows[fold.train_rows < N_TRAIN]]) & set(groups[fold.held_out])
 
 
-def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, monkeypatch):
+def make_network(hidden: bool = False) -> tuple[keras.Model, keras.Model]:
+    """Return a network on features, and its last layers."""
     keras.utils.set_random_seed(0)
     head = networks.build_head(FEATURES, CLASSES, [])
     x = keras.Input((FEATURES,), name="x")
-    logits = networks.without_softmax(head)(keras.layers.Dense(FEATURES, "relu")(x))
-    network = keras.Model({"x": x}, logits)
-    before, made, train_accuracy, original = network.get_weights(), make_folds(examples, 2), [], plan.train
+    below = keras.layers.Dense(FEATURES, "relu")(x) if hidden else x
+    return keras.Model({"x": x}, networks.without_softmax(head)(below)), head
+
+
+def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, monkeypatch):
+    network, head = make_network(hidden=True)
+    made, train_accuracy, original = make_folds(examples, 2), [], plan.train
 
     def train(job):
-        assert (head.get_weights()[0] == made[len(train_accuracy)].head[0]).all()
+        if train_accuracy:
+            assert (head.get_weights()[0] == made[len(train_accuracy) - 1].head[0]).all()
         result = original(job)
         train_accuracy.append(result.history.rows[-1]["accuracy"])
         return result
 
     monkeypatch.setattr(plan, "train", train)
-    result = make_plan(examples, network, head, made, tmp_path).cross_validate()
-    assert len(train_accuracy) == 2
+    tried = make_plan(examples, network, head, made, tmp_path)
+    trained = tried.train(lambda row: None)
+    before = network.get_weights()
+    result = tried.compare(trained)
+    assert len(train_accuracy) == 3
     assert min(train_accuracy) > 0.9
-    assert result.metrics()["tuned_folds_accuracy"] < 0.6
-    assert result.metrics()["head_folds_accuracy"] < 0.6
+    assert len(result.scores.targets) == EXAMPLES
+    assert result.metrics()["tuned_held_out_accuracy"] < 0.6
+    assert result.metrics()["head_held_out_accuracy"] < 0.6
     assert not result.scores.verdict(0.75)[0]
     assert all((one == other).all() for one, other in zip(network.get_weights(), before, strict=True))
 
 
 @pytest.mark.parametrize(("gives_up", "trained"), [(True, 1), (False, 4)])
-def test_folds_end_as_soon_as_fine_tuning_is_clearly_worse(examples, tmp_path, capsys, gives_up, trained):
-    """Here the head knows all classes, and the network, by random labels, none."""
+def test_folds_end_as_soon_as_the_head_is_clearly_better(examples, tmp_path, gives_up, trained):
+    """On train the head knows all classes, on val no more than chance; the network, by random labels, none."""
     known = 5 * np.eye(CLASSES, dtype=np.float32)[examples.targets]
     made = make_folds(examples, 4, logits=known)
     assert all((fold.logits == known[fold.held_out]).all() for fold in made)
-    head = networks.build_head(FEATURES, CLASSES, [])
-    x = keras.Input((FEATURES,), name="x")
-    network = keras.Model({"x": x}, networks.without_softmax(head)(x))
-    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2, n_train=EXAMPLES - 10)
-    result = tried.cross_validate()
-    assert result.trained == trained
-    assert len(result.scores.targets) == sum(len(fold.held_out) for fold in made[:trained])
-    assert result.metrics()["head_folds_accuracy"] == 1
-    assert not result.scores.verdict(0.5)[0]
-    untrained = np.concatenate([fold.held_out for fold in made[trained:]] or [np.empty(0, int)])
-    assert (result.logits[untrained] == 0).all()
+    network, head = make_network()
+    tried = make_plan(examples, network, head, made, tmp_path, gives_up=gives_up, epochs=2)
+    tried = dataclasses.replace(tried, settings=tried.settings.model_copy(update={"learning_rate": 1e-9}))
     found = selection.fine_tune(tried, lambda row: None)
-    assert (found.trained, found.better, found.report()["folds_trained"]) == (None, False, trained)
-    assert found.curves().empty
+    assert (found.better, found.report()["folds_trained"]) == (False, trained)
+    held_out = EXAMPLES - N_TRAIN + sum(len(fold.held_out) for fold in made[:trained])
+    assert len(found.compared.scores.targets) == held_out
+    assert len(found.curves()) == 2
+
+
+@pytest.mark.parametrize(("confidence", "at_once"), [(0.5, True), (1 - 1e-12, False)])
+def test_folds_end_as_soon_as_the_network_is_clearly_better(examples, tmp_path, confidence, at_once):
+    """Here features tell the class, and the head to beat is chance. If more proof is asked for, folds are trained."""
+    examples.features[:, :CLASSES] += 1.5 * np.eye(CLASSES)[examples.targets]
+    made = make_folds(examples, 3, logits=np.zeros((EXAMPLES, CLASSES), np.float32))
+    network, head = make_network()
+    tried = make_plan(examples, network, head, made, tmp_path, gives_up=True, epochs=2)
+    tried = dataclasses.replace(tried, settings=tried.settings.model_copy(update={"confidence": confidence}))
+    found = selection.fine_tune(tried, lambda row: None)
+    assert (found.compared.folds == 0) is at_once
+    assert found.better is at_once
 
 
 def test_more_folds_than_examples_of_a_class_or_groups_are_refused(examples):
@@ -144,7 +160,7 @@ def test_more_folds_than_examples_of_a_class_or_groups_are_refused(examples):
         make_folds(examples, 21)
     message = r"folds 5: copies and groups of examples stay together, which leaves 3 to divide; lower it"
     with pytest.raises(UserError, match=message):
-        make_folds(examples, 5, np.arange(EXAMPLES) % 3)
+        make_folds(examples, 5, np.arange(N_TRAIN) % 3)
 
 
 def test_all_heads_have_the_same_temperature(examples):
@@ -200,77 +216,64 @@ def test_folds_train_heads_with_the_settings_of_the_head(here, monkeypatch):
 
 
 @pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_cross_validation_selects(here, monkeypatch, capsys, better):
+def test_val_and_folds_select(here, monkeypatch, capsys, better):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (better, 0.875))
-    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
+    monkeypatch.setattr(PairedScores, "settled", lambda self, confidence: False)
     report = run_fine_tune()
     assert report["selected"] == ("fine_tuned" if better else "head")
     assert report["tuned_confidence"] == 0.875
     assert report["val_loss"] == report["tuned_val_loss" if better else "head_val_loss"]
-    assert report["last_epoch"] == (2 if better else 0)  # it is read before the next training
-    assert (report["settings"]["folds"], report["folds_trained"]) == (2, 2)
+    assert (report["settings"]["folds"], report["folds_trained"], report["last_epoch"]) == (2, 2, 2)
     lines = capsys.readouterr().out.splitlines()
-    assert "fine_tune: up to 3 trainings: in 2 folds of train and val, then of the network to ship" in lines
+    assert "fine_tune: training on train, then in up to 2 folds of it, until it is clear what is better" in lines
     line = lines[-1]
     assert ("but it classifies fewer examples correctly" in line) is not better
-    figures = (report["tuned_folds_loss"], report["tuned_folds_accuracy"], report["tuned_brier_score"])
-    assert "in 2 folds the fine-tuned network has log loss {:.4f}, accuracy {:.4f} and Brier".format(*figures) in line
-    assert f"the head {report['head_folds_loss']:.4f}" in line
+    loss, accuracy = report["tuned_held_out_loss"], report["tuned_held_out_accuracy"]
+    figures = f"has log loss {loss:.4f}, accuracy {accuracy:.4f} and Brier score {report['tuned_brier_score']:.4f}"
+    assert f"on val and 2 folds of train the fine-tuned network {figures}" in line
+    assert f"the head {report['head_held_out_loss']:.4f}" in line
 
 
 @pytest.mark.parametrize("refit", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_after_folds_that_win_a_network_is_trained_once(here, monkeypatch, capsys, refit):
-    """On train and val, or on train if they are not to be joined."""
+def test_after_folds_that_win_training_on_train_goes_on_with_val(here, monkeypatch, capsys, refit):
+    """Unless train and val are not to be joined."""
     write_params(Path("params.yaml"), **{**load_params().leaves(), "fine_tune.refit": refit})
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
-    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
+    monkeypatch.setattr(PairedScores, "settled", lambda self, confidence: False)
     seen, original = [], plan.train
-    monkeypatch.setattr(plan, "train", lambda job: (seen.append(len(job.train_set.targets)), original(job))[1])
-    report = run_fine_tune()
-    counts = pd.read_parquet(paths.MANIFEST).split.value_counts()
-    both = counts["train"] + counts["val"]
-    assert sum(seen[:2]) == both
-    assert seen[2:] == [both if refit else counts["train"]]
-    assert (report["selected"], report["refitted"], report["last_epoch"]) == ("fine_tuned", refit, 2)
-    assert report["settings"]["refit_epochs"] == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert line.endswith("; trained on train + val") is refit
-    assert len(pd.read_csv(paths.curves("fine_tune"))) == 2
-
-
-def test_folds_that_end_early_show_no_gain(here, monkeypatch, capsys):
-    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 0.875))
-    monkeypatch.setattr(PairedScores, "hopeless", lambda self: True)
-    report = run_fine_tune()
-    assert (report["selected"], report["folds_trained"], report["last_epoch"]) == ("head", 1, 0)
-    assert report["val_loss"] == report["head_val_loss"]
-    assert "in 1 fold the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_a_training_that_stops_with_nan_is_not_selected_whatever_the_folds_show(here, monkeypatch, capsys):
-    monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (True, 1.0))
-    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
-    original, read = plan.train, Batches.__getitem__
 
     def train(job):
-        def nan_after_the_first_epoch(self, index):
-            inputs, *rest = read(self, index)
-            if self is job.train_set and self._epoch:
-                inputs = {name: np.full(array.shape, np.nan, np.float32) for name, array in inputs.items()}
-            return inputs, *rest
-
-        if job.checkpoint:  # no fold
-            monkeypatch.setattr(Batches, "__getitem__", nan_after_the_first_epoch)
-        return original(job)
+        before = [np.array(variable.numpy()) for variable in job.network.trainable_variables]
+        result = original(job)
+        seen.append((len(job.train_set.targets), job.epochs, before, result.history.weights))
+        return result
 
     monkeypatch.setattr(plan, "train", train)
     report = run_fine_tune()
-    assert (report["selected"], report["last_epoch"], report["finished"]) == ("head", 1, False)
-    assert "training stopped after epoch 1, since its loss was NaN" in capsys.readouterr().out
+    counts = pd.read_parquet(paths.MANIFEST).split.value_counts()
+    both = counts["train"] + counts["val"]
+    (n_train, epochs, _, trained), (first, *_), (second, *_), *refits = seen
+    assert (n_train, epochs, first + second) == (counts["train"], 2, both + counts["val"])
+    assert (report["selected"], report["refitted"], report["last_epoch"]) == ("fine_tuned", refit, 2)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("; refitted on train + val") is refit
+    assert len(pd.read_csv(paths.curves("fine_tune"))) == 2
+    if refit:
+        ((n_examples, epochs, start, _),) = refits
+        assert (n_examples, epochs) == (both, report["settings"]["refit_epochs"])
+        assert all((one == other).all() for one, other in zip(start, trained, strict=True))
+    else:
+        assert not refits
 
 
-def test_a_fold_that_stops_with_nan_counts_as_nothing_learned(here, monkeypatch):
+def test_no_fold_is_trained_where_val_settles_it(here, monkeypatch, capsys):
+    monkeypatch.setattr(PairedScores, "settled", lambda self, confidence: True)
+    report = run_fine_tune()
+    assert (report["settings"]["folds"], report["folds_trained"], report["last_epoch"]) == (2, 0, 2)
+    assert ": on val the fine-tuned network" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_fold_that_stops_with_nan_counts_as_nothing_learned(here, monkeypatch, capsys):
     original = plan.train
 
     def train(job):
@@ -282,7 +285,8 @@ def test_a_fold_that_stops_with_nan_counts_as_nothing_learned(here, monkeypatch)
     monkeypatch.setattr(plan, "train", train)
     report = run_fine_tune()
     assert report["selected"] == "head"
-    assert report["tuned_folds_loss"] == pytest.approx(np.log(3), abs=1e-4)
+    assert report["folds_trained"] == 1
+    assert "fold 1 of 2: 5 of 15 classified correctly, 15 by the head" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -290,14 +294,14 @@ def test_a_run_killed_in_a_fold_resumes_to_the_same_file(here, monkeypatch, caps
     """With dropout in the head, whose random numbers would otherwise go on from fold to fold."""
     write_params(Path("params.yaml"), **{**load_params().leaves(), "train_head.hidden": [8], "train_head.dropout": 0.3})
     run("train_head")
-    monkeypatch.setattr(PairedScores, "hopeless", lambda self: False)
+    monkeypatch.setattr(PairedScores, "settled", lambda self, confidence: False)
     run_fine_tune()
     whole, state = paths.MODEL.read_bytes(), paths.cache_path("fine_tune")
     assert not list(state.iterdir())
     trained, original = [], plan.train
 
     def killed(job):
-        if trained:
+        if len(trained) == 2:
             raise SystemExit
         trained.append(job)
         return original(job)
@@ -306,7 +310,7 @@ def test_a_run_killed_in_a_fold_resumes_to_the_same_file(here, monkeypatch, caps
         patch.setattr(plan, "train", killed)
         with pytest.raises(SystemExit):
             run_fine_tune()
-    assert len(list(state.iterdir())) == 1
+    assert len(list(state.iterdir())) == 2  # of the training on train, and of the first fold
     monkeypatch.setattr(plan, "train", lambda job: (trained.append(job), original(job))[1])
     run_fine_tune()
     assert len([job for job in trained if not job.checkpoint]) == 2

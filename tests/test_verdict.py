@@ -52,6 +52,21 @@ def test_folds_end_early_where_the_network_is_clearly_worse(noisy):
     assert not paired_scores(one, np.array([[3.0, 0, 0]]), np.array([[0, 3.0, 0]])).hopeless()  # it may be chance
 
 
+def test_a_verdict_is_settled_by_a_standard_error_either_way_or_by_what_is_asked_for(noisy):
+    targets, head = noisy
+    random = np.random.default_rng(2)
+    better, similar = head + 0.3 * np.eye(3)[targets], head + random.normal(0, 0.05, head.shape)
+    assert paired_scores(targets, head, better).settled(0.5)
+    assert paired_scores(targets, better, head).settled(0.5)
+    assert not paired_scores(targets, head, head).settled(0.5)
+    scores = paired_scores(targets, head, similar)
+    assert not scores.settled(0.5)
+    assert abs(scores.verdict(0.5)[1] - 0.5) < 0.34
+    few = paired_scores(targets[:30], head[:30], better[:30])
+    assert few.settled(0.5)
+    assert not few.settled(few.verdict(0.5)[1] + 1e-12)  # nor clearly worse
+
+
 def test_the_last_state_counts_not_the_best_one(noisy):
     targets, head = noisy
     better, worse = head + np.eye(3)[targets], head - np.eye(3)[targets]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from headstart import paths
 from headstart.data.predictions import parse_predictions
 from headstart.errors import UserError
-from headstart.evaluation.compare import PairedResults, class_changes, pair_results
 from headstart.evaluation.formatting import escape_markdown
 from headstart.evaluation.results import Results
 from headstart.serving import mlflow_model
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
+
+    from headstart.evaluation.compare import PairedResults
 
 CHAMPION, CHALLENGER, NOT_COMPARABLE = "champion", "challenger", "not comparable"
 # The alias that a verdict earns. It is that of the paired test, `first` without a champion, or NOT_COMPARABLE: none.
@@ -158,6 +159,8 @@ def _compare(client: MlflowClient, name: str, champion: str, number: str) -> tup
     """Verdict and description of a version, compared with the champion on the val examples that both have."""
     if champion == NONE:
         return "first", "The first version is the champion."
+    from headstart.evaluation.compare import class_changes, pair_results  # loads SciPy's and scikit-learn's statistics
+
     named = f"the champion, version {champion}"
     try:
         base = _results(_download(client, name, champion), named)
@@ -183,6 +186,8 @@ def _compare(client: MlflowClient, name: str, champion: str, number: str) -> tup
 
 def _on_known_classes(base: Results, head: Results) -> str:
     """A sentence about the classes that both know, or nothing if they have too little in common."""
+    from headstart.evaluation.compare import pair_results
+
     try:
         paired = pair_results(base, head)
     except UserError:

@@ -15,7 +15,7 @@ from headstart.fine_tune_config import FineTune, ResolvedFineTune
 from headstart.framework import keras
 from headstart.modalities import Augmentation
 from headstart.training import networks
-from headstart.training.examples import possible_folds
+from headstart.training.examples import FOLDS, possible_folds
 
 # As many steps for all data of up to 20,000 examples, within bounds for the epochs, in the spirit of BiT's HyperRule
 # (https://arxiv.org/abs/1912.11370, section 3.3).
@@ -26,7 +26,7 @@ REFIT_SHARE = 3  # a refit that starts from the trained network takes one part i
 # The share of all steps that the exponential moving average of the weights reaches back. On flowers the average's val
 # loss changes smoothly from epoch to epoch, that of the weights themselves does not.
 AVERAGED = 0.2
-# With fewer val examples than the first, and with train at most the second, cross-validation takes the place of val.
+# With fewer val examples than the first, and with train at most the second, folds of train are held out, too.
 SMALL_VAL, MAX_FOLDED = 50, 1000
 PROBES = 1000  # examples of val on which augmentations are tried
 # An augmentation is too strong if the head no longer classifies this share of what it classified correctly before: a
@@ -66,15 +66,15 @@ def resolve_fine_tune(settings: FineTune, backbone: Backbone) -> ResolvedFineTun
 
 
 def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np.ndarray) -> int:
-    """Return the number of folds of cross-validation, 0 if val is used instead: FOLDS if val is small.
+    """Return the number of folds of train, 0 if val alone decides: one less than FOLDS if val, the first, is small.
 
     Args:
-        targets, groups: (N,) of the examples of train and val.
+        targets, groups: (n_train,) of the examples of train.
     """
     if settings.folds is not None:
         return settings.folds
-    possible = possible_folds(targets, groups)
-    return possible if n_val < SMALL_VAL and len(targets) <= MAX_FOLDED and possible > 1 else 0
+    possible = min(FOLDS - 1, possible_folds(targets, groups))
+    return possible if n_val < SMALL_VAL and n_val + len(targets) <= MAX_FOLDED and possible > 1 else 0
 
 
 def choose_augmentation(

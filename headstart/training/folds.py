@@ -1,7 +1,7 @@
-"""Cross-validation of fine-tuning over train and val, for when val is too small to show whether it helps.
+"""Folds of train that are held out one after the other, for when val is too small to show whether fine-tuning helps.
 
-Each example is scored by a head and by a network that were trained without it. Folds end early if fine-tuning is
-clearly worse.
+Each example is scored by a head and by a network that were trained without it. Folds end as soon as the verdict is
+clear.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def make_folds(
     seed: int,
     head_logits: np.ndarray,
 ) -> list[Fold]:
-    """Split the examples into folds, and train a head for each.
+    """Split the examples of train into folds, and train a head for each, on all others and on val.
 
     Args:
-        groups: (N,); examples of a group are in one fold.
+        examples: of train, then of val.
+        groups: (n_train,); examples of a group are in one fold.
         settings: how the heads to start from are trained, with nothing left open.
         head_logits: (N, n_classes) by heads that have not seen the example; if some are NaN, the heads to start from
             are those to beat.
@@ -63,8 +64,9 @@ def make_folds(
     Raises:
         UserError: if each class has fewer examples than there are folds.
     """
-    trained = []
-    for train_rows, held_out in split_folds(examples.targets, groups, n_folds, seed, "fine_tune.folds"):
+    trained, val = [], np.arange(len(groups), len(examples))
+    for others, held_out in split_folds(examples.targets[: len(groups)], groups, n_folds, seed, "fine_tune.folds"):
+        train_rows = np.concatenate([others, val])
         # Early stopping sees the examples that the head is scored on, which favours the head a little.
         held_out_set = examples.subset(held_out)
         head, _ = heads.train(examples.subset(train_rows), held_out_set, n_classes, settings, seed, progress=False)
@@ -81,15 +83,14 @@ def make_folds(
 
 
 def load_folds(settings: FineTune, found: HeadReport, last: int, seed: int) -> list[Fold]:
-    """Return the folds of cross-validation; none if val is used instead.
+    """Return the folds of train; none if val alone decides.
 
     Args:
         last: how many features the last layer gives.
     """
     train_set, val_set = load_features("train").prefix(last), load_features("val").prefix(last)
-    targets = np.concatenate([train_set.targets, val_set.targets])
-    groups = np.concatenate([load_split(name).connected.to_numpy() for name in ("train", "val")])
-    n_folds = choose_folds(settings, len(val_set), targets, groups)
+    groups = load_split("train").connected.to_numpy()
+    n_folds = choose_folds(settings, len(val_set), train_set.targets, groups)
     if not n_folds:
         return []
     if found.choice and not np.isfinite(found.logits).all():
@@ -97,30 +98,28 @@ def load_folds(settings: FineTune, found: HeadReport, last: int, seed: int) -> l
             f"{PARAMS_FILE}: fine_tune.folds {n_folds}: train_head has no folds of so many examples to compare with; "
             "set it to null, or ask for a head of your own, e.g. with train_head.hidden=[]"
         )
-    print(f"fine_tune: up to {n_folds + 1} trainings: in {n_folds} folds of train and val, then of the network to ship")
+    print(f"fine_tune: training on train, then in up to {n_folds} folds of it, until it is clear what is better")
     examples, n_classes = concat(train_set, val_set), found.logits.shape[1]
     return make_folds(examples, groups, n_folds, n_classes, found.settings, seed, found.logits)
 
 
 @dataclass(frozen=True)
-class CrossValResult:
-    """The scores of the heads and of the fine-tuned networks.
+class Comparison:
+    """The scores of the heads and of the fine-tuned networks, on val and on the folds that were trained.
 
     Attributes:
-        logits: (N, n_classes) of the networks, 0 for examples of folds that were not trained.
-        temperature: for these.
-        trained: in how many folds a network was trained; the scores are of those.
+        temperature: for the logits of the networks.
+        folds: in how many folds a network was trained.
     """
 
     scores: PairedScores
-    logits: np.ndarray
     temperature: float
-    trained: int
+    folds: int
 
     def metrics(self) -> dict[str, float]:
         """Return log loss and accuracy of both."""
         return {
-            f"{name}_folds_{kind}": float(values[place].mean())
+            f"{name}_held_out_{kind}": float(values[place].mean())
             for place, name in enumerate(("head", "tuned"))
             for kind, values in (("loss", self.scores.losses), ("accuracy", self.scores.correct))
         }

@@ -1,4 +1,4 @@
-"""The trainings that fine-tuning consists of: on train, in folds, and the refit on train and val."""
+"""The trainings that fine-tuning consists of: on train, in folds of it, and the refit on train and val."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.examples import class_weights
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult, train
-from headstart.training.folds import CrossValResult, Fold
+from headstart.training.folds import Comparison, Fold
 from headstart.training.verdict import PairedScores
 
 # Of the learning rate, where a refit goes on from the trained network. In one trial with 560 images of CIFAR-10 the log
@@ -46,7 +45,7 @@ class Plan:
         refits: whether a better network is trained again on train and val.
         refit_epochs: for how long.
         restarts: whether it begins from the start, or goes on from where training has ended.
-        folds: of cross-validation; empty if val is used instead.
+        folds: of train, for when val is too small to decide; empty: val decides.
         checkpoints: how the names of the checkpoints begin.
         chosen: the settings that params.yaml left open, by name.
     """
@@ -71,60 +70,55 @@ class Plan:
     checkpoints: Path
     chosen: dict[str, Any]
 
-    def cross_validate(self) -> CrossValResult:
-        """Train once per fold, and restore the network; end as soon as fine-tuning is clearly worse than the head."""
-        folds, epochs, targets = self.folds, self.epochs, self.targets
+    def compare(self, trained: TrainResult) -> Comparison:
+        """Score the network that was trained on train; where that settles nothing, train in folds, too, one by one.
+
+        The network is left as it is.
+        """
+        targets, scores = self.targets, trained.scores
         logits, seen = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32), np.zeros(len(targets), bool)
-        description = f"fine_tune: {len(folds)} folds"
-        with tqdm(total=len(folds) * epochs, desc=description, unit=" epochs", disable=None) as progress:
+        logits[:, self.n_train :], seen[self.n_train :] = (self.head_logits, trained.logits), True
+        number, state = 0, networks.get_state(self.network)
+        for number, fold in enumerate(self.folds if trained.last_epoch == self.epochs else (), 1):
+            if self.gives_up and scores.settled(self.settings.confidence):
+                number -= 1
+                break
+            tuned = self._fold_logits(number, fold)
+            logits[:, fold.held_out], seen[fold.held_out] = (fold.logits, tuned), True
+            scores = PairedScores.empty(targets[seen])
+            for each in logits:
+                scores.add(each[seen])
+        networks.set_state(self.network, state)
+        return Comparison(scores, calibration.fit_temperature(logits[1, seen], targets[seen]), number)
 
-            def advance(epochs_before: int, row: dict[str, float]) -> None:
-                progress.update(epochs_before + row["epoch"] - progress.n)
+    def _fold_logits(self, number: int, fold: Fold) -> np.ndarray:
+        """Return the logits of the held-out examples by a network that was trained on the others."""
+        file, resumed = self._checkpoint_file(f"-fold{number}"), ", as it was before the run was stopped"
+        tuned, name = _read_logits(file, fold.logits.shape), f"fine_tune: fold {number} of {len(self.folds)}"
+        if tuned is None:
+            networks.set_state(self.network, self.start)
+            self.head.set_weights(fold.head)
+            with tqdm(total=self.epochs, desc=name, unit=" epochs", disable=None, leave=False) as progress:
 
-            for number, fold in enumerate(folds):
-                tuned, resumed = self._fold_logits(number, fold, partial(advance, number * epochs))
-                logits[:, fold.held_out], seen[fold.held_out] = (fold.logits, tuned), True
-                before, after = (logits[:, fold.held_out].argmax(axis=2) == targets[fold.held_out]).sum(axis=1)
-                progress.update((number + 1) * epochs - progress.n)
-                name = f"fold {number + 1} of {len(folds)}{resumed}"
-                progress.write(f"fine_tune: {name}: {after} of {len(tuned)} classified correctly, {before} by the head")
-                scores = PairedScores.empty(targets[seen])
-                for each in logits:
-                    scores.add(each[seen])
-                if self.gives_up and scores.hopeless():
-                    break
-        networks.set_state(self.network, self.start)
-        return CrossValResult(
-            scores, logits[1], calibration.fit_temperature(logits[1, seen], targets[seen]), number + 1
-        )
+                def advance(row: dict[str, float]) -> None:
+                    progress.update(row["epoch"] > 0)
 
-    def _fold_logits(self, number: int, fold: Fold, on_epoch_end: OnEpochEnd) -> tuple[np.ndarray, str]:
-        """Return the logits of the held-out examples by a network that was trained on the others, as a note says."""
-        file = self._checkpoint_file(f"-fold{number}")
-        tuned = _read_logits(file, fold.logits.shape)
-        if tuned is not None:
-            return tuned, ", as it was before the run was stopped"
-        networks.set_state(self.network, self.start)
-        self.head.set_weights(fold.head)
-        result = train(self._job(fold.train_rows, fold.held_out, fold.logits, on_epoch_end))
-        # A training that ended with NaN has learned nothing: all classes are equally likely.
-        ended = result.gave_up or (result.last_epoch == self.epochs and np.isfinite(result.logits).all())
-        tuned = result.logits if ended else np.zeros_like(fold.logits)
-        with contextlib.suppress(OSError):  # a killed run then starts this fold again
-            write_arrays(file, logits=tuned)
-        gc.collect()  # the optimizer has reference cycles
-        return tuned, ""
+                result = train(self._job(fold.train_rows, fold.held_out, fold.logits, advance))
+            # A training that ended with NaN has learned nothing: all classes are equally likely.
+            ended = result.gave_up or (result.last_epoch == self.epochs and np.isfinite(result.logits).all())
+            tuned, resumed = result.logits if ended else np.zeros_like(fold.logits), ""
+            with contextlib.suppress(OSError):  # a killed run then starts this fold again
+                write_arrays(file, logits=tuned)
+            gc.collect()  # the optimizer has reference cycles
+        after, before = ((each.argmax(axis=1) == self.targets[fold.held_out]).sum() for each in (tuned, fold.logits))
+        print(f"{name}{resumed}: {after} of {len(tuned)} classified correctly, {before} by the head", flush=True)
+        return tuned
 
     def train(self, on_epoch_end: OnEpochEnd) -> TrainResult:
         """Train on train, and score each epoch on val."""
         rows = np.arange(len(self.targets))
         job = self._job(rows[: self.n_train], rows[self.n_train :], self.head_logits, on_epoch_end, "", watch_val=True)
         return train(job)
-
-    def train_on_both(self, on_epoch_end: OnEpochEnd) -> TrainResult:
-        """Train on train and val, after folds have shown that it pays."""
-        print(f"fine_tune: training on train + val, {len(self.targets):,} examples")
-        return train(self._job_on_both(on_epoch_end, self.epochs))
 
     def refit(self, result: TrainResult) -> bool:
         """Go on with training on train and val, for `refit_epochs`.

@@ -70,7 +70,7 @@ def build_plan(
     Args:
         head: for features of the last layer, to start from.
         head_logits: (N, n_classes) of train, then val, by heads that have not seen them; fine-tuning must beat those.
-        folds: of cross-validation; empty if val is used instead.
+        folds: of train, for when val is too small to decide; empty: val decides.
         batch_size: for computing activations; None: the engine's own.
     """
     backbone, modality = get_backbone(meta.backbone), get_modality(meta.kind, meta.reading)
@@ -103,7 +103,7 @@ def build_plan(
             settings.trunk_cache,
             average_size(split, examples, loader, params.seed) if split else None,
             views=int((augmented.split == "train").sum()) * views + len(examples),
-            passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits and not folds else 0)),
+            passes=len(examples) * (epochs * (1 + len(folds)) + (refit_epochs if refits else 0)),
             fast=meta.engine != "tensorflow" and not gpu_names(),
             work=splitting.work_below(base, split) if split else 0.0,
         )
@@ -130,7 +130,7 @@ def build_plan(
             "trunk_cache": cached,
             "folds": len(folds),
             "refit": refits,
-            "refit_epochs": refit_epochs if refits and not folds else 0,
+            "refit_epochs": refit_epochs if refits else 0,
             "layers_trained": len(scales),
         }
         yield Plan(

@@ -8,6 +8,7 @@ import numpy as np
 
 from headstart.training import calibration
 
+A_STANDARD_ERROR = 0.84  # the confidence of a one-sided test in a difference of one standard error
 LEAST_GAIN = 1e-4  # of the Brier score; rounding alone can make smaller differences look systematic
 
 
@@ -77,3 +78,11 @@ class PairedScores:
         """
         loss = self.brier_scores[-1] - self.brier_scores[0]
         return bool(len(loss) > 1 and loss.mean() > loss.std() / np.sqrt(len(loss)))
+
+    def settled(self, confidence: float) -> bool:
+        """Whether more examples would hardly change the verdict: one state is clearly better than the other.
+
+        Args:
+            confidence: that the verdict requires; A_STANDARD_ERROR is the least.
+        """
+        return self.hopeless() or self.verdict(max(confidence, A_STANDARD_ERROR))[0]
