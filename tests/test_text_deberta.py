@@ -104,12 +104,11 @@ def test_tokens_are_those_of_sentencepiece(folder):
 
 def test_presets_of_keras_hub_are_read(folder, encoder, tmp_path):
     """In their own folders: other names of weights, settings and vocabulary."""
-    from headstart.backbones.keras_hub import _read_config
-
     from headstart.backbones.deberta import convert
+    from headstart.backbones.hub_networks import read_config
 
     preset = tmp_path / "preset"
-    convert(folder / "config.json", _read_config(folder), folder / "model.safetensors").save_to_preset(str(preset))
+    convert(folder / "config.json", read_config(folder), folder / "model.safetensors").save_to_preset(str(preset))
     (preset / "assets/tokenizer").mkdir(parents=True)
     (preset / "assets/tokenizer/vocabulary.spm").write_bytes((folder / "spm.model").read_bytes())
     row = get_backbone(str(preset))
