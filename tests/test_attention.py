@@ -8,6 +8,7 @@ import pytest
 
 from headstart.backbones import get_backbone
 from headstart.backbones.depths import pooling_layers
+from headstart.backbones.places import find_places
 from headstart.modalities import get_modality
 from headstart.report import attention
 from headstart.training import networks
@@ -81,3 +82,36 @@ def test_evidence_of_early_layers_lies_where_it_is():
     classifier.network.get_layer("head").get_layer(networks.LOGITS_LAYER).set_weights([kernel, np.zeros(3)])
     found = attention.maps(classifier, {"image": images}, np.array([[1]]))[0, 0]
     assert np.unravel_index(found.argmax(), found.shape) == (2, 2)
+
+
+def test_the_evidence_of_a_token_is_what_the_score_changes_by(tmp_path):
+    """Of a transformer, up to first order, at the place that the token stands for."""
+    pytest.importorskip("keras_hub", exc_type=ImportError)
+    from reference_models import write_model
+
+    encoder = get_backbone(str(write_model("dinov2-registers", tmp_path))).build("pretrained", 56, "avg", 0, "half")
+    keras.utils.set_random_seed(0)
+    head, modality = networks.build_head(encoder.output_shape[1], 3, []), get_modality("image")
+    classifier = networks.Classifier(networks.join(modality.front(56), encoder, head), list("abc"), modality, 56)
+    images = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), np.uint8)
+    found = attention.signed_maps(classifier, {"image": images}, np.array([[0]]))[0, 0]
+    assert found.shape == (4, 4)
+    below, places = find_places(encoder)
+    vectors = below({"image": images.astype(np.float32)})
+    tokens = [np.array(vectors[str(number)], np.float64) for number in range(len(places))]
+    kernel = head.get_layer(networks.LOGITS_LAYER).get_weights()[0]
+
+    def score(changed: list[np.ndarray]) -> float:
+        features = [np.asarray(one.above(part.astype(np.float32))) for one, part in zip(places, changed, strict=True)]
+        logits = np.concatenate(features, axis=1).astype(np.float64) @ kernel
+        return float(logits[0, 0] - logits[0].mean())
+
+    for row, column in [(0, 0), (1, 2), (3, 3)]:
+        place = tokens[0].shape[1] - 16 + 4 * row + column  # patches come last, row by row
+        ends = []
+        for step in (0.02, -0.02):
+            changed = [part.copy() for part in tokens]
+            for part in changed:
+                part[0, place] *= 1 + step
+            ends.append(score(changed))
+        assert found[row, column] == pytest.approx((ends[0] - ends[1]) / 0.04, rel=0.05, abs=1e-4)

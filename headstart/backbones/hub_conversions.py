@@ -1,6 +1,7 @@
 """Models of Hugging Face that KerasHub has a network for, but cannot convert itself.
 
 - Vision towers of CLIP and SigLIP, for which it has no converter (KerasHub 0.32).
+- BERT, by the KerasHub for Python 3.10.
 - ViT and DeiT without a classifier, such as `google/vit-base-patch16-224-in21k`: their weights lack the beginning of
   the names that its converter looks for.
 """
@@ -8,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,6 @@ def tower_settings(config: dict[str, Any]) -> dict[str, Any]:
 def named_for_keras_hub(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     """Yield `folder`, or a copy of it with its weights under the names that KerasHub's converter looks for."""
     from safetensors import safe_open
-    from safetensors.numpy import load_file, save_file
 
     prefix, file = _PREFIXES.get(config.get("model_type", ""), ""), folder / hub_files.SAFETENSORS
     if not prefix or not file.is_file():
@@ -53,8 +53,33 @@ def named_for_keras_hub(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     if named:
         yield folder
         return
+    with _renamed(folder, prefix.__add__) as place:
+        yield place
+
+
+@contextmanager
+def named_as_google(folder: Path) -> Iterator[Path]:
+    """Yield a copy of `folder`, of a BERT by Hugging Face, with its weights under the names that Google gave them.
+
+    KerasHub 0.25, the last one for Python 3.10, knows no others.
+    """
+
+    def rename(name: str) -> str:
+        name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name))
+        return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+
+    with _renamed(folder, rename) as place:
+        yield place
+
+
+@contextmanager
+def _renamed(folder: Path, rename: Callable[[str], str]) -> Iterator[Path]:
+    """Yield a copy of `folder` with other names of weights."""
+    from safetensors.numpy import load_file, save_file
+
     with TemporaryDirectory() as temporary:
-        save_file({f"{prefix}{name}": array for name, array in load_file(file).items()}, Path(temporary, file.name))
+        weights = load_file(folder / hub_files.SAFETENSORS)
+        save_file({rename(name): array for name, array in weights.items()}, Path(temporary, hub_files.SAFETENSORS))
         Path(temporary, CONFIG).write_bytes((folder / CONFIG).read_bytes())
         yield Path(temporary)
 

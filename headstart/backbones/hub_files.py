@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -215,25 +214,6 @@ def _check(origin: Origin, file: Path, sha256: str) -> None:
             f"{file}: not the file of {origin.place}, whose sha256 begins with {sha256[:8]}; remove it, so that it is "
             f"downloaded again, or name its folder as the backbone: backbone={file.parent}"
         )
-
-
-@contextmanager
-def named_as_google(folder: Path) -> Iterator[Path]:
-    """Yield a folder like `folder`, of a BERT by Hugging Face, with its weights under the names that Google gave them.
-
-    KerasHub 0.25, the last one for Python 3.10, knows no others.
-    """
-    from safetensors.numpy import load_file, save_file
-
-    def rename(name: str) -> str:
-        name = re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name))
-        return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
-
-    with TemporaryDirectory() as temporary:
-        weights = load_file(folder / SAFETENSORS)
-        save_file({rename(name): array for name, array in weights.items()}, Path(temporary) / SAFETENSORS)
-        (Path(temporary) / CONFIG).write_bytes((folder / CONFIG).read_bytes())
-        yield Path(temporary)
 
 
 def _ways(origin: Origin) -> list[Callable[[Origin, Path, list[str]], None]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from headstart.backbones import deberta, hub_files
+from headstart.backbones import deberta, hub_conversions, hub_files
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, Origin
@@ -97,7 +97,7 @@ class TextEncoder(HubBackbone):
         import keras_hub
 
         old = config.get("model_type") == "bert" and "0.25." in keras_hub.__version__
-        with hub_files.named_as_google(folder) if old else nullcontext(folder) as place:
+        with hub_conversions.named_as_google(folder) if old else nullcontext(folder) as place:
             return from_preset(place, pretrained)
 
     def _network(self, folder: Path, weights: str) -> keras.Model:

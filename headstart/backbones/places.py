@@ -14,12 +14,10 @@ class Places(NamedTuple):
     """What the features of one depth are computed from.
 
     Attributes:
-        below: a batch -> (N, h, w, channels), or tokens (N, k + h * w, channels).
-        above: that -> the features.
+        above: a feature map (N, h, w, channels), or tokens (N, k + h * w, channels) -> the features.
         grid: h, w.
     """
 
-    below: keras.Model
     above: keras.Model
     grid: tuple[int, int]
 
@@ -31,25 +29,29 @@ class Places(NamedTuple):
         return keras.ops.reshape(values[:, values.shape[1] - height * width :], (-1, height, width, values.shape[-1]))
 
 
-def find_places(encoder: keras.Model) -> list[Places]:
+def find_places(encoder: keras.Model) -> tuple[keras.Model, list[Places]]:
     """Return the places that features come from, in the order of the features.
 
     Of a transformer those are the tokens that enter its last layer: behind that its class token is all that counts.
+
+    Returns:
+        What gives the vectors of all of them at once, by the names "0", "1", ...; and the places. By name, since Keras
+        takes a list of one output as that output.
     """
-    found = []
-    for number, pool in enumerate(pooling_layers(encoder)):
-        if len(pool.input.shape) == 4:
-            below = keras.Model(encoder.input, pool.input)
-            found.append(Places(below, keras.Model(pool.input, pool.output), tuple(pool.input.shape[1:3])))
-            continue
-        base = encoder.get_layer(BACKBONE_LAYER)
-        vector = base.outputs[number]
-        tokens = _block_of(vector)._inbound_nodes[0].input_tensors[0]
-        inside = keras.Model(encoder.input, base._inbound_nodes[-1].input_tensors)  # preprocessing
-        below = keras.Model(encoder.input, keras.Model(base.inputs, tokens)(inside.output, training=False))
-        grid = tuple(base.get_layer(PATCHES).output.shape[1:3])
-        found.append(Places(below, keras.Model(tokens, vector), grid))
-    return found
+    pools = pooling_layers(encoder)
+    if all(len(pool.input.shape) == 4 for pool in pools):
+        places = [Places(keras.Model(pool.input, pool.output), tuple(pool.input.shape[1:3])) for pool in pools]
+        return keras.Model(encoder.input, _named([pool.input for pool in pools])), places
+    base = encoder.get_layer(BACKBONE_LAYER)
+    tokens = [_block_of(vector)._inbound_nodes[0].input_tensors[0] for vector in base.outputs]
+    grid = tuple(base.get_layer(PATCHES).output.shape[1:3])
+    preprocessed = base._inbound_nodes[-1].input_tensors
+    below = keras.Model(encoder.input, keras.Model(base.inputs, _named(tokens))(preprocessed, training=False))
+    return below, [Places(keras.Model(one, vector), grid) for one, vector in zip(tokens, base.outputs, strict=True)]
+
+
+def _named(tensors: list[keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
+    return {str(number): tensor for number, tensor in enumerate(tensors)}
 
 
 def _block_of(tensor: keras.KerasTensor) -> keras.Layer:

@@ -222,10 +222,8 @@ def _square(positions: np.ndarray) -> np.ndarray:
 
 def _read_vit(network: keras.Model, config: dict[str, Any]) -> Parts:
     embeddings, encoder = network.layers[1:3]
-    positions, own = _array(embeddings.position_embedding.embeddings), []
-    if embeddings.use_class_token:
-        own = [_array(embeddings.class_token)]
-    prefix = np.concatenate(own) + positions[: len(own)] if own else positions[:0]
+    positions = _array(embeddings.position_embedding.embeddings)
+    prefix = _array(embeddings.class_token) + positions[:1] if embeddings.use_class_token else positions[:0]
     blocks = _plain_blocks(encoder.encoder_layers, config)
     norm = _norm(encoder.layer_norm, config)
     return Parts(embeddings.patch_embedding, prefix, _square(positions[len(prefix) :]), None, blocks, norm)

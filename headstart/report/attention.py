@@ -63,10 +63,11 @@ def signed_maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np
     logits: evidence for all classes decides nothing.
     """
     encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-    places = find_places(encoder)
+    below, places = find_places(encoder)
     logits_of = networks.without_softmax(head)
     images = {name: tf.cast(array, tf.float32) for name, array in batch.items()}
-    feature_maps = [tf.convert_to_tensor(one.below(images, training=False)) for one in places]
+    found_maps = below(images, training=False)
+    feature_maps = [tf.convert_to_tensor(found_maps[str(number)]) for number in range(len(places))]
     found, size = [], places[0].grid
     for column in classes.T:
         with tf.GradientTape() as tape:

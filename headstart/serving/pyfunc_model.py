@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from headstart.errors import ItemError
+from headstart.serving.answer import format_answer
 from headstart.serving.keras_batches import BATCH_SIZES, predict_padded
 
 
@@ -55,14 +55,11 @@ class PyfuncClassifier(PythonModel):
                 problems.append(f"{modality.column} {position} (counted from 0, of {len(model_input)}): {error}")
         if problems:
             raise MlflowException.invalid_parameter_value("; ".join(problems))
-        rows = predict_padded(classifier, [array for array, _ in loaded]).tolist() if loaded else []
+        if not loaded:
+            return []
+        rows = predict_padded(classifier, [array for array, _ in loaded])
         return [
-            {
-                "label": classifier.classes[int(np.argmax(row))],
-                "probability": max(row),
-                "probabilities": dict(zip(classifier.classes, row, strict=True)),
-                **({"remark": f"{modality.noun}s like this one {remark}"} if remark else {}),
-            }
+            format_answer(classifier.classes, row, modality.noun, remark)
             for row, (_, remark) in zip(rows, loaded, strict=True)
         ]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from headstart.errors import ItemError
 from headstart.machine import cores
+from headstart.serving.answer import format_answer
 from headstart.serving.batching import MAX_BATCH, Batcher
 from headstart.serving.limits import BUSY_SECONDS, Budget, RequestError
 from headstart.serving.request import Example, read_examples
@@ -60,7 +61,9 @@ class Service:
                 if isinstance(answer, ItemError):
                     problems[place] = answer
                 elif not problems:
-                    texts.append(json.dumps(self._row(*answer)))
+                    probabilities, remark = answer
+                    row = format_answer(self._classes, probabilities, self._modality.noun, remark)
+                    texts.append(json.dumps(row))
         if problems:
             raise self._error(problems, count)
         return f'{{"predictions": [{", ".join(texts)}]}}'
@@ -98,13 +101,6 @@ class Service:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.wrap_future(self._threads.submit(function, *arguments))
-
-    def _row(self, probabilities: np.ndarray, remark: str) -> dict[str, Any]:
-        values = probabilities.tolist()
-        best = int(np.argmax(probabilities))
-        named = dict(zip(self._classes, values, strict=True))
-        said = {"remark": f"{self._modality.noun}s like this one {remark}"} if remark else {}
-        return {"label": self._classes[best], "probability": values[best], "probabilities": named, **said}
 
     def _error(self, problems: dict[int, ItemError], count: int) -> RequestError:
         column = self._modality.column

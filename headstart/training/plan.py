@@ -78,18 +78,18 @@ class Plan:
         targets, scores = self.targets, trained.scores
         logits, seen = np.zeros((2, len(targets), self.head.output_shape[-1]), np.float32), np.zeros(len(targets), bool)
         logits[:, self.n_train :], seen[self.n_train :] = (self.head_logits, trained.logits), True
-        number, state = 0, networks.get_state(self.network)
-        for number, fold in enumerate(self.folds if trained.last_epoch == self.epochs else (), 1):
+        state, done = networks.get_state(self.network), 0
+        for fold in self.folds if trained.last_epoch == self.epochs else ():
             if self.gives_up and scores.settled(self.settings.confidence):
-                number -= 1
                 break
-            tuned = self._fold_logits(number, fold)
+            done += 1
+            tuned = self._fold_logits(done, fold)
             logits[:, fold.held_out], seen[fold.held_out] = (fold.logits, tuned), True
             scores = PairedScores.empty(targets[seen])
             for each in logits:
                 scores.add(each[seen])
         networks.set_state(self.network, state)
-        return Comparison(scores, calibration.fit_temperature(logits[1, seen], targets[seen]), number)
+        return Comparison(scores, calibration.fit_temperature(logits[1, seen], targets[seen]), done)
 
     def _fold_logits(self, number: int, fold: Fold) -> np.ndarray:
         """Return the logits of the held-out examples by a network that was trained on the others."""
