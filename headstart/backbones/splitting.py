@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,7 @@ def _is_trainable(layer: keras.Layer) -> bool:
 
 
 MIN_WORK = 0.1  # share of the work in the lower part from which on a split is worth while
+MOST_OF_IT = 0.5  # share of the work that any split saves which a split with fewer arrays must save
 _TABLE = "embeddings"  # what Keras calls the weights that are looked up by their row, without any multiplication
 
 
@@ -143,31 +145,44 @@ class Split:
 def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split | None:
     """Find the last place before the trained layers where few arrays pass.
 
-    One array if at least MIN_WORK of the work is below such a place, else as few as possible: in some networks each
-    cell reads the outputs of two cells before it, and in text encoders all layers read the mask. None if only rescaling
-    or embeddings precede the trained layers: there is nothing to cache.
+    As few arrays as leave MOST_OF_IT of the work below that could be there: in some networks each cell reads the
+    outputs of two cells before it, in text encoders all layers read the mask, and in WaveNet a sum skips all layers.
+    None if only rescaling or embeddings precede the trained layers: there is nothing to cache.
 
     Args:
         longest: of sequences, so many places are cached.
     """
-    steps = base.operations  # layers and the operations between them, each after its inputs
-    order = {step.name: place for place, step in enumerate(steps)}
-    last_use = [0] * len(steps)
-    for place, step in enumerate(steps):
-        for parent in step._inbound_nodes[0].parent_nodes:  # the first node is this network's
-            last_use[order[parent.operation.name]] = place
-    last_use[-1] = len(steps)
-    stop = min((order[layer.name] for block in trained for layer in block.layers if layer.weights), default=len(steps))
+    parents = _parents(base)
+    orders = range(len(parents)), _earliest_first(parents)
+    found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
+    work = [work_below(base, split) for split in found]
+    enough = MOST_OF_IT * max(work, default=0)
+    good = [(len(split.places), -below, n) for n, (split, below) in enumerate(zip(found, work, strict=True)) if below >= enough]
+    return found[min(good)[-1]] if good else None
+
+
+def _splits(
+    base: keras.Model, trained: list[Block], longest: int, parents: list[list[int]], order: Sequence[int]
+) -> Iterator[Split]:
+    """Yield the last split before the trained layers, in an order of the operations, for each number of arrays."""
+    stop_at = {layer.name for block in trained for layer in block.layers if layer.weights}
+    last_use = [0] * len(order)
+    for time, place in enumerate(order):
+        for parent in parents[place]:
+            last_use[parent] = time
+    last_use[order[-1]] = len(order)
     last: dict[int, tuple[int, ...]] = {}  # by how many arrays pass
     computes = False
-    for place in range(1, stop):
-        computes |= bool(_kernels(steps[place]))
-        if computes:
-            passing = tuple(other for other in range(place + 1) if last_use[other] > place)
-            last[len(passing)] = passing
-    found = (_make_split(base, places, longest) for _, places in sorted(last.items()))
-    splits = [split for split in found if split]
-    return next((split for split in splits if work_below(base, split) >= MIN_WORK), splits[0] if splits else None)
+    for time, place in enumerate(order):
+        step = base.operations[place]  # a layer, or an operation between layers
+        if step.name in stop_at:
+            break
+        computes |= bool(_kernels(step))
+        if computes and time:
+            passing = sorted(other for other in order[: time + 1] if last_use[other] > time)
+            last[len(passing)] = tuple(passing)
+    found = (_make_split(base, places, longest) for places in last.values())
+    yield from (split for split in found if split)
 
 
 def _make_split(base: keras.Model, places: tuple[int, ...], longest: int) -> Split | None:
@@ -176,18 +191,42 @@ def _make_split(base: keras.Model, places: tuple[int, ...], longest: int) -> Spl
     shapes = tuple(tuple(output.shape[1:]) for output in outputs)
     if None not in sum(shapes, ()):
         return Split(places, shapes)
-    masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] == (None,)]
+    masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] in ((None,), (None, 1))]
     sequences = all(shape[:1] == (None,) and None not in shape[1:] for shape in shapes)
     return Split(places, shapes, masks[0], longest) if sequences and len(masks) == 1 else None
 
 
 def work_below(base: keras.Model, split: Split) -> float:
     """Estimate the share of the network's multiplications that come before the split, in [0, 1]."""
-    work = [0.0]
-    for place, step in enumerate(base.operations):
-        spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
-        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in _kernels(step)))
-    return work[max(split.places) + 1] / work[-1]
+    parents, below, waiting = _parents(base), set(), list(split.places)
+    while waiting:
+        place = waiting.pop()
+        waiting += [parent for parent in parents[place] if parent not in below]
+        below.add(place)
+    work = [
+        math.prod(side or 1 for side in _output(base, place).shape[1:-1])
+        * sum(math.prod(kernel.shape) for kernel in _kernels(step))
+        for place, step in enumerate(base.operations)
+    ]
+    return sum(work[place] for place in below) / sum(work)
+
+
+def _parents(base: keras.Model) -> list[list[int]]:
+    """Return for each operation those whose outputs it reads."""
+    places = {step.name: place for place, step in enumerate(base.operations)}
+    # The first node is this network's.
+    nodes = (step._inbound_nodes[0].parent_nodes for step in base.operations)
+    return [[places[parent.operation.name] for parent in some] for some in nodes]
+
+
+def _earliest_first(parents: list[list[int]]) -> list[int]:
+    """Return all operations, each as early as its inputs allow; Keras has each as late as its readers allow, so that
+    what skips many layers, as in WaveNet, would pass all of them one by one.
+    """
+    depth = [0] * len(parents)
+    for place, some in enumerate(parents):  # Keras has inputs before those that read them
+        depth[place] = max((depth[parent] + 1 for parent in some), default=0)
+    return sorted(range(len(parents)), key=lambda place: depth[place])
 
 
 def _kernels(step: keras.Operation) -> list[keras.Variable]:
@@ -222,8 +261,8 @@ class _PackSequences(keras.layers.Layer):
         split, ops = self._split, keras.ops
         # A batch may be filled up beyond `longest`, to a length at which rounding is always the same.
         arrays = [array[:, : split.longest] for array in arrays]
-        mask = ops.cast(arrays[self._mask], "float32")[..., None]
-        length = ops.shape(mask)[1]
+        length = ops.shape(arrays[self._mask])[1]
+        mask = ops.reshape(ops.cast(arrays[self._mask], "float32"), (-1, length, 1))
         flat = [
             ops.cast(ops.reshape(array, (-1, length, width)), "float32")
             for array, width in zip(arrays, split.widths, strict=True)

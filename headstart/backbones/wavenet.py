@@ -1,7 +1,7 @@
 """WaveNet as an encoder of sounds: dilated causal convolutions with gates, on the logarithm of mel energies.
 
 After van den Oord et al. (2016), https://arxiv.org/abs/1609.03499: each block gives its part to a sum that skips the
-blocks above it. There the blocks read samples and predict the next one; here they read 50 frames a second, and their
+blocks above it. There the blocks read samples and predict the next one; here they read 50 steps a second, and their
 sum describes the sound. All is made of Keras' own layers, so that models load without this package.
 """
 
@@ -16,34 +16,37 @@ if TYPE_CHECKING:
     import keras
 
 RATE = 16_000  # samples a second
+STEP = 320  # samples of a step
 WINDOW, HOP, TRANSFORM, MELS = 400, 160, 512, 64  # samples of a frame, between frames, of the transform; bands
 LOWEST, HIGHEST = 60.0, 7600.0  # Hz
 FLOOR = 1e-6  # added to energies, which are about 1 for a loud sound
-STRIDE = 2  # frames per step of the blocks
 CHANNELS, SKIPPED, FEATURES = 128, 192, 256
 DILATIONS = (1, 2, 4, 8, 16) * 3
 KERNEL = 2  # steps that a block reads, as in the article
 
 
-def build_wavenet(samples: int, channels: int = CHANNELS, dilations: tuple[int, ...] = DILATIONS) -> keras.Model:
-    """Build the network without a classifier: (N, samples) float32 in [-1, 1] at RATE -> (N, steps, FEATURES) float32.
+def build_wavenet(channels: int = CHANNELS, dilations: tuple[int, ...] = DILATIONS) -> keras.Model:
+    """Build the network without a classifier: [samples, mask] -> (N, t, FEATURES) float32; no step reads later ones.
 
-    There is a step for each STRIDE * HOP samples; none reads what comes after it.
+    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where nothing is to be heard.
     """
     from headstart.framework import keras
 
     layers = keras.layers
-    waveform = keras.Input((samples,), name="waveform")
-    x = log_mel(waveform)
-    x = layers.ZeroPadding1D((STRIDE, 0), name="stem_pad")(x)
-    x = layers.Conv1D(channels, STRIDE + 1, strides=STRIDE, activation="relu", name="stem")(x)
+    samples = keras.Input((None, STEP), name="samples")
+    mask = keras.Input((None, 1), dtype="int32", name="mask")
+    x = log_mel(samples)
+    x = layers.ZeroPadding1D((STEP // HOP, 0), name="stem_pad")(x)
+    x = layers.Conv1D(channels, STEP // HOP + 1, strides=STEP // HOP, activation="relu", name="stem")(x)
+    x = keras.ops.multiply(x, mask)
     total = None
     for number, dilation in enumerate(dilations, 1):
         x, skipped = _block(x, f"block{number}", channels, dilation)
         total = skipped if total is None else layers.Add(name=f"block{number}_sum")([total, skipped])
     x = layers.Activation("relu", name="top_relu")(total)
     x = layers.Conv1D(FEATURES, 1, activation="relu", name="top")(x)
-    return keras.Model(waveform, x, name="wavenet")
+    x = keras.ops.multiply(x, mask)  # which thus reaches every part that the network is split into
+    return keras.Model([samples, mask], x, name="wavenet")
 
 
 def _block(x: keras.KerasTensor, name: str, channels: int, dilation: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -59,8 +62,8 @@ def _block(x: keras.KerasTensor, name: str, channels: int, dilation: int) -> tup
     return layers.Add(name=f"{name}_out")([x, residual]), skipped
 
 
-def log_mel(waveform: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the logarithm of the energy in each mel band, (N, frames, MELS), about -1.5 to 2; a frame per HOP samples.
+def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the logarithm of the energy in each mel band, (N, frames, MELS), about -1.7 to 2; a frame per HOP samples.
 
     Each clip alone decides on its values. keras.layers.MelSpectrogram would relate them to the loudest of the batch.
     """
@@ -68,7 +71,7 @@ def log_mel(waveform: keras.KerasTensor) -> keras.KerasTensor:
 
     layers = keras.layers
     cosine, sine = _transform()
-    x = layers.Reshape((-1, 1), name="samples")(waveform)
+    x = layers.Reshape((-1, 1), name="waveform")(samples)
     x = layers.ZeroPadding1D((WINDOW - HOP, 0), name="frame_pad")(x)
     kernel = np.concatenate([cosine, sine], axis=1)[:, None]
     spectrum = _fixed(layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum"), x, kernel)

@@ -6,6 +6,7 @@ from typing import Any
 
 from headstart.data.reading import load_reading
 from headstart.errors import UserError, did_you_mean, one_line
+from headstart.modalities.audio import AudioModality
 from headstart.modalities.base import Augmentation, Batch, Modality
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
@@ -55,3 +56,4 @@ def modalities() -> list[Modality]:
 
 register(ImageModality())
 register(TextModality())
+register(AudioModality())

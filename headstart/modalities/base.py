@@ -249,6 +249,10 @@ class Modality:
         """Return the measure `length` of examples, (N,), one for each row; None if all are equally long."""
         return examples[self.length].to_numpy() if self.length in examples else None
 
+    def places(self, size: int) -> int:
+        """Return how long the second axis of a batch is for an example of `size`, if examples differ in length."""
+        return size
+
     def front(self, size: int) -> keras.Model:
         """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""
         import keras

@@ -1,0 +1,137 @@
+"""Encoders of sounds as backbones: samples (N, t, STEP) float32 -> (N, feature_dim)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from blake3 import blake3
+
+from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
+from headstart.backbones.depths import find_taps, pool_name
+from headstart.backbones.sequences import max_pool, mean_pool
+from headstart.backbones.wavenet import FEATURES, STEP, build_wavenet
+from headstart.config import PARAMS_FILE, Params
+from headstart.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+INPUT = "sound"  # of the encoder, see AudioModality.spec
+WEIGHTS = Path(__file__).parent / "weights" / "wavenet.safetensors"
+FRONT, TOP = "front", "top"  # the layers before the first block, and after the last one
+_BLOCK = re.compile(r"(block\d+)_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveNet(Backbone):
+    """The network of `wavenet.py`.
+
+    Attributes:
+        weights_sha256: of the weights file, which comes with this repository, hexadecimal.
+    """
+
+    libraries: ClassVar[tuple[str, ...]] = ("safetensors",)
+    weights_sha256: str
+
+    def check(self, params: Params) -> None:
+        super().check(params)
+        if params.extract.pooling == "flatten":
+            raise UserError(f"{PARAMS_FILE}: extract.pooling must be avg or max for {self.name}, got flatten")
+
+    def weights_path(self, size: int) -> Path:
+        return WEIGHTS
+
+    def fetch(self) -> Path:
+        return WEIGHTS
+
+    def identify(self, weights: str, size: int, seed: int) -> str | None:
+        file = WEIGHTS if weights == "pretrained" else Path(weights)
+        try:
+            return f"{self} {f'seed {seed}' if weights == 'none' else blake3(file.read_bytes()).hexdigest()}"
+        except OSError:  # `build` reports it
+            return None
+
+    def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
+        from headstart.framework import keras
+
+        keras.utils.set_random_seed(seed)
+        base = build_wavenet()
+        if weights != "none":
+            self._load(base, weights)
+        taps = find_taps(_blocks(base.layers)[1:-1], base.output, depth)
+        if taps:
+            base = keras.Model(base.inputs, [base.output, *(layer.output for _, layer in taps)])
+        base.name = BACKBONE_LAYER
+        base.trainable = False
+        samples = keras.Input((None, STEP), name=INPUT)
+        # Digital silence, as at the end of all but the longest recording of a batch, is not heard.
+        mask = keras.ops.cast(keras.ops.any(keras.ops.not_equal(samples, 0.0), axis=-1, keepdims=True), "int32")
+        sequences = base([samples, mask], training=False)
+        names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
+        pool = max_pool if pooling == "max" else mean_pool
+        filled = keras.ops.squeeze(mask, -1)
+        vectors = [pool(one, filled, name) for name, one in zip(names, sequences if taps else [sequences], strict=True)]
+        features = keras.layers.Concatenate(name="features")(vectors) if taps else vectors[0]
+        return keras.Model({INPUT: samples}, features, name="encoder")
+
+    def blocks(self, encoder: keras.Model) -> list[Block]:
+        """Return what is before the first block, the blocks, and what is behind them."""
+        return _blocks(encoder.get_layer(BACKBONE_LAYER).layers)
+
+    def _load(self, base: keras.Model, weights: str) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        file = WEIGHTS if weights == "pretrained" else Path(weights)
+        if not file.is_file():
+            raise UserError(
+                f"{PARAMS_FILE}: weights file {str(file)!r} does not exist; give its path, `pretrained` or `none`"
+            )
+        data = file.read_bytes()
+        if weights == "pretrained" and hashlib.sha256(data).hexdigest() != self.weights_sha256:
+            raise UserError(
+                f"{file}: not the weights that sound_encoders.py lists by their sha256; restore them (git checkout -- "
+                f"headstart/backbones/weights/{file.name}), or name the file in `weights:` of params.yaml"
+            )
+        try:
+            set_weights(base, load(data))
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"{file}: these weights do not fit {self.name} ({error})") from error
+
+
+def set_weights(base: keras.Model, tensors: dict[str, np.ndarray]) -> None:
+    """Set all trained weights of a network, from float16 or float32 arrays by the names of `get_weights`.
+
+    Raises:
+        KeyError, ValueError: if there is none of that name, or of another shape.
+    """
+    for name, variable in named_variables(base).items():
+        variable.assign(tensors[name].astype("float32"))
+
+
+def named_variables(base: keras.Model) -> dict[str, keras.Variable]:
+    """Return what is trained, by the name of its layer and its own."""
+    layers = (layer for layer in base.layers if layer.name not in ("spectrum", "mel"))
+    return {f"{layer.name}.{variable.name}": variable for layer in layers for variable in layer.variables}
+
+
+def _blocks(layers: list[keras.Layer]) -> list[Block]:
+    found: dict[str, list[keras.Layer]] = {FRONT: []}
+    for layer in layers:
+        match = _BLOCK.match(layer.name)
+        name = match[1] if match else TOP if layer.name.startswith(TOP) else FRONT
+        found.setdefault(name, []).append(layer)
+    return [Block(name, tuple(members)) for name, members in found.items()]
+
+
+ROWS = [
+    WaveNet(
+        "wavenet", "audio", 5, FEATURES, 1.7, "mono at 16 kHz, in [-1, 1]; logarithm of 64 mel bands", licence="Apache-2.0",
+        learning_rate=3e-4, weights_sha256="",
+    ),
+]  # fmt: skip
