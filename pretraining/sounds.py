@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import soxr
 
 from pretraining import speech
+from pretraining.formula_sounds import KINDS
 from pretraining.speech import RATE
 
 CLIP = RATE  # samples of a clip
@@ -191,70 +191,3 @@ def _noise(frequency: np.ndarray, random: np.random.Generator) -> np.ndarray:
         places = np.searchsorted(frequency, hum)
         noise[places] *= random.uniform(10, 100)
     return noise
-
-
-def _time(random: np.random.Generator) -> np.ndarray:
-    return np.arange(int(random.uniform(0.2, 1.0) * RATE)) / RATE
-
-
-def _pitch(random: np.random.Generator) -> float:
-    return float(np.exp(random.uniform(np.log(80), np.log(3000))))
-
-
-def _tone(random: np.random.Generator) -> np.ndarray:
-    return np.sin(2 * np.pi * _pitch(random) * _time(random))
-
-
-def _harmonics(random: np.random.Generator) -> np.ndarray:
-    time, pitch = _time(random), _pitch(random) / 3
-    numbers = np.arange(1, max(2, min(30, int(7500 / pitch))))
-    loudness = numbers ** -random.uniform(0.3, 2)
-    return (np.sin(2 * np.pi * pitch * numbers[:, None] * time) * loudness[:, None]).sum(axis=0)
-
-
-def _chirp(random: np.random.Generator) -> np.ndarray:
-    time = _time(random)
-    first, last = sorted((_pitch(random), _pitch(random)))
-    sweep = np.linspace(first, last * 1.2, len(time))[:: random.choice([-1, 1])]
-    return np.sin(2 * np.pi * np.cumsum(sweep) / RATE)
-
-
-def _trembling(random: np.random.Generator) -> np.ndarray:
-    time = _time(random)
-    return np.sin(2 * np.pi * _pitch(random) * time) * (1 + np.sin(2 * np.pi * random.uniform(3, 30) * time))
-
-
-def _burst(random: np.random.Generator) -> np.ndarray:
-    count = len(_time(random))
-    frequency = np.fft.rfftfreq(count, 1 / RATE)
-    spectrum = np.fft.rfft(random.standard_normal(count))
-    middle, width = _pitch(random), random.uniform(0.1, 1.5)
-    return np.fft.irfft(spectrum * np.exp(-0.5 * (np.log(np.maximum(frequency, 1) / middle) / width) ** 2), count)
-
-
-def _clicks(random: np.random.Generator) -> np.ndarray:
-    samples = np.zeros(len(_time(random)))
-    samples[:: int(RATE / random.uniform(4, 60))] = 1
-    return np.convolve(samples, random.standard_normal(32) * np.exp(-np.arange(32) / 6), "same")
-
-
-def _bell(random: np.random.Generator) -> np.ndarray:
-    time, pitch = _time(random), _pitch(random)
-    ratios = np.array([0.56, 0.92, 1.19, 1.71, 2.0, 2.74, 3.0, 3.76]) * random.uniform(0.95, 1.05, 8)
-    ratios = ratios[ratios * pitch < 7500]
-    parts = np.sin(2 * np.pi * pitch * ratios[:, None] * time) * np.exp(-time * ratios[:, None] * random.uniform(3, 10))
-    return parts.sum(axis=0)
-
-
-def _string(random: np.random.Generator) -> np.ndarray:
-    """Pluck a string (Karplus and Strong, 1983), all periods at once: each is the one before it, smoothed."""
-    time, period = _time(random), int(RATE / min(_pitch(random), 800))
-    spectrum = np.fft.rfft(random.uniform(-1, 1, period))
-    smoothing = np.cos(np.pi * np.arange(len(spectrum)) / period) * random.uniform(0.98, 1)
-    rounds = np.arange(-(-len(time) // period))[:, None]
-    return np.fft.irfft(spectrum * smoothing**rounds, period).ravel()[: len(time)]
-
-
-KINDS: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
-    *(_tone, _harmonics, _chirp, _trembling, _burst, _clicks, _bell, _string),
-)
