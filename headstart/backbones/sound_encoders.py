@@ -1,4 +1,4 @@
-"""Encoders of sounds as backbones: samples (N, t, STEP) float32 -> (N, feature_dim)."""
+"""Encoders of sounds as backbones: samples (N, n) float32 in [-1, 1] at 16 kHz -> (N, feature_dim)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class WaveNet(Backbone):
             base = keras.Model(base.inputs, [base.output, *(layer.output for _, layer in taps)])
         base.name = BACKBONE_LAYER
         base.trainable = False
-        samples = keras.Input((None, STEP), name=INPUT)
+        sound = keras.Input((None,), name=INPUT)
+        samples = keras.layers.Reshape((-1, STEP), name="steps")(sound)
         # Digital silence, as at the end of all but the longest recording of a batch, is not heard.
         mask = keras.ops.cast(keras.ops.any(keras.ops.not_equal(samples, 0.0), axis=-1, keepdims=True), "int32")
         sequences = base([samples, mask], training=False)
@@ -77,7 +78,7 @@ class WaveNet(Backbone):
         filled = keras.ops.squeeze(mask, -1)
         vectors = [pool(one, filled, name) for name, one in zip(names, sequences if taps else [sequences], strict=True)]
         features = keras.layers.Concatenate(name="features")(vectors) if taps else vectors[0]
-        return keras.Model({INPUT: samples}, features, name="encoder")
+        return keras.Model({INPUT: sound}, features, name="encoder")
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return what is before the first block, the blocks, and what is behind them."""

@@ -76,6 +76,7 @@ class Modality:
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
             all have the same length.
+        place: so many numbers of such an example are one place of the sequences in a network.
         exported: names of files that `export_files` may return.
         explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
@@ -94,6 +95,7 @@ class Modality:
     descriptor_dim: int = 0
     descriptor_dtype: str = "float16"
     length: str = ""
+    place: int = 1
     exported: Sequence[str] = ("reading.json",)
     explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed
@@ -249,8 +251,8 @@ class Modality:
         """Return the measure `length` of examples, (N,), one for each row; None if all are equally long."""
         return examples[self.length].to_numpy() if self.length in examples else None
 
-    def places(self, size: int) -> int:
-        """Return how long the second axis of a batch is for an example of `size`, if examples differ in length."""
+    def numbers(self, size: int) -> int:
+        """Return how many numbers an example has at most, if examples differ in length."""
         return size
 
     def front(self, size: int) -> keras.Model:

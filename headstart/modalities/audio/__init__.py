@@ -1,4 +1,4 @@
-"""Sounds: recordings of many formats become samples at 16 kHz in steps of 20 ms, (t, 320) float32."""
+"""Sounds: recordings of many formats become samples at 16 kHz, (n,) float32."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class AudioModality(Modality):
     libraries = ("soundfile", "soxr")
     descriptor_dim = copies.DIM
     length = "seconds"
+    place = steps.STEP
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.recognizes(head, suffix)
@@ -71,14 +72,14 @@ class AudioModality(Modality):
         return {"samples a second": examples.rate.astype(int).map("{:,}".format)}
 
     def load(self, data: bytes, size: int) -> np.ndarray:
-        """Load a recording, (t, 320) float32 in [-1, 1] with t <= 50 * `size`; of longer ones see `steps.cut`."""
-        return steps.split(steps.cut(decode.decode(data), size))
+        """Load a recording, (n,) float32 in [-1, 1] at 16 kHz; of one longer than `size` seconds see `steps.cut`."""
+        return steps.cut(decode.decode(data), size)
 
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
         sound = decode.decode(data)
         longer = len(sound) > size * steps.RATE
         remark = f"are longer than {size} s, of which {size} windows of a second are heard, spread evenly." if longer else ""
-        return steps.split(steps.cut(sound, size)), remark
+        return steps.cut(sound, size), remark
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
@@ -89,7 +90,7 @@ class AudioModality(Modality):
             changed = sound
             if isinstance(augmentation, SoundAugmentation):
                 changed = view(sound, steps.RATE, augmentation, key, number)
-            yield steps.split(steps.cut(changed, size))
+            yield steps.cut(changed, size)
 
     def augmentation(self, settings: Extract | FineTune) -> SoundAugmentation | None:
         found = SoundAugmentation(settings.time_shift, settings.gain, settings.noise_snr, settings.speed)
@@ -102,24 +103,24 @@ class AudioModality(Modality):
     def memory(self, data: bytes, size: int) -> int:
         return decode.decoding_memory(data)
 
-    def places(self, size: int) -> int:
-        return size * steps.STEPS
+    def numbers(self, size: int) -> int:
+        return size * steps.RATE
 
     def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
-        """Fill recordings up to the longest, (b, T, 320) float32; the encoder finds the mask by the samples."""
+        """Fill recordings up to the longest, (b, n) float32; the encoder finds the mask by the samples."""
         return {INPUT: steps.fill(arrays)}
 
     def spec(self, size: int) -> dict[str, tuple[tuple[int | None, ...], str]]:
-        return {INPUT: ((None, steps.STEP), "float32")}
+        return {INPUT: ((None,), "float32")}
 
     def front(self, size: int) -> keras.Model:
-        """Build what splits sounds, (N, n) float32 in [-1, 1] at 16 kHz, into steps; all of a long one is heard."""
+        """Build what fills sounds, (N, n) float32 in [-1, 1] at 16 kHz, up to whole steps; all of a long one is heard."""
         import keras
 
         sound = keras.Input((None,), name=INPUT)
         filled = keras.ops.pad(sound, [[0, 0], [0, steps.STEP - 1]])
-        frames = keras.ops.extract_sequences(filled, steps.STEP, steps.STEP)
-        return keras.Model(sound, {INPUT: frames}, name="front")
+        whole = keras.ops.extract_sequences(filled, steps.STEP, steps.STEP)
+        return keras.Model(sound, {INPUT: keras.layers.Reshape((-1,))(whole)}, name="front")
 
     def probes(self, size: int) -> list[bytes]:
         return probes.files(size)

@@ -1,4 +1,4 @@
-"""From sounds to what networks hear: steps of 20 ms, (t, STEP) float32."""
+"""From sounds to batches: (b, n) float32, n being a multiple of a step of 20 ms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 
 RATE = 16_000  # samples a second
 STEP = 320  # samples; networks for sounds describe each step
-STEPS = RATE // STEP  # in a second
-FILLED = 25  # steps; batches are filled up to a multiple, so that the rounding of convolutions hardly changes
+FILLED = 25 * STEP  # batches are filled up to a multiple, so that the rounding of convolutions hardly changes
 
 
 def cut(sound: np.ndarray, seconds: int) -> np.ndarray:
@@ -20,15 +19,10 @@ def cut(sound: np.ndarray, seconds: int) -> np.ndarray:
     return np.concatenate([sound[start : start + RATE] for start in starts])
 
 
-def split(sound: np.ndarray) -> np.ndarray:
-    """Split a sound into steps, (t, STEP) float32; zeros fill up the last one."""
-    return np.pad(sound, (0, -len(sound) % STEP)).reshape(-1, STEP)
-
-
 def fill(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return one array, (b, T, STEP) float32, of sounds (t, STEP) each, with zeros behind all but the longest."""
+    """Return one array, (b, n) float32, of sounds (n,) each, with zeros behind all but the longest."""
     longest = -(-max(map(len, arrays)) // FILLED) * FILLED
-    steps = np.zeros((len(arrays), longest, STEP), np.float32)
-    for row, array in zip(steps, arrays, strict=True):
+    sounds = np.zeros((len(arrays), longest), np.float32)
+    for row, array in zip(sounds, arrays, strict=True):
         row[: len(array)] = array
-    return steps
+    return sounds
