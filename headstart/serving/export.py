@@ -182,7 +182,8 @@ def without_front(classifier: Classifier) -> keras.Model:
     single = inputs if len(inputs) > 1 else next(iter(inputs.values()))
     network = keras.Model(single, probabilities, name=classifier.network.name)
     # Keras' exporter to ONNX wants a model that was called.
-    zeros = {name: np.zeros((1, *(n or 2 for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
+    length = 2 * classifier.modality.place
+    zeros = {name: np.zeros((1, *(n or length for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
     network(zeros if len(zeros) > 1 else next(iter(zeros.values())))
     return network
 
