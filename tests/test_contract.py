@@ -157,7 +157,7 @@ def test_metrics_and_plots_need_no_pull():
 
 
 def test_prepare_loads_no_tensorflow_and_no_mlflow():
-    slow = {"tensorflow", "keras", "mlflow", "sklearn"}
+    slow = {"tensorflow", "keras", "mlflow", "sklearn", "soundfile", "soxr"}
     code = f"import sys, pipeline.prepare; print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
