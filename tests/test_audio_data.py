@@ -221,6 +221,12 @@ def test_a_class_that_its_sample_rate_gives_away_is_a_leak():
     assert measures.find_leaks(examples.assign(rate=[16_000, 44_100, 48_000] * 9)) == []
 
 
+def test_prepare_asks_for_what_is_silent_and_for_leaks():
+    audio = get_modality("audio")
+    assert audio.reject({"peak": 1e-5}, None)[0] == "silent"
+    assert audio.find_leaks(pd.DataFrame({"label": list("aaabbb"), "rate": [8000] * 3 + [16_000] * 3}), None)
+
+
 def test_what_is_as_good_as_silence_is_left_out():
     faint = encode(SOUND * np.float32(2.0**-13), codec="FLOAT")
     assert measures.reject(measures.measure(decode.read(faint))) == (

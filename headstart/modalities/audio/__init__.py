@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from headstart.errors import ItemError
 from headstart.modalities import requests
 from headstart.modalities.audio import copies, decode, measures, picture, probes, steps
 from headstart.modalities.audio.augmentation import SoundAugmentation, view
+from headstart.modalities.audio.decode import Recording
+from headstart.modalities.audio.measures import reject
 from headstart.modalities.base import Augmentation, Batch, Modality
 
 if TYPE_CHECKING:
@@ -38,23 +40,26 @@ class AudioModality(Modality):
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.recognizes(head, suffix)
 
-    def decode(self, data: bytes) -> decode.Recording:
+    def decode(self, data: bytes) -> Recording:
         return decode.read(data)
 
-    def item_id(self, item: decode.Recording) -> str:
+    def item_id(self, item: Recording) -> str:
         return decode.item_id(item)
 
-    def measures(self, item: decode.Recording) -> dict[str, float]:
+    def measures(self, item: Recording) -> dict[str, float]:
         return measures.measure(item)
 
-    def sketch(self, item: decode.Recording) -> np.ndarray:
+    def sketch(self, item: Recording) -> np.ndarray:
         return copies.sketch(item.resampled())
 
     def describe(self, sketches: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return copies.describe(sketches), {}
 
     def reject(self, measures: dict[str, float], settings: Prepare) -> tuple[str, str] | None:
-        return None
+        return reject(measures)
+
+    def find_leaks(self, examples: pd.DataFrame, read: Callable[[str], bytes]) -> list[str]:
+        return measures.find_leaks(examples)
 
     def find_reading(self, examples: pd.DataFrame, settings: Prepare) -> tuple[dict[str, Any], list[str]]:
         return {}, measures.remarks(examples)
@@ -78,8 +83,8 @@ class AudioModality(Modality):
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
         sound = decode.decode(data)
         longer = len(sound) > size * steps.RATE
-        remark = f"are longer than {size} s, of which {size} windows of a second are heard, spread evenly." if longer else ""
-        return steps.cut(sound, size), remark
+        remark = f"are longer than {size} s, of which {size} windows of a second are heard, spread evenly."
+        return steps.cut(sound, size), remark if longer else ""
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
@@ -114,7 +119,7 @@ class AudioModality(Modality):
         return {INPUT: ((None,), "float32")}
 
     def front(self, size: int) -> keras.Model:
-        """Build what fills sounds, (N, n) float32 in [-1, 1] at 16 kHz, up to whole steps; all of a long one is heard."""
+        """Build what fills sounds, (N, n) float32 in [-1, 1] at 16 kHz, up to whole steps; long ones are not cut."""
         import keras
 
         sound = keras.Input((None,), name=INPUT)
