@@ -10,8 +10,10 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 import pytest
-from audio_files import RATE, accepted, as_float, encode, refused, replaced, soundfile, tone
+from audio_files import RATE, Case, accepted, as_float, encode, refused, replaced, soundfile, tone
+from conftest import run_stages, write_params
 
+from headstart import paths
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
 from headstart.modalities.audio import decode, measures
@@ -240,3 +242,34 @@ def test_a_header_that_promises_more_than_there_is_names_both():
     data = replaced(encode(tone()), 40, "<I", 99_999)
     with pytest.raises(ItemError, match="99,999 bytes of samples are promised, 16,000 are there"):
         decode.read(data)
+
+
+def test_prepare_decides_on_every_odd_recording(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = {f"odd/{name}": case for name, case in {**ACCEPTED, **REFUSED}.items()}
+    for number in range(12):
+        samples = np.random.default_rng(number).uniform(-0.5, 0.5, 4000)
+        files[f"odd/more-{number}.wav"] = Case(encode(samples))
+        files[f"even/{number}.wav"] = Case(encode(samples[::-1]))
+    files["even/phone.m4a"] = Case(b"\0\0\0\x20ftypM4A ", "unsupported", "ffmpeg -i in.m4a")
+    files["even/notes.txt"] = Case(b"even", "ignored")
+    for name, case in files.items():
+        file = tmp_path / "sounds" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(case.data)
+    write_params(tmp_path / "params.yaml", **{"data.source": "sounds", "prepare.max_bad_fraction": 0.9})
+    run_stages("prepare")
+    quarantine = pd.read_csv(paths.QUARANTINE).set_index("path")
+    used = set(pd.read_parquet(paths.MANIFEST).path)
+    for name, case in files.items():
+        if case.reason == "ignored":
+            assert name not in used
+            assert name not in quarantine.index
+        elif case.reason:
+            assert quarantine.reason[name] == case.reason
+            assert case.says in quarantine.detail[name]
+        else:  # many are the same sound
+            assert name in used or quarantine.reason[name] == "duplicate", name
+    screen = capsys.readouterr().out
+    assert "the examples are recordings, by the suffixes" in screen
+    assert "were louder than full scale, and are scaled down to it" in screen
