@@ -74,9 +74,8 @@ class Modality:
         column: what a request to the model server calls an example.
         descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
-        length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
-            all have the same length.
-        place: so many numbers of such an example are one place of the sequences in a network.
+        length: the measure by which examples are sorted into batches, if they are padded; empty: all are equally long.
+        unit, place: numbers of such an example for 1 in `extract.size`, and for a place of the sequences in a network.
         exported: names of files that `export_files` may return.
         explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
@@ -95,6 +94,7 @@ class Modality:
     descriptor_dim: int = 0
     descriptor_dtype: str = "float16"
     length: str = ""
+    unit: int = 1
     place: int = 1
     exported: Sequence[str] = ("reading.json",)
     explains: str = ""
@@ -250,10 +250,6 @@ class Modality:
     def lengths(self, examples: pd.DataFrame) -> np.ndarray | None:
         """Return the measure `length` of examples, (N,), one for each row; None if all are equally long."""
         return examples[self.length].to_numpy() if self.length in examples else None
-
-    def numbers(self, size: int) -> int:
-        """Return how many numbers an example has at most, if examples differ in length."""
-        return size
 
     def front(self, size: int) -> keras.Model:
         """Build what comes before the backbone in models/model.keras: whole examples -> inputs of `spec`."""

@@ -35,7 +35,7 @@ class AudioModality(Modality):
     libraries = ("soundfile", "soxr")
     descriptor_dim = copies.DIM
     length = "seconds"
-    place = steps.STEP
+    unit, place = steps.RATE, steps.STEP
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.recognizes(head, suffix)
@@ -107,9 +107,6 @@ class AudioModality(Modality):
 
     def memory(self, data: bytes, size: int) -> int:
         return decode.decoding_memory(data)
-
-    def numbers(self, size: int) -> int:
-        return size * steps.RATE
 
     def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
         """Fill recordings up to the longest, (b, n) float32; the encoder finds the mask by the samples."""
