@@ -64,7 +64,9 @@ def _analyse(sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _timbre(spectrum: np.ndarray) -> np.ndarray:
     """Return the first part of a sketch; its length is at most 1."""
     waves = fft.dct(_above_floor(spectrum, spectrum.max()), norm="ortho")[1 : COEFFICIENTS + 1]
-    return waves / max(np.linalg.norm(waves), FLAT * np.sqrt(len(spectrum)))
+    deviation = np.linalg.norm(waves) / np.sqrt(len(spectrum))
+    # Sounds of one kind, such as the words of one speaker, differ in the fine structure first, here and below.
+    return _with_length(waves * np.sqrt(np.arange(1, COEFFICIENTS + 1)), min(deviation / FLAT, 1))
 
 
 def _changes(bands: np.ndarray) -> np.ndarray:
@@ -77,10 +79,13 @@ def _changes(bands: np.ndarray) -> np.ndarray:
     moments = np.arange(len(levels)) * (HOP / RATE)
     waves = np.exp(-2j * np.pi * np.outer(RHYTHMS, moments)).astype(np.complex64) @ deviations
     strengths = np.sqrt(np.abs(waves[:, :-1] * waves[:, 1:])) + 1e-9
-    products = waves[:, :-1] * waves[:, 1:].conj() / strengths
-    parts = np.concatenate([products.real.ravel(), products.imag.ravel()])
+    products = waves[:, :-1] * waves[:, 1:].conj() / strengths * np.sqrt(RHYTHMS)[:, None]
     deviation = np.sqrt(np.square(deviations).sum() / (counts.sum() * BANDS))
-    return parts * (min(deviation / EVEN, 1) / max(np.linalg.norm(parts), 1e-9))
+    return _with_length(np.stack([products.real, products.imag]).ravel(), min(deviation / EVEN, 1))
+
+
+def _with_length(vector: np.ndarray, length: float) -> np.ndarray:
+    return vector * (length / max(float(np.linalg.norm(vector)), 1e-9))
 
 
 def _above_floor(power: np.ndarray, loudest: float) -> np.ndarray:
