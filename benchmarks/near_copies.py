@@ -29,7 +29,6 @@ from headstart.modalities import Modality, get_modality
 from headstart.modalities.image.decode import decode
 
 
-
 def change_image(data: bytes, kind: str, generator: np.random.Generator) -> bytes:
     """The copy as a file: 50 to 200 % of the size, quality 40 to 85, 75 to 125 % of the brightness, a few % cut off."""
     image, quality = decode(data), 90

@@ -9,9 +9,10 @@ import numpy as np
 
 from headstart.errors import ItemError
 from headstart.modalities import requests
-from headstart.modalities.audio import copies, decode, measures, picture, probes, steps
+from headstart.modalities.audio import copies, decode, evidence, measures, picture, probes, steps
 from headstart.modalities.audio.augmentation import SoundAugmentation, view
 from headstart.modalities.base import Augmentation, Batch, Modality
+from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:
     import keras
@@ -33,6 +34,7 @@ class AudioModality(Modality):
     libraries = ("soundfile", "soxr")
     descriptor_dim = copies.DIM
     length = "seconds"
+    explains = "Which moments matter"
     place = steps.STEP
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
@@ -137,3 +139,6 @@ class AudioModality(Modality):
             return picture.show(decode.decode(data))
         except ItemError:
             return ""
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        return evidence.explain([self.load(data, size) for data in files], network.scores, classes)

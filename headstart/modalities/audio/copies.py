@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import fft, ndimage
 
+from headstart.modalities.audio.mel import mel_filters
 from headstart.modalities.audio.steps import RATE
 
 WINDOW, HOP = 1024, 128  # samples of a frame, and from one to the next: 64 and 8 ms
@@ -98,14 +99,6 @@ def _bins(limits: tuple[int, int]) -> slice:
     return slice(*(limit * WINDOW // RATE for limit in limits))
 
 
-def _mel_filters(limits: tuple[int, int]) -> np.ndarray:
-    """Return triangular filters, (k, BANDS) float32."""
-    mels, (low, high) = (2595 * np.log10(1 + np.array(hertz) / 700) for hertz in (fft.rfftfreq(WINDOW, 1 / RATE), limits))
-    width = (high - low) / (BANDS + 1)
-    middles = low + width * np.arange(1, BANDS + 1)
-    return np.maximum(1 - np.abs(mels[:, None] - middles) / width, 0).astype(np.float32)
-
-
 _HANN = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
-_FILTERS = np.hstack([_mel_filters(LOW), _mel_filters(HIGH)])
+_FILTERS = np.hstack([mel_filters(BANDS, *limits, WINDOW) for limits in (LOW, HIGH)])
 _KERNEL = np.hanning(AROUND + 2)[1:-1]
