@@ -19,16 +19,16 @@ RANGE = 70  # dB from the loudest to the darkest pixel
 PLAYED = 10  # seconds that can be heard on a page
 BIT_RATE = 0.9  # of soundfile: 24 kbit/s, at which a player of PLAYED seconds has 40 kB. All browsers play MP3.
 # Nine of the 256 colours of magma (https://bids.github.io/colormap, CC0): equal steps look equal.
-_COLOURS = "000004 1c1044 4f127b 812581 b5367a e55964 fb8761 fec287 fcfdbf"
+_COLOURS = "000003 1c1046 50127b 822581 b63679 e55063 fb8660 fec286 fbfcbf"
 _WAVE_COLOUR = 200  # of 255, from dark to bright
 
 
 def show(sound: np.ndarray) -> str:
     """Return a picture and a player of a sound, (n,) float32 in [-1, 1] at 16 kHz, as HTML."""
-    return as_html(colour(draw(sound)), describe(sound)) + player(sound)
+    return as_html(colour(draw(sound)), title(sound)) + player(sound)
 
 
-def describe(sound: np.ndarray) -> str:
+def title(sound: np.ndarray) -> str:
     """Return how long a sound is, and how much of it the player holds."""
     seconds = len(sound) / RATE
     return f"{seconds:.2f} s" + (f"; the player has the first {PLAYED} s" if seconds > PLAYED else "")
