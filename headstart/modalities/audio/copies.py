@@ -6,7 +6,7 @@ Libraries for this, such as Chromaprint, want at least three seconds: of a spoke
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft, ndimage
+from scipy import fft, ndimage, sparse
 
 from headstart.modalities.audio.mel import mel_filters
 from headstart.modalities.audio.steps import RATE
@@ -56,7 +56,7 @@ def _analyse(sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(frames), _AT_ONCE):
         power = np.abs(fft.rfft(frames[start : start + _AT_ONCE] * _HANN, axis=1)) ** 2
         total += power.sum(axis=0)
-        parts.append(power @ _FILTERS)
+        parts.append((_FILTERS @ power.T).T)
     low = total[_bins(LOW)].sum() >= LOW_SHARE * total.sum()
     columns, bins = (slice(None, BANDS), _bins(LOW)) if low else (slice(BANDS, None), _bins(HIGH))
     return np.concatenate(parts)[:, columns], total[bins] / len(frames)
@@ -100,5 +100,6 @@ def _bins(limits: tuple[int, int]) -> slice:
 
 
 _HANN = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
-_FILTERS = np.hstack([mel_filters(BANDS, *limits, WINDOW) for limits in (LOW, HIGH)])
+# Sparse: a product of small dense matrices costs more when several threads ask for it.
+_FILTERS = sparse.csr_array(np.hstack([mel_filters(BANDS, *limits, WINDOW) for limits in (LOW, HIGH)]).T)
 _KERNEL = np.hanning(AROUND + 2)[1:-1]
