@@ -40,7 +40,9 @@ class Prepare(Section):
     """Near copies never stand in two splits: images that differ by at most this much, and far less than others do. 0.1:
     recompressed; 0.25: also resized or brightened; 0.5: also cropped by a tenth, and some images that are merely
     similar; 0: identical pixels only. Texts that have all but this share of their runs of five characters in common.
-    0.1: a typo in a sentence; 0.25: a short word more or less; 0: the same but for case and spaces."""
+    0.1: a typo in a sentence; 0.25: a short word more or less; 0: the same but for case and spaces. Recordings that
+    sound and change alike, whatever their loudness, format and the silence around them. 0.1: resampled, shifted or
+    noisy, most re-encoded ones; 0.25: nearly all re-encoded ones, or all of that at once; 0: the same samples."""
     min_size: Annotated[Int, Field(ge=1, le=100_000)]
     """Images with a shorter side of fewer pixels are quarantined."""
     value_range: (

@@ -9,11 +9,12 @@ import numpy as np
 
 from headstart.errors import ItemError
 from headstart.modalities import requests
-from headstart.modalities.audio import copies, decode, measures, picture, probes, steps
+from headstart.modalities.audio import copies, decode, evidence, measures, picture, probes, steps
 from headstart.modalities.audio.augmentation import SoundAugmentation, view
 from headstart.modalities.audio.decode import Recording
 from headstart.modalities.audio.measures import reject
 from headstart.modalities.base import Augmentation, Batch, Modality
+from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:
     import keras
@@ -36,6 +37,7 @@ class AudioModality(Modality):
     descriptor_dim = copies.DIM
     length = "seconds"
     unit, place = steps.RATE, steps.STEP
+    explains = "Which moments matter"
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.recognizes(head, suffix)
@@ -139,3 +141,6 @@ class AudioModality(Modality):
             return picture.show(decode.decode(data))
         except ItemError:
             return ""
+
+    def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
+        return evidence.explain([self.load(data, size) for data in files], network.scores, classes)

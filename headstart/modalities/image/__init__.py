@@ -10,7 +10,7 @@ from PIL import Image
 
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
-from headstart.modalities import requests
+from headstart.modalities import pictures, requests
 from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.image import cutting, decode, descriptors, evidence, memory, pixels, probes, value_range
@@ -188,7 +188,7 @@ class ImageModality(Modality):
         except ItemError:
             return ""
         image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
-        return evidence.as_html(image)
+        return pictures.as_html(image)
 
     def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
         maps = network.maps([self.load(data, size) for data in files], classes)
