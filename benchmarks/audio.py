@@ -154,7 +154,9 @@ def measure_speed(folder: Path, frame: pd.DataFrame, backbone: str) -> None:
 
     reading = rate(lambda: [modality.load(one, size) for one in data], len(data))
     bare = rate(alone, len(data))
-    print(f"reading and resampling: {reading:.0f} recordings/s, {reading / bare:.2f} of soundfile and soxr ({bare:.0f})")
+    print(
+        f"reading and resampling: {reading:.0f} recordings/s, {reading / bare:.2f} of soundfile and soxr ({bare:.0f})"
+    )
     engine = open_engine(
         "auto", lambda: row.build("pretrained", size, "avg", 0, "half"), modality.spec(size), "float32", None, "audio"
     )
@@ -174,7 +176,10 @@ def measure_speed(folder: Path, frame: pd.DataFrame, backbone: str) -> None:
             Extraction(index, loader, engine, store).compute(range(len(data)), 0)
 
     network, whole = rate(lambda: list(engine.map(batches)), len(data)), rate(extracting, len(data))
-    print(f"{backbone} by {engine.name}: extract {whole:.0f} recordings/s, {whole / network:.2f} of the network ({network:.0f})")
+    print(
+        f"{backbone} by {engine.name}: extract {whole:.0f} recordings/s, {whole / network:.2f} of the network alone "
+        f"({network:.0f})"
+    )
 
 
 def main() -> None:

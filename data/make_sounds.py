@@ -51,7 +51,9 @@ def drum(random: np.random.Generator) -> np.ndarray:
 def siren(random: np.random.Generator) -> np.ndarray:
     """Sound a siren: a tone with overtones that rises and falls."""
     time = draw_time(random)
-    height = random.uniform(500, 1200) * (1 + 0.4 * np.sin(2 * np.pi * random.uniform(1, 4) * time + random.uniform(0, 6)))
+    height = random.uniform(500, 1200) * (
+        1 + 0.4 * np.sin(2 * np.pi * random.uniform(1, 4) * time + random.uniform(0, 6))
+    )
     phase = 2 * np.pi * np.cumsum(height) / RATE
     return np.sin(phase) + 0.4 * np.sin(2 * phase) + 0.2 * np.sin(3 * phase)
 

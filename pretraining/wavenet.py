@@ -21,12 +21,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import trange
 
 from pretraining import sounds, speech
 from pretraining.train import _start_drawing
+
+if TYPE_CHECKING:
+    import keras
 
 HERE = Path(__file__).parent
 CHECKPOINT_STEPS = 250
@@ -42,7 +46,7 @@ def _corpus(each: int, seed: int, file: Path) -> sounds.Corpus:
 
 
 def make_batch(step: int, size: int, each: int, seed: int, file: Path) -> Drawn:
-    """Draw clips, (size, CLIP) float32, and their labels: words, phonemes of either program; the same in any process."""
+    """Draw clips, (size, CLIP) float32, with their words and the phonemes of either program, alike in any process."""
     corpus, random = _corpus(each, seed, file), np.random.default_rng([seed, step])
     clips, labels = zip(*(sounds.draw(corpus, random) for _ in range(size)), strict=True)
     words, *phonemes = (np.stack(column) for column in zip(*labels, strict=True))
@@ -64,7 +68,7 @@ def batches(start: int, stop: int, *arguments: int | Path) -> Iterator[Drawn]:
         pool.shutdown(cancel_futures=True)
 
 
-def build(corpus: sounds.Corpus, steps: int, seed: int):
+def build(corpus: sounds.Corpus, steps: int, seed: int) -> keras.Model:
     """Build the network with three linear layers: the word, and the phoneme by either program."""
     from headstart.backbones.wavenet import build_wavenet
     from headstart.framework import keras
@@ -114,7 +118,9 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
                 partial = checkpoint.with_suffix(".partial.keras")
                 model.save(partial)
                 partial.replace(checkpoint)
-                print(f"batch {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in logs.items()), flush=True)
+                print(
+                    f"batch {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in logs.items()), flush=True
+                )
                 model.reset_metrics()
     finally:
         data.close()
@@ -129,6 +135,7 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
 
 
 def main() -> int:
+    """Train by the command line."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.wavenet", description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=8000, help="batches; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=96, help="clips; default: %(default)s")

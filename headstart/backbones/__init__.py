@@ -9,7 +9,9 @@ from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, did_you_mean
 from headstart.modalities import Modality, get_modality
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (*ROWS, *hub_image_table.ROWS, *hub_text.ROWS, *sound_encoders.ROWS)}
+BACKBONES: dict[str, Backbone] = {
+    row.name: row for row in (*ROWS, *hub_image_table.ROWS, *hub_text.ROWS, *sound_encoders.ROWS)
+}
 
 
 def register(backbone: Backbone) -> None:

@@ -157,7 +157,11 @@ def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split |
     found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
     work = [work_below(base, split) for split in found]
     enough = MOST_OF_IT * max(work, default=0)
-    good = [(len(split.places), -below, n) for n, (split, below) in enumerate(zip(found, work, strict=True)) if below >= enough]
+    good = [
+        (len(split.places), -below, n)
+        for n, (split, below) in enumerate(zip(found, work, strict=True))
+        if below >= enough
+    ]
     return found[min(good)[-1]] if good else None
 
 

@@ -49,7 +49,9 @@ def build_wavenet(channels: int = CHANNELS, dilations: tuple[int, ...] = DILATIO
     return keras.Model([samples, mask], x, name="wavenet")
 
 
-def _block(x: keras.KerasTensor, name: str, channels: int, dilation: int) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+def _block(
+    x: keras.KerasTensor, name: str, channels: int, dilation: int
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     from headstart.framework import keras
 
     layers = keras.layers
@@ -77,7 +79,9 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
     spectrum = _fixed(layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum"), x, kernel)
     squares = layers.Multiply(name="squares")([spectrum, spectrum])
     bands = np.concatenate([_mel_bands(), _mel_bands()])[None]  # energy is the sum of both squares
-    energy = _fixed(layers.Conv1D(MELS, 1, bias_initializer=keras.initializers.Constant(FLOOR), name="mel"), squares, bands)
+    energy = _fixed(
+        layers.Conv1D(MELS, 1, bias_initializer=keras.initializers.Constant(FLOOR), name="mel"), squares, bands
+    )
     logs = keras.ops.log(energy)
     return layers.Rescaling(0.25, 1.75, name="log_mel")(logs)
 

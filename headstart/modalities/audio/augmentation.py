@@ -1,4 +1,4 @@
-"""Augmented views of sounds, seeded by sound and number: faster or slower, later or earlier, louder or softer, noisier."""
+"""Augmented views of sounds, seeded by sound and number: faster, later, louder, noisier, or the other way round."""
 
 from __future__ import annotations
 

@@ -13,9 +13,7 @@ def files(seconds: int) -> list[bytes]:
     """Return sounds of many kinds as WAV and FLAC, the first of them longer than `seconds`, the second one short."""
     random = np.random.default_rng(0)
     lengths_and_rates = [(seconds + 0.7, RATE), (0.05, RATE), (0.8, 8000), (0.9, 44_100), (1.0, 48_000), (0.6, 22_050)]
-    return [
-        _file(length, rate, number, random) for number, (length, rate) in enumerate(lengths_and_rates)
-    ]
+    return [_file(length, rate, number, random) for number, (length, rate) in enumerate(lengths_and_rates)]
 
 
 def _file(length: float, rate: int, number: int, random: np.random.Generator) -> bytes:
