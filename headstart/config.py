@@ -20,6 +20,8 @@ from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, r
 PARAMS_FILE = Path("params.yaml")
 RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions
 
+LEAST_CROP = 0.1  # of the shorter side of an image: what is seen of it is resized, with all else in models/model.keras
+
 Fraction = Annotated[Float, Field(gt=0, lt=1)]
 
 
@@ -85,6 +87,16 @@ class Extract(Section):
 
     size: Annotated[Int, Field(ge=1, le=4096)] | None
     """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
+    resize: (
+        Annotated[
+            Literal["stretch", "crop"] | Annotated[Float, Field(ge=LEAST_CROP, le=1)],
+            Rule(f"stretch, crop or the share of the shorter side that is seen, in [{LEAST_CROP}, 1]"),
+        ]
+        | None
+    )
+    """How an image becomes a square. stretch: all of it, whatever its shape; crop: its central square, with the share
+    of the shorter side that the backbone was trained with, or else 0.875; a number: that share, 1 being the whole
+    shorter side; null: as the backbone was trained, stretch for those of keras.applications."""
     pooling: Literal["avg", "max", "flatten"]
     """How a feature map of the backbone becomes a vector."""
     depth: Literal["last", "quarter", "half"] | None

@@ -182,6 +182,18 @@ class Modality:
             raise ValueError(f"{self.noun}s are all read alike, not by {reading!r}")
         return self
 
+    def for_backbone(self, wanted: dict[str, Any], settings: Extract) -> Modality:
+        """Return this modality, reading examples as a backbone wants it, but for what the params ask for.
+
+        Args:
+            wanted: what `Backbone.reading` returned.
+        """
+        return self.with_reading({**self.reading, **wanted}) if wanted else self
+
+    def unseen(self, examples: pd.DataFrame, size: int) -> list[str]:
+        """Return what to print about parts of examples that no network sees, a line each; arguments as of `lengths`."""
+        return []
+
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
         """Return what outliers are found by: names of the low and the high end, values, and the least interquartile
         range to assume, so that a set of nearly equal examples has few outliers.

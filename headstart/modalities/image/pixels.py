@@ -62,10 +62,38 @@ def _may_be_rotated(data: bytes) -> bool:
     return exif.get(0x0112, 1) != 1 or b"tiff:Orientation" in data
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the whole image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
+def resize(image: np.ndarray, size: int, center_crop: float | None = None) -> np.ndarray:
+    """Resize what networks see of an image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
 
     Bilinear with antialiasing, as the Resizing layer of models/model.keras does it: Pillow computes in whole numbers.
+
+    Args:
+        center_crop: as `seen_part` takes it.
     """
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    box = seen_part(image.shape[1], image.shape[0], size, center_crop)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box)
     return np.asarray(resized)
+
+
+def needed_side(size: int, center_crop: float | None) -> int:
+    """Return how many pixels the shorter side of an image needs so that networks see `size` of its own."""
+    return size if center_crop is None else int(size / center_crop + 1e-6)  # 438, not 437.99
+
+
+def seen_part(width: int, height: int, size: int, center_crop: float | None) -> tuple[float, float, float, float]:
+    """Return left, upper, right and lower of what networks see of an image, in its pixels.
+
+    Args:
+        center_crop: None: all of it. Else the share of the shorter side that the central square has, in (0, 1]: as if
+            the image was resized until its shorter side has size / center_crop pixels, and a square of `size` cut out
+            of its middle, with the rounding of torchvision's Resize and CenterCrop.
+    """
+    if center_crop is None:
+        return 0, 0, width, height
+    shorter, ends = needed_side(size, center_crop), []
+    for side in (width, height):
+        resized = shorter * side // min(width, height)
+        start = round((resized - size) / 2)
+        ends.append((start * side / resized, min((start + size) * side / resized, side)))
+    (left, right), (upper, lower) = ends
+    return left, upper, right, lower
