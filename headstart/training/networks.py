@@ -18,7 +18,7 @@ import numpy as np
 from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
-from headstart.modalities.base import batch_length, pad_batch
+from headstart.modalities.batch import batch_length, pad_batch
 from headstart.model_archive import (
     ABOUT,
     CLASSES,

@@ -13,7 +13,8 @@ from PIL import Image
 from headstart.config import LEAST_CROP
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
-from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
+from headstart.modalities.base import Augmentation, Modality, StillRecognized
+from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.image import cutting, decode, descriptors, evidence, memory, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
