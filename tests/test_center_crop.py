@@ -49,13 +49,17 @@ def reference(image: Image.Image, size: int, share: float) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_center_crop_is_that_of_the_reference(shape, share):
     image = photo(*shape)
-    made = resize(np.asarray(image), SIZE, share)
-    assert made.shape == (SIZE, SIZE, 3)
-    assert difference(made, reference(image, SIZE, share)) < 0.2
+    made = resize(np.asarray(image), 224, share)
+    assert made.shape == (224, 224, 3)
+    assert difference(made, reference(image, 224, share)) < 2  # which rounds to whole pixels
 
 
-def test_the_share_is_exact_where_a_division_is_not():
+def test_the_part_that_is_seen_is_in_the_middle():
+    assert seen_part(640, 480, 224, 0.875) == (110, 30, 530, 450)
+    assert seen_part(480, 641, 224, 0.875) == (30, 110.5, 450, 530.5)
     assert seen_part(438, 438, 384, 384 / 438) == (27, 27, 411, 411)  # 384 / (384 / 438) is less than 438
+    assert seen_part(36, 72, 32, 0.9) == (2, 20, 34, 52)  # 35 pixels would have no middle
+    assert seen_part(7, 9, 32, None) == (0, 0, 7, 9)
 
 
 def test_a_jpeg_is_decoded_large_enough_for_the_part_that_is_seen():

@@ -77,7 +77,8 @@ def resize(image: np.ndarray, size: int, center_crop: float | None = None) -> np
 
 def needed_side(size: int, center_crop: float | None) -> int:
     """Return how many pixels the shorter side of an image needs so that networks see `size` of its own."""
-    return size if center_crop is None else int(size / center_crop + 1e-6)  # 438, not 437.99
+    # As many more or less on both sides of the part that is seen, so that its middle is that of the image.
+    return size if center_crop is None else size + 2 * round((size / center_crop - size) / 2)
 
 
 def seen_part(width: int, height: int, size: int, center_crop: float | None) -> tuple[float, float, float, float]:
@@ -85,15 +86,10 @@ def seen_part(width: int, height: int, size: int, center_crop: float | None) -> 
 
     Args:
         center_crop: None: all of it. Else the share of the shorter side that the central square has, in (0, 1]: as if
-            the image was resized until its shorter side has size / center_crop pixels, and a square of `size` cut out
-            of its middle, with the rounding of torchvision's Resize and CenterCrop.
+            the shorter side was resized to size / center_crop pixels and a square of `size` cut out of the middle,
+            which is torchvision's Resize and CenterCrop but for their rounding to whole pixels, up to half of one.
     """
     if center_crop is None:
         return 0, 0, width, height
-    shorter, ends = needed_side(size, center_crop), []
-    for side in (width, height):
-        resized = shorter * side // min(width, height)
-        start = round((resized - size) / 2)
-        ends.append((start * side / resized, min((start + size) * side / resized, side)))
-    (left, right), (upper, lower) = ends
-    return left, upper, right, lower
+    side = min(width, height) * size / needed_side(size, center_crop)
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
