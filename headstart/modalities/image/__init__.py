@@ -177,8 +177,7 @@ class ImageModality(Modality):
     def front(self, size: int) -> keras.Model:
         """Build the resize: RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased.
 
-        If the sides of an image differ by an odd number of pixels, what Keras cuts out is half of one beside what `load`
-        does.
+        If the sides of an image differ by an odd number of pixels, Keras' crop is half of one beside the middle.
         """
         import keras
 
