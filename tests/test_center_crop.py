@@ -33,7 +33,7 @@ from headstart.training import networks
 SIZE, SHARE = 32, 0.8  # 40 pixels of the shorter side
 IMAGES = get_modality("image")
 CROPPED = get_modality("image", {"center_crop": SHARE})
-SHAPES = [(500, 333), (333, 500), (301, 301), (20, 31), (8, 8), (300, 1), (1, 300), (1, 1), (2000, 50)]
+SHAPES = [(500, 333), (333, 500), (301, 301), (20, 30), (8, 8), (300, 1), (1, 300), (1, 1), (2000, 50)]
 
 
 def reference(image: Image.Image, size: int, share: float) -> np.ndarray:
@@ -54,12 +54,18 @@ def test_a_center_crop_is_that_of_the_reference(shape, share):
     assert difference(made, reference(image, 224, share)) < 2  # which rounds to whole pixels
 
 
-def test_the_part_that_is_seen_is_in_the_middle():
-    assert seen_part(640, 480, 224, 0.875) == (110, 30, 530, 450)
-    assert seen_part(480, 641, 224, 0.875) == (30, 110.5, 450, 530.5)
-    assert seen_part(438, 438, 384, 384 / 438) == (27, 27, 411, 411)  # 384 / (384 / 438) is less than 438
-    assert seen_part(36, 72, 32, 0.9) == (2, 20, 34, 52)  # 35 pixels would have no middle
-    assert seen_part(7, 9, 32, None) == (0, 0, 7, 9)
+@pytest.mark.parametrize(
+    ("sides", "size", "share", "expected"),
+    [
+        ((640, 480), 224, 0.875, (110, 30, 530, 450)),
+        ((480, 641), 224, 0.875, (30, 110, 450, 530)),  # as if there were 640
+        ((438, 438), 384, 384 / 438, (27, 27, 411, 411)),  # although 384 / (384 / 438) is less than 438
+        ((36, 72), 32, 0.9, (2, 20, 34, 52)),  # 35 pixels would have no middle
+        ((7, 9), 32, None, (0, 0, 7, 9)),
+    ],
+)
+def test_the_part_that_is_seen_is_in_the_middle(sides, size, share, expected):
+    assert seen_part(*sides, size, share) == pytest.approx(expected)
 
 
 def test_a_jpeg_is_decoded_large_enough_for_the_part_that_is_seen():
@@ -230,8 +236,8 @@ def test_all_ways_to_run_the_shipped_model_agree(model):
     expected = classifier.predict(classifier.modality.batch(arrays))
     whole = [classifier.network(classifier.modality.whole(data)[None].astype(np.float32)) for data in files()]
     difference = np.abs(np.concatenate(whole) - expected)
-    assert difference[:4].max() < 0.002
-    assert difference[4:].max() < 0.05  # the middle of these lies between two pixels
+    assert difference[:-1].max() < 0.002
+    assert difference[-1].max() < 0.02  # a row of pixels: Keras cuts one out before it enlarges it
     stretched = classifier.predict(classifier.modality.batch([IMAGES.load(data, SIZE) for data in files()]))
     assert np.abs(stretched[:2] - expected[:2]).min(axis=1).max() > 0.02  # it would show
     served, _ = open_network(classifier)

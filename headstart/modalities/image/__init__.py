@@ -175,10 +175,7 @@ class ImageModality(Modality):
         return {INPUT: ((size, size, 3), "uint8")}
 
     def front(self, size: int) -> keras.Model:
-        """Build the resize: RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased.
-
-        If the sides of an image differ by an odd number of pixels, Keras' crop is half of one beside the middle.
-        """
+        """Build the resize: RGB images of any size in [0, 255] -> (N, size, size, 3), antialiased."""
         import keras
 
         image = keras.Input((None, None, 3), name=INPUT)

@@ -86,10 +86,12 @@ def seen_part(width: int, height: int, size: int, center_crop: float | None) -> 
 
     Args:
         center_crop: None: all of it. Else the share of the shorter side that the central square has, in (0, 1]: as if
-            the shorter side was resized to size / center_crop pixels and a square of `size` cut out of the middle,
-            which is torchvision's Resize and CenterCrop but for their rounding to whole pixels, up to half of one.
+            the shorter side was resized to size / center_crop pixels and a square of `size` cut out of the middle, by
+            torchvision's Resize and CenterCrop. Those round to whole pixels of the resized image; here the middle is
+            rounded to whole pixels of the image, as models/model.keras does it: up to half a pixel elsewhere.
     """
     if center_crop is None:
         return 0, 0, width, height
-    side = min(width, height) * size / needed_side(size, center_crop)
-    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+    shorter, part = min(width, height), size / needed_side(size, center_crop)
+    left, upper = (side // 2 + (1 - part) * shorter / 2 for side in (width - shorter, height - shorter))
+    return left, upper, left + part * shorter, upper + part * shorter
