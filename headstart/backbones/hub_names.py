@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones import hub_files, hub_text
+from headstart.backbones import hub_downloads, hub_text
 from headstart.backbones.hub_conversions import TOWERS, tower_settings
 from headstart.backbones.hub_files import HUGGING_FACE, KAGGLE, Origin
 from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, make_row
@@ -42,7 +42,7 @@ def find_row(name: str) -> HubBackbone | None:
         if not Path(name).is_dir():
             hint = f"; for the model of Hugging Face: hf:{name}" if re.fullmatch(r"[\w-]+/[\w.-]+", name) else ""
             raise UserError(f"{PARAMS_FILE}: backbone {name!r} is no backbone, and there is no such folder{hint}")
-    folder = hub_files.fetch_config(Origin(name))
+    folder = hub_downloads.fetch_config(Origin(name))
     config = read_config(folder)
     settings = {**config, **config.get("config", {})} if isinstance(config.get("config"), dict) else config
     if not any(key in settings for key in _OF_IMAGES):
