@@ -191,14 +191,14 @@ def _from_hugging_face(origin: Origin, names: list[str], staging: Path, before: 
 
 
 def _refuse_other_weights(repository: str, revision: str) -> None:
-    """Raise UserError if a repository of Hugging Face has pickles in the place of weights, or these in several files."""
+    """Raise UserError if a repository of Hugging Face has pickles for weights, or these in several files."""
     from huggingface_hub import HfApi
 
     files, begin = HfApi().list_repo_files(repository, revision=revision), f"{PARAMS_FILE}: backbone "
     if any(name.endswith(".safetensors.index.json") for name in files):
         raise UserError(
-            f"{begin}'{HUGGING_FACE}{repository}': its weights are in several files, which cannot be read here; choose a "
-            f"smaller model, or save it as one {SAFETENSORS} and give its folder as the backbone"
+            f"{begin}'{HUGGING_FACE}{repository}': its weights are in several files, which cannot be read here; choose "
+            f"a smaller model, or save it as one {SAFETENSORS} and give its folder as the backbone"
         )
     if found := [name for name in files if name.endswith(_PICKLES)]:
         raise UserError(
@@ -223,8 +223,8 @@ def _explain(repository: str, error: Exception) -> Exception:
     if isinstance(error, RepositoryNotFoundError) or status == 401:
         return _RefusedError(
             f"{status}: Hugging Face shows no repository {repository}",
-            f"Is the name right? If https://huggingface.co/{repository} is private or asks for consent, give that there "
-            "and set HF_TOKEN to a token of that account.",
+            f"Is the name right? If https://huggingface.co/{repository} is private or asks for consent, give that "
+            "there and set HF_TOKEN to a token of that account.",
         )
     return error
 

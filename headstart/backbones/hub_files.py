@@ -1,7 +1,7 @@
 """The files of encoders by KerasHub: where they lie on this machine, and how a change of one is noticed.
 
-Weights are .safetensors or Keras' .h5, never pickles. Beside files that were downloaded lies LOCK, which has the revision
-and the sha256 of each: a file that is not in it is taken as it is at its first use, and must stay so.
+Weights are .safetensors or Keras' .h5, never pickles. Beside files that were downloaded lies LOCK, which has the
+revision and the sha256 of each: a file that is not in it is taken as it is at its first use, and must stay so.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_lock(folder: Path) -> dict[str, dict[str, str | None]]:
-    """Return what is known about the files in a folder: by name a `revision` and a `sha256`, None if there is no such file.
+    """Return what is known about the files in a folder: by name a `revision` and a `sha256`.
 
-    The revision is empty if a file was put there by hand.
+    There is no such file if the sha256 is None; one without a revision was put there by hand.
 
     Raises:
         UserError: if the lock cannot be read.
@@ -180,7 +180,7 @@ def check(origin: Origin, folder: Path, names: Iterable[str]) -> dict[str, str]:
         if about.get("sha256") not in (None, sha256):
             raise UserError(
                 f"{folder / name}: it has changed: its sha256 begins with {sha256[:8]}, but {LOCK} beside it has "
-                f"{str(about['sha256'])[:8]}; remove it, so that it is downloaded again, or, if it is to be another one, "
+                f"{str(about['sha256'])[:8]}; remove it, so that it is downloaded again, or, if it is to be another, "
                 f"name its folder as the backbone: backbone={folder}"
             )
         if not about.get("sha256") and not origin.is_folder:

@@ -39,7 +39,7 @@ def read_scaling(folder: Path, settings: dict[str, Any]) -> Scaling | None:
         what = f"no {one_line(error)}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"{file or folder}: it does not say in a way known here how images are to be scaled ({what}); if you know "
-            f"it, copy the folder, replace that file by a {PROCESSOR} with image_mean and image_std (of RGB in [0, 1]), "
+            f"it, copy the folder, replace that file by a {PROCESSOR} with image_mean and image_std (of RGB in [0, 1]) "
             "and give the path of the copy as the backbone"
         ) from error
 
