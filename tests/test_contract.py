@@ -216,7 +216,7 @@ def test_only_images_know_pixels():
     """What other modalities have no use for stays in the rooms of images."""
     words = re.compile(r"\b(pixels?|RGB|image_size|PIL|cv2|simplejpeg)\b")
     allowed = re.compile(
-        r"headstart/(modalities/image/|backbones/(keras_(applications|table)|hub_(images|image_table|names|conversions)"
+        r"headstart/(modalities/image/|backbones/(keras_(applications|table)|hub_(images|image_table|names|scaling|conversions)"
         r"|places|vision_transformers)\.py|report/(attention|confusions)|serving/export\.py|config\.py)"
     )
     knowing = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from headstart.backbones import hub_conversions, hub_files
+from headstart.backbones import hub_conversions, hub_downloads
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
@@ -68,7 +68,7 @@ class ImageEncoder(HubBackbone):
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
 
-        folder = hub_files.fetch(self.origin)
+        folder = hub_downloads.fetch(self.origin)
         keras.utils.set_random_seed(seed)
         network = vision_part(self._load(folder, weights))
         if is_transformer(network):
