@@ -15,10 +15,12 @@ from headstart.data_config import Data, Text
 from headstart.errors import UserError, write_home
 from headstart.fine_tune_config import Decibels, FineTune, LeastArea, Positive, Precision, Seconds, Views
 from headstart.head_config import Below1, TrainHead, UpTo1
-from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_yaml
+from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_number, read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 RENAMED = {"extract.image_size": "extract.size"}  # keys of earlier versions
+
+LEAST_CROP = 0.1  # of the shorter side of an image: what is seen of it is resized, with all else in models/model.keras
 
 Fraction = Annotated[Float, Field(gt=0, lt=1)]
 
@@ -82,11 +84,27 @@ class Prepare(Section):
         return test
 
 
+def _check_resize(value: Any) -> Any:
+    value = read_number(value)
+    is_share = type(value) in (int, float) and LEAST_CROP <= value <= 1
+    if value not in (None, "stretch", "crop") and not is_share:
+        raise ValueError
+    return float(value) if is_share else value
+
+
 class Extract(Section):
     """How features are computed."""
 
     size: Annotated[Int, Field(ge=1, le=4096)] | None
     """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
+    resize: Annotated[
+        Literal["stretch", "crop"] | float | None,
+        BeforeValidator(_check_resize),
+        Rule(f"stretch, crop or the share of the shorter side that is seen, in [{LEAST_CROP}, 1]"),
+    ]
+    """How an image becomes a square. stretch: all of it, whatever its shape; crop: its central square, with the share
+    of the shorter side that the backbone was trained with, or else 0.875; a number: that share, 1 being the whole
+    shorter side; null: as the backbone was trained, stretch for those of keras.applications."""
     pooling: Literal["avg", "max", "flatten"]
     """How a feature map of the backbone becomes a vector."""
     depth: Literal["last", "quarter", "half"] | None

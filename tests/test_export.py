@@ -132,7 +132,7 @@ def test_different_answers_leave_the_earlier_export(run, message, here, monkeypa
     form = export.FORMATS["openvino"]._replace(write=write, run=run)
     monkeypatch.setitem(export.FORMATS, "openvino", form)
     classifier = networks.load_classifier(here / "models/model.keras")
-    monkeypatch.setattr(classifier.network, "predict", lambda images, verbose: off_by(0)(None, images))
+    monkeypatch.setattr(classifier.inner, "predict", lambda images, verbose: off_by(0)(None, images))
     monkeypatch.setattr(networks, "load_classifier", lambda _: classifier)
     earlier = folder_with(here / "exports/openvino", "model.xml", "classes.json")
     if message:

@@ -196,7 +196,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]", "data.splits": "none"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}
-    words |= {"extract.depth": "half", "backbone": "vgg16", "data.kind": "image"}
+    words |= {"extract.depth": "half", "extract.resize": "crop", "backbone": "vgg16", "data.kind": "image"}
     words |= dict.fromkeys(("gate.min_accuracy", "gate.min_recall"), "0.5")
     words |= {"train_head.class_weight": "balanced", "fine_tune.class_weight": "balanced"}
     for key, value in before.items():

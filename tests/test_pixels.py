@@ -16,7 +16,7 @@ from PIL import Image
 from headstart.data.files import Folder, file_hash
 from headstart.errors import ItemError, UserError
 from headstart.modalities import get_modality
-from headstart.modalities.base import batch_length, pad_batch
+from headstart.modalities.batch import batch_length, pad_batch
 from headstart.modalities.image.decode import decode
 from headstart.modalities.image.pixels import pixels, resize
 from headstart.modalities.loading import prefetch, read_batches

@@ -25,7 +25,7 @@ def model() -> Classifier:
     modality = get_modality("image")
     image = keras.Input((16, 16, 3), name="image")
     features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
-    encoder = keras.Model({"image": image}, features)
+    encoder = keras.Model({"image": image}, features, name="encoder")
     network = join(modality.front(16), encoder, build_head(16 * 16 * 3, 3, []))
     return Classifier(network, ["blue", "green", "red"], modality, 16)
 

@@ -117,6 +117,10 @@ class Backbone:
         """
         return {}
 
+    def in_words(self) -> str:
+        """Return what happens to an example before the first layer, for people to read."""
+        return self.preprocessing
+
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         """Name everything besides code and libraries that shapes the network and its weights; arguments as of `build`.
 

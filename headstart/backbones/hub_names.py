@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones import hub_files, hub_text
+from headstart.backbones import hub_downloads, hub_text
 from headstart.backbones.hub_conversions import TOWERS, tower_settings
-from headstart.backbones.hub_files import HUGGING_FACE, KAGGLE, KERAS_PROCESSOR, PROCESSOR, Origin
-from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, Scaling, make_row
+from headstart.backbones.hub_files import HUGGING_FACE, KAGGLE, Origin
+from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, make_row
 from headstart.backbones.hub_networks import HubBackbone, read_config
+from headstart.backbones.hub_scaling import read_crop, read_scaling
 from headstart.config import PARAMS_FILE
-from headstart.errors import UserError, one_line
+from headstart.errors import UserError
 
 # By the beginning of `model_type` (Hugging Face) or of the class (KerasHub): what images are pooled to and scaled by,
 # where the files of a model do not say so.
@@ -42,7 +42,7 @@ def find_row(name: str) -> HubBackbone | None:
         if not Path(name).is_dir():
             hint = f"; for the model of Hugging Face: hf:{name}" if re.fullmatch(r"[\w-]+/[\w.-]+", name) else ""
             raise UserError(f"{PARAMS_FILE}: backbone {name!r} is no backbone, and there is no such folder{hint}")
-    folder = hub_files.fetch_config(Origin(name))
+    folder = hub_downloads.fetch_config(Origin(name))
     config = read_config(folder)
     settings = {**config, **config.get("config", {})} if isinstance(config.get("config"), dict) else config
     if not any(key in settings for key in _OF_IMAGES):
@@ -53,8 +53,8 @@ def find_row(name: str) -> HubBackbone | None:
         tower = next((_inner(settings[key]) for key in _OF_IMAGES if isinstance(settings.get(key), dict)), settings)
     kind = str(config.get("model_type") or config.get("class_name") or config.get("architecture") or "").lower()
     pooled, scaling = next((found for start, found in _FAMILIES.items() if kind.startswith(start)), (MEAN, IMAGENET))
-    scaling = _scaling(folder, settings) or scaling
-    return make_row(name, name, 0, 0.0, _side(tower) or 224, _patch(tower), pooled, scaling)
+    scaling, crop = read_scaling(folder, settings) or scaling, read_crop(folder, settings)
+    return make_row(name, name, 0, 0.0, _side(tower) or 224, _patch(tower), pooled, scaling, center_crop=crop)
 
 
 def _inner(part: dict[str, Any]) -> dict[str, Any]:
@@ -73,28 +73,3 @@ def _patch(settings: dict[str, Any]) -> int:
     found = settings.get("patch_size", 1)
     found = found[0] if isinstance(found, list) else found
     return found if isinstance(found, int) and found > 0 else 1
-
-
-def _scaling(folder: Path, settings: dict[str, Any]) -> Scaling | None:
-    """Return mean and deviation that RGB in [0, 1] is scaled by, as the files of a model say; None: they do not."""
-    try:
-        if (folder / PROCESSOR).is_file():
-            found = json.loads((folder / PROCESSOR).read_text(encoding="utf-8"))
-            return _three(found["image_mean"]), _three(found["image_std"])
-        if (folder / KERAS_PROCESSOR).is_file():
-            found = json.loads((folder / KERAS_PROCESSOR).read_text(encoding="utf-8"))["config"]
-            scale, offset = _three(found["scale"]), _three(found.get("offset") or 0.0)
-            deviation = tuple(1 / (255 * one) for one in scale)
-            return tuple(-one * d for one, d in zip(offset, deviation, strict=True)), deviation
-        known = settings.get("pretrained_cfg")
-        return (_three(known["mean"]), _three(known["std"])) if known else None
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{folder}: it does not say how images are to be scaled ({one_line(error)})") from error
-
-
-def _three(values: Any) -> tuple[float, ...]:
-    """Return a number for each of RGB."""
-    found = tuple(map(float, values)) if isinstance(values, list) else (float(values),) * 3
-    if len(found) != 3:
-        raise ValueError(f"expected 3 numbers, got {len(found)}")
-    return found

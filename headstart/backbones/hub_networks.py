@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blake3 import blake3
-
-from headstart.backbones import hub_files
+from headstart.backbones import hub_downloads, hub_files
 from headstart.backbones.base import Backbone
 from headstart.backbones.hub_files import CONFIG, Origin
 from headstart.config import PARAMS_FILE, Params
@@ -53,16 +51,17 @@ class HubBackbone(Backbone):
         return hub_files.consent(self.origin)
 
     def fetch(self) -> Path:
-        folder = hub_files.fetch(self.origin)
-        hub_files.check_weights(self.origin, folder)
+        folder = hub_downloads.fetch(self.origin)
+        hub_downloads.check_weights(self.origin, folder)
         return folder
 
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         folder = self.origin.folder()
         try:
-            values = f"seed {seed}" if weights == "none" else digest(hub_files.weights_file(folder))
+            values = f"seed {seed}" if weights == "none" else hub_downloads.check_weights(self.origin, folder)
+            config = hub_files.check(self.origin, folder, [CONFIG])[CONFIG]
             versions = [importlib.metadata.version(name) for name in self.libraries]
-            return f"{self} {values} {digest(folder / CONFIG)} {self._read(folder)} {versions}"
+            return f"{self} {values} {config} {self._read(folder)} {versions}"
         except (OSError, UserError, importlib.metadata.PackageNotFoundError):  # `build` reports them
             return None
 
@@ -73,7 +72,7 @@ class HubBackbone(Backbone):
     def _load(self, folder: Path, weights: str) -> keras.Model:
         """Return KerasHub's network; raises as `build`."""
         if weights == "pretrained":
-            hub_files.check_weights(self.origin, folder)
+            hub_downloads.check_weights(self.origin, folder)
         try:
             return self._convert(folder, read_config(folder), weights == "pretrained")
         except UserError:
@@ -109,8 +108,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         return config
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder / CONFIG}: not readable JSON ({one_line(error)}); download it again") from error
-
-
-def digest(file: Path) -> str:
-    """Hash a file, hexadecimal."""
-    return blake3(file.read_bytes()).hexdigest()

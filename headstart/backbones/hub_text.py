@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from headstart.backbones import deberta, hub_conversions, hub_files
+from headstart.backbones import deberta, hub_conversions, hub_downloads, hub_files
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, Origin
@@ -54,7 +54,7 @@ class TextEncoder(HubBackbone):
 
     def reading(self) -> dict[str, Any]:
         """Return how it reads texts, see `headstart.modalities.text.tokens.Tokens`."""
-        folder = hub_files.fetch(self.origin)
+        folder = hub_downloads.fetch(self.origin)
         tokenizer, pad = read_tokenizer(folder)
         return {"tokenizer": tokenizer, "pad": pad, "prefix": self.prefix, "longest": _longest(folder)}
 
@@ -64,7 +64,7 @@ class TextEncoder(HubBackbone):
     def build(self, weights: str, size: int, pooling: str, seed: int, depth: str = "last") -> keras.Model:
         from headstart.framework import keras
 
-        folder = hub_files.fetch(self.origin)
+        folder = hub_downloads.fetch(self.origin)
         if size > _longest(folder):
             raise UserError(
                 f"{PARAMS_FILE}: extract.size must be at most {_longest(folder)} for {self.name}, got {size}"

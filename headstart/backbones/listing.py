@@ -39,7 +39,7 @@ def print_backbones(name: str | None = None) -> None:
     for name, row in BACKBONES.items():
         print(
             f"{name:<18} {row.modality:<6} {row.feature_dim:>8} {row.parameters:>7.1f} M {row.default_size:>5} "
-            f"{row.min_size:>5}  {'yes' if name in here else '-':<5} {row.licence or '-':<14} {row.preprocessing}"
+            f"{row.min_size:>5}  {'yes' if name in here else '-':<5} {row.licence or '-':<14} {row.in_words()}"
         )
     asked = {name: consent for name, row in BACKBONES.items() if (consent := row.consent())}
     print(

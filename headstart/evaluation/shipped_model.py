@@ -25,11 +25,11 @@ def latency_ms(model: Classifier) -> float:
         name: np.ones((1, *(model.size if side is None else side for side in shape)), dtype)
         for name, (shape, dtype) in model.modality.spec(model.size).items()
     }
-    inputs = batch if isinstance(model.network.input, dict) else next(iter(batch.values()))
+    inputs = batch if isinstance(model.inner.input, dict) else next(iter(batch.values()))
     seconds = []
     for _ in range(1 + TIMED_CALLS):
         start = time.perf_counter()
-        model.network.predict_on_batch(inputs)
+        model.inner.predict_on_batch(inputs)
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds[1:])  # the first call compiles
 

@@ -66,13 +66,13 @@ class Features:
                 stream.write(self.extraction.features(views[start : start + rows]).tobytes())
 
     def remarks(self) -> list[str]:
-        """Return what is lost of examples that differ in length, such as texts, a line each; see `load_with_remark`.
+        """Return what networks do not see of examples, a line each; of those that differ in length, what is cut.
 
         Of more than LOOKED_AT examples a sample says it.
         """
         loader, total = self.extraction.loader, len(self.manifest)
         if not loader.modality.length:
-            return []
+            return loader.modality.unseen(self.manifest, loader.size)
         sample = self.manifest.sample(min(LOOKED_AT, total), random_state=0)
         found: Counter[str] = Counter()
         for path, file_hash in zip(sample.path, sample.file_hash, strict=True):
@@ -121,8 +121,7 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
     settings, modality = params.extract, load_modality()
     backbone = choose_backbone(params, modality)
-    if reading := backbone.reading():
-        modality = modality.with_reading({**modality.reading, **reading})
+    modality = modality.for_backbone(backbone.reading(), settings)
     size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
     depth = choose_depth(settings, manifest)
 

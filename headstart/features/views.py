@@ -18,7 +18,7 @@ from headstart.data.files import Source, read_unchanged
 from headstart.features.engines import Engine
 from headstart.features.store import KEY_BYTES
 from headstart.modalities import Augmentation, Modality
-from headstart.modalities.base import batch_length
+from headstart.modalities.batch import batch_length
 
 PROBES_COMPUTED = 4  # probes that go through the network
 LARGEST_PROBE = 256  # size; larger ones would take long and show no more

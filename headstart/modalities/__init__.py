@@ -7,7 +7,8 @@ from typing import Any
 from headstart.data.reading import load_reading
 from headstart.errors import UserError, did_you_mean, one_line
 from headstart.modalities.audio import AudioModality
-from headstart.modalities.base import Augmentation, Batch, Modality
+from headstart.modalities.base import Augmentation, Modality
+from headstart.modalities.batch import Batch
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
+from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:
@@ -25,21 +26,6 @@ if TYPE_CHECKING:
 
     from headstart.config import Extract, Prepare
     from headstart.fine_tune_config import FineTune
-
-Batch = dict[str, np.ndarray]  # a batch under the names of the encoder's inputs, the first axis being the examples
-
-
-def batch_length(batch: Batch) -> int:
-    """Return how many examples a batch has."""
-    return len(next(iter(batch.values())))
-
-
-def pad_batch(batch: Batch, size: int) -> Batch:
-    """Repeat the last example until the batch has `size` of them: an all-zero example may be an invalid one."""
-    missing = size - batch_length(batch)
-    if missing <= 0:
-        return batch
-    return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -183,6 +169,14 @@ class Modality:
         if reading:
             raise ValueError(f"{self.noun}s are all read alike, not by {reading!r}")
         return self
+
+    def for_backbone(self, wanted: dict[str, Any], settings: Extract) -> Modality:
+        """Return this modality, reading as a backbone wants it, see `Backbone.reading`, but for what the params ask."""
+        return self.with_reading({**self.reading, **wanted}) if wanted else self
+
+    def unseen(self, examples: pd.DataFrame, size: int) -> list[str]:
+        """Return what to print about parts of examples that no network sees, a line each; arguments as of `lengths`."""
+        return []
 
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
         """Return what outliers are found by: names of the low and the high end, values, and the least interquartile

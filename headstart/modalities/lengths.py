@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from headstart.modalities.base import Batch, Modality
+from headstart.modalities.base import Modality
+from headstart.modalities.batch import Batch
 
 # A group ends where lengths have doubled; below SHORT it does not matter.
 SPREAD, SHORT = 2, 32

@@ -10,7 +10,8 @@ import numpy as np
 
 from headstart.data.files import Source, read_unchanged
 from headstart.machine import cores
-from headstart.modalities.base import Batch, Modality
+from headstart.modalities.base import Modality
+from headstart.modalities.batch import Batch
 
 READ_AHEAD = 2  # batches, or tasks per thread if that is more, that are decoded while a batch is used
 TASK_EXAMPLES = 8  # decoded by a thread in one task

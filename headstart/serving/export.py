@@ -116,7 +116,7 @@ def _export(name: str, folder: Path, model_file: Path) -> None:
     # OpenVINO's converter sends usage data to its makers unless this module is missing.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     form, classifier = FORMATS[name], load_classifier(model_file)
-    network = classifier.network if form.whole else without_front(classifier)
+    network = classifier.network if form.whole else classifier.inner
     if len(network.inputs) > 1:
         names = ", ".join(tensor.name for tensor in network.inputs)
         raise UserError(f"{model_file} has several inputs ({names}); only models with a single one can be exported")
@@ -143,8 +143,9 @@ def _write_and_compare(name: str, classifier: Classifier, network: keras.Model, 
     examples = batch.astype(network.inputs[0].dtype)
     batches = [examples, *_other_lengths(classifier)]
     try:
+        # First: Keras' exporter to ONNX wants a model that was called.
+        expected = np.concatenate([network.predict(one, verbose=0) for one in batches])
         form.write(network, partial / form.file)
-        expected = np.concatenate([classifier.network.predict(one, verbose=0) for one in batches])
         answer = np.concatenate([form.run(partial / form.file, one) for one in batches])
     except Exception as error:  # converters and runtimes have errors of many kinds
         problem = f"{name}: this model cannot be converted and run ({one_line(error)})"
@@ -168,24 +169,6 @@ def _other_lengths(classifier: Classifier) -> list[np.ndarray]:
     probes = [modality.load(data, size) for data in modality.probes(size)]
     ends = min(probes, key=len), max(probes, key=len)
     return [next(iter(modality.batch([array]).values())) for array in ends]
-
-
-def without_front(classifier: Classifier) -> keras.Model:
-    """Return the network for examples as the modality loads them, with the same layers; its inputs are never uint8."""
-    import keras
-
-    spec = classifier.modality.spec(classifier.size)
-    dtypes = {name: "float32" if dtype == "uint8" else dtype for name, (_, dtype) in spec.items()}
-    inputs = {name: keras.Input(shape, dtype=dtypes[name], name=name) for name, (shape, _) in spec.items()}
-    features = classifier.network.get_layer("encoder")(inputs, training=False)
-    probabilities = classifier.network.get_layer("head")(features, training=False)
-    single = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-    network = keras.Model(single, probabilities, name=classifier.network.name)
-    # Keras' exporter to ONNX wants a model that was called.
-    length = 2 * classifier.modality.place
-    zeros = {name: np.zeros((1, *(n or length for n in shape)), dtypes[name]) for name, (shape, _) in spec.items()}
-    network(zeros if len(zeros) > 1 else next(iter(zeros.values())))
-    return network
 
 
 def load_test_batch(classifier: Classifier) -> tuple[np.ndarray, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart.modalities.base import Batch, batch_length
+from headstart.modalities.batch import Batch, batch_length
 from headstart.modalities.lengths import map_batches
 
 if TYPE_CHECKING:

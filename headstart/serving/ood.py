@@ -120,13 +120,11 @@ class Scorer:
         from headstart.backbones.base import POOL_LAYER
         from headstart.training import networks
 
-        front = classifier.modality.front(classifier.size)
         encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
-        parts = keras.Model(encoder.input, [encoder.get_layer(POOL_LAYER).output, encoder.output])
-        last, features = parts(front.output, training=False)
+        last, features = encoder.get_layer(POOL_LAYER).output, encoder.output
         # One output, so that `networks.predict` takes it: features of the last layer first.
         both = keras.layers.Concatenate()([last, head(features, training=False)])
-        self._network = keras.Model(front.input, both)
+        self._network = keras.Model(encoder.input, both)
         self._feature_dim, self._predict, self._modality = last.shape[-1], networks.predict, classifier.modality
         self.batch_size = networks.PREDICTION_BATCH
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from headstart.features.activations import Inputs
 from headstart.framework import keras, tf
-from headstart.modalities.base import Batch
+from headstart.modalities.batch import Batch
 
 # The examples of so many batches are sorted by length, if short ones are padded to the longest of a batch: the order
 # of an epoch stays random enough, and there is little padding.

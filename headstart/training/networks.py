@@ -9,6 +9,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from headstart.errors import UserError
 from headstart.framework import keras, tf
 from headstart.modalities import Batch, Modality, get_modality
-from headstart.modalities.base import batch_length, pad_batch
+from headstart.modalities.batch import batch_length, pad_batch
 from headstart.model_archive import (
     ABOUT,
     CLASSES,
@@ -196,7 +197,7 @@ class Classifier:
     """A shipped model.
 
     Attributes:
-        network: whole examples, or examples as `modality.load` returns them -> probabilities.
+        network: whole examples -> probabilities.
         classes: their names in the order of the outputs.
         size: of an example, as `extract.size` counts it.
     """
@@ -206,9 +207,20 @@ class Classifier:
     modality: Modality
     size: int
 
+    @cached_property
+    def inner(self) -> keras.Model:
+        """The same layers without those that take whole examples: as `modality.load` returns them -> probabilities."""
+        spec = self.modality.spec(self.size)
+        dtypes = {name: "float32" if dtype == "uint8" else dtype for name, (_, dtype) in spec.items()}
+        inputs = {name: keras.Input(shape, dtype=dtypes[name], name=name) for name, (shape, _) in spec.items()}
+        features = self.network.get_layer("encoder")(inputs, training=False)
+        probabilities = self.network.get_layer("head")(features, training=False)
+        single = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+        return keras.Model(single, probabilities, name=self.network.name)
+
     def predict(self, batch: Batch, batch_size: int = PREDICTION_BATCH) -> np.ndarray:
-        """Return (b, n_classes) float32 probabilities of one batch of b <= `batch_size` examples."""
-        return predict(self.network, batch, batch_size)
+        """Return (b, n_classes) float32 probabilities of one batch of b <= `batch_size` loaded examples."""
+        return predict(self.inner, batch, batch_size)
 
 
 def load_classifier(file: Path) -> Classifier:

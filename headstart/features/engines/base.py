@@ -12,7 +12,7 @@ import numpy as np
 
 from headstart.backbones.base import weights_sha256
 from headstart.backbones.depths import widths
-from headstart.modalities.base import Batch, batch_length, pad_batch
+from headstart.modalities.batch import Batch, batch_length, pad_batch
 
 if TYPE_CHECKING:
     from headstart.framework import keras

@@ -11,7 +11,7 @@ import jax
 
 from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype, describe
 from headstart.framework import keras, policy
-from headstart.modalities.base import Batch
+from headstart.modalities.batch import Batch
 
 # By default XLA times kernels on a GPU and takes the fastest, which differ in their rounding and from run to run.
 REPEATABLE = {"xla_gpu_autotune_level": 0, "xla_gpu_deterministic_ops": True}

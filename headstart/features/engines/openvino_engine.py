@@ -15,7 +15,7 @@ from headstart.errors import UserError
 from headstart.features.engines import graphs
 from headstart.features.engines.base import Engine, NetworkInfo, Spec, computed_dtype, describe
 from headstart.machine import cores, cpu_name
-from headstart.modalities.base import Batch
+from headstart.modalities.batch import Batch
 
 if TYPE_CHECKING:
     from headstart.framework import keras, tf

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from headstart.features.engines.base import CPU_BATCH, GPU_BATCH, Engine, Spec, computed_dtype, describe
 from headstart.framework import gpu_names, keras, policy, tf
-from headstart.modalities.base import Batch
+from headstart.modalities.batch import Batch
 
 
 class TensorFlowEngine(Engine):

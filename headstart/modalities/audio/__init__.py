@@ -13,7 +13,8 @@ from headstart.modalities.audio import copies, decode, evidence, measures, pictu
 from headstart.modalities.audio.augmentation import SoundAugmentation, view
 from headstart.modalities.audio.decode import Recording
 from headstart.modalities.audio.measures import reject
-from headstart.modalities.base import Augmentation, Batch, Modality
+from headstart.modalities.base import Augmentation, Modality
+from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
 
 if TYPE_CHECKING:

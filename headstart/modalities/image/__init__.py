@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from headstart.config import LEAST_CROP
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
 from headstart.modalities import pictures, requests
-from headstart.modalities.base import Augmentation, Batch, Modality, StillRecognized
+from headstart.modalities.base import Augmentation, Modality, StillRecognized
+from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.image import cutting, decode, descriptors, evidence, memory, pixels, probes, value_range
 from headstart.modalities.image.augmentation import ImageAugmentation, view
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 INPUT = "image"  # name of the encoder's input, and of an image in a request to the model server
 THUMB = 96  # pixels, the longer side
 CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest first
+CENTER_CROP = 0.875  # of networks trained on ImageNet, as a rule: 224 of 256 pixels
+ALL = 0.999  # of the pixels
 
 
 class ImageModality(Modality):
@@ -34,6 +38,8 @@ class ImageModality(Modality):
 
     Args:
         value_range: what is black and what is white in images with more than 8 bits; None: the data set has none.
+        center_crop: share of the shorter side that the central square has which networks see; None: they see
+            the whole image, stretched to a square.
     """
 
     name, noun, column, default_backbone = "image", "image", INPUT, "tiny"
@@ -43,9 +49,11 @@ class ImageModality(Modality):
     descriptor_dim = descriptors.DIM
     explains = "Where it looks"
 
-    def __init__(self, value_range: value_range.Range | None = None) -> None:
-        self._range = value_range
+    def __init__(self, value_range: value_range.Range | None = None, center_crop: float | None = None) -> None:
+        self._range, self._center_crop = value_range, center_crop
         self.reading = {"value_range": list(value_range)} if value_range else {}
+        if center_crop is not None:
+            self.reading["center_crop"] = center_crop
 
     def recognizes(self, head: bytes, suffix: str) -> bool:
         return decode.looks_like_image(head, suffix)
@@ -87,7 +95,26 @@ class ImageModality(Modality):
         return value_range.find_reading(examples, settings.value_range)
 
     def with_reading(self, reading: dict[str, Any]) -> ImageModality:
-        return ImageModality(value_range.parse_reading(reading))
+        rest = dict(reading)
+        return ImageModality(
+            center_crop=_parse_crop(rest.pop("center_crop", None)), value_range=value_range.parse_reading(rest)
+        )
+
+    def for_backbone(self, wanted: dict[str, Any], settings: Extract) -> ImageModality:
+        choice, share = settings.resize, wanted.get("center_crop")
+        if choice is not None:
+            share = {"stretch": None, "crop": share or CENTER_CROP}[choice] if isinstance(choice, str) else choice
+        return ImageModality(self._range, share)
+
+    def unseen(self, examples: pd.DataFrame, size: int) -> list[str]:
+        shapes = examples[["width", "height"]]
+        seen = (shapes.min(axis=1) / shapes.max(axis=1)).mean() * (size / self._needed(size)) ** 2
+        if self._center_crop is None or seen > ALL:
+            return []
+        return [
+            f"of each image the network sees the central square, {100 * seen:.0f} % of the pixels on average; "
+            "extract.resize=stretch shows all of them, squeezed"
+        ]
 
     def outlier_measures(self, examples: pd.DataFrame) -> dict[tuple[str, str | None], tuple[pd.Series, float]]:
         width, height = examples.width.astype(float), examples.height.astype(float)
@@ -108,7 +135,7 @@ class ImageModality(Modality):
 
     def load(self, data: bytes, size: int) -> np.ndarray:
         """Load an image, (size, size, 3) uint8 RGB."""
-        return pixels.resize(pixels.pixels(data, size, self._range), size)
+        return self._resize(pixels.pixels(data, self._needed(size), self._range), size)
 
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
         """Return an image as `load` does, and a remark if its values do not fit the range of the training images."""
@@ -118,10 +145,10 @@ class ImageModality(Modality):
         if isinstance(image, DeepImage):
             remark = value_range.compare(image.extent(), self._range)
             image = image.rgb(self._range)
-        return pixels.resize(np.asarray(image), size), remark
+        return self._resize(np.asarray(image), size), remark
 
     def memory(self, data: bytes, size: int) -> int:
-        return memory.decoding_memory(data, size)
+        return memory.decoding_memory(data, self._needed(size))
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
@@ -130,9 +157,10 @@ class ImageModality(Modality):
         if not isinstance(augmentation, ImageAugmentation) or not any(numbers):
             yield from super().views(data, size, None, key, numbers)
             return
-        image = pixels.pixels(data, augmentation.min_side(size), self._range)
+        needed = max(augmentation.min_side(size), self._needed(size))
+        image = pixels.pixels(data, needed, self._range)
         for number in numbers:
-            yield view(image, size, augmentation, key, number)
+            yield view(image, size, augmentation, key, number, self._center_crop)
 
     def whole(self, data: bytes) -> np.ndarray:
         """Decode an image, (height, width, 3) uint8 RGB."""
@@ -149,8 +177,12 @@ class ImageModality(Modality):
         import keras
 
         image = keras.Input((None, None, 3), name=INPUT)
-        resize = keras.layers.Resizing(size, size, interpolation="bilinear", antialias=True, name="resize")
-        return keras.Model(image, {INPUT: resize(image)}, name="front")
+        crops, side = self._center_crop is not None, self._needed(size)
+        how = {"interpolation": "bilinear", "antialias": True, "crop_to_aspect_ratio": crops}
+        resized = keras.layers.Resizing(side, side, **how, name="resize")(image)
+        if side > size:
+            resized = keras.layers.CenterCrop(size, size, name="crop")(resized)
+        return keras.Model(image, {INPUT: resized}, name="front")
 
     def augmentation(self, settings: Extract | FineTune) -> ImageAugmentation | None:
         crop = 1.0 if settings.crop is None else settings.crop
@@ -172,7 +204,8 @@ class ImageModality(Modality):
         return _unless_plain(ImageAugmentation(crop, flip, settings.jitter))
 
     def probes(self, size: int) -> list[bytes]:
-        return probes.files(size) + (probes.deep_files(size) if self._range else [])
+        side = self._needed(size)
+        return probes.files(side) + (probes.deep_files(side) if self._range else [])
 
     def parse_request(self, value: Any) -> bytes:
         """Return the bytes of an image file, from base64 text."""
@@ -192,7 +225,22 @@ class ImageModality(Modality):
 
     def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
         maps = network.maps([self.load(data, size) for data in files], classes)
-        return evidence.draw([self.whole(data) for data in files], maps)
+        images = [self.whole(data) for data in files]
+        seen = [pixels.seen_part(image.shape[1], image.shape[0], size, self._center_crop) for image in images]
+        return evidence.draw(images, maps, seen)
+
+    def _needed(self, size: int) -> int:
+        return pixels.needed_side(size, self._center_crop)
+
+    def _resize(self, image: np.ndarray, size: int) -> np.ndarray:
+        return pixels.resize(image, size, self._center_crop)
+
+
+def _parse_crop(share: Any) -> float | None:
+    """Return the share of a reading; raises ValueError if it is none."""
+    if share is not None and not (isinstance(share, int | float) and LEAST_CROP <= share <= 1):
+        raise ValueError(f"center_crop must be in [{LEAST_CROP}, 1], got {share!r}")
+    return share
 
 
 def _unless_plain(augmentation: ImageAugmentation) -> ImageAugmentation | None:

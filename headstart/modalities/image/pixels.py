@@ -62,10 +62,36 @@ def _may_be_rotated(data: bytes) -> bool:
     return exif.get(0x0112, 1) != 1 or b"tiff:Orientation" in data
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize the whole image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
+def resize(image: np.ndarray, size: int, center_crop: float | None = None) -> np.ndarray:
+    """Resize what networks see of an image, (h, w, 3) uint8, to (size, size, 3) uint8; the same bits on every machine.
 
     Bilinear with antialiasing, as the Resizing layer of models/model.keras does it: Pillow computes in whole numbers.
+
+    Args:
+        center_crop: as `seen_part` takes it.
     """
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    box = seen_part(image.shape[1], image.shape[0], size, center_crop)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box)
     return np.asarray(resized)
+
+
+def needed_side(size: int, center_crop: float | None) -> int:
+    """Return how many pixels the shorter side of an image needs so that networks see `size` of its own."""
+    # As many more or less on both sides of the part that is seen, so that its middle is that of the image.
+    return size if center_crop is None else size + 2 * round((size / center_crop - size) / 2)
+
+
+def seen_part(width: int, height: int, size: int, center_crop: float | None) -> tuple[float, float, float, float]:
+    """Return left, upper, right and lower of what networks see of an image, in its pixels.
+
+    Args:
+        center_crop: None: all of it. Else the share of the shorter side that the central square has, in (0, 1]: as if
+            the shorter side was resized to size / center_crop pixels and a square of `size` cut out of the middle, by
+            torchvision's Resize and CenterCrop. Those round to whole pixels of the resized image; here the middle is
+            rounded to whole pixels of the image, as models/model.keras does it: up to half a pixel elsewhere.
+    """
+    if center_crop is None:
+        return 0, 0, width, height
+    shorter, part = min(width, height), size / needed_side(size, center_crop)
+    left, upper = (side // 2 + (1 - part) * shorter / 2 for side in (width - shorter, height - shorter))
+    return left, upper, left + part * shorter, upper + part * shorter

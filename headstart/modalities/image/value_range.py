@@ -41,7 +41,7 @@ def parse_reading(reading: dict[str, Any]) -> Range | None:
         ValueError: if it is anything else.
     """
     if reading and set(reading) != {"value_range"}:
-        raise ValueError(f"images are read by a value_range, not by {reading!r}")
+        raise ValueError(f"images are read by a value_range and a center_crop, not by {reading!r}")
     return as_range(reading["value_range"]) if reading else None
 
 

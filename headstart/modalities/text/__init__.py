@@ -11,7 +11,8 @@ import numpy as np
 from headstart.config import Extract, Prepare
 from headstart.errors import ItemError
 from headstart.fine_tune_config import FineTune
-from headstart.modalities.base import Augmentation, Batch, Modality
+from headstart.modalities.base import Augmentation, Modality
+from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
 from headstart.modalities.text import copies, decode, evidence, leaks, measures, probes
 from headstart.modalities.text.augmentation import TextAugmentation, view
