@@ -257,7 +257,8 @@ def test_prepare_decides_on_every_odd_recording(tmp_path, monkeypatch, capsys):
         file = tmp_path / "sounds" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(case.data)
-    write_params(tmp_path / "params.yaml", **{"data.source": "sounds", "prepare.max_bad_fraction": 0.9})
+    changes = {"data.source": "sounds", "prepare.max_bad_fraction": 0.9, "prepare.near_distance": 0}
+    write_params(tmp_path / "params.yaml", **changes)
     run_stages("prepare")
     quarantine = pd.read_csv(paths.QUARANTINE).set_index("path")
     used = set(pd.read_parquet(paths.MANIFEST).path)
