@@ -15,7 +15,8 @@ from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
 from headstart.backbones.sequences import max_pool, mean_pool
-from headstart.backbones.wavenet import FEATURES, STEP, build_wavenet
+from headstart.backbones.spectra import STEP
+from headstart.backbones.wavenet import FEATURES, build_wavenet
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError, one_line
 
@@ -57,8 +58,7 @@ class SoundEncoder(Backbone):
         base.trainable = False
         sound = keras.Input((None,), name=INPUT)
         samples = keras.layers.Reshape((-1, STEP), name="steps")(sound)
-        # Digital silence, as at the end of all but the longest recording of a batch, is not heard.
-        mask = keras.ops.cast(keras.ops.any(keras.ops.not_equal(samples, 0.0), axis=-1, keepdims=True), "int32")
+        mask = _heard(samples)
         sequences = base([samples, mask], training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
         pool = max_pool if pooling == "max" else mean_pool
@@ -169,6 +169,18 @@ class SpeechEmbedding(SoundEncoder):
         from headstart.framework import keras
 
         return keras.ops.cast(keras.ops.any(keras.ops.not_equal(sequence, 0.0), axis=-1), "int32")
+
+
+def _heard(samples: keras.KerasTensor) -> keras.KerasTensor:
+    """Return which steps are heard, (N, t, 1) int32: no digital silence, as at the end of all recordings of a batch but
+    the longest. The first one always is: silence has features, too.
+    """
+    from headstart.framework import keras
+
+    ops = keras.ops
+    sounds = ops.any(ops.not_equal(samples, 0.0), axis=-1, keepdims=True)
+    first = ops.equal(ops.cumsum(ops.ones_like(samples[..., :1]), axis=1), 1.0)
+    return ops.cast(ops.logical_or(sounds, first), "int32")
 
 
 def _existing(weights: str) -> Path:

@@ -7,17 +7,18 @@ common. All is made of Keras' own layers, so that models load without this packa
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from headstart.backbones.spectra import RATE, STEP, fix, triangles, windowed_waves
+
 if TYPE_CHECKING:
     import keras
 
-RATE = 16_000  # samples a second
-STEP = 320  # samples of a step
 WINDOW, HOP, TRANSFORM, MELS = 400, 160, 512, 32  # samples of a frame, between frames, of the transform; bands
 LOWEST, HIGHEST = 60.0, 3800.0  # Hz
 LOUDEST = 32_768.0  # what 1.0 is for it
@@ -45,8 +46,8 @@ KERNEL = 3
 def build_speech_embedding() -> keras.Model:
     """Build the network: [samples, mask] -> (N, windows, FEATURES) float32, zeros for windows that are not heard.
 
-    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where nothing is to be heard.
-    A window is heard if all of it is at most CONTEXT steps away from something to be heard.
+    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where there is silence.
+    A window is heard if all of it is at most CONTEXT steps away from what is no silence.
     """
     from headstart.framework import keras
 
@@ -67,7 +68,7 @@ def build_speech_embedding() -> keras.Model:
 
 
 def _block(x: keras.KerasTensor, name: str, stage: Stage, width: int, first: bool) -> tuple[keras.KerasTensor, int]:
-    """Apply convolutions over the bands and over time by turns, then pooling: (N, t, width * c) -> the same, and width."""
+    """Apply convolutions over bands and over time by turns, then pooling: (N, t, width * c) -> the same, and width."""
     from headstart.framework import keras
 
     layers = keras.layers
@@ -104,23 +105,15 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
     unused = (TRANSFORM - WINDOW) // 2  # zeros of the original's window at each end
     x = layers.ZeroPadding1D((CONTEXT * STEP - unused, CONTEXT * STEP), name="context", dtype="float32")(x)
     kernel = np.concatenate([cosine, sine], axis=1)[:, None]
-    spectrum = _fixed(layers.Conv1D, x, kernel, WINDOW, strides=HOP, name="spectrum")
+    spectrum = fix(
+        layers.Conv1D(kernel.shape[-1], WINDOW, HOP, use_bias=False, name="spectrum", dtype="float32"), x, kernel
+    )
     squares = layers.Multiply(name="squares", dtype="float32")([spectrum, spectrum])
-    energy = _fixed(layers.Conv1D, squares, np.concatenate([bands, bands])[None], 1, name="mel")
-    logs = keras.ops.log(keras.ops.maximum(energy, FLOOR)) / np.log(10.0)
+    bands = np.concatenate([bands, bands])[None]  # energy is the sum of both squares
+    energy = fix(layers.Conv1D(MELS, 1, use_bias=False, name="mel", dtype="float32"), squares, bands)
+    logs = keras.ops.log(keras.ops.maximum(energy, FLOOR)) / math.log(10)
     loudest = keras.ops.max(logs, axis=(1, 2), keepdims=True)
     return keras.ops.maximum(logs, loudest - RANGE) + 2.0
-
-
-def _fixed(
-    kind: type[keras.layers.Conv1D], x: keras.KerasTensor, kernel: np.ndarray, size: int, **more: object
-) -> keras.KerasTensor:
-    """Apply a convolution whose kernel is not trained."""
-    layer = kind(kernel.shape[-1], size, use_bias=False, dtype="float32", **more)
-    out = layer(x)
-    layer.kernel.assign(kernel)
-    layer.trainable = False
-    return out
 
 
 @cache
@@ -128,33 +121,28 @@ def _transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return windowed cosines and sines, (WINDOW, bins) float32 each, and bands, (bins, MELS), of bins in any band."""
     bands = _mel_bands()
     bins = np.flatnonzero(bands.any(axis=1))
-    time = np.arange(WINDOW)
-    window = LOUDEST * (0.5 - 0.5 * np.cos(2 * np.pi * time / WINDOW))
-    angle = 2 * np.pi * np.outer(time, bins) / TRANSFORM
-    cosine, sine = ((window[:, None] * f(angle)).astype(np.float32) for f in (np.cos, np.sin))
+    cosine, sine = ((LOUDEST * wave).astype(np.float32) for wave in windowed_waves(WINDOW, TRANSFORM, bins))
     return cosine, sine, bands[bins]
 
 
 def _mel_bands() -> np.ndarray:
-    """Return triangles of equal area and of equal width in mel, (TRANSFORM // 2 + 1, MELS) float32, as librosa has them.
+    """Return triangles of equal area, and of equal width in mel, (TRANSFORM // 2 + 1, MELS) float32, as in librosa.
 
-    Its mel are linear up to 1 kHz, and then 27 of them are a factor of 6.4, as in Slaney's Auditory Toolbox.
+    These mel are linear up to 1 kHz; above it 27 of them are a factor of 6.4, as in Slaney's Auditory Toolbox.
     """
-    linear, knee, ratio = 200 / 3, 15.0, 27 / np.log(6.4)  # Hz of a mel; in mel; mel of a factor of e
+    linear, knee, ratio = 200 / 3, 15.0, 27 / math.log(6.4)  # Hz of a mel; in mel; mel of a factor of e
 
     def mel(hertz: float) -> float:
-        return hertz / linear if hertz < 1000 else knee + ratio * np.log(hertz / 1000)
+        return hertz / linear if hertz < 1000 else knee + ratio * math.log(hertz / 1000)
 
     steps = np.linspace(mel(LOWEST), mel(HIGHEST), MELS + 2)
     edges = np.where(steps < knee, linear * steps, 1000 * np.exp((steps - knee) / ratio))
-    hertz = np.arange(TRANSFORM // 2 + 1)[:, None] * RATE / TRANSFORM
-    up = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    down = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-    return (np.clip(np.minimum(up, down), 0, None) * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
+    bands = triangles(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM, edges)
+    return (bands * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
 
 
 def _heard_frames(mask: keras.KerasTensor) -> keras.KerasTensor:
-    """Return the mask of the frames, (N, frames, 1) int32: all of it is near something to be heard."""
+    """Return the mask of the frames, (N, frames, 1) int32: whether all of it is near what is no silence."""
     from headstart.framework import keras
 
     ops = keras.ops
@@ -172,7 +160,7 @@ def _all_heard(mask: keras.KerasTensor, size: int, stride: int = 1) -> keras.Ker
 
 
 def read_weights(file: Path) -> list[np.ndarray]:
-    """Return the kernels and biases of all convolutions, in the order of `convolutions`, float32 as Keras has them.
+    """Return the weights of all convolutions but those of `log_mel`, in the order of the network, as Keras has them.
 
     Args:
         file: ONNX, as tf2onnx has made it of the published network.
@@ -188,17 +176,14 @@ def read_weights(file: Path) -> list[np.ndarray]:
     count = 1 + sum(2 * stage.pairs for stage in STAGES)
     for number in range(count):
         name = f"model/conv2d{f'_{number}' if number else ''}/Conv2D"
-        found += [constants[f"{name}_weights_fused_bn"].data, constants[f"{name}_bias_fused_bn"].data]
-    found.append(constants[f"model/conv2d_{count}/Conv2D/ReadVariableOp:0"].data)
-    return [one.transpose(2, 3, 1, 0) if one.ndim == 4 else one.reshape(-1) for one in found]
+        kernel, bias = (constants[f"{name}_{kind}_fused_bn"].data for kind in ("weights", "bias"))
+        found += [kernel.transpose(2, 3, 1, 0).copy(), bias.copy()]
+    top = constants[f"model/conv2d_{count}/Conv2D/ReadVariableOp:0"].data
+    return [*found, top.squeeze(3).transpose(2, 1, 0).copy()]
 
 
 def set_weights(base: keras.Model, weights: list[np.ndarray]) -> None:
-    """Set the weights of all trained convolutions, as `read_weights` returns them; raises ValueError if they do not fit."""
-    variables = [
-        variable for layer in base.layers if layer.name not in ("spectrum", "mel") for variable in layer.weights
-    ]
-    for variable, value in zip(variables, weights, strict=True):
-        variable.assign(
-            value.reshape(variable.shape) if variable.shape[:1] == (KERNEL,) and len(variable.shape) == 3 else value
-        )
+    """Set the weights of all convolutions that can be trained, in their order; raises ValueError if they do not fit."""
+    layers = (layer for layer in base.layers if layer.name not in ("spectrum", "mel"))
+    for variable, value in zip((one for layer in layers for one in layer.weights), weights, strict=True):
+        variable.assign(value)
