@@ -25,6 +25,21 @@ def earliest_first(parents: list[list[int]]) -> list[int]:
     return sorted(range(len(parents)), key=lambda place: depth[place])
 
 
+def depth_first(parents: list[list[int]]) -> list[int]:
+    """Return all operations, each right before the first one that reads it, so that masks are computed when it is their
+    turn and not some operations ahead.
+    """
+    order: dict[int, None] = {}
+    waiting = list(range(len(parents)))
+    while waiting:
+        missing = [parent for parent in parents[waiting[-1]] if parent not in order]
+        if missing:
+            waiting.append(missing[0])
+        else:
+            order[waiting.pop()] = None
+    return list(order)
+
+
 def kernels_of(step: keras.Operation) -> list[keras.Variable]:
     """Return the weights that inputs are multiplied with."""
     return [weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1 and weight.name != _TABLE]

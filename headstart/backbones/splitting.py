@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from headstart.backbones.base import BACKBONE_LAYER, Block
-from headstart.backbones.operations import earliest_first, kernels_of, output_of, parents_of
+from headstart.backbones.operations import depth_first, earliest_first, kernels_of, output_of, parents_of
 from headstart.errors import UserError, did_you_mean
 from headstart.framework import keras
 
@@ -154,7 +154,7 @@ def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split |
         longest: how many places sequences have at most where they enter the network.
     """
     parents = parents_of(base)
-    orders = range(len(parents)), earliest_first(parents)
+    orders = range(len(parents)), earliest_first(parents), depth_first(parents)
     found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
     work = [work_below(base, split) for split in found]
     enough = MOST_OF_IT * max(work, default=0)
