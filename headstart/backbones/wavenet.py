@@ -28,7 +28,7 @@ KERNEL = 2  # steps that a block reads, as in the article
 def build_wavenet(channels: int = CHANNELS, dilations: tuple[int, ...] = DILATIONS) -> keras.Model:
     """Build the network without a classifier: [samples, mask] -> (N, t, FEATURES) float32; no step reads later ones.
 
-    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where nothing is to be heard.
+    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where there is silence.
     """
     from headstart.framework import keras
 
@@ -89,8 +89,8 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
 @cache
 def _transform() -> tuple[np.ndarray, np.ndarray]:
     """Return the windowed cosines and sines of a Fourier transform, (WINDOW, TRANSFORM // 2 + 1) float32 each."""
-    waves = windowed_waves(WINDOW, TRANSFORM, np.arange(TRANSFORM // 2 + 1))
-    return tuple((4 / WINDOW * wave).astype(np.float32) for wave in waves)
+    cosine, sine = windowed_waves(WINDOW, TRANSFORM, np.arange(TRANSFORM // 2 + 1))
+    return (4 / WINDOW * cosine).astype(np.float32), (4 / WINDOW * sine).astype(np.float32)
 
 
 @cache
@@ -100,5 +100,6 @@ def _mel_bands() -> np.ndarray:
     def mel(hertz: np.ndarray) -> np.ndarray:
         return 2595 * np.log10(1 + hertz / 700)
 
-    edges = np.linspace(*mel(np.array([LOWEST, HIGHEST])), MELS + 2)
+    lowest, highest = mel(np.array([LOWEST, HIGHEST]))
+    edges = np.linspace(lowest, highest, MELS + 2)
     return triangles(mel(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM), edges).astype(np.float32)
