@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from headstart.backbones.base import BACKBONE_LAYER, Block
+from headstart.backbones.operations import depth_first, earliest_first, kernels_of, output_of, parents_of
 from headstart.errors import UserError, did_you_mean
 from headstart.framework import keras
 
@@ -82,7 +84,6 @@ def _is_trainable(layer: keras.Layer) -> bool:
 
 MIN_WORK = 0.1  # share of the work in the lower part from which on a split is worth while
 MOST_OF_IT = 0.5  # share of the work that any split saves which a split with fewer arrays must save
-_TABLE = "embeddings"  # what Keras calls the weights that are looked up by their row, without any multiplication
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,10 @@ def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split |
     None if only rescaling or embeddings precede the trained layers: there is nothing to cache.
 
     Args:
-        longest: of sequences, so many places are cached.
+        longest: how many places sequences have at most where they enter the network.
     """
-    parents = _parents(base)
-    orders = range(len(parents)), _earliest_first(parents)
+    parents = parents_of(base)
+    orders = range(len(parents)), earliest_first(parents), depth_first(parents)
     found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
     work = [work_below(base, split) for split in found]
     enough = MOST_OF_IT * max(work, default=0)
@@ -175,79 +176,74 @@ def _splits(
         for parent in parents[place]:
             last_use[parent] = time
     last_use[order[-1]] = len(order)
-    last: dict[int, tuple[int, ...]] = {}  # by how many arrays pass
+    found: dict[int, list[tuple[int, ...]]] = {}  # by how many arrays pass
     computes = False
     for time, place in enumerate(order):
         step = base.operations[place]  # a layer, or an operation between layers
         if step.name in stop_at:
             break
-        computes |= bool(_kernels(step))
+        computes |= bool(kernels_of(step))
         if computes and time:
             passing = sorted(other for other in order[: time + 1] if last_use[other] > time)
-            last[len(passing)] = tuple(passing)
-    found = (_make_split(base, places, longest) for places in last.values())
-    yield from (split for split in found if split)
+            found.setdefault(len(passing), []).append(tuple(passing))
+    for several in found.values():
+        last = next(filter(None, (_make_split(base, places, longest) for places in reversed(several))), None)
+        if last:
+            yield last
 
 
 def _make_split(base: keras.Model, places: tuple[int, ...], longest: int) -> Split | None:
-    """Return the split at some places; None if arrays of any length pass without one mask for all of them."""
-    outputs = [_output(base, place) for place in places]
+    """Return the split at some places; None if arrays of any length pass without one mask for all of them.
+
+    A network for sounds has several lengths, and a mask of each: it is split where an array and its own mask pass.
+    """
+    outputs = [output_of(base, place) for place in places]
     shapes = tuple(tuple(output.shape[1:]) for output in outputs)
     if None not in sum(shapes, ()):
         return Split(places, shapes)
     masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] in ((None,), (None, 1))]
     sequences = all(shape[:1] == (None,) and None not in shape[1:] for shape in shapes)
-    return Split(places, shapes, masks[0], longest) if sequences and len(masks) == 1 else None
+    if not sequences or len(masks) != 1:
+        return None
+    inputs = [_with_length(tensor, longest) for tensor in base.inputs]
+    lengths = {one.shape[1] for one in _as_list(keras.Model(base.inputs, outputs).compute_output_spec(inputs))}
+    return Split(places, shapes, masks[0], lengths.pop()) if len(lengths) == 1 else None
+
+
+def _with_length(tensor: keras.KerasTensor, longest: int) -> keras.KerasTensor:
+    """Return the input for one example whose sequences have `longest` places."""
+    return keras.KerasTensor((1, *(longest if side is None else side for side in tensor.shape[1:])), tensor.dtype)
+
+
+def _as_list(outputs: Any) -> list[Any]:
+    """Return the outputs of a network, which Keras gives without a list if there is one."""
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def work_below(base: keras.Model, split: Split) -> float:
     """Estimate the share of the network's multiplications that come before the split, in [0, 1]."""
-    parents, below, waiting = _parents(base), set(), list(split.places)
+    parents, below, waiting = parents_of(base), set(), list(split.places)
     while waiting:
         place = waiting.pop()
         waiting += [parent for parent in parents[place] if parent not in below]
         below.add(place)
     work = [
-        math.prod(side or 1 for side in _output(base, place).shape[1:-1])
-        * sum(math.prod(kernel.shape) for kernel in _kernels(step))
+        math.prod(side or 1 for side in output_of(base, place).shape[1:-1])
+        * sum(math.prod(kernel.shape) for kernel in kernels_of(step))
         for place, step in enumerate(base.operations)
     ]
     return sum(work[place] for place in below) / sum(work)
 
 
-def _parents(base: keras.Model) -> list[list[int]]:
-    """Return for each operation those whose outputs it reads."""
-    places = {step.name: place for place, step in enumerate(base.operations)}
-    # The first node is this network's.
-    nodes = (step._inbound_nodes[0].parent_nodes for step in base.operations)
-    return [[places[parent.operation.name] for parent in some] for some in nodes]
-
-
-def _earliest_first(parents: list[list[int]]) -> list[int]:
-    """Return all operations, each as early as its inputs allow; Keras has each as late as its readers allow, so that
-    what skips many layers, as in WaveNet, would pass all of them one by one.
-    """
-    depth = [0] * len(parents)
-    for place, some in enumerate(parents):  # Keras has inputs before those that read them
-        depth[place] = max((depth[parent] + 1 for parent in some), default=0)
-    return sorted(range(len(parents)), key=lambda place: depth[place])
-
-
-def _kernels(step: keras.Operation) -> list[keras.Variable]:
-    """Return the weights that inputs are multiplied with."""
-    return [weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1 and weight.name != _TABLE]
-
-
 def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
     """Build the lower part: a batch as for `encoder` -> (N, split.size), the arrays that pass as rows, see `Split`."""
     base = encoder.get_layer(BACKBONE_LAYER)
-    below = keras.Model(base.inputs, [_output(base, place) for place in split.places])
+    below = keras.Model(base.inputs, [output_of(base, place) for place in split.places])
     inside = keras.Model(encoder.inputs, base._inbound_nodes[-1].input_tensors)  # preprocessing
     inputs = {
         tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in encoder.inputs
     }
-    outputs = below(inside(list(inputs.values())), training=False)
-    arrays = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    arrays = _as_list(below(inside(list(inputs.values())), training=False))
     if split.mask is not None:
         return keras.Model(inputs, _PackSequences(split, split.mask)(arrays), name="lower")
     flat = [keras.layers.Flatten()(array) for array in arrays]
@@ -279,18 +275,14 @@ class _PackSequences(keras.layers.Layer):
 def upper_model(encoder: keras.Model, split: Split) -> keras.Model:
     """Build the upper part: the arrays that pass, by name -> features. It shares the layers of `encoder`."""
     base = encoder.get_layer(BACKBONE_LAYER)
-    above = keras.Model([_output(base, place) for place in split.places], base.output)
+    above = keras.Model([output_of(base, place) for place in split.places], base.output)
     inputs = [
         keras.Input(shape, dtype="int32" if number == split.mask else None, name=name)
         for number, (name, shape) in enumerate(zip(split.names, split.shapes, strict=True))
     ]
     call, passing = base._inbound_nodes[-1], []  # pooling reads the mask, too, which is an input of the network
     for tensor, outer in zip(base.inputs, call.input_tensors, strict=True):
-        passing += [(outer, inputs[n]) for n, place in enumerate(split.places) if _output(base, place) is tensor]
+        passing += [(outer, inputs[n]) for n, place in enumerate(split.places) if output_of(base, place) is tensor]
     pool = keras.Model([call.output_tensors[0], *(outer for outer, _ in passing)], encoder.output)
     features = pool([above(inputs, training=False), *(inner for _, inner in passing)], training=False)
     return keras.Model(dict(zip(split.names, inputs, strict=True)), features, name="upper")
-
-
-def _output(base: keras.Model, place: int) -> keras.KerasTensor:
-    return base.operations[place]._inbound_nodes[0].output_tensors[0]

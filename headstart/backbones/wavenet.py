@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headstart.backbones.spectra import RATE, STEP, fix, triangles, windowed_waves
+
 if TYPE_CHECKING:
     import keras
 
-RATE = 16_000  # samples a second
-STEP = 320  # samples of a step
 WINDOW, HOP, TRANSFORM, MELS = 400, 160, 512, 64  # samples of a frame, between frames, of the transform; bands
 LOWEST, HIGHEST = 60.0, 7600.0  # Hz
 FLOOR = 1e-6  # added to energies, which are about 1 for a loud sound
@@ -28,7 +28,7 @@ KERNEL = 2  # steps that a block reads, as in the article
 def build_wavenet(channels: int = CHANNELS, dilations: tuple[int, ...] = DILATIONS) -> keras.Model:
     """Build the network without a classifier: [samples, mask] -> (N, t, FEATURES) float32; no step reads later ones.
 
-    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where nothing is to be heard.
+    The samples are (N, t, STEP) float32 in [-1, 1] at RATE, the mask is (N, t, 1) int32: 0 where there is silence.
     """
     from headstart.framework import keras
 
@@ -76,32 +76,21 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
     x = layers.Reshape((-1, 1), name="waveform")(samples)
     x = layers.ZeroPadding1D((WINDOW - HOP, 0), name="frame_pad")(x)
     kernel = np.concatenate([cosine, sine], axis=1)[:, None]
-    spectrum = _fixed(layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum"), x, kernel)
+    spectrum = fix(layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum"), x, kernel)
     squares = layers.Multiply(name="squares")([spectrum, spectrum])
     bands = np.concatenate([_mel_bands(), _mel_bands()])[None]  # energy is the sum of both squares
-    energy = _fixed(
+    energy = fix(
         layers.Conv1D(MELS, 1, bias_initializer=keras.initializers.Constant(FLOOR), name="mel"), squares, bands
     )
     logs = keras.ops.log(energy)
     return layers.Rescaling(0.25, 1.75, name="log_mel")(logs)
 
 
-def _fixed(layer: keras.Layer, x: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
-    """Apply a convolution whose kernel is not trained."""
-    out = layer(x)
-    layer.kernel.assign(kernel)
-    layer.trainable = False
-    return out
-
-
 @cache
 def _transform() -> tuple[np.ndarray, np.ndarray]:
     """Return the windowed cosines and sines of a Fourier transform, (WINDOW, TRANSFORM // 2 + 1) float32 each."""
-    time, frequency = np.arange(WINDOW), np.arange(TRANSFORM // 2 + 1)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * time / WINDOW)
-    angle = 2 * np.pi * np.outer(time, frequency) / TRANSFORM
-    scale = 2 / window.sum()
-    return tuple((scale * window[:, None] * f(angle)).astype(np.float32) for f in (np.cos, np.sin))
+    cosine, sine = windowed_waves(WINDOW, TRANSFORM, np.arange(TRANSFORM // 2 + 1))
+    return (4 / WINDOW * cosine).astype(np.float32), (4 / WINDOW * sine).astype(np.float32)
 
 
 @cache
@@ -111,8 +100,6 @@ def _mel_bands() -> np.ndarray:
     def mel(hertz: np.ndarray) -> np.ndarray:
         return 2595 * np.log10(1 + hertz / 700)
 
-    edges = np.linspace(*mel(np.array([LOWEST, HIGHEST])), MELS + 2)
-    place = mel(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM)[:, None]
-    up = (place - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    down = (edges[2:] - place) / (edges[2:] - edges[1:-1])
-    return np.clip(np.minimum(up, down), 0, None).astype(np.float32)
+    lowest, highest = mel(np.array([LOWEST, HIGHEST]))
+    edges = np.linspace(lowest, highest, MELS + 2)
+    return triangles(mel(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM), edges).astype(np.float32)
