@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from headstart import paths, tracking
+from headstart.validation import SAFE_LOADER
 
 os.environ["HEADSTART_TRACKING"] = "off"  # tests of tracking turn it on, and so do projects
 
@@ -77,7 +78,7 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 
 def write_params(file: Path, start: Path = ROOT / "params.yaml", **changes: object) -> None:
     """Write the params of `start`, by default the committed ones, with `changes`, by dotted key."""
-    params = yaml.safe_load(start.read_text(encoding="utf-8"))
+    params = yaml.load(start.read_text(encoding="utf-8"), SAFE_LOADER)
     for key, value in changes.items():
         *sections, last = key.split(".")
         target = params
@@ -352,7 +353,8 @@ class Project:
         write_params(self.root / "params.yaml", **{"data.source": "photos", **SMALL, **changes})
 
 
-def make_project(root: Path) -> Project:
+def make_project(root: Path, **changes: object) -> Project:
+    """Make one in `root`, with `changes` of the params of `Project.set`."""
     for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml", "data/watched"):
         source = ROOT / name
         if source.is_dir():
@@ -361,7 +363,7 @@ def make_project(root: Path) -> Project:
             shutil.copy(source, root / name)
     project = Project(root)
     paint_classes(root / "photos")
-    project.set()
+    project.set(**changes)
     project.run("git init -q && dvc init -q && git add -A && git commit -qm start")
     return project
 

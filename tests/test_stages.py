@@ -205,9 +205,8 @@ def test_with_unfreeze_none_the_head_is_shipped(here):
 # --- all stages
 
 
-@pytest.mark.parametrize(
-    ("backbone", "weights"), [("vgg16", "file"), pytest.param("resnet50", "none", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "weights"), [("vgg16", "file"), ("resnet50", "none")])
 def test_the_classic_recipe(here, backbone, weights):
     if weights == "file":
         base = keras.applications.VGG16(include_top=False, weights=None)

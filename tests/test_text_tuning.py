@@ -134,15 +134,13 @@ def test_texts_are_never_mixed(here, monkeypatch):
     assert {share for _, share in seen} == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"folds": 2, "refit": True, "confidence": 0, "epochs": 1, "trunk_cache": "on"},
-        pytest.param(
-            {"precision": "bfloat16", "word_dropout": 0.2, "trunk_cache": "on", "refit": True, "confidence": 0},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param({"unfreeze": "all", "layer_decay": 0.7, "word_dropout": 0.2, "ema": 0.5}, marks=pytest.mark.slow),
+        {"precision": "bfloat16", "word_dropout": 0.2, "trunk_cache": "on", "refit": True, "confidence": 0},
+        {"unfreeze": "all", "layer_decay": 0.7, "word_dropout": 0.2, "ema": 0.5},
     ],
     ids=str,
 )
