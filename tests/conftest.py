@@ -234,6 +234,25 @@ def shipped(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def shipped_texts(tmp_path_factory) -> Path:
+    """As `shipped`, for texts, by a small BERT."""
+    from text_models import LONGEST, WORDS, write_bert
+
+    from headstart.backbones import get_backbone
+    from headstart.modalities import get_modality
+    from headstart.training import networks
+
+    folder = tmp_path_factory.mktemp("models")
+    bert = get_backbone(str(write_bert(folder / "bert")))
+    encoder, reading = bert.build("pretrained", LONGEST, "avg", 0), bert.reading()
+    head = networks.build_head(encoder.output_shape[1], len(WORDS), [8], dropout=0.5)
+    network = networks.join(get_modality("text", reading).front(LONGEST), encoder, head)
+    file = folder / "model.keras"
+    networks.save(network, file, sorted(WORDS), modality="text", size=LONGEST, reading=reading)
+    return file
+
+
 @pytest.fixture
 def empty_workspace(tmp_path: Path, monkeypatch) -> Path:
     """A folder of its own as the working directory, in which prepare can run once a source and params are there."""

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
-from test_export import PLAIN
+from test_export import predict_elsewhere
 
 from headstart import paths
 from headstart.backbones.depths import pooling_layers
@@ -122,17 +122,13 @@ def test_the_shipped_model_gives_the_predictions_of_evaluate_and_of_the_head(her
     assert evaluated["final"]["metrics"]["accuracy"]["value"] > 0.9
 
 
-def test_the_model_of_several_depths_is_plain_keras(here, tmp_path):
-    model, classes = networks.load(paths.MODEL)
+@pytest.mark.slow
+def test_the_model_of_several_depths_is_plain_keras(here):
+    model, _ = networks.load(paths.MODEL)
     assert len(pooling_layers(model.get_layer("encoder"))) == 3
     images = np.random.default_rng(0).integers(0, 256, (4, 50, 70, 3)).astype(np.float32)
-    np.save("images.npy", images)
-    shutil.copy(paths.MODEL, "model.keras")
-    command = [sys.executable, "-I", "-c", PLAIN]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == classes
-    assert np.load("probabilities.npy") == pytest.approx(networks.predict(model, images, 4), abs=1e-6)
+    (found,) = predict_elsewhere(here, {"keras": (paths.MODEL, images)})
+    assert found == pytest.approx(networks.predict(model, images, 4), abs=1e-6)
 
 
 def test_it_is_explained_on_the_page(here):

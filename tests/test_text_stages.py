@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ import pandas as pd
 import pytest
 from conftest import SMALL, run_stages, write_params
 from text_models import finish, make_table
+from tokenizers import Tokenizer
 
 from headstart import paths
 from headstart.errors import UserError
 from headstart.features import encoding, extraction
 from headstart.model_archive import read_texts
 from headstart.serving.predict import predict
-from headstart.serving.request import Example, read_examples
 from headstart.training import networks
 
 
@@ -64,26 +63,12 @@ def test_the_longest_texts_come_first_and_order_changes_no_feature(finished, mon
     assert all((np.load(file) == before[split]).all() for split, file in paths.FEATURES.items())
 
 
-def test_the_model_loads_with_keras_and_keras_hub_alone(finished, tmp_path):
+def test_the_model_holds_its_tokenizer(finished):
+    """For those who have none of our code; tests/test_export.py loads such a model."""
     model = networks.load_classifier(paths.MODEL)
-    texts = ["the bank is warm", "soup"]
-    batch = model.modality.batch([model.modality.load(text.encode(), model.size) for text in texts])["tokens"]
-    np.save(tmp_path / "tokens.npy", batch)
-    code = """
-import sys, json, zipfile
-import numpy as np, keras, keras_hub
-from tokenizers import Tokenizer
-model = keras.models.load_model(sys.argv[1], safe_mode=True)
-about = json.loads(zipfile.ZipFile(sys.argv[1]).read("headstart.json"))
-tokenizer = Tokenizer.from_str(about["reading"]["tokenizer"])
-tokenizer.no_padding()
-assert tokenizer.encode("soup").ids == [token for token in np.load(sys.argv[2])[1] if token]
-assert not any(name.startswith("headstart") for name in sys.modules)
-np.save(sys.argv[2], model.predict_on_batch(np.load(sys.argv[2])))
-"""
-    command = [sys.executable, "-c", code, str(paths.MODEL), str(tmp_path / "tokens.npy")]
-    subprocess.run(command, check=True, cwd=finished)
-    assert np.allclose(np.load(tmp_path / "tokens.npy"), model.predict({"tokens": batch}), atol=1e-6)
+    tokenizer = Tokenizer.from_str(read_texts(paths.MODEL)["headstart.json"]["reading"]["tokenizer"])
+    tokenizer.no_padding()
+    assert tokenizer.encode("soup").ids == model.modality.load(b"soup", model.size).tolist()
     assert [str(tensor.dtype) for tensor in model.network.inputs] == ["int32"]
 
 
@@ -135,15 +120,6 @@ def test_predict_says_which_texts_are_cut(finished, capsys):
     assert "1 of 1 texts have more than 24 tokens, as many as the model reads" in capsys.readouterr().err
     with pytest.raises(UserError, match="nothing to predict: give files of texts"):
         predict([])
-
-
-def test_a_request_to_the_model_server_holds_texts(finished):
-    model = networks.load_classifier(paths.MODEL)
-    body = bytearray(json.dumps({"dataframe_records": [{"text": "bank card"}, {"text": 3}]}).encode())
-    good, bad = read_examples(body, model.modality, model.size)
-    assert isinstance(good, Example)
-    assert good.data == b"bank card"
-    assert "must be a text" in str(bad)
 
 
 def test_a_model_without_its_library_says_so(finished, monkeypatch, tmp_path):
