@@ -12,9 +12,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ serve(int(sys.argv[1]), model=Path(sys.argv[2]))
 """
 
 
+@contextmanager
 def start_server(model: Path, temporary: Path) -> Iterator[str]:
     """Yield the address of a server that runs as `make serve` starts it, then end it.
 
@@ -82,14 +85,26 @@ class Server:
         }
 
 
-@pytest.fixture(scope="module", params=CASES)
-def server(request, tmp_path_factory) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def started(request, tmp_path_factory) -> Iterator[Callable[[str], Server]]:
+    """Starts a server of a modality, once."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(name: str) -> Server:
+            case = CASES[name]
+            model = request.getfixturevalue(case.model)
+            address = stack.enter_context(start_server(model, tmp_path_factory.mktemp("temporary")))
+            examples = case.examples(tmp_path_factory.mktemp("examples"))
+            return Server(address, case, examples, networks.load_classifier(model))
+
+        yield start
+
+
+@pytest.fixture(params=CASES)
+def server(request, started) -> Server:
     """For each modality; `images_only` for what does not depend on it."""
-    case = CASES[request.param]
-    model = request.getfixturevalue(case.model)
-    examples, classifier = case.examples(tmp_path_factory.mktemp("examples")), networks.load_classifier(model)
-    for address in start_server(model, tmp_path_factory.mktemp("temporary")):
-        yield Server(address, case, examples, classifier)
+    return started(request.param)
 
 
 images_only = pytest.mark.parametrize("server", ["image"], indirect=True)
