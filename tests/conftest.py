@@ -146,6 +146,32 @@ def extracted_texts(tmp_path_factory) -> Path:
     return make_extracted(tmp_path_factory.mktemp("extracted"), write_texts, **TEXTS)
 
 
+@pytest.fixture(scope="session")
+def finished_photos(tmp_path_factory, extracted) -> Path:
+    """A folder after all five stages on photos, in which nothing is fine-tuned: to be copied, or read only."""
+    folder = tmp_path_factory.mktemp("finished") / "here"
+    shutil.copytree(extracted, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        write_params(Path("params.yaml"), Path("start.yaml"), **{"train_head.epochs": 30, "fine_tune.unfreeze": "none"})
+        run_stages("train_head", "fine_tune", "evaluate")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_texts(tmp_path_factory) -> Path:
+    """As `finished_photos`, on a table of texts, one of which looks like HTML."""
+    from text_models import finish, make_split_table
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        finish(folder, make_split_table())
+    return folder
+
+
 # For tests that hold for each modality: a fixture takes its examples from `examples_of(request)`.
 def each_modality(fixture: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import yaml
 from conftest import Project, make_project, paint
 from mlflow import MlflowClient
 
-HEAD_ONLY = {"fine_tune.unfreeze": "none"}
+from headstart.head_config import OPEN
+
+HEAD_ONLY = {"fine_tune.unfreeze": "none", **{f"train_head.{key}": value for key, value in OPEN.items()}}
 STAGES = ("prepare", "extract", "train_head", "fine_tune", "evaluate")
 
 

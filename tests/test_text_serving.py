@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from text_models import LONGEST, WORDS, finish, make_table
+from text_models import EVIL, LONGEST, WORDS, make_table
 
 from headstart import paths
 from headstart.errors import UserError
@@ -22,25 +23,18 @@ from headstart.training import networks
 from headstart.training.networks import Classifier
 
 LONG = "the bank is cold and " * 20
-EVIL = '<img src=x onerror="1"> bank card'
 REMARK = f"texts like this one have more than {LONGEST} tokens, as many as the model reads; the rest is left out."
 SLOW_FORMATS = ("litert", "openvino", "saved_model")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Iterator[Path]:
-    """The current folder, after all five stages on a table of texts."""
-    folder = tmp_path_factory.mktemp("texts")
-    table = make_table()
-    table.loc[len(table)] = [EVIL, "food"]  # an error in test, unless the network is odd
-    table["split"] = "train"
-    table.loc[table.index % 4 == 0, "split"] = "test"
-    table.loc[table.index % 4 == 1, "split"] = "val"
-    table.loc[table.index[-1], "split"] = "test"
+def finished(tmp_path_factory, finished_texts) -> Iterator[Path]:
+    """The current folder: a copy of `finished_texts`."""
+    folder = tmp_path_factory.mktemp("texts") / "here"
+    shutil.copytree(finished_texts, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        finish(folder, table)
         yield folder
 
 
