@@ -43,7 +43,7 @@ SMALL = {  # a run of seconds
 
 
 # The longest first, so that no process is left with one of them when the others have nothing more to do.
-LONGEST = ("test_end_to_end", "test_experiments", "test_fine_tune", "test_stages", "test_extract")
+LONGEST = ("test_end_to_end", "test_experiments", "test_extract", "test_fine_tune", "test_folds", "test_stages")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -400,6 +400,7 @@ class Project:
 
 def make_project(root: Path, **changes: object) -> Project:
     """Make one in `root`, with `changes` of the params of `Project.set`."""
+    root.mkdir(exist_ok=True)
     for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml", "data/watched"):
         source = ROOT / name
         if source.is_dir():
@@ -413,8 +414,12 @@ def make_project(root: Path, **changes: object) -> Project:
     return project
 
 
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory) -> Path:
+    return make_project(tmp_path_factory.mktemp("new") / "project").root
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    root = tmp_path / "project"
-    root.mkdir()
-    return make_project(root)
+def project(tmp_path: Path, new_project) -> Project:
+    shutil.copytree(new_project, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")

@@ -187,7 +187,7 @@ def test_fine_tuning_is_skipped_where_nothing_is_to_gain(here, capsys):
     assert pd.read_csv(paths.curves("fine_tune")).empty
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_thorough_effort_it_trains_from_a_head_on_the_last_layer(here, monkeypatch, better):
     monkeypatch.setattr("headstart.training.verdict.PairedScores.verdict", lambda self, confidence: (better, 0.8))
     set_params(**{"fine_tune.effort": "thorough"})
