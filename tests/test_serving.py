@@ -75,13 +75,15 @@ class Server:
     examples: list[bytes]
     classifier: Classifier
 
+    @property
+    def column(self) -> str:
+        return self.classifier.modality.column
+
     def records(self, *values: Any) -> dict[str, Any]:
         """A request; examples, as bytes, are put as the server takes them."""
         put = self.classifier.modality.format_request
         return {
-            "dataframe_records": [
-                {self.case.name: put(value) if isinstance(value, bytes) else value} for value in values
-            ]
+            "dataframe_records": [{self.column: put(value) if isinstance(value, bytes) else value} for value in values]
         }
 
 
@@ -155,7 +157,7 @@ def test_answers_are_those_of_the_pipeline(server):
 
 
 def test_every_form_of_json_that_mlflow_takes(server):
-    name, value = server.case.name, server.classifier.modality.format_request(server.examples[0])
+    name, value = server.column, server.classifier.modality.format_request(server.examples[0])
     expected = ask(server.address, server.records(value))
     for body in (
         {"dataframe_split": {"columns": [name], "data": [[value]]}},
@@ -183,7 +185,7 @@ def test_base64_may_be_in_lines(server):
     indirect=["server"],
 )
 def test_a_bad_example_among_good_ones_is_named_by_its_place(value, expected, reason, server):
-    good, name = server.examples[0], server.case.name
+    good, name = server.examples[0], server.column
     status, answer = ask(server.address, server.records(good, value() if callable(value) else value, good))
     assert status == expected
     message = json.loads(answer)["message"]
@@ -197,7 +199,7 @@ def test_a_bad_example_among_good_ones_is_named_by_its_place(value, expected, re
 def test_a_request_without_examples_shows_how_one_looks(server):
     status, answer = ask(server.address, {"dataframe": []})
     assert status == 400
-    assert f'{{"dataframe_records": [{{"{server.case.name}": "' in json.loads(answer)["message"]
+    assert f'{{"dataframe_records": [{{"{server.column}": "' in json.loads(answer)["message"]
 
 
 @images_only
@@ -290,10 +292,11 @@ def test_the_mlflow_model_takes_examples_and_names_its_libraries(case, request, 
     required = (tmp_path / "kept/requirements.txt").read_text().splitlines()
     assert {line.split("==")[0] for line in required} >= {"keras", "mlflow", "numpy", "tensorflow"} | case.libraries
     model, classifier = mlflow.pyfunc.load_model(str(tmp_path / "kept")), networks.load_classifier(file)
-    assert [(column.name, column.type.name) for column in model.metadata.signature.inputs] == [(case.name, "string")]
+    column = classifier.modality.column
+    assert [(one.name, one.type.name) for one in model.metadata.signature.inputs] == [(column, "string")]
     assert len(model.predict(model.input_example)) == 1
     files = case.examples(tmp_path / "examples")
-    found = model.predict(pd.DataFrame({case.name: [classifier.modality.format_request(file) for file in files]}))
+    found = model.predict(pd.DataFrame({column: [classifier.modality.format_request(file) for file in files]}))
     check_answers(found, case, classifier, alone(classifier, files))
 
 
