@@ -22,13 +22,13 @@ import yaml
 
 from headstart import paths
 from headstart.errors import UserError
+from headstart.validation import SAFE_LOADER
 
 LOCK, PIPELINE, PARAMS = Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")
 CODE = ("headstart", "pipeline")  # the folders that hold code
 MAX_HASHED_BYTES = 64 * 2**20  # a larger output is compared with dvc.lock by its size alone
 _BLOCK = 2**20
 SOURCE = "${data.source}"
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a dvc.lock of each experiment is read: ten times as fast
 
 
 class Tree(Protocol):

@@ -70,19 +70,25 @@ def batches(start: int, stop: int, *arguments: int | Path) -> Iterator[Drawn]:
 
 def build(corpus: sounds.Corpus, steps: int, seed: int) -> keras.Model:
     """Build the network with three linear layers: the word, and the phoneme by either program."""
+    from headstart.backbones.base import BACKBONE_LAYER
     from headstart.backbones.wavenet import build_wavenet
     from headstart.framework import keras
 
     keras.utils.set_random_seed(seed)
-    base = build_wavenet(sounds.CLIP)
-    pooled = keras.layers.GlobalAveragePooling1D()(base.output)
+    base = build_wavenet()
+    base.name = BACKBONE_LAYER
+    clip = keras.Input((sounds.CLIP,))
+    samples = keras.layers.Reshape((-1, sounds.STEP))(clip)
+    mask = keras.ops.ones_like(samples[..., :1], dtype="int32")  # clips are never silent
+    sequence = base([samples, mask])
+    pooled = keras.layers.GlobalAveragePooling1D()(sequence)
     dense, unknown = keras.layers.Dense, sounds.UNKNOWN
     outputs = [
         dense(len(speech.words()) + len(sounds.KINDS), name="word")(pooled),
-        dense(len(corpus.names[0]), name="espeak")(base.output),
-        dense(len(corpus.names[1]), name="flite")(base.output),
+        dense(len(corpus.names[0]), name="espeak")(sequence),
+        dense(len(corpus.names[1]), name="flite")(sequence),
     ]
-    model = keras.Model(base.input, outputs)
+    model = keras.Model(clip, outputs)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=LEARNING_RATE, warmup_steps=max(1, steps // 20)
     )
@@ -97,7 +103,8 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
     """Run the remaining steps, then write the weights."""
     from safetensors.numpy import save_file
 
-    from headstart.backbones.wavenet import build_wavenet
+    from headstart.backbones.base import BACKBONE_LAYER
+    from headstart.backbones.sound_encoders import named_variables
     from headstart.framework import keras
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,11 +131,8 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
                 model.reset_metrics()
     finally:
         data.close()
-    base = build_wavenet(sounds.CLIP)
-    tensors = {}
-    for layer in base.layers:
-        for variable in model.get_layer(layer.name).trainable_variables:
-            tensors[f"{layer.name}.{variable.name}"] = variable.numpy().astype(np.float16)
+    trained = named_variables(model.get_layer(BACKBONE_LAYER))
+    tensors = {name: variable.numpy().astype(np.float16) for name, variable in trained.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
     print(f"{out}: {out.stat().st_size:,} bytes, sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")

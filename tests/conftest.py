@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from headstart import paths, tracking
+from headstart.validation import SAFE_LOADER
 
 os.environ["HEADSTART_TRACKING"] = "off"  # tests of tracking turn it on, and so do projects
 
@@ -42,7 +43,7 @@ SMALL = {  # a run of seconds
 
 
 # The longest first, so that no process is left with one of them when the others have nothing more to do.
-LONGEST = ("test_end_to_end", "test_experiments", "test_fine_tune", "test_stages", "test_extract")
+LONGEST = ("test_end_to_end", "test_experiments", "test_extract", "test_fine_tune", "test_folds", "test_stages")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,7 +78,7 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 
 def write_params(file: Path, start: Path = ROOT / "params.yaml", **changes: object) -> None:
     """Write the params of `start`, by default the committed ones, with `changes`, by dotted key."""
-    params = yaml.safe_load(start.read_text(encoding="utf-8"))
+    params = yaml.load(start.read_text(encoding="utf-8"), SAFE_LOADER)
     for key, value in changes.items():
         *sections, last = key.split(".")
         target = params
@@ -143,6 +144,32 @@ def extracted_texts(tmp_path_factory) -> Path:
     from text_models import TEXTS, write_texts
 
     return make_extracted(tmp_path_factory.mktemp("extracted"), write_texts, **TEXTS)
+
+
+@pytest.fixture(scope="session")
+def finished_photos(tmp_path_factory, extracted) -> Path:
+    """A folder after all five stages on photos, in which nothing is fine-tuned: to be copied, or read only."""
+    folder = tmp_path_factory.mktemp("finished") / "here"
+    shutil.copytree(extracted, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        write_params(Path("params.yaml"), Path("start.yaml"), **{"train_head.epochs": 30, "fine_tune.unfreeze": "none"})
+        run_stages("train_head", "fine_tune", "evaluate")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_texts(tmp_path_factory) -> Path:
+    """As `finished_photos`, on a table of texts, one of which looks like HTML."""
+    from text_models import finish, make_split_table
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        finish(folder, make_split_table())
+    return folder
 
 
 # For tests that hold for each modality: a fixture takes its examples from `examples_of(request)`.
@@ -230,6 +257,25 @@ def shipped(tmp_path_factory) -> Path:
     network = networks.join(get_modality("image").front(32), encoder, head)
     file = tmp_path_factory.mktemp("models") / "model.keras"
     networks.save(network, file, SHIPPED_CLASSES, modality="image", size=32)
+    return file
+
+
+@pytest.fixture(scope="session")
+def shipped_texts(tmp_path_factory) -> Path:
+    """As `shipped`, for texts, by a small BERT."""
+    from text_models import LONGEST, WORDS, write_bert
+
+    from headstart.backbones import get_backbone
+    from headstart.modalities import get_modality
+    from headstart.training import networks
+
+    folder = tmp_path_factory.mktemp("models")
+    bert = get_backbone(str(write_bert(folder / "bert")))
+    encoder, reading = bert.build("pretrained", LONGEST, "avg", 0), bert.reading()
+    head = networks.build_head(encoder.output_shape[1], len(WORDS), [8], dropout=0.5)
+    network = networks.join(get_modality("text", reading).front(LONGEST), encoder, head)
+    file = folder / "model.keras"
+    networks.save(network, file, sorted(WORDS), modality="text", size=LONGEST, reading=reading)
     return file
 
 
@@ -352,7 +398,9 @@ class Project:
         write_params(self.root / "params.yaml", **{"data.source": "photos", **SMALL, **changes})
 
 
-def make_project(root: Path) -> Project:
+def make_project(root: Path, **changes: object) -> Project:
+    """Make one in `root`, with `changes` of the params of `Project.set`."""
+    root.mkdir(exist_ok=True)
     for name in ("headstart", "pipeline", ".dvcignore", ".gitignore", "dvc.yaml", "data/watched"):
         source = ROOT / name
         if source.is_dir():
@@ -361,13 +409,17 @@ def make_project(root: Path) -> Project:
             shutil.copy(source, root / name)
     project = Project(root)
     paint_classes(root / "photos")
-    project.set()
+    project.set(**changes)
     project.run("git init -q && dvc init -q && git add -A && git commit -qm start")
     return project
 
 
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory) -> Path:
+    return make_project(tmp_path_factory.mktemp("new") / "project").root
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
-    root = tmp_path / "project"
-    root.mkdir()
-    return make_project(root)
+def project(tmp_path: Path, new_project) -> Project:
+    shutil.copytree(new_project, tmp_path / "project", symlinks=True)
+    return Project(tmp_path / "project")

@@ -121,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(monkeypatch: pytest.MonkeyPatch, folder: Any) -> Iterator[Hub]:
     """Serve on this machine alone, and make the clients ask there; caches are in `folder`, no token is set."""
+    import kagglehub.clients
     import kagglesdk.kaggle_env
     from huggingface_hub import constants, file_download
 
@@ -136,6 +137,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, folder: Any) -> Iterator[Hub]:
     monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
     environments = kagglesdk.kaggle_env._env_to_endpoint
     monkeypatch.setitem(environments, kagglesdk.kaggle_env.KaggleEnv.PROD, hub.url)
+    # It looks through all modules that are loaded for who asks, which takes longer than all else here.
+    monkeypatch.setattr(kagglehub.clients, "get_user_agent", lambda: "kagglehub")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(folder / "kaggle"))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(folder))
     monkeypatch.setenv("KERAS_HOME", str(folder / "keras"))

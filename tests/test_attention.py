@@ -59,13 +59,13 @@ def test_with_roots_of_features_it_does_so_up_to_the_slope_of_the_root():
 
 
 @pytest.mark.parametrize("hidden", [[], [8]])
-@pytest.mark.parametrize("grey", [0, 128, 255])
-def test_a_picture_without_content_gives_no_nan(hidden, grey):
+def test_a_picture_without_content_gives_no_nan(hidden):
     classifier = make_classifier("avg", True, hidden)
-    found = attention.maps(classifier, {"image": np.full((2, SIZE, SIZE, 3), grey, np.uint8)}, CLASSES)
-    assert np.isfinite(found).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
+    for grey in (0, 128, 255):
+        found = attention.maps(classifier, {"image": np.full((2, SIZE, SIZE, 3), grey, np.uint8)}, CLASSES)
+        assert np.isfinite(found).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
 
 
 def test_evidence_of_early_layers_lies_where_it_is():

@@ -18,6 +18,7 @@ from headstart.backbones.keras_table import ROWS
 from headstart.errors import UserError
 
 # A backbone per way of preprocessing; two that do it inside, since EfficientNet and ConvNeXt use different layers.
+SLOW = {"convnexttiny", "densenet121", "efficientnetb0"}
 FAMILIES = ["tiny", "vgg16", "densenet121", "efficientnetb0", "convnexttiny", "mobilenetv3small"]
 
 
@@ -37,7 +38,7 @@ def test_the_families_cover_every_way_of_preprocessing():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "convnexttiny" else ()) for name in FAMILIES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
 )
 def test_preprocessing_is_part_of_the_encoder(name, images):
     row = get_backbone(name)

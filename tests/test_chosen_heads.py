@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, SHORT, SMALL, write_params
 from conftest import run_stages as run
-from test_export import PLAIN
+from test_export import predict_elsewhere
 
 from headstart import paths
 from headstart.backbones.depths import pooling_layers
@@ -122,17 +122,13 @@ def test_the_shipped_model_gives_the_predictions_of_evaluate_and_of_the_head(her
     assert evaluated["final"]["metrics"]["accuracy"]["value"] > 0.9
 
 
-def test_the_model_of_several_depths_is_plain_keras(here, tmp_path):
-    model, classes = networks.load(paths.MODEL)
+@pytest.mark.slow
+def test_the_model_of_several_depths_is_plain_keras(here):
+    model, _ = networks.load(paths.MODEL)
     assert len(pooling_layers(model.get_layer("encoder"))) == 3
     images = np.random.default_rng(0).integers(0, 256, (4, 50, 70, 3)).astype(np.float32)
-    np.save("images.npy", images)
-    shutil.copy(paths.MODEL, "model.keras")
-    command = [sys.executable, "-I", "-c", PLAIN]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == classes
-    assert np.load("probabilities.npy") == pytest.approx(networks.predict(model, images, 4), abs=1e-6)
+    (found,) = predict_elsewhere(here, {"keras": (paths.MODEL, images)})
+    assert found == pytest.approx(networks.predict(model, images, 4), abs=1e-6)
 
 
 def test_it_is_explained_on_the_page(here):
@@ -191,7 +187,7 @@ def test_fine_tuning_is_skipped_where_nothing_is_to_gain(here, capsys):
     assert pd.read_csv(paths.curves("fine_tune")).empty
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_with_thorough_effort_it_trains_from_a_head_on_the_last_layer(here, monkeypatch, better):
     monkeypatch.setattr("headstart.training.verdict.PairedScores.verdict", lambda self, confidence: (better, 0.8))
     set_params(**{"fine_tune.effort": "thorough"})

@@ -23,7 +23,7 @@ def build(name: str, depth: str, pooling: str = "avg") -> keras.Model:
     return get_backbone(name).build("none", 96, pooling, 0, depth)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max"])
+@pytest.mark.parametrize("pooling", ["avg", pytest.param("max", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["short", "tiny", "vgg16", *SLOW])
 def test_features_of_each_depth_follow_those_of_the_last_layer(name, pooling):
     register_short()

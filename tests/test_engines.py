@@ -289,6 +289,7 @@ print((np.concatenate(list(engine.map(batches))) == np.concatenate(list(one.map(
     assert done.stdout.splitlines() == ["[{'CPU:0'}, {'CPU:1'}] ['CPU:0', 'CPU:1'] 2", "True"], done.stderr
 
 
+@pytest.mark.slow
 def test_conversion_sends_no_reports(tmp_path):
     """OpenVINO's converter sends telemetry unless it is prevented."""
     program = """

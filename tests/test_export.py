@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SHIPPED_CLASSES, SMALL, run_stages, write_params
+from modality_cases import CASES
 
 from headstart.backbones import get_backbone
 from headstart.errors import UserError
@@ -33,54 +34,79 @@ def here(shipped, tmp_path, monkeypatch) -> Path:
 
 
 PLAIN = """
-import json, sys, zipfile
+import importlib, sys
 import keras, numpy as np
-model = keras.models.load_model("model.keras", safe_mode=True)
-classes = json.loads(zipfile.ZipFile("model.keras").read("classes.json"))
-assert not [name for name in sys.modules if name.split(".")[0] == "headstart"]
-np.save("probabilities.npy", model.predict(np.load("images.npy"), verbose=0))
-print(json.dumps(classes))
+for argument in sys.argv[1:]:
+    folder, library = argument.split("=")
+    importlib.import_module(library)
+    model = keras.models.load_model(f"{folder}/model.keras", safe_mode=True)
+    np.save(f"{folder}/probabilities.npy", model.predict(np.load(f"{folder}/inputs.npy"), verbose=0))
+    print(sorted({name.split(".")[0] for name in sys.modules} & {"headstart", "keras_hub"}))
 """
 
 
-@pytest.mark.slow
-def test_the_model_is_plain_keras(shipped, tmp_path):
-    """In a process that has none of our code, and with safe_mode: no code travels in the file."""
-    shutil.copy(shipped, tmp_path)
-    images = np.random.default_rng(0).integers(0, 256, (4, 50, 70, 3)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
-    command = [sys.executable, "-I", "-c", PLAIN]  # -I: neither this folder nor PYTHONPATH is on its path
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def predict_elsewhere(folder: Path, models: dict[str, tuple[Path, np.ndarray]]) -> list[np.ndarray]:
+    """What models, by the library that loads them, answer to inputs, in a process that has none of our code."""
+    for library, (file, inputs) in models.items():
+        (folder / library).mkdir()
+        shutil.copy(file, folder / library / "model.keras")
+        np.save(folder / library / "inputs.npy", inputs)
+    # -I: neither this folder nor PYTHONPATH is on its path
+    command = [sys.executable, "-I", "-c", PLAIN, *(f"{library}={library}" for library in models)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == SHIPPED_CLASSES
-    expected = networks.predict(networks.load(shipped)[0], images, 4)
-    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-6)
+    assert done.stdout.splitlines() == [str([library] if library == "keras_hub" else []) for library in models]
+    return [np.load(folder / library / "probabilities.npy") for library in models]
 
 
-@pytest.mark.parametrize("form", runtimes.FORMATS)
-def test_an_export_answers_as_keras_does(form, here, capsys):
+def test_models_load_with_their_library_alone(request, tmp_path):
+    """And with safe_mode: no code travels in the file."""
+    models, expected = {}, []
+    for case in CASES.values():
+        classifier = networks.load_classifier(file := request.getfixturevalue(case.model))
+        loaded = [classifier.modality.load(one, classifier.size) for one in case.examples(tmp_path / case.name)]
+        (inputs,) = classifier.modality.batch(loaded).values()
+        models[case.plain] = file, inputs
+        expected.append(classifier.predict(classifier.modality.batch(loaded)))
+    for found, probabilities in zip(predict_elsewhere(tmp_path, models), expected, strict=True):
+        assert found == pytest.approx(probabilities, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [
+        pytest.param(case, form, id=f"{case.name}-{form}", marks=pytest.mark.slow if form in case.slow_formats else ())
+        for case in CASES.values()
+        for form in runtimes.FORMATS
+    ],
+)
+def test_an_export_answers_as_keras_does(case, form, empty_workspace, request, capsys):
     for module in export.FORMATS[form].packages:
         pytest.importorskip(module)
-    export.export(form)
+    file = request.getfixturevalue(case.model)
+    export.export(form, model=file)
     printed = capsys.readouterr().out
-    assert "11 generated examples, because the test split is not there" in printed
-    folder = here / "exports" / form
-    assert json.loads((folder / "classes.json").read_text(encoding="utf-8")) == SHIPPED_CLASSES
+    assert "generated examples, because the test split is not there" in printed
+    folder, classifier = Path("exports", form), networks.load_classifier(file)
+    assert json.loads((folder / "classes.json").read_text(encoding="utf-8")) == classifier.classes
+    assert case.beside <= {entry.name for entry in folder.iterdir()}
     assert [entry.name for entry in folder.parent.iterdir()] == [form]
     export.check_folder(folder)  # another export may take its place
 
-    # What the file itself takes, with other images and another number of them than it was compared on.
-    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3)).astype(np.float32)
-    model, _ = networks.load(here / "models/model.keras")
-    found = export.FORMATS[form].run(folder / export.FORMATS[form].file, images)
-    np.testing.assert_allclose(found, networks.predict(model, images, 5), atol=1e-5)
-    if form == "saved_model":
-        assert "image (N, any, any, 3), float32" in printed
-        wide = np.repeat(images, 3, axis=2)
-        found = export.FORMATS[form].run(folder, wide)
-        np.testing.assert_allclose(found, networks.predict(model, wide, 5), atol=1e-5)
+    # What the file itself takes, with other examples and another number of them than it was compared on.
+    examples, network = case.examples(Path("examples")), export.FORMATS[form]
+    for files in (examples[:1], examples[-3:], examples[:3]):
+        inputs = case.outside(folder, files, classifier.size)
+        assert network.run(folder / network.file, inputs) == pytest.approx(answer(classifier, inputs), abs=1e-5)
+    if "image (N, any, any, 3), float32" in printed:
+        wide = np.repeat(inputs, 3, axis=2)
+        assert network.run(folder, wide) == pytest.approx(answer(classifier, wide), abs=1e-5)
     else:
-        assert "image (N, 32, 32, 3), float32" in printed
+        assert case.tensor in printed
+
+
+def answer(classifier: networks.Classifier, inputs: np.ndarray) -> np.ndarray:
+    return np.asarray(classifier.network(inputs, training=False))
 
 
 @pytest.mark.slow

@@ -128,7 +128,11 @@ def test_training_lowers_the_loss_and_keeps_the_last_epoch(tmp_path):
 # --- resuming
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9}, {"precision": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"ema": 0.9}, *(pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, {"precision": "float16"}))],
+    ids=str,
+)
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, capsys, changes):
     expected_weights, expected = uninterrupted(**changes)
 

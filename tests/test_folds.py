@@ -126,7 +126,7 @@ def test_no_example_is_scored_by_a_network_that_has_seen_it(examples, tmp_path, 
     assert all((one == other).all() for one, other in zip(network.get_weights(), before, strict=True))
 
 
-@pytest.mark.parametrize(("gives_up", "trained"), [(True, 1), (False, 4)])
+@pytest.mark.parametrize(("gives_up", "trained"), [(True, 1), pytest.param(False, 4, marks=pytest.mark.slow)])
 def test_folds_end_as_soon_as_the_head_is_clearly_better(examples, tmp_path, gives_up, trained):
     """On train the head knows all classes, on val no more than chance; the network, by random labels, none."""
     known = 5 * np.eye(CLASSES, dtype=np.float32)[examples.targets]
@@ -142,7 +142,9 @@ def test_folds_end_as_soon_as_the_head_is_clearly_better(examples, tmp_path, giv
     assert len(found.curves()) == 2
 
 
-@pytest.mark.parametrize(("confidence", "at_once"), [(0.5, True), (1 - 1e-12, False)])
+@pytest.mark.parametrize(
+    ("confidence", "at_once"), [(0.5, True), pytest.param(1 - 1e-12, False, marks=pytest.mark.slow)]
+)
 def test_folds_end_as_soon_as_the_network_is_clearly_better(examples, tmp_path, confidence, at_once):
     """Here features tell the class, and the head to beat is chance. If more proof is asked for, folds are trained."""
     examples.features[:, :CLASSES] += 1.5 * np.eye(CLASSES)[examples.targets]
@@ -215,7 +217,8 @@ def test_folds_train_heads_with_the_settings_of_the_head(here, monkeypatch):
     assert used == [resolve_head(load_params().train_head.choice(), CLASSES)]
 
 
-@pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("better", [True, False])
 def test_val_and_folds_select(here, monkeypatch, capsys, better):
     monkeypatch.setattr(PairedScores, "verdict", lambda self, confidence: (better, 0.875))
     monkeypatch.setattr(PairedScores, "settled", lambda self, confidence: False)

@@ -104,8 +104,11 @@ def test_files_put_there_by_hand_are_recorded_at_first_use(hub, tmp_path):
     assert hub.asked == []
     assert hub_files.read_lock(folder)["model.safetensors"]["revision"] == ""
     (folder / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(UserError, match=r"model\.safetensors: it has changed"):
+    with pytest.raises(UserError, match=rf"model\.safetensors: it has changed.*yourself, delete .*{LOCK}; else remove"):
         get_backbone(f"hf:{VIT}").fetch()
+    (folder / LOCK).unlink()
+    assert get_backbone(f"hf:{VIT}").fetch() == folder
+    assert hub.asked == []
 
 
 def test_offline_the_message_says_which_files_go_where(hub, tmp_path, monkeypatch):
@@ -195,6 +198,18 @@ def test_a_preset_comes_from_kaggle(hub, tmp_path, models):
     path = "/v1/models.ModelApiService/DownloadModelInstanceVersion"
     assert f"POST {path} {HANDLE} model.weights.h5" in hub.asked
     assert BACKBONES["clip-b32"].fetch() == folder  # the same files
+
+
+def test_a_damaged_file_of_kaggle_does_not_come_back_from_the_cache_of_its_client(hub, tmp_path, models):
+    """The file here and that in the cache are one and the same, under two names."""
+    file = get_backbone(f"hub:{PRESET}").fetch() / "model.weights.h5"
+    with file.open("r+b") as opened:
+        opened.write(b"damage")
+    with pytest.raises(UserError, match=r"model\.weights\.h5: it has changed: .*; remove it, so that it is downloaded"):
+        get_backbone(f"hub:{PRESET}").fetch()
+    file.unlink()
+    get_backbone(f"hub:{PRESET}").fetch()
+    assert file.read_bytes() == models[PRESET]["model.weights.h5"]
 
 
 def test_half_a_file_of_kaggle_is_not_taken_for_a_whole_one(hub, tmp_path, models):

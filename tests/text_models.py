@@ -145,6 +145,20 @@ def finish(folder: Path, table: pd.DataFrame) -> None:
     run_stages("prepare", "extract", "train_head", "fine_tune", "evaluate")
 
 
+EVIL = '<img src=x onerror="1"> bank card'
+
+
+def make_split_table() -> pd.DataFrame:
+    """Return such a table with a column of splits, and EVIL under a wrong label in test."""
+    table = make_table()
+    table.loc[len(table)] = [EVIL, "food"]  # an error, unless the network is odd
+    table["split"] = "train"
+    table.loc[table.index % 4 == 0, "split"] = "test"
+    table.loc[table.index % 4 == 1, "split"] = "val"
+    table.loc[table.index[-1], "split"] = "test"
+    return table
+
+
 def make_table(count: int = 30, seed: int = 0) -> pd.DataFrame:
     """Return a table text,label of `count` different texts a class, mostly of its words, of three to twelve words."""
     rng = np.random.default_rng(seed)

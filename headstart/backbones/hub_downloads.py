@@ -251,10 +251,11 @@ def _from_kaggle(origin: Origin, names: list[str], staging: Path, before: str) -
         hint = did_you_mean(preset, presets) or "; its list: https://keras.io/keras_hub/presets"
         raise UserError(f"{PARAMS_FILE}: backbone {origin.place!r}: KerasHub has no preset {preset!r}{hint}")
     handle = before if before.startswith("keras/") else presets[preset]["kaggle_handle"].removeprefix("kaggle://")
-    found = {}
+    found, known = {}, hub_files.read_lock(staging.parent)
     for name in names:
         try:
-            cached = kagglehub.model_download(handle, name)
+            # The cache may have the very file that was damaged, by another name: anew if it was here before.
+            cached = kagglehub.model_download(handle, name, force_download=bool(known.get(name, {}).get("sha256")))
         except KaggleApiHTTPError as error:
             status = getattr(error.response, "status_code", None)
             if status == 404 and name != CONFIG:

@@ -191,10 +191,11 @@ def check(origin: Origin, folder: Path, names: Iterable[str]) -> dict[str, str]:
                 f"so that it is downloaded again, or {origin.by_name(folder)}"
             )
         if about.get("sha256") not in (None, sha256):
+            by_hand = f"if you replaced it yourself, delete {folder / LOCK}; else "  # what it says is no download
             raise UserError(
                 f"{folder / name}: it has changed: its sha256 begins with {sha256[:8]}, but {LOCK} beside it has "
-                f"{str(about['sha256'])[:8]}; remove it, so that it is downloaded again, or, if it is to be another, "
-                f"{origin.by_name(folder)}"
+                f"{str(about['sha256'])[:8]}; {'' if about['revision'] else by_hand}remove it, so that it is "
+                f"downloaded again, or, if it is to be another, {origin.by_name(folder)}"
             )
         if not about.get("sha256") and not origin.is_folder:
             with suppress(OSError):  # the folder may be for reading only

@@ -27,14 +27,14 @@ ROWS = [
     ),
     make_row("dinov3-small", DINOV3, 384, 21.7, 224, 16, CLASS, licence="DINOv3 License", consent=True),
     make_row(
-        "clip-b32", "hub:clip_vit_base_patch32", 768, 87.5, 224, 32, CLASS, CLIP, licence="MIT", learning_rate=1e-5,
-        center_crop=1.0,
+        "clip-b32", "hub:clip_vit_base_patch32", 768, 87.5, 224, 32, CLASS, CLIP, licence="MIT (code)",
+        learning_rate=1e-5, center_crop=1.0,
     ),
     make_row(
         "siglip2-base", "hub:siglip2_base_patch16_224", 768, 92.9, 224, 16, ATTENTION, HALF, licence=APACHE,
         learning_rate=1e-5,
     ),
     make_row(
-        "coco-resnet50", "hub:retinanet_resnet50_fpn_coco", 2048, 23.6, 224, licence="BSD 3-Clause", learning_rate=3e-4
+        "coco-resnet50", "hub:retinanet_resnet50_fpn_coco", 2048, 23.6, 224, licence="BSD 3 (code)", learning_rate=3e-4
     ),
 ]  # fmt: skip

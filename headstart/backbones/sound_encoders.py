@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INPUT = "sound"  # of the encoder, see AudioModality.spec
 WEIGHTS = Path(__file__).parent / "weights" / "wavenet.safetensors"
-FRONT, TOP = "front", "top"  # the layers before the first block, and after the last one
+STEM, TOP = "stem", "top"  # the layers before the first block, and after the last one
 _BLOCK = re.compile(r"(block\d+)_")
 
 
@@ -212,11 +212,13 @@ def named_variables(base: keras.Model) -> dict[str, keras.Variable]:
 
 
 def _blocks(layers: list[keras.Layer]) -> list[Block]:
-    found: dict[str, list[keras.Layer]] = {FRONT: []}
+    """Return the stem, the blocks and the top; spectra are in none of them, since they are never trained."""
+    found: dict[str, list[keras.Layer]] = {STEM: []}
     for layer in layers:
         match = _BLOCK.match(layer.name)
-        name = match[1] if match else TOP if layer.name.startswith(TOP) else FRONT
-        found.setdefault(name, []).append(layer)
+        name = match[1] if match else layer.name.split("_")[0]
+        if match or name in (STEM, TOP):
+            found.setdefault(name, []).append(layer)
     return [Block(name, tuple(members)) for name, members in found.items()]
 
 

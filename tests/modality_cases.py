@@ -1,0 +1,121 @@
+"""What tests that run for each modality know of it. A further one: an entry in CASES, and a fixture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLOURS, paint
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Case:
+    """A modality, the model of it that is served and exported, and examples."""
+
+    name: str
+    model: str  # a fixture of conftest.py: a model file of few layers
+    examples: Callable[[Path], list[bytes]]  # in every form there is, made in an empty folder
+    outside: Callable[[Path, list[bytes], int], np.ndarray]  # read by what lies beside an export, without our code
+    tensor: str  # what an export takes
+    bad: tuple[tuple[Any, int, str], ...]  # a value in a request, or what makes it; the status; words of the answer
+    libraries: set[str]  # that an MLflow model of it requires, besides those of all
+    beside: set[str] = field(default_factory=set)  # files that stand beside an export
+    remarks: dict[int, str] = field(default_factory=dict)  # what is said of which of the examples
+    plain: str = "keras"  # what loads its model without our code
+    slow_formats: tuple[str, ...] = ()
+
+
+def draw_images(folder: Path) -> list[bytes]:
+    """Images that are decoded in every way there is: to be turned, transparent, of other sizes and kinds."""
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(("a.png", "b.jpg", "c.webp", "d.bmp", "e.gif")):
+        paint(folder / name, list(COLOURS.values())[number % 3], number, (90 + 7 * number, 70))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(folder / "b.jpg") as image:
+        image.save(folder / "turned.jpg", exif=turned)
+        image.convert("RGBA").resize((40, 50)).save(folder / "alpha.png")
+    return [file.read_bytes() for file in sorted(folder.iterdir())]
+
+
+def resize_images(_: Path, files: list[bytes], size: int) -> np.ndarray:
+    images = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB").resize((size, size))) for file in files]
+    return np.stack(images).astype(np.float32)
+
+
+def encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def png(size: tuple[int, int], mode: str = "RGB") -> str:
+    """The base64 of a black image, which takes few bytes however large it is."""
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG", compress_level=1)
+    return encode(buffer.getvalue())
+
+
+IMAGE = Case(
+    *("image", "shipped", draw_images, resize_images, "image (N, 32, 32, 3), float32"),
+    libraries={"pillow", "simplejpeg"},
+    bad=(
+        ("This is no base64!", 400, "not the base64 of an image file"),
+        ("", 400, "the file is empty"),
+        (encode(b"some text, no picture"), 400, "not an image of a supported kind"),
+        (encode(b"<html></html>" + bytes(60)), 400, "but HTML or XML"),
+        (encode(b"\xff\xd8\xff\xe0"), 400, "damaged"),
+        ("A" * 48_000_000, 413, "larger than 32 MiB"),
+        (lambda: png((20000, 20000), "1"), 413, "a decompression bomb"),
+        (lambda: png((11000, 8000), "RGBA"), 413, "too large: loading it takes 2,014 MiB of memory, 512"),
+        ("data:image/png;base64,iVBORw0K", 400, "not the base64 of an image file"),
+    ),
+)
+
+LONG = "the bank is cold and " * 20
+CUT = "texts like this one have more than 24 tokens, as many as the model reads; the rest is left out."
+
+
+def write_sentences(_: Path) -> list[bytes]:
+    """Texts of other lengths; the second is longer than the model reads."""
+    from text_models import make_table
+
+    return [text.encode() for text in ("bank card", LONG, "soup", *make_table(4, seed=2).text)]
+
+
+def tokenize(folder: Path, files: list[bytes], _: int) -> np.ndarray:
+    """Tokens (N, t) int32, by the tokenizer beside an export, padded as its reading.json says."""
+    from tokenizers import Tokenizer
+
+    reading = json.loads((folder / "reading.json").read_text())
+    assert (reading["prefix"], reading["pad"], reading["size"]) == ("", 0, 24)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return np.array([one.ids for one in tokenizer.encode_batch([file.decode() for file in files])], np.int32)
+
+
+TEXT = Case(
+    *("text", "shipped_texts", write_sentences, tokenize, "tokens (N, any), int32"),
+    libraries={"keras-hub", "tokenizers"},
+    beside={"reading.json", "tokenizer.json"},
+    remarks={1: CUT},
+    plain="keras_hub",
+    slow_formats=("litert", "openvino", "saved_model"),
+    bad=(
+        (None, 400, "must be a text, got nothing"),
+        (3, 400, "must be a text, got int"),
+        (["bank"], 400, "must be a text, got list"),
+        (" \n", 400, "there is no text"),
+        ("\ud800 bank", 400, "character 1 is half of a pair of surrogates"),
+        ("a\0b", 400, "it holds zero bytes"),
+        ("bank " * 60_000, 413, "300,000 characters, at most 250,000 are read"),
+    ),
+)
+
+CASES = {case.name: case for case in (IMAGE, TEXT)}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
