@@ -96,7 +96,8 @@ class Extract(Section):
     """How features are computed."""
 
     size: Annotated[Int, Field(ge=1, le=4096)] | None
-    """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
+    """What the backbone sees: the side of square images in pixels, tokens of a text, seconds of a recording; null: the
+    default of the backbone."""
     resize: Annotated[
         Literal["stretch", "crop"] | float | None,
         BeforeValidator(_check_resize),
@@ -196,7 +197,8 @@ class Params(Section):
     """params.yaml: a section for each stage, and what several stages share."""
 
     backbone: Text | None
-    """The pretrained network; `headstart backbones` lists them; null: tiny for images, tinybert for texts."""
+    """The pretrained network; `headstart backbones` lists them; null: tiny for images, tinybert
+    for texts, wavenet for recordings."""
     weights: Annotated[str, Field(min_length=1), Rule("pretrained, none or the path of a weights file")]
     """pretrained (ImageNet; for tiny the file in the repository), none (random), or a weights file. DVC does not watch
     that file: if it changes, run `dvc repro --force extract`, or set data.watch."""
