@@ -92,7 +92,7 @@ def test_loading_says_what_is_left_out():
     modality = get_modality("audio")
     sound, remark = modality.load_with_remark(wav(tone(2.5)), 2)
     assert (len(sound), remark) == (
-        2 * RATE, "are longer than 2 s, of which 2 windows of a second are heard, spread evenly."
+        2 * RATE, "are longer than 2 s, of which 2 windows of a second, spread evenly, are heard."
     )  # fmt: skip
     assert modality.load_with_remark(wav(tone(1.5)), 2)[1] == ""
 

@@ -85,9 +85,10 @@ class AudioModality(Modality):
 
     def load_with_remark(self, data: bytes, size: int) -> tuple[np.ndarray, str]:
         sound = decode.decode(data)
-        longer = len(sound) > size * steps.RATE
-        remark = f"are longer than {size} s, of which {size} windows of a second are heard, spread evenly."
-        return steps.cut(sound, size), remark if longer else ""
+        if len(sound) <= size * steps.RATE:
+            return sound, ""
+        windows = "the second in the middle is" if size == 1 else f"{size} windows of a second, spread evenly, are"
+        return steps.cut(sound, size), f"are longer than {size} s, of which {windows} heard."
 
     def views(
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
