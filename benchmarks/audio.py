@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +44,7 @@ from headstart.backbones import get_backbone
 from headstart.backbones.wavenet import log_mel
 from headstart.config import load_params
 from headstart.data.files import file_hash
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
 from headstart.data.sources import open_source
 from headstart.features.engines import open_engine
@@ -52,6 +53,7 @@ from headstart.features.store import FeatureStore
 from headstart.features.views import ViewIndex, ViewLoader
 from headstart.framework import device_name, keras
 from headstart.modalities import get_modality, load_modality
+from headstart.modalities.loading import read_batches
 from headstart.training.examples import load_features
 from pipeline import extract, prepare, train_head
 
@@ -79,15 +81,18 @@ def log_mel_accuracy() -> float:
     modality = load_modality()
     sound = keras.Input((None, 320))
     front = keras.Model(sound, log_mel(sound))
-    source = open_source(load_params().data.source)
 
     def statistics(split: pd.DataFrame) -> np.ndarray:
         rows = []
-        for name in split.path:
-            samples = modality.load(source.read(name), 5)
-            bands = np.asarray(front(np.pad(samples, (0, -len(samples) % 320)).reshape(1, -1, 320)))[0]
+        for (samples,) in read_sounds(split):
+            bands = np.asarray(front(samples.reshape(1, -1, 320)))[0]
             rows.append(np.concatenate([bands.mean(axis=0), bands.std(axis=0)]))
         return np.stack(rows)
+
+    def read_sounds(split: pd.DataFrame) -> Iterator[np.ndarray]:
+        with open_examples(load_params().data, modality) as source:
+            for batch in read_batches(source, modality, list(split.path), list(split.file_hash), 5, 1):
+                yield from batch.values()
 
     known = pd.concat([load_split("train"), load_split("val")])
     test = load_split("test")

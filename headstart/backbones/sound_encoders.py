@@ -225,7 +225,8 @@ def _blocks(layers: list[keras.Layer]) -> list[Block]:
 ROWS = [
     WaveNet(
         "wavenet", "audio", 5, FEATURES, 1.7, "mono at 16 kHz, in [-1, 1]; logarithm of 64 mel bands",
-        licence="Apache-2.0", learning_rate=3e-4, weights_sha256="0ba3603570cba7a5c9f64365743f0e07e3d9ca9cfd799c29aa2c00bd999052c7",
+        licence="Apache-2.0", learning_rate=3e-4,
+        weights_sha256="0ba3603570cba7a5c9f64365743f0e07e3d9ca9cfd799c29aa2c00bd999052c7",
     ),
     SpeechEmbedding(
         "speech-embedding", "audio", 5, speech_embedding.FEATURES, 0.3, "mono at 16 kHz; decibels of 32 mel bands",
