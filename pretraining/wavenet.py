@@ -6,7 +6,7 @@ step which phoneme was heard a moment ago. Digits and the words of Speech Comman
 Needs:   espeak-ng and flite, see pretraining/speech.py; soundfile and soxr (make setup EXTRAS=audio).
 Writes:  pretraining/wavenet/wavenet.safetensors (float16), or --out; while it runs, corpus.npz and checkpoint.keras in
          the folder --cache: the same command resumes from there, whenever it was killed.
-Command: nice python -m pretraining.wavenet [--steps 8000] [--batch-size 96] [--each 50] [--seed 0]
+Command: nice python -m pretraining.wavenet [--steps 10000] [--batch-size 96] [--each 50] [--seed 0]
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
 def main() -> int:
     """Train by the command line."""
     parser = argparse.ArgumentParser(prog="python -m pretraining.wavenet", description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=8000, help="batches; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=10_000, help="batches; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=96, help="clips; default: %(default)s")
     parser.add_argument("--each", type=int, default=50, help="utterances of a word; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
