@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_v
 
 from headstart.data_config import Data, Text
 from headstart.errors import UserError, write_home
-from headstart.fine_tune_config import FineTune, LeastArea, Positive, Precision, Views
+from headstart.fine_tune_config import Decibels, FineTune, LeastArea, Positive, Precision, Seconds, Views
 from headstart.head_config import Below1, TrainHead, UpTo1
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_number, read_yaml
 
@@ -42,7 +42,9 @@ class Prepare(Section):
     """Near copies never stand in two splits: images that differ by at most this much, and far less than others do. 0.1:
     recompressed; 0.25: also resized or brightened; 0.5: also cropped by a tenth, and some images that are merely
     similar; 0: identical pixels only. Texts that have all but this share of their runs of five characters in common.
-    0.1: a typo in a sentence; 0.25: a short word more or less; 0: the same but for case and spaces."""
+    0.1: a typo in a sentence; 0.25: a short word more or less; 0: the same but for case and spaces. Recordings that
+    sound and change alike, whatever their loudness, format and the silence around them. 0.1: resampled, shifted or
+    noisy, most re-encoded ones; 0.25: nearly all re-encoded ones, or all of that at once; 0: the same samples."""
     min_size: Annotated[Int, Field(ge=1, le=100_000)]
     """Images with a shorter side of fewer pixels are quarantined."""
     value_range: (
@@ -94,7 +96,8 @@ class Extract(Section):
     """How features are computed."""
 
     size: Annotated[Int, Field(ge=1, le=4096)] | None
-    """Side of the square images that the backbone sees, in pixels; null: the default of the backbone."""
+    """What the backbone sees: the side of square images in pixels, tokens of a text, seconds of a recording; null: the
+    default of the backbone."""
     resize: Annotated[
         Literal["stretch", "crop"] | float | None,
         BeforeValidator(_check_resize),
@@ -129,6 +132,14 @@ class Extract(Section):
     """Largest relative change of brightness, contrast and saturation in a view."""
     word_dropout: Below1
     """Share of the words of a text that a view leaves out."""
+    time_shift: Seconds
+    """Seconds by which a view of a recording begins later or earlier, at most."""
+    gain: Decibels
+    """dB by which a view of a recording is louder or softer, at most."""
+    noise_snr: Decibels | None
+    """Signal-to-noise ratio, in dB, of the loudest noise that a view of a recording has; null: no noise."""
+    speed: Below1
+    """Share by which a view of a recording is faster and higher, or slower and lower, at most."""
 
     @field_validator("depth")
     @classmethod
@@ -186,7 +197,8 @@ class Params(Section):
     """params.yaml: a section for each stage, and what several stages share."""
 
     backbone: Text | None
-    """The pretrained network; `headstart backbones` lists them; null: tiny for images, tinybert for texts."""
+    """The pretrained network; `headstart backbones` lists them; null: tiny for images, tinybert
+    for texts, wavenet for recordings."""
     weights: Annotated[str, Field(min_length=1), Rule("pretrained, none or the path of a weights file")]
     """pretrained (ImageNet; for tiny the file in the repository), none (random), or a weights file. DVC does not watch
     that file: if it changes, run `dvc repro --force extract`, or set data.watch."""

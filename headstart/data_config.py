@@ -37,7 +37,7 @@ class Data(Section):
     """Where the examples come from."""
 
     kind: Text | None
-    """What an example is: image or text; null: found in the source, by its files or the columns of its table."""
+    """What an example is: image, text or audio; null: found in the source, by its files or the columns of its table."""
     source: Text
     """Class folders, train/val/test folders, a .zip or .tar of either, or a .csv or .parquet manifest: a path, or an
     s3://, gs:// or https:// address; or COCO annotations: a .json, or a folder that holds annotations and images; or

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+AUDIO_EXTRA = "the extra `audio`: make setup EXTRAS=audio"  # what recordings need, for messages
 HUB_EXTRA = "the extra `hub`: make setup EXTRAS=hub"  # what texts need, for messages
 
 

@@ -14,6 +14,8 @@ UNFREEZE = 0.35  # what fine_tune.unfreeze comes with
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 Positive = Annotated[Float, Field(gt=0, le=1_000_000)]
+Seconds = Annotated[Float, Field(ge=0, le=60)]
+Decibels = Annotated[Float, Field(ge=0, le=60)]
 LeastArea = Annotated[Float, Field(gt=0, le=1)]
 Views = Annotated[Int, Field(ge=0, le=1000)]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -82,6 +84,14 @@ class FineTune(Section):
     """Largest relative change of brightness, contrast and saturation in a view."""
     word_dropout: Below1 | None
     """Share of the words of a text that a view leaves out; null: 0, and then there are no views."""
+    time_shift: Seconds
+    """Seconds by which a view of a recording begins later or earlier, at most."""
+    gain: Decibels
+    """dB by which a view of a recording is louder or softer, at most."""
+    noise_snr: Decibels | None
+    """Signal-to-noise ratio, in dB, of the loudest noise that a view of a recording has; null: no noise."""
+    speed: Below1
+    """Share by which a view of a recording is faster and higher, or slower and lower, at most."""
     mixup: Annotated[Float, Field(ge=0, le=10)]
     """Alpha of the Beta distribution by which pairs of images are mixed; 0: no mixup. Texts never are."""
     trunk_cache: Annotated[Literal["auto", "on", "off"], BeforeValidator(_read_switch)]

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,27 @@ def shipped_texts(tmp_path_factory) -> Path:
     network = networks.join(get_modality("text", reading).front(LONGEST), encoder, head)
     file = folder / "model.keras"
     networks.save(network, file, sorted(WORDS), modality="text", size=LONGEST, reading=reading)
+    return file
+
+
+@pytest.fixture(scope="session")
+def shipped_sounds(tmp_path_factory) -> Path:
+    """As `shipped`, for recordings of a second, by a small WaveNet."""
+    import keras
+
+    from headstart.backbones import sound_encoders, wavenet
+    from headstart.modalities import get_modality
+    from headstart.training import networks
+
+    small = partial(wavenet.build_wavenet, channels=8, dilations=(1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound_encoders, "build_wavenet", small)
+        encoder = sound_encoders.ROWS[0].build("none", 1, "avg", 0, "half")
+    keras.utils.set_random_seed(0)
+    head = networks.build_head(encoder.output_shape[1], 3, [8], dropout=0.5)
+    file = tmp_path_factory.mktemp("models") / "model.keras"
+    network = networks.join(get_modality("audio").front(1), encoder, head)
+    networks.save(network, file, ["bell", "drum", "string"], modality="audio", size=1)
     return file
 
 

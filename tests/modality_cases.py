@@ -117,5 +117,45 @@ TEXT = Case(
     ),
 )
 
-CASES = {case.name: case for case in (IMAGE, TEXT)}
+
+def record_sounds(_: Path) -> list[bytes]:
+    """Recordings of other lengths, rates and formats; the second is longer than the model hears."""
+    from audio_files import encode, tone
+
+    return [
+        encode(tone(0.5)),
+        encode(tone(1.3)),
+        encode(tone(0.4, rate=8000), 8000, "FLAC"),
+        encode(tone(0.7, rate=44_100, channels=2), 44_100),
+    ]
+
+
+def resample_sounds(_: Path, files: list[bytes], size: int) -> np.ndarray:
+    """Samples (N, n) float32 at 16 kHz, n being a multiple of a step; of one second, the middle one."""
+    import soundfile
+    import soxr
+
+    sounds = []
+    for file in files:
+        samples, rate = soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
+        sound = soxr.resample(samples.mean(axis=1), rate, 16_000)
+        start = max(0, (len(sound) - size * 16_000) // 2)
+        sounds.append(sound[start : start + size * 16_000])
+    longest = -(-max(map(len, sounds)) // 320) * 320
+    return np.stack([np.pad(sound, (0, longest - len(sound))) for sound in sounds])
+
+
+AUDIO = Case(
+    *("audio", "shipped_sounds", record_sounds, resample_sounds, "sound (N, any), float32"),
+    libraries={"soundfile", "soxr"},
+    remarks={1: "recordings like this one are longer than 1 s, of which the second in the middle is heard."},
+    slow_formats=("litert", "openvino"),
+    bad=(
+        ("This is no base64!", 400, "not the base64 of a recording"),
+        (encode(b"some text, no sound"), 400, "not a sound file of a supported kind"),
+        ("A" * 48_000_000, 413, "larger than 32 MiB"),
+    ),
+)
+
+CASES = {case.name: case for case in (IMAGE, AUDIO, TEXT)}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

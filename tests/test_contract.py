@@ -157,7 +157,7 @@ def test_metrics_and_plots_need_no_pull():
 
 
 def test_prepare_loads_no_tensorflow_and_no_mlflow():
-    slow = {"tensorflow", "keras", "mlflow", "sklearn"}
+    slow = {"tensorflow", "keras", "mlflow", "sklearn", "soundfile", "soxr"}
     code = f"import sys, pipeline.prepare; print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
@@ -213,10 +213,11 @@ def test_only_tracking_and_serving_know_mlflow():
 
 
 def test_only_images_know_pixels():
-    """What other modalities have no use for stays in the rooms of images."""
+    """What other modalities have no use for stays in the rooms of images; pages draw pictures of sounds, too."""
     words = re.compile(r"\b(pixels?|RGB|image_size|PIL|cv2|simplejpeg)\b")
     allowed = re.compile(
-        r"headstart/(modalities/image/|backbones/(keras_(applications|table)|hub_(images|image_table|names|scaling|conversions)"
+        r"headstart/(modalities/(image/|pictures|audio/(picture|evidence)\.py)"
+        r"|backbones/(keras_(applications|table)|hub_(images|image_table|names|scaling|conversions)"
         r"|places|vision_transformers)\.py|report/(attention|confusions)|serving/export\.py|config\.py)"
     )
     knowing = [

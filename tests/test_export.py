@@ -45,18 +45,20 @@ for argument in sys.argv[1:]:
 """
 
 
-def predict_elsewhere(folder: Path, models: dict[str, tuple[Path, np.ndarray]]) -> list[np.ndarray]:
-    """What models, by the library that loads them, answer to inputs, in a process that has none of our code."""
-    for library, (file, inputs) in models.items():
-        (folder / library).mkdir()
-        shutil.copy(file, folder / library / "model.keras")
-        np.save(folder / library / "inputs.npy", inputs)
+def predict_elsewhere(folder: Path, models: dict[str, tuple[str, Path, np.ndarray]]) -> list[np.ndarray]:
+    """What models, each with the library that loads it, answer to inputs, in a process that has none of our code."""
+    for name, (_, file, inputs) in models.items():
+        (folder / name).mkdir()
+        shutil.copy(file, folder / name / "model.keras")
+        np.save(folder / name / "inputs.npy", inputs)
     # -I: neither this folder nor PYTHONPATH is on its path
-    command = [sys.executable, "-I", "-c", PLAIN, *(f"{library}={library}" for library in models)]
+    libraries = {name: library for name, (library, *_) in models.items()}
+    command = [sys.executable, "-I", "-c", PLAIN, *map("=".join, libraries.items())]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str([library] if library == "keras_hub" else []) for library in models]
-    return [np.load(folder / library / "probabilities.npy") for library in models]
+    loaded = [str([library] if library == "keras_hub" else []) for library in libraries.values()]
+    assert done.stdout.splitlines() == loaded
+    return [np.load(folder / name / "probabilities.npy") for name in models]
 
 
 def test_models_load_with_their_library_alone(request, tmp_path):
@@ -64,9 +66,10 @@ def test_models_load_with_their_library_alone(request, tmp_path):
     models, expected = {}, []
     for case in CASES.values():
         classifier = networks.load_classifier(file := request.getfixturevalue(case.model))
-        loaded = [classifier.modality.load(one, classifier.size) for one in case.examples(tmp_path / case.name)]
+        files = case.examples(tmp_path / f"{case.name}-examples")
+        loaded = [classifier.modality.load(one, classifier.size) for one in files]
         (inputs,) = classifier.modality.batch(loaded).values()
-        models[case.plain] = file, inputs
+        models[case.name] = case.plain, file, inputs
         expected.append(classifier.predict(classifier.modality.batch(loaded)))
     for found, probabilities in zip(predict_elsewhere(tmp_path, models), expected, strict=True):
         assert found == pytest.approx(probabilities, abs=1e-6)

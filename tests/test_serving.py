@@ -27,6 +27,7 @@ from conftest import ROOT, free_port, wait_for
 from modality_cases import CASES, Case, draw_images, each_case
 
 from headstart.errors import UserError
+from headstart.modalities import get_modality
 from headstart.serving import mlflow_model, network
 from headstart.serving.mlflow_model import save_model
 from headstart.serving.server import serve
@@ -327,12 +328,12 @@ def test_the_mlflow_model_has_only_the_code_that_it_imports(kept):
 
 def test_the_requirements_are_what_the_code_imports():
     files = mlflow_model.imported_modules(mlflow_model.CODE)
-    pinned = mlflow_model.pinned_requirements(files, "image")
+    pinned = mlflow_model.pinned_requirements(files, get_modality("image"))
     assert f"keras=={importlib.metadata.version('keras')}" in pinned
     names = {line.split("==")[0] for line in pinned}
     assert {"mlflow", "numpy", "pillow", "simplejpeg", "tensorflow"} <= names
     assert not names & {"dvc", "matplotlib", "scikit-learn", "keras-hub", "tokenizers"}
-    texts = {line.split("==")[0] for line in mlflow_model.pinned_requirements(files, "text")}
+    texts = {line.split("==")[0] for line in mlflow_model.pinned_requirements(files, get_modality("text"))}
     assert texts ^ names <= {"simplejpeg", "tokenizers", "pillow-heif"}
     assert {"mlflow", "numpy", "pillow", "tensorflow"} <= texts
 

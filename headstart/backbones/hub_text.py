@@ -17,6 +17,7 @@ from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, Origin
 from headstart.backbones.hub_networks import HubBackbone, from_preset, read_config
 from headstart.backbones.hub_tokenizers import read_tokenizer
+from headstart.backbones.sequences import max_pool, mean_pool
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
 
@@ -80,7 +81,7 @@ class TextEncoder(HubBackbone):
         mask = keras.ops.cast(keras.ops.not_equal(tokens, pad), "int32")
         sequences = base(_inputs(base, tokens, mask), training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
-        pool = _max_pool if pooling == "max" else _mean_pool
+        pool = max_pool if pooling == "max" else mean_pool
         if pooling == "avg" and self.pooled == CLS:
             mask = keras.ops.equal(keras.ops.cumsum(keras.ops.ones_like(mask), axis=1), 1)  # the first token alone
         vectors = [pool(one, mask, name) for name, one in zip(names, sequences if taps else [sequences], strict=True)]
@@ -162,20 +163,6 @@ def _inputs(base: keras.Model, tokens: keras.KerasTensor, mask: keras.KerasTenso
         "segment_ids": lambda: keras.ops.zeros_like(tokens),  # there is one segment
     }
     return [known[tensor.name]() for tensor in base.inputs]
-
-
-def _mean_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    from headstart.framework import keras
-
-    return keras.layers.GlobalAveragePooling1D(name=name)(sequence, mask=mask)
-
-
-def _max_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    from headstart.framework import keras
-
-    below_all = -1e4  # in float16, too
-    present = keras.ops.where(keras.ops.expand_dims(mask, -1) > 0, sequence, below_all)
-    return keras.layers.GlobalMaxPooling1D(name=name)(present)
 
 
 def _blocks(layers: list[keras.Layer]) -> list[Block]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from headstart.backbones.base import BACKBONE_LAYER, Block
+from headstart.backbones.operations import depth_first, earliest_first, kernels_of, output_of, parents_of
 from headstart.errors import UserError, did_you_mean
 from headstart.framework import keras
 
@@ -80,7 +83,7 @@ def _is_trainable(layer: keras.Layer) -> bool:
 
 
 MIN_WORK = 0.1  # share of the work in the lower part from which on a split is worth while
-_TABLE = "embeddings"  # what Keras calls the weights that are looked up by their row, without any multiplication
+MOST_OF_IT = 0.5  # share of the work that any split saves which a split with fewer arrays must save
 
 
 @dataclass(frozen=True)
@@ -143,68 +146,104 @@ class Split:
 def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split | None:
     """Find the last place before the trained layers where few arrays pass.
 
-    One array if at least MIN_WORK of the work is below such a place, else as few as possible: in some networks each
-    cell reads the outputs of two cells before it, and in text encoders all layers read the mask. None if only rescaling
-    or embeddings precede the trained layers: there is nothing to cache.
+    As few arrays as leave MOST_OF_IT of the work below that could be there: in some networks each cell reads the
+    outputs of two cells before it, in text encoders all layers read the mask, and in WaveNet a sum skips all layers.
+    None if only rescaling or embeddings precede the trained layers: there is nothing to cache.
 
     Args:
-        longest: of sequences, so many places are cached.
+        longest: how many places sequences have at most where they enter the network.
     """
-    steps = base.operations  # layers and the operations between them, each after its inputs
-    order = {step.name: place for place, step in enumerate(steps)}
-    last_use = [0] * len(steps)
-    for place, step in enumerate(steps):
-        for parent in step._inbound_nodes[0].parent_nodes:  # the first node is this network's
-            last_use[order[parent.operation.name]] = place
-    last_use[-1] = len(steps)
-    stop = min((order[layer.name] for block in trained for layer in block.layers if layer.weights), default=len(steps))
-    last: dict[int, tuple[int, ...]] = {}  # by how many arrays pass
+    parents = parents_of(base)
+    orders = range(len(parents)), earliest_first(parents), depth_first(parents)
+    found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
+    work = [work_below(base, split) for split in found]
+    enough = MOST_OF_IT * max(work, default=0)
+    good = [
+        (len(split.places), -below, n)
+        for n, (split, below) in enumerate(zip(found, work, strict=True))
+        if below >= enough
+    ]
+    return found[min(good)[-1]] if good else None
+
+
+def _splits(
+    base: keras.Model, trained: list[Block], longest: int, parents: list[list[int]], order: Sequence[int]
+) -> Iterator[Split]:
+    """Yield the last split before the trained layers, in an order of the operations, for each number of arrays."""
+    stop_at = {layer.name for block in trained for layer in block.layers if layer.weights}
+    last_use = [0] * len(order)
+    for time, place in enumerate(order):
+        for parent in parents[place]:
+            last_use[parent] = time
+    last_use[order[-1]] = len(order)
+    found: dict[int, list[tuple[int, ...]]] = {}  # by how many arrays pass
     computes = False
-    for place in range(1, stop):
-        computes |= bool(_kernels(steps[place]))
-        if computes:
-            passing = tuple(other for other in range(place + 1) if last_use[other] > place)
-            last[len(passing)] = passing
-    found = (_make_split(base, places, longest) for _, places in sorted(last.items()))
-    splits = [split for split in found if split]
-    return next((split for split in splits if work_below(base, split) >= MIN_WORK), splits[0] if splits else None)
+    for time, place in enumerate(order):
+        step = base.operations[place]  # a layer, or an operation between layers
+        if step.name in stop_at:
+            break
+        computes |= bool(kernels_of(step))
+        if computes and time:
+            passing = sorted(other for other in order[: time + 1] if last_use[other] > time)
+            found.setdefault(len(passing), []).append(tuple(passing))
+    for several in found.values():
+        last = next(filter(None, (_make_split(base, places, longest) for places in reversed(several))), None)
+        if last:
+            yield last
 
 
 def _make_split(base: keras.Model, places: tuple[int, ...], longest: int) -> Split | None:
-    """Return the split at some places; None if arrays of any length pass without one mask for all of them."""
-    outputs = [_output(base, place) for place in places]
+    """Return the split at some places; None if arrays of any length pass without one mask for all of them.
+
+    A network for sounds has several lengths, and a mask of each: it is split where an array and its own mask pass.
+    """
+    outputs = [output_of(base, place) for place in places]
     shapes = tuple(tuple(output.shape[1:]) for output in outputs)
     if None not in sum(shapes, ()):
         return Split(places, shapes)
-    masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] == (None,)]
+    masks = [n for n, output in enumerate(outputs) if "float" not in output.dtype and shapes[n] in ((None,), (None, 1))]
     sequences = all(shape[:1] == (None,) and None not in shape[1:] for shape in shapes)
-    return Split(places, shapes, masks[0], longest) if sequences and len(masks) == 1 else None
+    if not sequences or len(masks) != 1:
+        return None
+    inputs = [_with_length(tensor, longest) for tensor in base.inputs]
+    lengths = {one.shape[1] for one in _as_list(keras.Model(base.inputs, outputs).compute_output_spec(inputs))}
+    return Split(places, shapes, masks[0], lengths.pop()) if len(lengths) == 1 else None
+
+
+def _with_length(tensor: keras.KerasTensor, longest: int) -> keras.KerasTensor:
+    """Return the input for one example whose sequences have `longest` places."""
+    return keras.KerasTensor((1, *(longest if side is None else side for side in tensor.shape[1:])), tensor.dtype)
+
+
+def _as_list(outputs: Any) -> list[Any]:
+    """Return the outputs of a network, which Keras gives without a list if there is one."""
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def work_below(base: keras.Model, split: Split) -> float:
     """Estimate the share of the network's multiplications that come before the split, in [0, 1]."""
-    work = [0.0]
-    for place, step in enumerate(base.operations):
-        spatial = math.prod(side or 1 for side in _output(base, place).shape[1:-1])
-        work.append(work[-1] + spatial * sum(math.prod(kernel.shape) for kernel in _kernels(step)))
-    return work[max(split.places) + 1] / work[-1]
-
-
-def _kernels(step: keras.Operation) -> list[keras.Variable]:
-    """Return the weights that inputs are multiplied with."""
-    return [weight for weight in getattr(step, "weights", ()) if len(weight.shape) > 1 and weight.name != _TABLE]
+    parents, below, waiting = parents_of(base), set(), list(split.places)
+    while waiting:
+        place = waiting.pop()
+        waiting += [parent for parent in parents[place] if parent not in below]
+        below.add(place)
+    work = [
+        math.prod(side or 1 for side in output_of(base, place).shape[1:-1])
+        * sum(math.prod(kernel.shape) for kernel in kernels_of(step))
+        for place, step in enumerate(base.operations)
+    ]
+    return sum(work[place] for place in below) / sum(work)
 
 
 def lower_model(encoder: keras.Model, split: Split) -> keras.Model:
     """Build the lower part: a batch as for `encoder` -> (N, split.size), the arrays that pass as rows, see `Split`."""
     base = encoder.get_layer(BACKBONE_LAYER)
-    below = keras.Model(base.inputs, [_output(base, place) for place in split.places])
+    below = keras.Model(base.inputs, [output_of(base, place) for place in split.places])
     inside = keras.Model(encoder.inputs, base._inbound_nodes[-1].input_tensors)  # preprocessing
     inputs = {
         tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name) for tensor in encoder.inputs
     }
-    outputs = below(inside(list(inputs.values())), training=False)
-    arrays = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    arrays = _as_list(below(inside(list(inputs.values())), training=False))
     if split.mask is not None:
         return keras.Model(inputs, _PackSequences(split, split.mask)(arrays), name="lower")
     flat = [keras.layers.Flatten()(array) for array in arrays]
@@ -222,8 +261,8 @@ class _PackSequences(keras.layers.Layer):
         split, ops = self._split, keras.ops
         # A batch may be filled up beyond `longest`, to a length at which rounding is always the same.
         arrays = [array[:, : split.longest] for array in arrays]
-        mask = ops.cast(arrays[self._mask], "float32")[..., None]
-        length = ops.shape(mask)[1]
+        length = ops.shape(arrays[self._mask])[1]
+        mask = ops.reshape(ops.cast(arrays[self._mask], "float32"), (-1, length, 1))
         flat = [
             ops.cast(ops.reshape(array, (-1, length, width)), "float32")
             for array, width in zip(arrays, split.widths, strict=True)
@@ -236,18 +275,14 @@ class _PackSequences(keras.layers.Layer):
 def upper_model(encoder: keras.Model, split: Split) -> keras.Model:
     """Build the upper part: the arrays that pass, by name -> features. It shares the layers of `encoder`."""
     base = encoder.get_layer(BACKBONE_LAYER)
-    above = keras.Model([_output(base, place) for place in split.places], base.output)
+    above = keras.Model([output_of(base, place) for place in split.places], base.output)
     inputs = [
         keras.Input(shape, dtype="int32" if number == split.mask else None, name=name)
         for number, (name, shape) in enumerate(zip(split.names, split.shapes, strict=True))
     ]
     call, passing = base._inbound_nodes[-1], []  # pooling reads the mask, too, which is an input of the network
     for tensor, outer in zip(base.inputs, call.input_tensors, strict=True):
-        passing += [(outer, inputs[n]) for n, place in enumerate(split.places) if _output(base, place) is tensor]
+        passing += [(outer, inputs[n]) for n, place in enumerate(split.places) if output_of(base, place) is tensor]
     pool = keras.Model([call.output_tensors[0], *(outer for outer, _ in passing)], encoder.output)
     features = pool([above(inputs, training=False), *(inner for _, inner in passing)], training=False)
     return keras.Model(dict(zip(split.names, inputs, strict=True)), features, name="upper")
-
-
-def _output(base: keras.Model, place: int) -> keras.KerasTensor:
-    return base.operations[place]._inbound_nodes[0].output_tensors[0]

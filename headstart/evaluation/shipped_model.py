@@ -21,8 +21,9 @@ MAX_WHOLE = 200  # examples that are tried whole
 
 def latency_ms(model: Classifier) -> float:
     """Return the milliseconds from one loaded example to its probabilities, the median of several calls."""
+    length = model.size * model.modality.unit  # of the longest example
     batch = {
-        name: np.ones((1, *(model.size if side is None else side for side in shape)), dtype)
+        name: np.ones((1, *(length if side is None else side for side in shape)), dtype)
         for name, (shape, dtype) in model.modality.spec(model.size).items()
     }
     inputs = batch if isinstance(model.inner.input, dict) else next(iter(batch.values()))

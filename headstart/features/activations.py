@@ -85,7 +85,7 @@ def average_size(split: Split, examples: pd.DataFrame, loader: ViewLoader, seed:
     sample = examples.sample(min(SAMPLE, len(examples)), random_state=seed)
     files = zip(sample.path, sample.file_hash, strict=True)
     lengths = [len(array) for path, file_hash in files for array in loader.load(path, file_hash, [0])]
-    return round(split.width * float(np.mean(lengths)))
+    return round(split.size * float(np.mean(lengths)) / (loader.size * loader.modality.unit))
 
 
 def choose_cache(

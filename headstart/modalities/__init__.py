@@ -6,6 +6,7 @@ from typing import Any
 
 from headstart.data.reading import load_reading
 from headstart.errors import UserError, did_you_mean, one_line
+from headstart.modalities.audio import AudioModality
 from headstart.modalities.base import Augmentation, Modality
 from headstart.modalities.batch import Batch
 from headstart.modalities.image import ImageModality
@@ -56,3 +57,4 @@ def modalities() -> list[Modality]:
 
 register(ImageModality())
 register(TextModality())
+register(AudioModality())

@@ -60,8 +60,8 @@ class Modality:
         column: what a request to the model server calls an example.
         descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
-        length: the measure by which examples are sorted into batches, if those of another length are padded; empty:
-            all have the same length.
+        length: the measure by which examples are sorted into batches, if they are padded; empty: all are equally long.
+        unit, place: numbers of such an example for 1 in `extract.size`, and for a place of the sequences in a network.
         exported: names of files that `export_files` may return.
         explains: what the results page calls the output of `explain`; empty: there is none.
         reading: how the examples of a data set are read, as `find_reading` returned it; {} before that is known.
@@ -80,6 +80,8 @@ class Modality:
     descriptor_dim: int = 0
     descriptor_dtype: str = "float16"
     length: str = ""
+    unit: int = 1
+    place: int = 1
     exported: Sequence[str] = ("reading.json",)
     explains: str = ""
     reading: dict[str, Any] = {}  # noqa: RUF012  never changed

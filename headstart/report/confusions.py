@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from headstart.modalities.image.evidence import data_url
+from headstart.modalities.pictures import data_url
 
 SIDE = 1000  # pixels of the picture at most; with more classes, neighbours share a pixel
 CORRECT, WRONG = (59, 125, 221), (217, 83, 79)  # --train and --warn of the page

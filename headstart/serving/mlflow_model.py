@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from headstart.modalities import Modality
 from headstart.model_archive import CONFIG, HUB, has_hub_layers, read_texts
 from headstart.serving.model_file import read_model_info
 
@@ -56,7 +57,7 @@ def save_model(folder: Path, model_file: Path) -> None:
             code_paths=[str(Path(scratch) / CODE.relative_to(ROOT).parts[0])],
             signature=signature,
             input_example=pd.DataFrame({modality.column: [example]}),
-            pip_requirements=sorted([*pinned_requirements(files, modality.name), *layer_requirements(model_file)]),
+            pip_requirements=sorted([*pinned_requirements(files, modality), *layer_requirements(model_file)]),
         )
 
 
@@ -76,20 +77,20 @@ def imported_modules(module: Path) -> list[Path]:
     return sorted(found)
 
 
-def pinned_requirements(files: Sequence[Path], kind: str) -> list[str]:
+def pinned_requirements(files: Sequence[Path], modality: Modality) -> list[str]:
     """Return the installed packages that `files` import, with their versions, as pip takes them.
 
-    MLflow could infer them, in 18 s. Of modalities besides `kind` what functions import is not needed, as `tokenizers`
-    is not for images.
+    MLflow could infer them, in 18 s. Of other modalities what functions import is not needed, as `tokenizers` is not
+    for images; of this one also what `libraries` names.
     """
     distributions = importlib.metadata.packages_distributions()
-    others = [folder for folder in MODALITIES.iterdir() if folder.is_dir() and folder.name != kind]
+    others = [folder for folder in MODALITIES.iterdir() if folder.is_dir() and folder.name != modality.name]
     modules = {
         name.split(".")[0]
         for file in files
         for name in _imported_names(file, in_functions=not any(map(file.is_relative_to, others)))
     } - {"headstart"}
-    packages = {package for module in modules for package in distributions.get(module, ())}
+    packages = {package for module in modules for package in distributions.get(module, ())} | {*modality.libraries}
     return [f"{package}=={importlib.metadata.version(package)}" for package in sorted(packages)]
 
 

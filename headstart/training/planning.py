@@ -88,7 +88,7 @@ def build_plan(
     epochs, views = defaults.choose_schedule(settings, n_train, bool(folds))
     refits = choose_refit(settings.refit, examples)
     refit_epochs = defaults.choose_refit_epochs(settings, epochs)
-    split = splitting.find_split(base, trained, meta.size)
+    split = splitting.find_split(base, trained, meta.size * modality.unit // modality.place)
     with ExitStack() as stack:
         source = stack.enter_context(open_examples(params.data, modality))
         loader = ViewLoader(source, modality, meta.size)

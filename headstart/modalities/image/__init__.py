@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ from PIL import Image
 from headstart.config import LEAST_CROP
 from headstart.data.boxes import Cut
 from headstart.errors import ItemError
+from headstart.modalities import pictures, requests
 from headstart.modalities.base import Augmentation, Modality, StillRecognized
 from headstart.modalities.batch import Batch
 from headstart.modalities.explaining import Evidence, Explanation
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from headstart.fine_tune_config import FineTune
 
 INPUT = "image"  # name of the encoder's input, and of an image in a request to the model server
-MAX_REQUEST_BYTES = 2**25  # of one image file in a request
 THUMB = 96  # pixels, the longer side
 CROPS = (0.35, 0.5, 0.65, 0.8, 0.9)  # tried for fine-tuning, the strongest first
 CENTER_CROP = 0.875  # of networks trained on ImageNet, as a rule: 224 of 256 pixels
@@ -211,17 +209,10 @@ class ImageModality(Modality):
 
     def parse_request(self, value: Any) -> bytes:
         """Return the bytes of an image file, from base64 text."""
-        if not isinstance(value, str):
-            raise ItemError("not_base64", "not text; give the base64 of an image file")
-        if len(value) > MAX_REQUEST_BYTES * 4 // 3 + MAX_REQUEST_BYTES // 32:  # with line breaks
-            raise ItemError("too_large", f"larger than {MAX_REQUEST_BYTES >> 20} MiB")
-        try:
-            return base64.b64decode("".join(value.split()), validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ItemError("not_base64", f"not the base64 of an image file: {error}") from error
+        return requests.parse_file(value, "an image file")
 
     def format_request(self, data: bytes) -> str:
-        return base64.b64encode(data).decode()
+        return requests.format_file(data)
 
     def show(self, data: bytes) -> str:
         """Return a thumbnail whose longer side has THUMB pixels."""
@@ -230,7 +221,7 @@ class ImageModality(Modality):
         except ItemError:
             return ""
         image.thumbnail((THUMB, THUMB), reducing_gap=2.0)
-        return evidence.as_html(image)
+        return pictures.as_html(image)
 
     def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
         maps = network.maps([self.load(data, size) for data in files], classes)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from headstart.modalities.explaining import Explanation
+from headstart.modalities.pictures import as_html
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
@@ -39,18 +38,6 @@ def draw(images: Sequence[np.ndarray], maps: np.ndarray, seen: Sequence[Box]) ->
         "Red and yellow: evidence for a class, by place, in the last feature map of the backbone or, of a transformer, "
         f"in the tokens that its last layer reads, here {size}.{' The network does not see what is pale.' * parts}",
     )
-
-
-def as_html(image: Image.Image) -> str:
-    """Return an <img>."""
-    return f'<img src="{data_url(image)}" alt="" loading="lazy">'
-
-
-def data_url(image: Image.Image, kind: str = "WEBP") -> str:
-    """Return `image` as a data: URL; WEBP is small, PNG keeps every pixel."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=70)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _scaled(pixels: np.ndarray) -> Image.Image:

@@ -1,0 +1,39 @@
+"""Spectra of sounds, computed by convolutions whose kernels are not trained: every engine can run these."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+RATE = 16_000  # samples a second
+STEP = 320  # samples of a step
+
+
+def fix(layer: keras.layers.Conv1D, x: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:
+    """Apply a convolution with that kernel, (size, in, out), which is not trained."""
+    out = layer(x)
+    layer.kernel.assign(kernel)
+    layer.trainable = False
+    return out
+
+
+def windowed_waves(window: int, transform: int, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return cosines and sines, (window, len(bins)) float64 each, of bins of a Fourier transform, in Hann's window."""
+    time = np.arange(window)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * time / window)
+    angle = 2 * np.pi * np.outer(time, bins) / transform
+    return hann[:, None] * np.cos(angle), hann[:, None] * np.sin(angle)
+
+
+def triangles(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return what each place (n,) counts in each band, (n, len(edges) - 2) float64: 1 at its middle, an edge, 0 at the
+    edges beside it.
+    """
+    places = places[:, None]
+    up = (places - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    down = (edges[2:] - places) / (edges[2:] - edges[1:-1])
+    return np.clip(np.minimum(up, down), 0, None)
