@@ -201,6 +201,8 @@ def main() -> None:
         folder = Path(place) / "recordings"
         unpack(arguments.source, folder)
         frame = find_groups(folder, arguments.group)
+        if frame.empty:
+            sys.exit(f"--group {arguments.group}: it is found in no path of {arguments.source}")
         os.chdir(place)
         if "speed" in arguments.part:
             for backbone in backbones:

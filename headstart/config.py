@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_v
 
 from headstart.data_config import Data, Text
 from headstart.errors import UserError, write_home
-from headstart.fine_tune_config import Decibels, FineTune, LeastArea, Positive, Precision, Seconds, Views
+from headstart.fine_tune_config import Decibels, FineTune, LeastArea, Positive, Precision, Seconds, Speed, Views
 from headstart.head_config import Below1, TrainHead, UpTo1
 from headstart.validation import Float, Int, Rule, Section, check, parse_yaml, read_number, read_yaml
 
@@ -133,12 +133,12 @@ class Extract(Section):
     word_dropout: Below1
     """Share of the words of a text that a view leaves out."""
     time_shift: Seconds
-    """Seconds by which a view of a recording begins later or earlier, at most."""
+    """Seconds by which a view of a recording begins later or earlier, at most; it loses a tenth of it at most."""
     gain: Decibels
     """dB by which a view of a recording is louder or softer, at most."""
     noise_snr: Decibels | None
     """Signal-to-noise ratio, in dB, of the loudest noise that a view of a recording has; null: no noise."""
-    speed: Below1
+    speed: Speed
     """Share by which a view of a recording is faster and higher, or slower and lower, at most."""
 
     @field_validator("depth")

@@ -16,6 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 Positive = Annotated[Float, Field(gt=0, le=1_000_000)]
 Seconds = Annotated[Float, Field(ge=0, le=60)]
 Decibels = Annotated[Float, Field(ge=0, le=60)]
+Speed = Annotated[Float, Field(ge=0, le=0.5)]
 LeastArea = Annotated[Float, Field(gt=0, le=1)]
 Views = Annotated[Int, Field(ge=0, le=1000)]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -85,12 +86,12 @@ class FineTune(Section):
     word_dropout: Below1 | None
     """Share of the words of a text that a view leaves out; null: 0, and then there are no views."""
     time_shift: Seconds
-    """Seconds by which a view of a recording begins later or earlier, at most."""
+    """Seconds by which a view of a recording begins later or earlier, at most; it loses a tenth of it at most."""
     gain: Decibels
     """dB by which a view of a recording is louder or softer, at most."""
     noise_snr: Decibels | None
     """Signal-to-noise ratio, in dB, of the loudest noise that a view of a recording has; null: no noise."""
-    speed: Below1
+    speed: Speed
     """Share by which a view of a recording is faster and higher, or slower and lower, at most."""
     mixup: Annotated[Float, Field(ge=0, le=10)]
     """Alpha of the Beta distribution by which pairs of images are mixed; 0: no mixup. Texts never are."""

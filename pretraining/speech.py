@@ -10,6 +10,7 @@ import ctypes.util
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -88,8 +89,12 @@ class Espeak:
     """espeak-ng in this process; there can be one only."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(ctypes.util.find_library("espeak-ng"))
-        self._rate = self._library.espeak_Initialize(1, 0, None, 1)  # samples by callback, with events for phonemes
+        name = ctypes.util.find_library("espeak-ng")
+        self._library = ctypes.CDLL(name) if name else None
+        # Samples by callback, with events for phonemes.
+        self._rate = self._library.espeak_Initialize(1, 0, None, 1) if self._library else -1
+        if self._rate <= 0:
+            sys.exit("espeak-ng or its data are missing: apt install libespeak-ng1 espeak-ng-data")
         self._parts: list[np.ndarray] = []
         self._events: list[tuple[int, str]] = []
         self._callback = _CALLBACK(self._receive)  # kept: the library calls it later

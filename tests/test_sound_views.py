@@ -104,6 +104,15 @@ def test_a_batch_is_filled_up_with_silence_to_whole_steps():
     assert not batch[0, int(0.3 * RATE) :].any()
 
 
+def test_a_view_of_the_longest_recording_is_one_piece():
+    modality, data = get_modality("audio"), wav(tone(2.0, 200))
+    augmentation = SoundAugmentation(**{**OFF, "shift": 0.3, "speed": 0.05})
+    for found in modality.views(data, 2, augmentation, "key", range(1, 9)):
+        assert len(found) <= 2 * RATE
+        heard = found[np.flatnonzero(found)[0] :]
+        assert np.abs(np.diff(heard)).max() < 0.03  # no jump: the steepest of the tone is 0.02
+
+
 def test_the_params_of_views():
     off = SimpleNamespace(time_shift=0, gain=0, noise_snr=None, speed=0)
     assert get_modality("audio").augmentation(off) is None

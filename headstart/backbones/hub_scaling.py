@@ -66,7 +66,11 @@ def read_crop(folder: Path, settings: dict[str, Any]) -> float | None:
         else:
             share = _share(_read(file))
     except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file or folder}: it does not say how images are to be cut ({one_line(error)})") from error
+        raise UserError(
+            f"{file or folder}: it does not say in a way known here how images are to be cut ({one_line(error)}); copy "
+            f"the folder, write size, do_center_crop and crop_size into its {PROCESSOR}, and give the path of the copy "
+            "as the backbone"
+        ) from error
     return min(share, 1.0) if share >= LEAST_CROP else None
 
 

@@ -60,7 +60,7 @@ class SoundEncoder(Backbone):
         base.name = BACKBONE_LAYER
         base.trainable = False
         sound = keras.Input((None,), name=INPUT)
-        samples = keras.layers.Reshape((-1, STEP), name="steps")(sound)
+        samples = keras.layers.Reshape((-1, STEP), name="steps", dtype="float32")(sound)
         mask = _heard(samples)
         sequences = base([samples, mask], training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
@@ -127,7 +127,7 @@ class WaveNet(SoundEncoder):
             )
         try:
             set_weights(base, load(data))
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError) as error:
             raise UserError(f"{file}: these weights do not fit {self.name} ({error})") from error
 
 
@@ -199,9 +199,12 @@ def set_weights(base: keras.Model, tensors: dict[str, np.ndarray]) -> None:
     """Set all trained weights of a network, from float16 or float32 arrays by the names of `get_weights`.
 
     Raises:
-        KeyError, ValueError: if there is none of that name, or of another shape.
+        ValueError: if there are other names, or another shape.
     """
-    for name, variable in named_variables(base).items():
+    wanted = named_variables(base)
+    if other := sorted(wanted.keys() ^ tensors.keys()):
+        raise ValueError(f"{'it lacks' if other[0] in wanted else 'it also has'} {other[0]}")
+    for name, variable in wanted.items():
         variable.assign(tensors[name].astype("float32"))
 
 

@@ -91,7 +91,7 @@ class Split:
     """Where a network is split, and the named arrays that pass from the lower to the upper part.
 
     Arrays of sequences, such as tokens, pass with the mask that says which of their places are filled. A row then holds
-    the numbers of one place after those of another, `longest` places in all; those that are not filled are zero.
+    the numbers of one place after those of another, `longest` places in all; those behind the last filled one are zero.
 
     Attributes:
         places: indices, in the order of the network, of the operations whose outputs pass; names differ between copies.
@@ -267,7 +267,9 @@ class _PackSequences(keras.layers.Layer):
             ops.cast(ops.reshape(array, (-1, length, width)), "float32")
             for array, width in zip(arrays, split.widths, strict=True)
         ]
-        places = ops.concatenate(flat, axis=2) * mask
+        # What lies behind the last filled place is zero; within a sequence empty places count: later ones read them.
+        inside = ops.flip(ops.cumsum(ops.flip(mask, 1), axis=1), 1) > 0
+        places = ops.concatenate(flat, axis=2) * ops.cast(inside, "float32")
         filled = ops.pad(places, [[0, 0], [0, split.longest - length], [0, 0]])
         return ops.reshape(filled, (-1, split.size))
 

@@ -68,22 +68,24 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
     """Return the logarithm of the energy in each mel band, (N, frames, MELS), about -1.7 to 2; a frame per HOP samples.
 
     Each clip alone decides on its values. keras.layers.MelSpectrogram would relate them to the loudest of the batch.
+    It is computed in float32, whatever the precision: energies of soft sounds are too small for others.
     """
     from headstart.framework import keras
 
     layers = keras.layers
     cosine, sine = _transform()
-    x = layers.Reshape((-1, 1), name="waveform")(samples)
-    x = layers.ZeroPadding1D((WINDOW - HOP, 0), name="frame_pad")(x)
+    exact = {"dtype": "float32"}
+    x = layers.Reshape((-1, 1), name="waveform", **exact)(samples)
+    x = layers.ZeroPadding1D((WINDOW - HOP, 0), name="frame_pad", **exact)(x)
     kernel = np.concatenate([cosine, sine], axis=1)[:, None]
-    spectrum = fix(layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum"), x, kernel)
-    squares = layers.Multiply(name="squares")([spectrum, spectrum])
+    waves = layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum", **exact)
+    spectrum = fix(waves, x, kernel)
+    squares = layers.Multiply(name="squares", **exact)([spectrum, spectrum])
     bands = np.concatenate([_mel_bands(), _mel_bands()])[None]  # energy is the sum of both squares
-    energy = fix(
-        layers.Conv1D(MELS, 1, bias_initializer=keras.initializers.Constant(FLOOR), name="mel"), squares, bands
-    )
+    floor = keras.initializers.Constant(FLOOR)
+    energy = fix(layers.Conv1D(MELS, 1, bias_initializer=floor, name="mel", **exact), squares, bands)
     logs = keras.ops.log(energy)
-    return layers.Rescaling(0.25, 1.75, name="log_mel")(logs)
+    return layers.Rescaling(0.25, 1.75, name="log_mel", **exact)(logs)
 
 
 @cache

@@ -17,6 +17,7 @@ from headstart.training.networks import PREDICTION_BATCH, Classifier
 
 TIMED_CALLS = 15
 MAX_WHOLE = 200  # examples that are tried whole
+MAX_LENGTHS = 4  # of the median; longer ones are not
 
 
 def latency_ms(model: Classifier) -> float:
@@ -44,14 +45,19 @@ def compare_whole_images(
     those.
 
     Args:
-        examples: rows of the manifest with `target`; if there are more than MAX_WHOLE, a random part of them is tried.
+        examples: rows of the manifest with `target`; if there are more than MAX_WHOLE, a random part of them is tried,
+            and none that is longer than MAX_LENGTHS times the median.
         probabilities: (N, n_classes), of the same examples by the pipeline's own decoding.
 
     Returns:
         examples (how many were tried), max_difference and mean_difference of the probabilities, accuracy, and
         pipeline_accuracy on the same examples.
     """
-    rows = np.random.default_rng(seed).permutation(len(examples))[:MAX_WHOLE]
+    rows = np.random.default_rng(seed).permutation(len(examples))
+    lengths = model.modality.lengths(examples)
+    if lengths is not None:  # the longest could take more memory than there is
+        rows = rows[lengths[rows] <= MAX_LENGTHS * np.median(lengths)]
+    rows = rows[:MAX_WHOLE]
     chosen, expected = examples.iloc[rows], probabilities[rows]
     front = model.modality.front(model.size)
 
@@ -61,8 +67,9 @@ def compare_whole_images(
             (resized,) = front(keras.tree.pack_sequence_as(front.input, [item[None]])).values()
             yield np.asarray(resized)[0]
 
-    loaded = prefetch(load, len(chosen), PREDICTION_BATCH)
-    whole = np.concatenate([model.predict(model.modality.batch(arrays)) for arrays in loaded])
+    batch_size = PREDICTION_BATCH if lengths is None else 2
+    loaded = prefetch(load, len(chosen), batch_size)
+    whole = np.concatenate([model.predict(model.modality.batch(arrays), batch_size) for arrays in loaded])
     difference = np.abs(whole - expected)
     return {
         "examples": len(chosen),

@@ -94,12 +94,12 @@ class AudioModality(Modality):
         self, data: bytes, size: int, augmentation: Augmentation | None, key: str, numbers: Iterable[int]
     ) -> Iterator[np.ndarray]:
         """Yield views of a recording, as `load` returns it, by their numbers; see `SoundAugmentation`."""
-        sound = decode.decode(data)
+        sound = self.load(data, size)
         for number in numbers:
             changed = sound
             if isinstance(augmentation, SoundAugmentation):
                 changed = view(sound, steps.RATE, augmentation, key, number)
-            yield steps.cut(changed, size)
+            yield changed[: size * steps.RATE]
 
     def augmentation(self, settings: Extract | FineTune) -> SoundAugmentation | None:
         found = SoundAugmentation(settings.time_shift, settings.gain, settings.noise_snr, settings.speed)

@@ -48,8 +48,8 @@ def sound_bytes(data: bytes) -> bytes:
         ItemError: truncated; several, if recordings stand one after the other, of which only the first would be read;
             unsupported; damaged.
     """
-    start = skip_tags(data)
-    magic = data[start : start + 4]
+    data = data[skip_tags(data) :]  # places in files are counted from where the sound begins
+    magic = data[:4]
     if magic in _CHUNKED:
         end = _check_chunks(data, _CHUNKED[magic])
         return data[:end] if magic == W64[:4] else data  # chunks behind the samples would be heard
@@ -58,11 +58,11 @@ def sound_bytes(data: bytes) -> bytes:
     elif magic == NIST[:4]:
         return _check_nist(data)
     elif magic == b"fLaC":
-        return _check_flac(data[start:])
+        return _check_flac(data)
     elif magic == b"OggS":
         _check_ogg(data)
     elif is_mpeg_frame(magic):
-        return _mpeg_frames(data, start)
+        return _mpeg_frames(data)
     return data
 
 
@@ -119,6 +119,8 @@ def _check_au(data: bytes) -> None:
 
 
 def _check_nist(data: bytes) -> bytes:
+    if b"embedded-" in data[:1024]:
+        raise ItemError("unsupported", "SPHERE compressed by shorten; convert it: sph2pipe -f wav FILE.sph FILE.wav")
     found = [re.search(rb"%s -i (\d{1,12})" % key, data[:1024]) for key in _NIST_SIZES]
     start, size = int(data[8:16]) if data[8:16].strip().isdigit() else 0, 1
     if not start or not all(found):
@@ -211,9 +213,9 @@ def _stream_kind(head: bytes) -> tuple[int, int]:
     return head[1] & 0x1E, head[2] & 0x0C
 
 
-def _mpeg_frames(data: bytes, start: int) -> bytes:
+def _mpeg_frames(data: bytes) -> bytes:
     """Return the frames of an MP3; raises ItemError if one is incomplete, or if they are fewer than it says."""
-    place, count, kind = start, 0, _stream_kind(data[start : start + 4])
+    place, count, kind = 0, 0, _stream_kind(data[:4])
     while (size := _frame_size(head := data[place : place + 4])) and _stream_kind(head) == kind:
         place, count = place + size, count + 1
     if place > len(data):
@@ -226,7 +228,7 @@ def _mpeg_frames(data: bytes, start: int) -> bytes:
         raise _several()
     if any(is_mpeg_frame(tail[at : at + 4]) and _is_followed(tail, at) for at in _syncs(tail)):
         raise ItemError("damaged", f"damaged: no frame of MP3 begins at byte {place:,}")
-    return _check_info(data[start:place], count)
+    return _check_info(data[:place], count)
 
 
 def _syncs(tail: bytes) -> Iterator[int]:

@@ -204,7 +204,7 @@ def _check_kind(data: bytes) -> None:
     if recognizes(data[start : start + 64]) or data.startswith(b"OggS", start):
         return
     for place, magic, what in _OTHER_CONTENT:
-        if data[start + place :].startswith(magic):
+        if data.startswith(magic, start + place):
             raise ItemError("unsupported", f"{what} is not supported; {_CONVERT.format('it', 'FILE')}")
     if recognizes(data[:64]):
         raise ItemError("damaged", "damaged: no sound begins where it should")

@@ -81,7 +81,7 @@ def remarks(examples: pd.DataFrame) -> list[str]:
     count = len(examples)
     clipped = f"are clipped: more than {100 * MUCH_CLIPPED:g} % of their samples stand still at full scale"
     opposed = "have channels that cancel each other out (out of phase): the loudest is heard instead of their mean"
-    longer = f"are longer than {LONG_SECONDS} s: models hear extract.size windows of a second, spread evenly"
+    longer = f"are longer than {LONG_SECONDS} s; if that is more than extract.size, windows of a second are heard"
     found = [
         (examples.rate < RATE, f"have fewer than {RATE:,} samples a second, and lack high frequencies"),
         (examples.clipped > MUCH_CLIPPED, clipped),
