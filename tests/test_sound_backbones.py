@@ -111,13 +111,14 @@ def test_openvino_computes_what_keras_does(built, sounds):
     assert near(engine(MODALITY.batch(sounds)), features(encoder, sounds))
 
 
-def test_both_parts_give_the_features_of_the_whole_alone_and_padded(built, sounds):
+@pytest.mark.parametrize("trained", [1, 5])
+def test_both_parts_give_the_features_of_the_whole_alone_and_padded(trained, built, sounds):
     row, encoder = built
     base, longest = encoder.get_layer(BACKBONE_LAYER), 100  # steps of 20 ms
     silence = np.zeros(8000, np.float32)  # which blocks above read, though it is not pooled
     sounds = [*sounds, np.concatenate([silence, sounds[0][:8000], silence, sounds[0][:6400]])]
     expected = features(encoder, sounds)
-    split = find_split(base, select_blocks(row.blocks(encoder), 1), longest)
+    split = find_split(base, select_blocks(row.blocks(encoder), trained), longest)
     rows = np.asarray(lower_model(encoder, split)(MODALITY.batch(sounds), training=False))
     assert rows.shape == (len(sounds), split.size)
     upper = upper_model(encoder, split)
