@@ -393,9 +393,9 @@ def test_what_the_store_cannot_do_is_reported(known, monkeypatch, capsys, error,
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
 def test_after_a_kill_only_the_rest_is_computed(here):
     """At most 55 % if it was killed at 50 %."""
-    for number in range(120):
+    for number in range(250):
         paint(Path(f"photos/red/more-{number}.png"), (200, 40, 40), 5000 + number)
-    total = run(**{"extract.size": 192})["examples"]
+    total = run(**{"extract.size": 320})["examples"]
     fresh = contents()
     delete_stores()
     environment = {**{name: value for name, value in os.environ.items() if name != "DVC_ROOT"}, "PYTHONPATH": str(ROOT)}
@@ -410,7 +410,7 @@ def test_after_a_kill_only_the_rest_is_computed(here):
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert process.returncode == -signal.SIGKILL
-    figures = run(**{"extract.size": 192})
+    figures = run(**{"extract.size": 320})
     assert 0 < figures["computed"] <= 0.55 * total
     assert contents() == fresh
 
