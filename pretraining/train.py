@@ -16,12 +16,12 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -44,6 +44,7 @@ HERE = Path(__file__).parent
 PARAMS = HERE / "params.yaml"
 CHECKPOINT_STEPS = 200
 AHEAD = 8  # batches that are drawn in advance
+Drawn = TypeVar("Drawn")  # a batch
 
 
 class Settings(Section):
@@ -90,20 +91,27 @@ def _start_drawing() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def batches(start: int, stop: int, *arguments: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the batches of the steps from `start` to `stop`, drawn by other processes."""
+def draw_ahead(
+    draw: Callable[..., Drawn], steps: range, processes: int, *arguments: object
+) -> Generator[Drawn, None, None]:
+    """Yield `draw(step, *arguments)` of each step, which other processes draw ahead."""
     # Spawned, not forked: the threads of TensorFlow, JAX and PyTorch do not survive a fork.
-    pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) // 2), get_context("spawn"), _start_drawing)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_drawing)
     try:
-        queue: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
-        for step in range(start, stop):
-            queue.append(pool.submit(make_batch, step, *arguments))
+        queue: deque[Future[Drawn]] = deque()
+        for step in steps:
+            queue.append(pool.submit(draw, step, *arguments))
             if len(queue) > AHEAD:
                 yield queue.popleft().result()
         while queue:
             yield queue.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def batches(start: int, stop: int, *arguments: int) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Yield the batches of the steps from `start` to `stop`, drawn by other processes."""
+    yield from draw_ahead(make_batch, range(start, stop), max(1, (os.cpu_count() or 2) // 2), *arguments)
 
 
 def build(settings: Settings) -> keras.Model:

@@ -15,11 +15,7 @@ import argparse
 import hashlib
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +23,13 @@ import numpy as np
 from tqdm import trange
 
 from pretraining import sounds, speech
-from pretraining.train import _start_drawing
+from pretraining.train import draw_ahead
 
 if TYPE_CHECKING:
     import keras
 
 HERE = Path(__file__).parent
 CHECKPOINT_STEPS = 250
-AHEAD = 12  # batches that are drawn in advance
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.02
 
 Drawn = tuple[np.ndarray, list[np.ndarray]]
@@ -51,21 +46,6 @@ def make_batch(step: int, size: int, each: int, seed: int, file: Path) -> Drawn:
     clips, labels = zip(*(sounds.draw(corpus, random) for _ in range(size)), strict=True)
     words, *phonemes = (np.stack(column) for column in zip(*labels, strict=True))
     return np.stack(clips), [words.astype(np.int32), *phonemes]
-
-
-def batches(start: int, stop: int, *arguments: int | Path) -> Iterator[Drawn]:
-    """Yield the batches of the steps from `start` to `stop`, drawn by another process."""
-    pool = ProcessPoolExecutor(1, get_context("spawn"), _start_drawing)
-    try:
-        queue: deque[Future[Drawn]] = deque()
-        for step in range(start, stop):
-            queue.append(pool.submit(make_batch, step, *arguments))
-            if len(queue) > AHEAD:
-                yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def build(corpus: sounds.Corpus, steps: int, seed: int) -> keras.Model:
@@ -114,7 +94,7 @@ def train(steps: int, size: int, each: int, seed: int, out: Path, folder: Path) 
     print(f"wavenet: {len(corpus.ends)} utterances, {len(corpus.samples) / speech.RATE:.0f} s", flush=True)
     model = keras.models.load_model(checkpoint) if checkpoint.is_file() else build(corpus, steps, seed)
     start = int(model.optimizer.iterations)
-    data = batches(start, steps, size, each, seed, file)
+    data = draw_ahead(make_batch, range(start, steps), 1, size, each, seed, file)
     bar = trange(start, steps, initial=start, total=steps, unit=" batches", disable=None)
     try:
         for step, (clips, labels) in zip(bar, data, strict=True):

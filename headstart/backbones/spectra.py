@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from headstart.modalities.audio.steps import RATE, STEP
+
+__all__ = ["RATE", "STEP", "fix", "triangles", "windowed_waves"]
+
 if TYPE_CHECKING:
     import keras
-
-RATE = 16_000  # samples a second
-STEP = 320  # samples of a step
 
 
 def fix(layer: keras.layers.Conv1D, x: keras.KerasTensor, kernel: np.ndarray) -> keras.KerasTensor:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart.backbones.spectra import RATE, STEP, fix, triangles, windowed_waves
+from headstart.backbones.spectra import STEP, fix, windowed_waves
+from headstart.modalities.audio.mel import mel_filters
 
 if TYPE_CHECKING:
     import keras
@@ -81,7 +82,7 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
     waves = layers.Conv1D(kernel.shape[-1], WINDOW, strides=HOP, use_bias=False, name="spectrum", **exact)
     spectrum = fix(waves, x, kernel)
     squares = layers.Multiply(name="squares", **exact)([spectrum, spectrum])
-    bands = np.concatenate([_mel_bands(), _mel_bands()])[None]  # energy is the sum of both squares
+    bands = np.tile(mel_filters(MELS, LOWEST, HIGHEST, TRANSFORM), (2, 1))[None]  # energy is the sum of both squares
     floor = keras.initializers.Constant(FLOOR)
     energy = fix(layers.Conv1D(MELS, 1, bias_initializer=floor, name="mel", **exact), squares, bands)
     logs = keras.ops.log(energy)
@@ -93,15 +94,3 @@ def _transform() -> tuple[np.ndarray, np.ndarray]:
     """Return the windowed cosines and sines of a Fourier transform, (WINDOW, TRANSFORM // 2 + 1) float32 each."""
     cosine, sine = windowed_waves(WINDOW, TRANSFORM, np.arange(TRANSFORM // 2 + 1))
     return (4 / WINDOW * cosine).astype(np.float32), (4 / WINDOW * sine).astype(np.float32)
-
-
-@cache
-def _mel_bands() -> np.ndarray:
-    """Return triangles of equal width in mel, (TRANSFORM // 2 + 1, MELS) float32, as HTK has them."""
-
-    def mel(hertz: np.ndarray) -> np.ndarray:
-        return 2595 * np.log10(1 + hertz / 700)
-
-    lowest, highest = mel(np.array([LOWEST, HIGHEST]))
-    edges = np.linspace(lowest, highest, MELS + 2)
-    return triangles(mel(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM), edges).astype(np.float32)
