@@ -183,7 +183,7 @@ def test_files_that_say_nothing_sensible_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"image_size": 224}))
     found = {**SCALING, "size": [224, 224], "do_center_crop": True, "crop_size": "all"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(found))
-    with pytest.raises(UserError, match="it does not say how images are to be cut"):
+    with pytest.raises(UserError, match="in a way known here how images are to be cut"):
         get_backbone(str(tmp_path))
 
 
