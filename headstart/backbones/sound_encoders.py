@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -31,7 +32,7 @@ _BLOCK = re.compile(r"(block\d+)_")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoundEncoder(Backbone):
+class SoundEncoder(Backbone, ABC):
     """A network that hears steps: [samples, mask] -> (N, t, dim), see `wavenet.build_wavenet`."""
 
     def check(self, params: Params) -> None:
@@ -39,8 +40,8 @@ class SoundEncoder(Backbone):
         if params.extract.pooling == "flatten":
             raise UserError(f"{PARAMS_FILE}: extract.pooling must be avg or max for {self.name}, got flatten")
 
-    def weights_path(self, size: int) -> Path:
-        raise NotImplementedError
+    @abstractmethod
+    def weights_path(self, size: int) -> Path: ...
 
     def identify(self, weights: str, size: int, seed: int) -> str | None:
         file = self.weights_path(size) if weights == "pretrained" else Path(weights)
@@ -76,9 +77,9 @@ class SoundEncoder(Backbone):
         """Return what is before the first block, the blocks, and what is behind them."""
         return _blocks(encoder.get_layer(BACKBONE_LAYER).layers)
 
+    @abstractmethod
     def _network(self, weights: str) -> keras.Model:
         """Build the network with its weights; raises as `build`."""
-        raise NotImplementedError
 
     def _tapped(self, base: keras.Model) -> list[Block]:
         """Return the blocks that may give features besides the output."""
@@ -196,7 +197,7 @@ def _existing(weights: str) -> Path:
 
 
 def set_weights(base: keras.Model, tensors: dict[str, np.ndarray]) -> None:
-    """Set all trained weights of a network, from float16 or float32 arrays by the names of `get_weights`.
+    """Set all trained weights of a network, from float16 or float32 arrays by the names of `named_variables`.
 
     Raises:
         ValueError: if there are other names, or another shape.
