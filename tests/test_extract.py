@@ -393,7 +393,7 @@ def test_what_the_store_cannot_do_is_reported(known, monkeypatch, capsys, error,
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
 def test_after_a_kill_only_the_rest_is_computed(here):
     """At most 55 % if it was killed at 50 %."""
-    for number in range(250):
+    for number in range(130):
         paint(Path(f"photos/red/more-{number}.png"), (200, 40, 40), 5000 + number)
     total = run(**{"extract.size": 320})["examples"]
     fresh = contents()

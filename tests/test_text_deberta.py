@@ -67,6 +67,7 @@ def test_openvino_computes_them_too_in_streams(folder, encoder):
     assert (together == np.concatenate(alone)).all()
 
 
+@pytest.mark.slow
 def test_a_saved_model_loads_with_keras_and_keras_hub_alone(encoder, tmp_path):
     encoder.save(tmp_path / "model.keras")
     assert model_archive.read_texts(tmp_path / "model.keras")  # it names no code
@@ -81,7 +82,8 @@ assert "headstart" not in sys.modules
     assert error_of(np.load(tmp_path / "found.npy")) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", pytest.param("saved_model", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_openvino_computes_them_too_in_streams holds the operations
+@pytest.mark.parametrize("name", ["onnx", "openvino", "saved_model"])
 def test_exports_answer_as_keras_does(encoder, tmp_path, name):
     form = FORMATS[name]
     for package in form.packages:
