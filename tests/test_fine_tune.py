@@ -305,9 +305,9 @@ def trainings(monkeypatch) -> list[tuple[int, float, float]]:
     seen, original = [], plan.train
 
     def train(job):
-        before = sum(float(np.abs(value).sum()) for value in job.network.get_weights())
+        before = sum(float(np.abs(value).sum()) for value in job.trainer.network.get_weights())
         result = original(job)
-        after = sum(float(np.abs(value).sum()) for value in job.network.get_weights())
+        after = sum(float(np.abs(value).sum()) for value in job.trainer.network.get_weights())
         seen.append((len(job.train_set.targets), before, after))
         return result
 

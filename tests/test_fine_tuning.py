@@ -19,10 +19,11 @@ from conftest import ROOT
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.fine_tune_config import FineTune
-from headstart.training import fine_tuning
+from headstart.training import fine_tuning, networks, trainer
 from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
-from headstart.training.fine_tuning import Trainer, TrainingJob, TrainResult
+from headstart.training.fine_tuning import TrainingJob, TrainResult
+from headstart.training.trainer import Trainer
 
 FEATURES, CLASSES, TRAIN, VAL = 6, 3, 48, 24
 ONES = np.ones(CLASSES, np.float32)
@@ -72,22 +73,26 @@ def train(
     epochs: int = 6,
     on_epoch_end: Callable[[dict[str, float]], None] = lambda row: None,
     network: keras.Model | None = None,
+    used: Trainer | None = None,
     head_logits: np.ndarray | None = None,
     give_up_after: int = 0,
     watch_val: bool = True,
     **changes: object,
 ) -> tuple[keras.Model, TrainResult]:
-    """Return the network after training, and the result; without `head_logits` it has to beat its own start."""
+    """Return the network after training, and the result; without `head_logits` it has to beat its own start.
+
+    Args:
+        used: a trainer of this network that has trained before.
+    """
     network, chosen = network or make_network(), settings(**changes)
     train_set, val_set = (points or Points()).batches(batch_size=chosen.batch_size)
     checkpoint = Checkpoint(folder / "state.npz")
     before = np.asarray(network(Points().read(np.arange(TRAIN, TRAIN + VAL), 0)))
     job = TrainingJob(
-        network=network,
+        trainer=used or Trainer(network, chosen, [1.0] * len(network.trainable_variables)),
         train_set=train_set,
         held_out=val_set,
         head_logits=before if head_logits is None else head_logits,
-        scales=[1.0] * len(network.trainable_variables),
         settings=chosen,
         epochs=epochs,
         give_up_after=give_up_after,
@@ -99,6 +104,13 @@ def train(
     if checkpoint.file.is_file():
         checkpoint.file.unlink()
     return network, result
+
+
+def plain_trainer(network: keras.Model, optimizer: keras.optimizers.Optimizer, **changes: object) -> Trainer:
+    """Return a trainer with another optimizer."""
+    made = Trainer(network, settings(**changes), [1.0] * len(network.trainable_variables))
+    made.compile(optimizer, jit_compile=False)
+    return made
 
 
 def weights(network: keras.Model) -> np.ndarray:
@@ -186,7 +198,7 @@ def test_training_keeps_the_epoch_before_a_last_step_that_gives_nan(tmp_path, mo
         def get_config(self) -> dict[str, float]:
             return {}
 
-    monkeypatch.setattr(fine_tuning, "make_optimizer", lambda job, steps: keras.optimizers.SGD(BrokenAtTheEnd()))
+    monkeypatch.setattr(trainer, "make_optimizer", lambda *_: keras.optimizers.SGD(BrokenAtTheEnd()))
     network, result = train(tmp_path, watch_val=watch_val)
     assert result.last_epoch == 5
     assert np.isfinite(weights(network)).all()
@@ -273,10 +285,10 @@ def test_a_batch_in_parts_gives_the_same_step():
     points, found = Points(), []
     for parts in (1, 3):
         network = make_network(dropout=0)
-        trainer = Trainer(network, 0.1, parts)
         optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5, global_clipnorm=0.1)
-        trainer.compile(optimizer, jit_compile=False)
-        trainer.fit(points.batches(np.float32([1, 2, 3]), batch_size=20)[0], epochs=1, verbose=0)  # 20, 20 and 8
+        tried = plain_trainer(network, optimizer, label_smoothing=0.1)
+        tried.set_parts(parts)
+        tried.fit(points.batches(np.float32([1, 2, 3]), batch_size=20)[0], epochs=1, verbose=0)  # 20, 20 and 8
         assert optimizer.iterations == 3
         found.append(weights(network))  # their exponential moving average
     assert found[0] == pytest.approx(found[1], abs=1e-5)
@@ -286,10 +298,10 @@ def test_out_of_memory_leads_to_gradient_accumulation(tmp_path, monkeypatch, cap
     expected, _ = uninterrupted(dropout=0)
     least_parts, original = 4, fine_tuning._train
 
-    def small_device(job, parts):
-        if parts < least_parts:
+    def small_device(job):
+        if job.trainer.parts < least_parts:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-        return original(job, parts)
+        return original(job)
 
     monkeypatch.setattr(fine_tuning, "_train", small_device)
     points, asked = Points(), []
@@ -331,9 +343,9 @@ def test_the_loss_is_smoothed_and_weighted_cross_entropy():
     points, class_weights, smoothing = Points(), np.float32([1, 2, 5]), 0.2
     start = keras.Input((FEATURES,), name="points")
     network = keras.Model({"points": start}, keras.layers.Dense(CLASSES, kernel_initializer="zeros")(start))
-    trainer = Trainer(network, smoothing, 1)
-    trainer.compile(keras.optimizers.SGD(1.0), jit_compile=False)
-    trainer.fit(points.batches(class_weights, batch_size=TRAIN, views=0)[0], epochs=1, verbose=0)
+    plain_trainer(network, keras.optimizers.SGD(1.0), label_smoothing=smoothing).fit(
+        points.batches(class_weights, batch_size=TRAIN, views=0)[0], epochs=1, verbose=0
+    )
     inputs, targets = points.read(np.arange(TRAIN), 0)["points"], points.targets[:TRAIN]
     smoothed = (1 - smoothing) * np.eye(CLASSES)[targets] + smoothing / CLASSES
     slope = (1 / CLASSES - smoothed) * class_weights[targets, None] / TRAIN
@@ -352,6 +364,21 @@ def test_the_learning_rate_is_warmed_up_and_decays_to_zero(tmp_path):
     assert rates[:5] == sorted(rates[:5])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_trainer_that_was_used_trains_as_a_new_one_does(tmp_path, precision):
+    """It keeps neither moments, average, steps nor float16's loss scale, and takes another length and rate."""
+    options = {"ema": None, "precision": precision, "clip_norm": 0.0}
+    network = make_network()
+    start = networks.get_state(network)
+    used = Trainer(network, settings(**options), [1.0] * len(network.trainable_variables))
+    train(tmp_path, epochs=2, network=network, used=used, learning_rate=0.05, **options)
+    networks.set_state(network, start)
+    again, result = train(tmp_path, network=network, used=used, **options)
+    expected_weights, expected = train(tmp_path, **options)
+    assert (weights(again) == weights(expected_weights)).all()
+    assert result.history.rows == expected.history.rows
 
 
 def test_the_exponential_moving_average_is_scored_and_kept(tmp_path):

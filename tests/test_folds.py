@@ -21,6 +21,7 @@ from headstart.training import folds, heads, networks, plan, selection
 from headstart.training.examples import FeatureSet
 from headstart.training.head_report import read_head_report
 from headstart.training.head_settings import resolve_head
+from headstart.training.trainer import Trainer
 from headstart.training.verdict import PairedScores
 
 CLASSES, EXAMPLES, N_TRAIN, FEATURES = 3, 60, 48, 40
@@ -58,16 +59,16 @@ class Features:
 def make_plan(
     examples: FeatureSet, network: keras.Model, head: keras.Model, made: list[folds.Fold], folder: Path, **changes
 ) -> plan.Plan:
-    settings = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
+    options = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
+    settings = PARAMS.fine_tune.model_copy(update=options)
     values = {
-        "settings": PARAMS.fine_tune.model_copy(update=settings),
-        "network": network,
+        "settings": settings,
+        "trainer": Trainer(network, settings, [1.0] * len(network.trainable_variables)),
         "head": head,
         "start": networks.get_state(network),
         "inputs": Features(examples.features),
         "targets": examples.targets,
         "n_train": N_TRAIN,
-        "scales": [1.0] * len(network.trainable_variables),
         "epochs": 20,
         "views": 0,
         "head_logits": np.zeros((EXAMPLES - N_TRAIN, CLASSES), np.float32),
@@ -246,7 +247,7 @@ def test_after_folds_that_win_training_on_train_goes_on_with_val(here, monkeypat
     seen, original = [], plan.train
 
     def train(job):
-        before = [np.array(variable.numpy()) for variable in job.network.trainable_variables]
+        before = [np.array(variable.numpy()) for variable in job.trainer.network.trainable_variables]
         result = original(job)
         seen.append((len(job.train_set.targets), job.epochs, before, result.history.weights))
         return result

@@ -161,10 +161,10 @@ def test_all_of_fine_tuning_works_for_texts(here, capsys, changes):
 @pytest.mark.slow
 def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(here, monkeypatch, capsys):
     from headstart.framework import tf
-    from headstart.training import fine_tuning
+    from headstart.training import trainer
 
     monkeypatch.setattr(keras.layers.Dropout, "call", lambda self, inputs, training=False: inputs)
-    original, failed = fine_tuning.Trainer.fit, []
+    original, failed = trainer.Trainer.fit, []
 
     def fit(self, *arguments, **options):
         if not failed:
@@ -173,7 +173,7 @@ def test_gradients_are_accumulated_over_parts_of_a_batch_of_texts(here, monkeypa
         return original(self, *arguments, **options)
 
     expected = fine_tune(trunk_cache="on")
-    monkeypatch.setattr(fine_tuning.Trainer, "fit", fit)
+    monkeypatch.setattr(trainer.Trainer, "fit", fit)
     found = fine_tune(trunk_cache="on")
     assert "accumulating gradients over 2 parts" in capsys.readouterr().out
     assert found["tuned_val_loss"] == pytest.approx(expected["tuned_val_loss"], abs=1e-4)

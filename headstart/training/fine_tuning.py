@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,65 +15,11 @@ from headstart.training.batches import Batches
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.defaults import choose_ema_momentum
 from headstart.training.history import History
-from headstart.training.optimizers import LayerwiseAdamW
+from headstart.training.trainer import Trainer
 from headstart.training.verdict import PairedScores
 
 FAR_BEHIND = 1.5  # times the log loss of the head
 OnEpochEnd = Callable[[dict[str, float]], None]  # takes the row of an epoch
-
-
-class Trainer(keras.Model):
-    """Trains a network that gives logits, with gradient accumulation over `parts` of a batch.
-
-    The gradient is the weighted mean over the whole batch with any number of parts and devices. Keras' own
-    `gradient_accumulation_steps` does not serve: it moves the exponential moving average after every part instead of
-    every batch, float16's loss scale may change between parts, and an epoch's last, smaller batch would need as many
-    parts as the others.
-    """
-
-    def __init__(self, network: keras.Model, label_smoothing: float, parts: int) -> None:
-        super().__init__(name="trainer")
-        self.network, self.parts = network, parts
-        self._cross_entropy = keras.losses.CategoricalCrossentropy(True, label_smoothing, reduction=None)
-        self._loss = keras.metrics.Mean("loss")
-        self._accuracy = keras.metrics.CategoricalAccuracy("accuracy")
-
-    @property
-    def metrics(self) -> list[keras.Metric]:
-        return [self._loss, self._accuracy]
-
-    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        return self.network(inputs, training=training)
-
-    def held_out_logits(self, held_out: Batches) -> np.ndarray:
-        """Return the logits of held-out examples in their order, (N, n_classes) float32."""
-        return held_out.sort_back(self.predict(held_out.source(), verbose=0))
-
-    def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs, targets, weights = data
-        variables = self.trainable_variables
-        size = -(-tf.shape(targets)[0] // self.parts)
-
-        def step(number: tf.Tensor, *gradients: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            rows = slice(number * size, (number + 1) * size)
-            with tf.GradientTape() as tape:
-                logits = self({name: array[rows] for name, array in inputs.items()}, training=True)
-                losses = self._cross_entropy(targets[rows], logits)
-                loss = self.optimizer.scale_loss(tf.reduce_sum(losses * weights[rows]))
-            self._loss.update_state(losses)
-            self._accuracy.update_state(targets[rows], logits)
-            new = tape.gradient(loss, variables)
-            return (number + 1, *(a + b for a, b in zip(gradients, new, strict=True)))
-
-        start = (tf.constant(0), *(tf.zeros_like(variable) for variable in variables))
-        _, *gradients = tf.while_loop(lambda number, *_: number < self.parts, step, start, parallel_iterations=1)
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            # The optimizer clips before it sums over replicas, so each of them needs its share of the whole gradient.
-            total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-            gradients = [gradient / replicas for gradient in total]
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return {metric.name: metric.result() for metric in self.metrics}
 
 
 @dataclass(frozen=True)
@@ -110,7 +56,7 @@ class TrainingJob:
     """What to train, on what, and how.
 
     Attributes:
-        network: gives logits; its trainable variables are trained, each at its share, `scales`, of the learning rate.
+        trainer: of the network, whose trainable variables are trained.
         held_out: the examples that it is scored on; after each epoch if `watch_val`.
         head_logits: (N, n_classes) of these by the head that is to be beaten.
         give_up_after: the epoch after which training ends if the network is FAR_BEHIND the head; 0: it never does.
@@ -118,11 +64,10 @@ class TrainingJob:
         on_epoch_end: called after each epoch; epoch 0 is before training.
     """
 
-    network: keras.Model
+    trainer: Trainer
     train_set: Batches
     held_out: Batches
     head_logits: np.ndarray
-    scales: Sequence[float]
     settings: ResolvedFineTune
     epochs: int
     give_up_after: int
@@ -144,29 +89,27 @@ def train(job: TrainingJob) -> TrainResult:
     Raises:
         UserError: if memory is too small for a single example, or the network gives NaN before any training.
     """
-    variables, parts = job.network.trainable_variables, 1
+    trainer, variables = job.trainer, job.trainer.trainable_variables
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     while True:
         try:
-            return _train(job, parts)
+            return _train(job)
         except tf.errors.ResourceExhaustedError as error:
-            if parts >= job.settings.batch_size:
+            if trainer.parts >= job.settings.batch_size:
                 raise UserError(
                     "out of memory with a single example; unfreeze less by fine_tune.unfreeze, or lower extract.size"
                 ) from error
-            parts = min(2 * parts, job.settings.batch_size)
-            print(f"fine_tune: out of memory; accumulating gradients over {parts} parts of a batch")
+            trainer.set_parts(min(2 * trainer.parts, job.settings.batch_size))
+            print(f"fine_tune: out of memory; accumulating gradients over {trainer.parts} parts of a batch")
             for variable, value in zip(variables, start, strict=True):
                 variable.assign(value)  # a checkpoint then restores the epochs that are done
 
 
-def _train(job: TrainingJob, parts: int) -> TrainResult:
-    trainer = Trainer(job.network, job.settings.label_smoothing, parts)
-    optimizer = make_optimizer(job, job.epochs * len(job.train_set))
-    trainer.compile(optimizer, jit_compile=False)  # XLA times its kernels: the same bits would not come again
-    trainer.optimizer.build(trainer.trainable_variables)
-    job.held_out.set_parts(parts)
-    each_epoch = _EachEpoch(job, trainer)
+def _train(job: TrainingJob) -> TrainResult:
+    trainer = job.trainer
+    trainer.begin(job.epochs * len(job.train_set), job.settings.learning_rate, job.ema_momentum)
+    job.held_out.set_parts(trainer.parts)
+    each_epoch = _EachEpoch(job)
     done = each_epoch.start()
     try:
         trainer.fit(
@@ -189,8 +132,9 @@ def _train(job: TrainingJob, parts: int) -> TrainResult:
 class _EachEpoch(keras.callbacks.Callback):
     """After each epoch, scores the network, by the moving average of its weights if any, and saves a checkpoint."""
 
-    def __init__(self, job: TrainingJob, trainer: Trainer) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         super().__init__()
+        trainer = job.trainer
         self._job, self._trainer, self._variables = job, trainer, trainer.trainable_variables
         random = [variable for variable in trainer.variables if "int" in variable.dtype]  # states of dropout's seeds
         self._state = [*self._variables, *random, *trainer.optimizer.variables]
@@ -272,21 +216,3 @@ class _EachEpoch(keras.callbacks.Callback):
     def _stop(self, reason: str) -> None:
         print(f"fine_tune: {reason}", file=sys.stderr)
         self._trainer.stop_training = True
-
-
-def make_optimizer(job: TrainingJob, steps: int) -> keras.optimizers.Optimizer:
-    """Return AdamW with linear warm-up, cosine decay to zero, gradient clipping and an average of the weights."""
-    settings = job.settings
-    warm_up = round(settings.warm_up * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=settings.learning_rate, warmup_steps=warm_up
-    )
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    optimizer = LayerwiseAdamW(
-        rate,
-        global_clipnorm=settings.clip_norm and settings.clip_norm / replicas,
-        use_ema=job.ema_momentum > 0,
-        ema_momentum=job.ema_momentum or 0.99,  # Keras checks it even if it is not used
-    )
-    optimizer.scales, optimizer.decay = job.scales, settings.weight_decay
-    return keras.optimizers.LossScaleOptimizer(optimizer) if settings.precision == "float16" else optimizer

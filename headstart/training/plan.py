@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from headstart.training.checkpoint import Checkpoint
 from headstart.training.examples import class_weights
 from headstart.training.fine_tuning import OnEpochEnd, TrainingJob, TrainResult, train
 from headstart.training.folds import Comparison, Fold
+from headstart.training.trainer import Trainer
 from headstart.training.verdict import PairedScores
 
 # Of the learning rate, where a refit goes on from the trained network. In one trial with 560 images of CIFAR-10 the log
@@ -35,10 +35,10 @@ class Plan:
     """What all trainings share.
 
     Attributes:
-        network: inputs -> logits; its trainable variables are trained, and its last layers are those of `head`.
+        trainer: of the network, inputs -> logits, whose trainable variables are trained; its last layers are those of
+            `head`.
         start: the state of the network before training.
         inputs, targets: of the examples of train, `n_train` of them, then of val; targets are (N,) int32.
-        scales: a factor of the learning rate for each trainable variable.
         views: how many augmented views each example has.
         head_logits: (n_val, n_classes) of val by the head that fine-tuning must beat, which has not seen it.
         gives_up: whether trainings and folds end early where fine-tuning is clearly worse.
@@ -51,13 +51,12 @@ class Plan:
     """
 
     settings: ResolvedFineTune
-    network: keras.Model
+    trainer: Trainer
     head: keras.Model
     start: list[np.ndarray]
     inputs: Inputs
     targets: np.ndarray
     n_train: int
-    scales: list[float]
     epochs: int
     views: int
     head_logits: np.ndarray
@@ -69,6 +68,11 @@ class Plan:
     seed: int
     checkpoints: Path
     chosen: dict[str, Any]
+
+    @property
+    def network(self) -> keras.Model:
+        """Inputs -> logits."""
+        return self.trainer.network
 
     def compare(self, trained: TrainResult) -> Comparison:
         """Score the network that was trained on train; where that settles nothing, train in folds, too, one by one.
@@ -109,7 +113,6 @@ class Plan:
             tuned, resumed = result.logits if ended else np.zeros_like(fold.logits), ""
             with contextlib.suppress(OSError):  # a killed run then starts this fold again
                 write_arrays(file, logits=tuned)
-            gc.collect()  # the optimizer has reference cycles
         after, before = ((each.argmax(axis=1) == self.targets[fold.held_out]).sum() for each in (tuned, fold.logits))
         print(f"{name}{resumed}: {after} of {len(tuned)} classified correctly, {before} by the head", flush=True)
         return tuned
@@ -130,7 +133,6 @@ class Plan:
             Whether the refit is kept. It is discarded, and the network restored, if its loss became NaN or if it
             classifies fewer examples of val correctly than the network that has not seen them.
         """
-        gc.collect()  # the optimizer of `train` has reference cycles
         before = networks.get_state(self.network)
         print(
             f"fine_tune: refitting on train + val, {len(self.targets):,} examples instead of {self.n_train:,}, in "
@@ -175,11 +177,10 @@ class Plan:
             return Batches(self.inputs, self.targets, rows, weights, size, views, seed, settings.mixup)
 
         return TrainingJob(
-            network=self.network,
+            trainer=self.trainer,
             train_set=batches(train_rows, self.views, self.seed),
             held_out=batches(held_out, 0, None),
             head_logits=head_logits,
-            scales=self.scales,
             settings=settings,
             epochs=self.epochs,
             give_up_after=-(-self.epochs // 3) if self.gives_up else 0,

@@ -34,6 +34,7 @@ from headstart.training import defaults, networks
 from headstart.training.folds import Fold
 from headstart.training.plan import Plan
 from headstart.training.refit import choose_refit
+from headstart.training.trainer import Trainer
 
 PROJECT = Path(__file__).parents[2]
 CODE = ("backbones", "data", "features", "framework.py", "modalities", "training")  # what shapes a training
@@ -135,13 +136,12 @@ def build_plan(
         }
         yield Plan(
             settings=settings,
-            network=network,
+            trainer=Trainer(network, settings, [*scales, *[1.0] * len(head.trainable_variables)]),
             head=head,
             start=networks.get_state(network),
             inputs=inputs,
             targets=examples.target.to_numpy(),
             n_train=n_train,
-            scales=[*scales, *[1.0] * len(head.trainable_variables)],
             epochs=epochs,
             views=views,
             head_logits=head_logits[n_train:],
