@@ -28,6 +28,7 @@ class Hub:
         gated: repositories that only `token` may read; `hidden`: those that seem not to be there without it.
         halved: names of files of which the connection gives half at first, then the rest.
         broken: names of files of which no more than half ever comes.
+        held: names of files that are sent when an event is set.
         asked: lines such as `GET /owner/name/resolve/COMMIT/config.json`, with the range that was asked for.
     """
 
@@ -39,6 +40,7 @@ class Hub:
         self.token = "hf_secret"
         self.halved: set[str] = set()
         self.broken: set[str] = set()
+        self.held: dict[str, threading.Event] = {}
         self.tags: dict[str, str] = {}
         self.asked: list[str] = []
         self.url = ""
@@ -104,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, name: str, content: bytes, headers: dict[str, str]) -> None:
         hub, start = self.hub, int((self.headers.get("Range") or "bytes=0-").split("=")[1].rstrip("-"))
         end = len(content)
+        if self.command == "GET" and name in hub.held:
+            hub.held[name].wait()
         if self.command == "GET" and name in hub.halved | hub.broken:
             hub.halved.discard(name)
             end = len(content) // 2
