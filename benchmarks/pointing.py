@@ -2,7 +2,7 @@
 
 Command: python benchmarks/pointing.py
 
-A ViT of 4 blocks is trained from scratch on drawn images of 96 pixels: blurs of colour, and in one of 36 patches a
+A ViT of 4 blocks is trained from scratch on drawn images of 96 pixels: squares of colour, and in one of 36 patches a
 pattern, which is the class. Of 100 further images it counts how often the highest place of the map for the label is
 that patch (Zhang 2016, https://arxiv.org/abs/1608.00507), by attention rollout and by gradient times token, which the
 page shows if attention cannot be read. By chance that is 3 %.
@@ -36,8 +36,8 @@ EPOCHS, EXAMPLES, BATCH, RATE = 4, 1500, 50, 1e-3
 def draw(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return images, (count, SIZE, SIZE, 3) uint8, the places of their classes, and the number of the patch in each."""
     side = SIZE // PATCH
-    images = rng.integers(60, 200, (count, side, side, 3)).repeat(PATCH, 1).repeat(PATCH, 2)
-    images = images + rng.normal(0, 20, images.shape)
+    squares = rng.integers(60, 200, (count, side, side, 3)).repeat(PATCH, 1).repeat(PATCH, 2)
+    images = squares + rng.normal(0, 20, squares.shape)
     patterns = np.full((len(CLASSES), PATCH, PATCH, 1), 128.0)
     patterns[0, ::4], patterns[0, 2::4] = 255, 0
     patterns[1, :, ::4], patterns[1, :, 2::4] = 255, 0
