@@ -44,32 +44,32 @@ DIM, LAYERS, HEADS = 384, 12, 6  # of ViT-S
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def write_vit(folder: Path, size: int) -> Path:
-    """Write a ViT-S/16 with random weights as Hugging Face keeps one."""
+def write_vit(folder: Path, size: int, dim: int = DIM, layers: int = LAYERS, heads: int = HEADS) -> Path:
+    """Write a ViT with patches of 16 pixels and random weights, by default a ViT-S, as Hugging Face keeps one."""
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.cls_token": (1, 1, DIM),
-        "embeddings.position_embeddings": (1, (size // 16) ** 2 + 1, DIM),
-        "embeddings.patch_embeddings.projection.weight": (DIM, 3, 16, 16),
-        "embeddings.patch_embeddings.projection.bias": (DIM,),
+        "embeddings.cls_token": (1, 1, dim),
+        "embeddings.position_embeddings": (1, (size // 16) ** 2 + 1, dim),
+        "embeddings.patch_embeddings.projection.weight": (dim, 3, 16, 16),
+        "embeddings.patch_embeddings.projection.bias": (dim,),
     }
     norms, dense = ["layernorm"], dict[str, tuple[int, ...]]()
-    for number in range(LAYERS):
+    for number in range(layers):
         layer = f"encoder.layer.{number}"
         norms += [f"{layer}.layernorm_before", f"{layer}.layernorm_after"]
-        dense |= {f"{layer}.attention.attention.{name}": (DIM, DIM) for name in ("query", "key", "value")}
-        dense |= {f"{layer}.attention.output.dense": (DIM, DIM)}
-        dense |= {f"{layer}.intermediate.dense": (4 * DIM, DIM), f"{layer}.output.dense": (DIM, 4 * DIM)}
+        dense |= {f"{layer}.attention.attention.{name}": (dim, dim) for name in ("query", "key", "value")}
+        dense |= {f"{layer}.attention.output.dense": (dim, dim)}
+        dense |= {f"{layer}.intermediate.dense": (4 * dim, dim), f"{layer}.output.dense": (dim, 4 * dim)}
     for name, shape in dense.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     weights = {f"vit.{name}": rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
     for name in norms:
-        weights |= {f"vit.{name}.weight": np.ones(DIM, np.float32), f"vit.{name}.bias": np.zeros(DIM, np.float32)}
+        weights |= {f"vit.{name}.weight": np.ones(dim, np.float32), f"vit.{name}.bias": np.zeros(dim, np.float32)}
     config = {
-        "model_type": "vit", "image_size": size, "patch_size": 16, "hidden_size": DIM, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "intermediate_size": 4 * DIM, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
+        "model_type": "vit", "image_size": size, "patch_size": 16, "hidden_size": dim, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "intermediate_size": 4 * dim, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "qkv_bias": True,
     }  # fmt: skip
     folder.mkdir()

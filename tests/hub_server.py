@@ -22,12 +22,13 @@ class Hub:
     """What the server has, and what it was asked for.
 
     Attributes:
-        files: of Hugging Face, by repository and name.
+        files: of Hugging Face, by repository and name, or by `REPOSITORY@COMMIT` and name if a commit has others.
         kaggle: of Kaggle, by handle and name.
-        commits: the newest commit, by repository, if it is not COMMIT.
+        commits: the newest commit, by repository, if it is not COMMIT; of a tag by `REPOSITORY@TAG`.
         gated: repositories that only `token` may read; `hidden`: those that seem not to be there without it.
         halved: names of files of which the connection gives half at first, then the rest.
         broken: names of files of which no more than half ever comes.
+        held: names of files that are sent when an event is set.
         asked: lines such as `GET /owner/name/resolve/COMMIT/config.json`, with the range that was asked for.
     """
 
@@ -39,6 +40,7 @@ class Hub:
         self.token = "hf_secret"
         self.halved: set[str] = set()
         self.broken: set[str] = set()
+        self.held: dict[str, threading.Event] = {}
         self.tags: dict[str, str] = {}
         self.asked: list[str] = []
         self.url = ""
@@ -79,26 +81,33 @@ class _Handler(BaseHTTPRequestHandler):
         assert match, asked
         repository, kind, revision, name = match.groups()
         commit = hub.commits.get(repository, COMMIT)
+        if revision != "main":
+            commit = hub.commits.get(f"{repository}@{revision}", revision)
+        files = hub.files.get(f"{repository}@{commit}", hub.files.get(repository, {}))
         allowed = self.headers.get("Authorization") == f"Bearer {hub.token}"
         if repository not in hub.files:
             self._answer(404 if allowed else 401, b"", {"X-Error-Code": "RepoNotFound"})
         elif repository in hub.gated and not allowed:
             status = 403 if self.headers.get("Authorization") else 401
             self._answer(status, b"", {"X-Error-Code": "GatedRepo"})
+        elif not re.fullmatch("[0-9a-f]{40}", commit):
+            self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif kind == "tree":
-            known = [{"type": "file", "path": one, "size": 1, "oid": "0"} for one in hub.files[repository]]
+            known = [{"type": "file", "path": one, "size": 1, "oid": "0"} for one in files]
             self._answer(200, json.dumps(known).encode())
-        elif name not in hub.files[repository]:
+        elif name not in files:
             self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         else:
-            content = hub.files[repository][name]
+            content = files[name]
             algorithm = hashlib.sha256 if name.endswith(LARGE) else hashlib.sha1
             tag = hub.tags.get(name) or algorithm(content).hexdigest()
-            self._send(name, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit if revision == "main" else revision})
+            self._send(name, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit})
 
     def _send(self, name: str, content: bytes, headers: dict[str, str]) -> None:
         hub, start = self.hub, int((self.headers.get("Range") or "bytes=0-").split("=")[1].rstrip("-"))
         end = len(content)
+        if self.command == "GET" and name in hub.held:
+            hub.held[name].wait()
         if self.command == "GET" and name in hub.halved | hub.broken:
             hub.halved.discard(name)
             end = len(content) // 2

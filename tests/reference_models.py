@@ -63,7 +63,8 @@ def expected(family: str) -> dict[str, np.ndarray]:
 
     `SIZE/class`, `SIZE/patches`, `SIZE/pooled`: the class token, the mean of the patches, both after the last norm, and
     what the model was trained to be pooled to, (3, dim) each, for images of that size. `hidden/NUMBER`: what block
-    NUMBER, from 1, gave for the first image of the size that the model was trained at, (tokens, dim).
+    NUMBER, from 1, gave for the first image of the size that the model was trained at, (tokens, dim). `attention/2`:
+    how the first and the last token attend to all in block 2 then, (heads, 2, tokens).
     """
     from safetensors.numpy import load_file
 

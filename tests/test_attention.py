@@ -62,7 +62,7 @@ def test_with_roots_of_features_it_does_so_up_to_the_slope_of_the_root():
 def test_a_picture_without_content_gives_no_nan(hidden):
     classifier = make_classifier("avg", True, hidden)
     for grey in (0, 128, 255):
-        found = attention.maps(classifier, {"image": np.full((2, SIZE, SIZE, 3), grey, np.uint8)}, CLASSES)
+        found = attention.maps(classifier, {"image": np.full((2, SIZE, SIZE, 3), grey, np.uint8)}, CLASSES)[0]
         assert np.isfinite(found).all()
         assert found.min() >= 0
         assert found.max() <= 1
@@ -80,7 +80,7 @@ def test_evidence_of_early_layers_lies_where_it_is():
     kernel = np.zeros((encoder.output_shape[1], 3), np.float32)
     kernel[-pool.output.shape[-1] :, 1] = np.asarray(below({"image": images.astype(np.float32)})[1])[0] - flat
     classifier.network.get_layer("head").get_layer(networks.LOGITS_LAYER).set_weights([kernel, np.zeros(3)])
-    found = attention.maps(classifier, {"image": images}, np.array([[1]]))[0, 0]
+    found = attention.maps(classifier, {"image": images}, np.array([[1]]))[0][0, 0]
     assert np.unravel_index(found.argmax(), found.shape) == (2, 2)
 
 

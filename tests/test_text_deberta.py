@@ -132,6 +132,6 @@ def test_other_networks_are_refused(tmp_path, folder, monkeypatch):
     with pytest.raises(UserError, match=r"config\.json: position_biased_input must be False for KerasHub, got True"):
         get_backbone(str(other)).build("pretrained", LONGEST, "avg", 0)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(hub_downloads, "_ways", lambda origin: pytest.fail("nothing is to be downloaded"))
+    monkeypatch.setattr(hub_downloads, "find_ways", lambda origin: pytest.fail("nothing is to be downloaded"))
     with pytest.raises(UserError, match=r"'hf:microsoft/deberta-v3-small': .* as a pickle, .*; use deberta-v3-small"):
         get_backbone("hf:microsoft/deberta-v3-small").reading()

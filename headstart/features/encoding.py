@@ -135,6 +135,8 @@ def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> It
     network = json.dumps([known, size, settings.pooling, depth]) if known else None
     spec, precision = modality.spec(size), settings.precision
     engine = open_engine(settings.engine, build, spec, precision, batch_size, "extract", network)
+    for line in backbone.remarks(settings):
+        print(f"extract: {line}")
     recipe = {
         "backbone": backbone.name,
         "weights_sha256": engine.weights_sha256,

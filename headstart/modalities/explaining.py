@@ -11,7 +11,7 @@ import numpy as np
 class Evidence(Protocol):
     """What a network goes by. Evidence for all classes alike decides nothing and is left out."""
 
-    def maps(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
+    def maps(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> tuple[np.ndarray, str]:
         """Return what speaks for classes by place, in [0, 1] and with a maximum of 1, or all 0 if nothing does.
 
         Args:
@@ -19,7 +19,7 @@ class Evidence(Protocol):
             classes: (n, k) int: the classes in question for each example.
 
         Returns:
-            (n, k, h, w) float32, h and w those of the last feature map.
+            (n, k, h, w) float32, h and w those of the last feature map or of the patches; and what they show, in words.
         """
 
     def scores(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:

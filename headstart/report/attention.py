@@ -4,8 +4,9 @@ Where in an image it sees evidence for a class: the last feature map times the g
 channels, which is what each place adds to the score if the head is linear (HiResCAM,
 https://arxiv.org/abs/2011.08891). Unlike Grad-CAM, which averages the gradient over places first, it also holds for
 flattened features; for features averaged over all places both agree. If the head takes features of several depths, the
-feature map of each adds its part. Of a transformer, its tokens take the place of a feature map, where they enter its
-last layer; since that is not linear, the sum over all places is the score up to first order.
+feature map of each adds its part. Of a vision transformer its attention is shown instead, see `report.rollout`; if that
+cannot be read, its tokens take the place of a feature map, where they enter its last layer: since that is not linear,
+the sum over all places is the score up to first order.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from functools import partial
 
 import numpy as np
 
+from headstart.backbones.attentions import find_chain
 from headstart.backbones.places import find_places
+from headstart.errors import one_line
 from headstart.framework import keras, tf
 from headstart.modalities import Batch
 from headstart.modalities.lengths import map_batches
+from headstart.report.rollout import rollout
 from headstart.training import networks
 from headstart.training.networks import Classifier
 
@@ -29,7 +33,7 @@ class NetworkEvidence:
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
-    def maps(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
+    def maps(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> tuple[np.ndarray, str]:
         return maps(self._classifier, self._classifier.modality.batch(arrays), classes)
 
     def scores(self, arrays: Sequence[np.ndarray], classes: np.ndarray) -> np.ndarray:
@@ -41,7 +45,7 @@ class NetworkEvidence:
         return found - logits.mean(axis=1, keepdims=True)
 
 
-def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarray:
+def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the evidence for classes by place.
 
     Args:
@@ -49,10 +53,25 @@ def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> np.ndarra
         classes: (b, k) int: the classes in question for each image.
 
     Returns:
-        (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map: each map has a maximum of 1,
-        or is all 0 if nothing speaks for the class.
+        (b, k, h, w) float32 in [0, 1], h and w those of the backbone's last feature map or of the patches: each map has
+        a maximum of 1, or is all 0 if nothing speaks for the class. And what they show, in words.
     """
-    found = np.maximum(signed_maps(classifier, batch, classes), 0)
+    encoder, head = (classifier.network.get_layer(name) for name in ("encoder", "head"))
+    words = "evidence for a class, by place, in the last feature map of the backbone"
+    try:
+        chain = find_chain(encoder)
+        if chain:
+            found = rollout(encoder, chain, networks.without_softmax(head), batch, classes)
+            found -= found.min(axis=(2, 3), keepdims=True)
+            return _with_maximum_of_1(found), "where the backbone looks for a class, by attention rollout"
+    except (AttributeError, TypeError, ValueError) as error:  # as KerasHub's layers may change
+        reason = f"attention rollout failed: {one_line(error)}"
+        print(f"results page: {reason}; it shows gradient times token")
+        words = f"evidence for a class, by place, in the tokens that its last layer reads ({reason})"
+    return _with_maximum_of_1(np.maximum(signed_maps(classifier, batch, classes), 0)), words
+
+
+def _with_maximum_of_1(found: np.ndarray) -> np.ndarray:
     return found / np.maximum(found.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
 
 

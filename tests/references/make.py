@@ -67,14 +67,14 @@ def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: 
         weights = {key: draw(key, list(value.shape)) for key, value in names.items() if "text" not in key}
         save_file(names | weights, Path(temporary, "model.safetensors"))
         configs = {file.name: file.read_text() for file in Path(temporary).glob("*config.json")}
-        loaded = type(model).from_pretrained(temporary).eval()
+        loaded = type(model).from_pretrained(temporary, attn_implementation="eager").eval()  # which gives attention
         tower = loaded if tower is model else getattr(loaded, next(k for k, v in model.named_children() if v is tower))
     patch, trained_at = tower.config.patch_size, tower.config.image_size
     result = {}
     for size in (trained_at, trained_at - 2 * patch, trained_at + 2 * patch):
         pixels = processor(list(images(size)), do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
         more = {} if "dino" in name else {"interpolate_pos_encoding": True}
-        out = tower(pixels, output_hidden_states=True, **more)
+        out = tower(pixels, output_hidden_states=True, output_attentions=True, **more)
         # CLIP norms the class token alone, and only on the way to its pooled output
         tokens = tower.post_layernorm(out.last_hidden_state) if name == "clip" else out.last_hidden_state
         found = {"patches": tokens[:, first_patch:].mean(dim=1)}
@@ -83,6 +83,7 @@ def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: 
         result |= {f"{size}/{key}": value for key, value in found.items()}
         if size == trained_at:
             result |= {f"hidden/{number}": state[0] for number, state in enumerate(out.hidden_states) if number}
+            result["attention/2"] = out.attentions[1][0][:, [0, -1]]
     write(name, configs, weights, result)
 
 

@@ -224,10 +224,10 @@ class ImageModality(Modality):
         return pictures.as_html(image)
 
     def explain(self, files: Sequence[bytes], size: int, classes: np.ndarray, network: Evidence) -> Explanation:
-        maps = network.maps([self.load(data, size) for data in files], classes)
+        maps, words = network.maps([self.load(data, size) for data in files], classes)
         images = [self.whole(data) for data in files]
         seen = [pixels.seen_part(image.shape[1], image.shape[0], size, self._center_crop) for image in images]
-        return evidence.draw(images, maps, seen)
+        return evidence.draw(images, maps, seen, words)
 
     def _needed(self, size: int) -> int:
         return pixels.needed_side(size, self._center_crop)

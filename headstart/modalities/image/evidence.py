@@ -16,12 +16,12 @@ SIDE = 160  # pixels of a picture, the longer side
 PALE = 4  # by how much contrast is reduced where the network does not look
 
 
-def draw(images: Sequence[np.ndarray], maps: np.ndarray, seen: Sequence[Box]) -> Explanation:
+def draw(images: Sequence[np.ndarray], maps: np.ndarray, seen: Sequence[Box], words: str) -> Explanation:
     """Return each image, then once for each class with red and yellow where there is evidence for it.
 
     Args:
         images: (h, w, 3) uint8 each.
-        maps: (n, k, h, w), see `headstart.modalities.explaining.Evidence`.
+        maps, words: (n, k, h, w), and what they show, see `headstart.modalities.explaining.Evidence`.
         seen: of each image the part that the network saw.
     """
     shown, parts = [], False
@@ -35,8 +35,7 @@ def draw(images: Sequence[np.ndarray], maps: np.ndarray, seen: Sequence[Box]) ->
     size = " x ".join(map(str, maps.shape[2:]))
     return Explanation(
         shown,
-        "Red and yellow: evidence for a class, by place, in the last feature map of the backbone or, of a transformer, "
-        f"in the tokens that its last layer reads, here {size}.{' The network does not see what is pale.' * parts}",
+        f"Red and yellow: {words}, here {size}.{' The network does not see what is pale.' * parts}",
     )
 
 
