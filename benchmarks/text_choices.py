@@ -64,17 +64,13 @@ def main() -> None:
             accuracy["the head"].append(tested["head"]["metrics"]["accuracy"]["value"])
             print(f"seed {seed}: {losses}, {accuracy}", file=sys.stderr, flush=True)
         os.chdir(ROOT)
-    print(
-        f"{arguments.backbone} on {device_name()}, {source.name}, {arguments.each} of each class, {arguments.seeds} seeds"
-    )
+    drawn = f"{source.name}, {arguments.each} of each class, {arguments.seeds} seeds"
+    print(f"{arguments.backbone} on {device_name()}, {drawn}")
     print(f"{'':<28} {'log loss on val':>16} {'- params.yaml':>16} {'test accuracy':>16} {'- params.yaml':>16}")
-    for way, found in losses.items():
-        rows = (
-            values
-            for each in (losses, accuracy)
-            for values in (spread(each[way]), difference(each[way], each[ways[0]]))
-        )
-        print(f"{way:<28} " + " ".join(f"{text:>16}" for text in rows))
+    for way in losses:
+        pairs = [(each[way], each[ways[0]]) for each in (losses, accuracy)]
+        cells = [cell for one, plain in pairs for cell in (spread(one), difference(one, plain))]
+        print(f"{way:<28} " + " ".join(f"{cell:>16}" for cell in cells))
 
 
 if __name__ == "__main__":
