@@ -42,6 +42,12 @@ class Case:
     alter: Callable[[bytes], bytes]
     spoil: tuple[Callable[[bytes], bytes], str]
     suffix: str
+    extracted: str  # fixtures of conftest.py: folders after prepare and extract
+    finished: str  # and after all stages
+    evidence: str  # what the page of results says of it
+    shown: str  # how pages show an example
+    change: Callable[[], None]  # changes examples of `extracted` in the current folder
+    changed: str  # one of them
     beside: set[str] = field(default_factory=set)  # files that stand beside an export
     remarks: dict[int, str] = field(default_factory=dict)  # what is said of which of the examples
     plain: str = "keras"  # what loads its model without our code
@@ -99,6 +105,12 @@ IMAGE = Case(
     alter=lambda data: redraw(data, "JPEG", (40, 30)),
     spoil=(lambda data: data[:-400], "truncated"),
     suffix=".png",
+    extracted="extracted_short",
+    finished="finished_photos",
+    evidence="Where it looks",
+    shown='<img src="data:',
+    change=lambda: paint(Path("photos/red/003.png"), (1, 2, 3), 5),
+    changed="red/003.png",
     bad=(
         ("This is no base64!", 400, "not the base64 of an image file"),
         ("", 400, "the file is empty"),
@@ -139,6 +151,10 @@ def write(number: int) -> bytes:
     return sentence(number).encode()
 
 
+def replace_words(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
 TEXT = Case(
     *("text", "shipped_texts", write_sentences, tokenize, "tokens (N, any), int32"),
     libraries={"keras-hub", "tokenizers"},
@@ -147,6 +163,12 @@ TEXT = Case(
     alter=lambda data: data + b" indeed",
     spoil=(lambda data: data[:3] + b"\0" + data[4:], "not_text"),
     suffix=".txt",
+    extracted="extracted_texts",
+    finished="finished_texts",
+    evidence="Which words matter",
+    shown="<blockquote",
+    change=lambda: replace_words(Path("texts.csv"), "rain", "hail"),
+    changed="texts.csv#",
     reveal=lambda number: b"Pos: " + write(number),
     revealed="the texts of 1 of 2 classes name their own label: pos in 100 % of its texts and 0.0 % of",
     beside={"reading.json", "tokenizer.json"},
@@ -215,6 +237,12 @@ AUDIO = Case(
     alter=lambda data: record_again(data, "WAV", "ULAW"),
     spoil=(lambda data: data[:-400], "truncated"),
     suffix=".wav",
+    extracted="extracted_sounds",
+    finished="finished_sounds",
+    evidence="Which moments matter",
+    shown="<audio",
+    change=lambda: Path("recordings/up/speaker_1_0.wav").write_bytes(record(0)),
+    changed="up/speaker_1_0.wav",
     reveal=lambda number: record(number, 8000),
     revealed="sample rates give 2 of 2 classes away: neg (0 % of it has fewer than 16,000",
     remarks={1: "recordings like this one are longer than 1 s, of which the second in the middle is heard."},
@@ -227,4 +255,17 @@ AUDIO = Case(
 )
 
 CASES = {case.name: case for case in (IMAGE, AUDIO, TEXT)}
+
+
+def each_modality(fixture: str, stages: str = "extracted") -> pytest.MarkDecorator:
+    """Run a test for each modality with a fixture that takes what some stages have left from `examples_of(request)`."""
+    found = [getattr(case, stages) for case in CASES.values()]
+    return pytest.mark.parametrize(fixture, found, ids=CASES, indirect=True)
+
+
+def examples_of(request: pytest.FixtureRequest) -> Path:
+    """Return the folder that a fixture begins with: that of `each_modality`, by default photos by `short`."""
+    return request.getfixturevalue(getattr(request, "param", IMAGE.extracted))
+
+
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

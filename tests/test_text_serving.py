@@ -158,8 +158,6 @@ def test_the_page_quotes_errors_and_marks_words(finished, shown: Callable):
     make_pages()
     page = paths.RESULTS_PAGE.read_text(encoding="utf-8")
     assert '<h1 class="name">./bert on words.csv</h1>' in page
-    assert "Which words matter" in page
-    assert "Where it looks" not in page
     assert "Called with whole texts" in page
     assert "<img src=x" not in page
     tab, requests, errors = shown(paths.RESULTS_PAGE)
