@@ -4,8 +4,9 @@ Command: python benchmarks/text_choices.py TABLE [CHANGE...] [--backbone tinyber
 
 A CHANGE is KEY=VALUE as `dvc exp run -S` takes it; by default two shares of word dropout. Of the table, a .csv with the
 texts in its first column and the labels in its second, each seed draws so many texts of each class for training, half
-as many for val and 20 for test. The network is scored as it was trained on train alone, whether it would be selected or
-not. Differences are paired, seed by seed, with their standard error.
+as many for val and 20 for test. On val the network is scored that was trained on train alone; on test what is shipped,
+which is the head where that classifies more of val correctly. Differences are paired, seed by seed, with their standard
+error.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ def main() -> None:
                     for stage in (fine_tune, evaluate):
                         run(stage, [*always, *([] if way == "params.yaml" else [way])])
                 tuned, tested = (json.loads(paths.report(name).read_text()) for name in ("fine_tune", "evaluate"))
-                assert tuned["selected"] == "fine_tuned", tuned["reason"]
                 losses[way].append(tuned["tuned_val_loss"])
                 accuracy[way].append(tested["final"]["metrics"]["accuracy"]["value"])
             losses["the head"].append(tuned["head_val_loss"])
