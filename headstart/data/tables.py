@@ -37,14 +37,22 @@ class Columns(NamedTuple):
     text: str | None = None
     label: str | None = None
 
-    def find(self, names: Sequence[str], table: str) -> Columns:
+    def find(self, names: list[str], table: str) -> Columns:
         """Return the names of both columns in a table that has the columns `names`.
 
         Raises:
-            UserError: if one is missing.
+            UserError: if one is missing, comes twice, or both are the same.
         """
         text = _find(names, self.text, TEXT_NAMES, "text", table, "set data.text_column to")
-        return Columns(text, _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to"))
+        label = _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to")
+        if text == label:
+            raise UserError(
+                f"{table}: the column {text!r} cannot hold both the texts and their labels; set data.text_column and "
+                "data.label_column to two columns"
+            )
+        if twice := next((name for name in (text, label) if names.count(name) > 1), None):
+            raise UserError(f"{table}: several columns are named {twice!r}; rename or remove all but one of them")
+        return Columns(text, label)
 
 
 def read_texts(data: bytes, table: str, column: str | None) -> dict[int, str]:
