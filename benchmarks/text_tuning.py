@@ -39,11 +39,13 @@ CHANGES = ["extract.depth=last", "train_head.hidden=[]", "prepare.near_distance=
 TUNING = [f"fine_tune.{change}" for change in (f"epochs={EPOCHS}", "trunk_cache=on", "refit=false", "folds=0")]
 
 
-def make_table(source: Path, each: int) -> None:
-    """Write texts.csv with the splits of the first texts of each class: train, then val, then test."""
+def make_table(source: Path, each: int, tested: int = 5, seed: int | None = None) -> None:
+    """Write texts.csv with the splits of the first texts of each class, or of any: train, then val, then test."""
     table = pd.read_csv(source).iloc[:, :2].set_axis(["text", "label"], axis=1).drop_duplicates("text")
+    if seed is not None:
+        table = table.sample(frac=1, random_state=seed)
     number = table.groupby("label").cumcount()
-    ends = {"train": each, "val": each + each // 2, "test": each + each // 2 + 5}
+    ends = {"train": each, "val": each + each // 2, "test": each + each // 2 + tested}
     table["split"] = None
     for split, end in reversed(ends.items()):
         table.loc[number < end, "split"] = split

@@ -148,16 +148,36 @@ def extracted_texts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_photos(tmp_path_factory, extracted) -> Path:
-    """A folder after all five stages on photos, in which nothing is fine-tuned: to be copied, or read only."""
-    folder = tmp_path_factory.mktemp("finished") / "here"
+def extracted_sounds(tmp_path_factory) -> Path:
+    """As `extracted_short`, of recordings by a small WaveNet."""
+    from sound_models import SOUNDS, register_wavenet, write_recordings
+
+    register_wavenet()
+    return make_extracted(tmp_path_factory.mktemp("extracted"), write_recordings, **SOUNDS)
+
+
+def finish(folder: Path, extracted: Path, **changes: object) -> Path:
+    """Make `folder`: `extracted` after the other stages."""
     shutil.copytree(extracted, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        write_params(Path("params.yaml"), Path("start.yaml"), **{"train_head.epochs": 30, "fine_tune.unfreeze": "none"})
+        write_params(Path("params.yaml"), Path("start.yaml"), **changes)
         run_stages("train_head", "fine_tune", "evaluate")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_photos(tmp_path_factory, extracted) -> Path:
+    """A folder after all five stages on photos, in which nothing is fine-tuned: to be copied, or read only."""
+    folder = tmp_path_factory.mktemp("finished") / "here"
+    return finish(folder, extracted, **{"train_head.epochs": 30, "fine_tune.unfreeze": "none"})
+
+
+@pytest.fixture(scope="session")
+def finished_sounds(tmp_path_factory, extracted_sounds) -> Path:
+    """As `finished_photos`, on recordings, with fine-tuning."""
+    return finish(tmp_path_factory.mktemp("finished") / "here", extracted_sounds)
 
 
 @pytest.fixture(scope="session")
@@ -171,18 +191,6 @@ def finished_texts(tmp_path_factory) -> Path:
         patch.delenv("DVC_ROOT", raising=False)
         finish(folder, make_split_table())
     return folder
-
-
-# For tests that hold for each modality: a fixture takes its examples from `examples_of(request)`.
-def each_modality(fixture: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        fixture, ["extracted_short", "extracted_texts"], ids=["image", "text"], indirect=True
-    )
-
-
-def examples_of(request: pytest.FixtureRequest) -> Path:
-    """Return the folder that a fixture begins with: that of `each_modality`, by default `extracted_short`."""
-    return request.getfixturevalue(getattr(request, "param", "extracted_short"))
 
 
 def register_short() -> None:

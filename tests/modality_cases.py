@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Case:
-    """A modality, the model of it that is served and exported, and examples."""
+    """A modality, the model of it that is served and exported, and examples.
+
+    Attributes:
+        make: an example unlike that of any other number.
+        rewrite: the same example in other bytes.
+        alter: a near copy of it.
+        spoil: what is left out of it, if bytes get lost, and the reason.
+        reveal: an example by which one knows its label, "pos"; None: nothing is looked for.
+        revealed: words of the line that says so.
+    """
 
     name: str
     model: str  # a fixture of conftest.py: a model file of few layers
@@ -27,10 +37,23 @@ class Case:
     tensor: str  # what an export takes
     bad: tuple[tuple[Any, int, str], ...]  # a value in a request, or what makes it; the status; words of the answer
     libraries: set[str]  # that an MLflow model of it requires, besides those of all
+    make: Callable[[int], bytes]
+    rewrite: Callable[[bytes], bytes]
+    alter: Callable[[bytes], bytes]
+    spoil: tuple[Callable[[bytes], bytes], str]
+    suffix: str
+    extracted: str  # fixtures of conftest.py: folders after prepare and extract
+    finished: str  # and after all stages
+    evidence: str  # what the page of results says of it
+    shown: str  # how pages show an example
+    change: Callable[[], None]  # changes examples of `extracted` in the current folder
+    changed: str  # one of them
     beside: set[str] = field(default_factory=set)  # files that stand beside an export
     remarks: dict[int, str] = field(default_factory=dict)  # what is said of which of the examples
     plain: str = "keras"  # what loads its model without our code
     slow_formats: tuple[str, ...] = ()
+    reveal: Callable[[int], bytes] | None = None
+    revealed: str = ""
 
 
 def draw_images(folder: Path) -> list[bytes]:
@@ -62,9 +85,32 @@ def png(size: tuple[int, int], mode: str = "RGB") -> str:
     return encode(buffer.getvalue())
 
 
+def draw(number: int) -> bytes:
+    from test_corpus import encoded, picture
+
+    return encoded(picture(number, (80, 60)), "PNG")
+
+
+def redraw(data: bytes, kind: str, size: tuple[int, int] = (80, 60)) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).resize(size).save(buffer, kind)
+    return buffer.getvalue()
+
+
 IMAGE = Case(
     *("image", "shipped", draw_images, resize_images, "image (N, 32, 32, 3), float32"),
     libraries={"pillow", "simplejpeg"},
+    make=draw,
+    rewrite=lambda data: redraw(data, "BMP"),
+    alter=lambda data: redraw(data, "JPEG", (40, 30)),
+    spoil=(lambda data: data[:-400], "truncated"),
+    suffix=".png",
+    extracted="extracted_short",
+    finished="finished_photos",
+    evidence="Where it looks",
+    shown='<img src="data:',
+    change=lambda: paint(Path("photos/red/003.png"), (1, 2, 3), 5),
+    changed="red/003.png",
     bad=(
         ("This is no base64!", 400, "not the base64 of an image file"),
         ("", 400, "the file is empty"),
@@ -99,9 +145,32 @@ def tokenize(folder: Path, files: list[bytes], _: int) -> np.ndarray:
     return np.array([one.ids for one in tokenizer.encode_batch([file.decode() for file in files])], np.int32)
 
 
+def write(number: int) -> bytes:
+    from test_texts import sentence
+
+    return sentence(number).encode()
+
+
+def replace_words(file: Path, old: str, new: str) -> None:
+    file.write_text(file.read_text().replace(old, new))
+
+
 TEXT = Case(
     *("text", "shipped_texts", write_sentences, tokenize, "tokens (N, any), int32"),
     libraries={"keras-hub", "tokenizers"},
+    make=write,
+    rewrite=lambda data: f"{data.decode().upper()}\n".encode("utf-16"),
+    alter=lambda data: data + b" indeed",
+    spoil=(lambda data: data[:3] + b"\0" + data[4:], "not_text"),
+    suffix=".txt",
+    extracted="extracted_texts",
+    finished="finished_texts",
+    evidence="Which words matter",
+    shown="<blockquote",
+    change=lambda: replace_words(Path("texts.csv"), "rain", "hail"),
+    changed="texts.csv#",
+    reveal=lambda number: b"Pos: " + write(number),
+    revealed="the texts of 1 of 2 classes name their own label: pos in 100 % of its texts and 0.0 % of",
     beside={"reading.json", "tokenizer.json"},
     remarks={1: CUT},
     plain="keras_hub",
@@ -145,9 +214,37 @@ def resample_sounds(_: Path, files: list[bytes], size: int) -> np.ndarray:
     return np.stack([np.pad(sound, (0, longest - len(sound))) for sound in sounds])
 
 
+@cache
+def record(number: int, rate: int = 16_000) -> bytes:
+    from audio_files import encode
+    from test_audio_copies import say
+
+    return encode(say(number), rate)
+
+
+def record_again(data: bytes, kind: str, codec: str | None = None) -> bytes:
+    import soundfile
+    from audio_files import encode
+
+    return encode(*soundfile.read(io.BytesIO(data), dtype="int16"), kind, codec)
+
+
 AUDIO = Case(
     *("audio", "shipped_sounds", record_sounds, resample_sounds, "sound (N, any), float32"),
     libraries={"soundfile", "soxr"},
+    make=record,
+    rewrite=lambda data: record_again(data, "FLAC"),
+    alter=lambda data: record_again(data, "WAV", "ULAW"),
+    spoil=(lambda data: data[:-400], "truncated"),
+    suffix=".wav",
+    extracted="extracted_sounds",
+    finished="finished_sounds",
+    evidence="Which moments matter",
+    shown="<audio",
+    change=lambda: Path("recordings/up/speaker_1_0.wav").write_bytes(record(0)),
+    changed="up/speaker_1_0.wav",
+    reveal=lambda number: record(number, 8000),
+    revealed="sample rates give 2 of 2 classes away: neg (0 % of it has fewer than 16,000",
     remarks={1: "recordings like this one are longer than 1 s, of which the second in the middle is heard."},
     slow_formats=("litert", "openvino"),
     bad=(
@@ -158,4 +255,17 @@ AUDIO = Case(
 )
 
 CASES = {case.name: case for case in (IMAGE, AUDIO, TEXT)}
+
+
+def each_modality(fixture: str, stages: str = "extracted") -> pytest.MarkDecorator:
+    """Run a test for each modality with a fixture that takes what some stages have left from `examples_of(request)`."""
+    found = [getattr(case, stages) for case in CASES.values()]
+    return pytest.mark.parametrize(fixture, found, ids=CASES, indirect=True)
+
+
+def examples_of(request: pytest.FixtureRequest) -> Path:
+    """Return the folder that a fixture begins with: that of `each_modality`, by default photos by `short`."""
+    return request.getfixturevalue(getattr(request, "param", IMAGE.extracted))
+
+
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -1,11 +1,23 @@
-"""The network of speech-embedding with random weights, as its package has it, for tests."""
+"""Small networks of sounds with random weights, for tests: speech-embedding as its package has it; and recordings."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from audio_files import encode
+from conftest import SMALL
+
+SPEAKERS, TAKES, RATE = 6, 4, 16_000
+
+# Params of a run of seconds on recordings, see `write_recordings`; fine-tuning starts from cached activations.
+SOUNDS = {
+    **SMALL, "data.source": "recordings", "backbone": "small-wavenet", "weights": "none", "extract.size": 2,
+    "prepare.split": "exact", "prepare.group_by": r"(speaker_\d+)", "fine_tune.unfreeze": 1, "fine_tune.views": 1,
+    "fine_tune.trunk_cache": "on", "fine_tune.effort": "thorough",
+}  # fmt: skip
 
 # Channels, size over time and over bands of each convolution, and the pooling behind it.
 LAYERS = [
@@ -53,3 +65,39 @@ def write_speech_embedding(file: Path, seed: int = 0, layers: int = len(LAYERS))
     graph = helper.make_graph(nodes, "speech_embedding", [windows], [embedding], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
     return file
+
+
+def register_wavenet() -> None:
+    """Make the backbone `small-wavenet` known in this process: three blocks of 16 channels, with random weights."""
+    import keras
+
+    from headstart import backbones
+    from headstart.backbones import sound_encoders
+    from headstart.backbones.wavenet import build_wavenet
+
+    class Small(sound_encoders.WaveNet):
+        def _network(self, weights: str) -> keras.Model:
+            return build_wavenet(channels=16, dilations=(1, 2, 4))
+
+    known = {field.name: getattr(sound_encoders.ROWS[0], field.name) for field in fields(sound_encoders.ROWS[0])}
+    backbones.register(Small(**{**known, "name": SOUNDS["backbone"]}))
+
+
+def record(label: str, speaker: int, take: int) -> bytes:
+    """Tones that rise or fall, higher or lower by speaker; some are longer than the two seconds that are heard."""
+    random = np.random.default_rng([speaker, take])
+    time = np.arange(int(RATE * (0.4 + 0.1 * take + (2 if take == 3 else 0)))) / RATE
+    slope = 400 if label == "up" else -400
+    height = 800 + 100 * speaker + slope * (time % 0.4)
+    sound = 0.3 * np.sin(2 * np.pi * np.cumsum(height) / RATE) + 0.02 * random.standard_normal(len(time))
+    return encode(sound, kind=("WAV", "FLAC")[take % 2])
+
+
+def write_recordings() -> None:
+    """Put such recordings into the current folder."""
+    for label in ("up", "down"):
+        for speaker in range(SPEAKERS):
+            for take in range(TAKES):
+                file = Path("recordings", label, f"speaker_{speaker}_{take}.{('wav', 'flac')[take % 2]}")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(record(label, speaker, take))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -19,7 +20,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, SMALL, each_modality, examples_of, paint, run_stages, write_params
+from conftest import ROOT, SMALL, paint, run_stages, write_params
+from modality_cases import CASES, each_modality, examples_of
 from PIL import Image
 
 from headstart import costs, paths
@@ -254,6 +256,25 @@ def test_an_executor_may_return_work_in_any_order(known, monkeypatch):
     assert contents() == fresh
 
 
+@each_modality("known")
+def test_what_was_computed_before_a_stop_is_not_computed_again(known, monkeypatch):
+    fresh, plain, total = contents(), LocalExecutor.run, len(pd.read_parquet(paths.MANIFEST))
+    delete_stores()
+
+    def stopped(*arguments):
+        yield from itertools.islice(plain(*arguments), 2)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalExecutor, "run", stopped)
+        patch.setattr(extraction, "SECONDS_BETWEEN_PUTS", 0)
+        with pytest.raises(SystemExit):
+            run_stages("extract")
+    figures = run()
+    assert (figures["computed"], figures["from_store"]) == (total - 32, 32)
+    assert contents() == fresh
+
+
 def test_float16_halves_the_files(known):
     exact = np.load(paths.FEATURES["train"])
     run(**{"extract.storage": "float16"})
@@ -331,14 +352,13 @@ print(sorted({"tensorflow", "keras"} & set(sys.modules)))
     assert costs.read("extract")["device"] == device_name()
 
 
-@each_modality("known")
-def test_an_example_that_changed_after_prepare_is_not_used(known):
-    if Path("photos").exists():
-        paint(Path("photos/red/003.png"), (1, 2, 3), 5)
-    else:
-        Path("texts.csv").write_text(Path("texts.csv").read_text().replace("rain", "hail"))
+@pytest.mark.parametrize(
+    ("known", "case"), [(case.extracted, case) for case in CASES.values()], ids=CASES, indirect=["known"]
+)
+def test_an_example_that_changed_after_prepare_is_not_used(known, case):
+    case.change()
     delete_stores()
-    with pytest.raises(UserError, match=r"(red/003\.png|texts\.csv#\d+) has changed since prepare ran"):
+    with pytest.raises(UserError, match=rf"{re.escape(case.changed)}\d* has changed since prepare ran"):
         run_stages("extract")
 
 
@@ -390,6 +410,7 @@ def test_what_the_store_cannot_do_is_reported(known, monkeypatch, capsys, error,
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
 def test_after_a_kill_only_the_rest_is_computed(here):
     """At most 55 % if it was killed at 50 %."""

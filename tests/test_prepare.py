@@ -98,32 +98,6 @@ def test_drawn_splits_are_not_given_and_a_val_of_the_source_is(run, photos, tmp_
     assert run(tmp_path / "own").given.all()
 
 
-def test_equal_files_are_in_one_split_and_contradictions_in_none(run, photos):
-    folder = photos()
-    paint(folder / "red" / "copy.png", (200, 40, 40), 2000)  # equals red/000.png
-    paint(folder / "blue" / "wrong.png", (200, 40, 40), 2001)  # equals red/001.png
-    manifest = run(folder)
-    quarantine = pd.read_csv(paths.QUARANTINE).set_index("path").detail
-    assert manifest.item_id.is_unique
-    assert quarantine["red/copy.png"] == "the same content as red/000.png"
-    assert quarantine["red/001.png"] == quarantine["blue/wrong.png"] == "the same content under the labels blue, red"
-    assert len(quarantine) == 3
-
-
-def test_of_equal_files_the_one_in_test_is_kept(run, photos):
-    folder = photos()
-    train, test = folder.parent / "set" / "train", folder.parent / "set" / "test"
-    train.parent.mkdir()
-    folder.rename(train)
-    for number, (label, colour) in enumerate(
-        (("blue", (40, 40, 200)), ("green", (40, 180, 40)), ("red", (200, 40, 40)))
-    ):
-        paint(test / label / "0.png", colour, 1000 * number)  # equals train/.../000.png
-    manifest = run(train.parent)
-    assert sorted(manifest[manifest.split == "test"].path) == [f"test/{c}/0.png" for c in ("blue", "green", "red")]
-    assert not manifest.path.str.endswith("000.png").any()
-
-
 def test_bad_files_stop_the_stage_with_their_reasons(run, photos):
     folder = photos()
     (folder / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
@@ -229,45 +203,6 @@ def test_names_in_any_script(run, photos):
     folder = photos()
     paint(folder / "red" / "赤い 🌹\n1.png", (200, 40, 40), 77)
     assert "red/赤い 🌹\n1.png" in set(run(folder).path)
-
-
-def with_copies(root: Path) -> Path:
-    """Forty photos of two classes, and of each a copy half the size."""
-    for number in range(40):
-        image = picture(number, (80, 60))
-        for name, size in ((f"{number:02}.png", (80, 60)), (f"{number:02}-small.jpg", (40, 30))):
-            (root / f"class {number % 2}").mkdir(parents=True, exist_ok=True)
-            image.resize(size).save(root / f"class {number % 2}" / name)
-    return root
-
-
-def test_near_copies_are_left_out_or_kept_together(run, tmp_path, capsys):
-    folder = with_copies(tmp_path / "set")
-    changes = {"prepare.near_distance": 0.25}
-    for split, left_out in (("hash", True), ("exact", False)):
-        manifest = run(folder, **{**changes, "prepare.split": split})
-        scene = manifest.path.str.extract(r"/(\d+)")[0]
-        assert (manifest.split.groupby(scene).nunique() == 1).all()
-        assert (manifest.connected.groupby(scene).nunique() == 1).all()
-        assert manifest.connected.nunique() == scene.nunique()
-        quarantine = pd.read_csv(paths.QUARANTINE)
-        assert (len(quarantine) > 0) == left_out
-        assert set(quarantine.reason) <= {"near_duplicate"}
-        assert quarantine.detail.str.fullmatch(
-            r"a near copy of class \d/\d+(-small)?\.\w+, which is in (train|val)"
-        ).all()
-        assert set(manifest.path) | set(quarantine.path) == {f"{p.parent.name}/{p.name}" for p in folder.glob("*/*")}
-    assert "left out (" in capsys.readouterr().out
-    leaking = run(folder, **{"prepare.near_distance": 0.0})
-    scene = leaking.path.str.extract(r"/(\d+)")[0]
-    assert (leaking.split.groupby(scene).nunique() > 1).any()
-
-
-def test_groups_stay_in_one_split(run, photos):
-    folder = photos(count=24)
-    manifest = run(folder, **{"prepare.group_by": r"(\d)\.png"})
-    for column in (manifest.split, manifest.connected):
-        assert (column.groupby(manifest.path.str[-5]).nunique() == 1).all()
 
 
 def test_images_without_a_group_are_counted(run, photos, capsys):

@@ -1,14 +1,18 @@
-"""Beginnings of tables, by which their columns are found."""
+"""Beginnings of tables, by which their columns are found; and odd ones."""
 
 from __future__ import annotations
 
 import json
+import tarfile
+from pathlib import Path
 
 import pytest
+from test_tables import frame, look, write
 
 from headstart.data.files import Folder
 from headstart.data.table_file import HEADER_BYTES, read_columns, read_table
 from headstart.data.tables import Columns, Rows
+from headstart.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["long.jsonl", "long.csv"])
@@ -60,3 +64,32 @@ def test_rows_are_numbered_as_they_are_shown_and_blank_ones_left_out(name, conte
     table = read_table(content.encode(), name)
     assert table.index.tolist() == numbers
     assert table.text.tolist()[1] == "b"
+
+
+def test_halves_of_pairs_of_surrogates_in_labels_and_groups(empty_workspace):
+    rows = [("one", "a", "\ud800"), ("two", "\ud800", "x"), ("three", "b", "x")]
+    lines = [json.dumps({"text": text, "label": label, "user": user}) for text, label, user in rows]
+    Path("t.jsonl").write_text("\n".join(lines))
+    listing, _ = look("t.jsonl", group_by="user")
+    assert [row[:3] for row in listing.refused] == [("t.jsonl#2", "", "encoding")]
+    assert [item.group for item in listing.items] == [r"\ud800", "x"]
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.xlsx"])
+def test_files_that_hold_tables_in_another_form_come_with_advice(name, empty_workspace):
+    Path(name).write_text("[]")
+    with pytest.raises(UserError, match=r"from a \.jsonl|save the sheet as a \.csv"):
+        look(name)
+
+
+def test_an_archive_whose_table_leads_out_of_it_says_so(empty_workspace):
+    write("t.csv", frame())
+    with tarfile.open("t.tar", "w") as archive:
+        archive.add("t.csv", "../t.csv")
+    with pytest.raises(UserError, match=r"found 0 .*; \.\./t\.csv leads out of the archive"):
+        look("t.tar", kind="text")
+
+
+def test_tsv_without_tabs_is_separated_as_its_header_is(empty_workspace):
+    Path("t.tsv").write_text("text,label\ngood,a\nbad,b\n")
+    assert [*look("t.tsv")[1].values()] == [b"good", b"bad"]

@@ -113,6 +113,7 @@ def test_columns_are_found_by_their_names(columns, changes, expected):
         ("text label", {"text_column": "txt"}, r"t\.csv: the column 'txt' is missing; its columns are 'text', 'label'"),
         ("path b", {}, r"t\.csv: the column 'label' is missing"),
         ("text label", {"kind": "image"}, r"t\.csv: the column 'path' is missing"),
+        ("text label", {"text_column": "label"}, r"t\.csv: the column 'label' cannot hold both the texts and their"),
     ],
 )  # fmt: skip
 def test_a_table_without_the_column(columns, changes, message):
@@ -159,6 +160,8 @@ def test_rows_in_another_encoding_than_the_rest(mark):
     ("content", "message"),
     [
         (b"", r"t\.csv: not a readable table \(it is empty\)"),
+        (b"text,label,text\nx,a,y\n", r"t\.csv: several columns are named 'text'; rename or remove all but one"),
+        (b"PK\3\4 a workbook", r"it is a ZIP archive or a file of an office program; save its text"),
         (b"text,label\n", r"rows with at least two labels are needed, found 0 \(none\) in 0 rows"),
         (b"text,label\nx,a\ny,a\n", r"found 1 \(a\) in 2 rows; is data\.label_column the right one"),
         (b"text,label\nx,a\nno, never,b\n", r"line 3 has 3 values, the header has 2; put quotes around texts"),

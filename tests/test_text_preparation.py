@@ -56,25 +56,6 @@ def plus(*texts: str) -> pd.DataFrame:
     return pd.concat([many(), pd.DataFrame({"text": texts, "label": "neg"})], ignore_index=True)
 
 
-def test_copies_in_two_splits_and_under_two_labels(capsys):
-    table = many(40).assign(split=["train"] * 30 + ["test"] * 10)
-    copies = pd.DataFrame(
-        [
-            (table.text[1].upper(), "pos", "test"),
-            (table.text[32] + "!", "neg", "train"),
-            (table.text[2] + " indeed", "pos", "train"),
-            (table.text[4].upper(), "pos", "train"),
-        ],
-        columns=["text", "label", "split"],
-    )
-    manifest = prepare(pd.concat([table, copies], ignore_index=True))
-    reasons = {"t.csv#3": "duplicate", "t.csv#43": "near_duplicate", "t.csv#6": "conflict", "t.csv#45": "conflict"}
-    assert left_out() == reasons
-    assert {"t.csv#4", "t.csv#44"} <= set(manifest.path)
-    assert manifest.set_index("path").connected[["t.csv#4", "t.csv#44"]].nunique() == 1
-    assert "2 near copies have different labels; is one wrong?" in capsys.readouterr().out
-
-
 def test_what_cannot_be_used_is_quarantined(capsys):
     manifest = prepare(
         plus("x", "", "   ", "9", "long " * 200_000, "a\0 zero byte", "ok", "好", "<p>fine text</p> &amp; more")
@@ -124,19 +105,6 @@ def test_one_text_in_latin_1_is_read_and_said_so(capsys):
         file.write_bytes(f"{text} café".encode("latin-1" if row == 3 else "utf-8"))
     prepare("texts")
     assert "1 of 24 texts are not UTF-8, and were read as Windows-1252 (Latin-1)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("label", ["numpy", "credit_card"])
-def test_labels_that_stand_in_their_texts_are_reported(label, capsys):
-    table = many(40)
-    table["label"] = table.label.replace("pos", label)
-    prepare(table)
-    assert "name their own label" not in capsys.readouterr().out
-    own = table.label == label
-    table.loc[own & (table.index % 4 == 1), "text"] += f" with {label.replace('_', ' ').title()}, again"
-    prepare(table)
-    printed = capsys.readouterr().out
-    assert f"the texts of 1 of 2 classes name their own label: {label} in 50 % of its texts and 0.0 % of" in printed
 
 
 def test_the_page_about_the_data_shows_texts_and_escapes_them():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from test_fine_tune import add_head, fine_tune
 from text_models import DIM, LAYERS, LONGEST, TUNED, make_table, write_bert
@@ -17,9 +18,11 @@ from headstart.backbones import get_backbone
 from headstart.backbones.base import BACKBONE_LAYER, Backbone
 from headstart.backbones.splitting import find_split, lower_model, select_blocks, set_trainable, upper_model, work_below
 from headstart.config import load_params
+from headstart.data.layouts import open_examples
 from headstart.errors import UserError
-from headstart.features.activations import Activations
+from headstart.features.activations import Activations, RawExamples
 from headstart.features.engines import open_engine
+from headstart.features.views import ViewLoader
 from headstart.modalities import Modality, get_modality
 from headstart.training import networks, planning
 from headstart.training.batches import Batches
@@ -115,6 +118,16 @@ def test_tables_of_embeddings_are_no_work(bert):
     split = find_split(base, select_blocks(blocks, 1), LONGEST)
     assert work_below(base, split) == pytest.approx(1 - 1 / LAYERS)
     assert find_split(base, select_blocks(blocks, LAYERS), LONGEST) is None
+
+
+def test_batches_are_sorted_by_tokens_and_not_by_characters(extracted_texts, modality, monkeypatch):
+    monkeypatch.chdir(extracted_texts)
+    manifest = pd.read_parquet(paths.MANIFEST)
+    with open_examples(load_params().data, modality) as source:
+        lengths = RawExamples(manifest, ViewLoader(source, modality, 10)).lengths
+        expected = [min(10, len(modality.load(source.read(path), LONGEST))) for path in manifest.path]
+    assert lengths.tolist() == expected
+    assert not (manifest.characters.argsort() == lengths.argsort()).all()
 
 
 # --- the stage

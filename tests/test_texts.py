@@ -6,6 +6,7 @@ from __future__ import annotations
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from headstart.data.duplicates import near_pairs
@@ -216,3 +217,13 @@ def test_the_beginning_of_a_text_is_recognized_wherever_it_ends():
 def test_texts_of_one_template_are_not_copies_of_each_other():
     texts = [f"Your order {seed * 7919 % 100003} has been shipped from {sentence(seed, 2)}" for seed in range(600)]
     assert len(near_pairs(np.stack([signature(text) for text in texts]), 0.5)) < 60
+
+
+@pytest.mark.parametrize("label", ["numpy", "credit_card"])
+def test_labels_that_stand_in_their_texts_are_reported(label):
+    examples = pd.DataFrame({"path": map(str, range(40)), "label": ["neg", label] * 20, "item_id": ""})
+    own = [f" with {label.replace('_', ' ').title()}, again" if row % 4 == 1 else "" for row in range(40)]
+    assert TEXTS.find_leaks(examples, lambda path: sentence(int(path)).encode()) == []
+    (line,) = TEXTS.find_leaks(examples, lambda path: (sentence(int(path)) + own[int(path)]).encode())
+    expected = f"the texts of 1 of 2 classes name their own label: {label} in 50 % of its texts and 0.0 % of"
+    assert line.startswith(expected)

@@ -133,7 +133,8 @@ def _parse(data: bytes, file: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # the latter if it is nested too deeply
         raise UserError(f"{file}: not readable JSON ({one_line(error)}); create it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not COCO annotations, but a {type(content).__name__}; {FORMAT}")
+        advice = "; texts in JSON are read with an object a line, from a .jsonl" if isinstance(content, list) else ""
+        raise UserError(f"{file}: not COCO annotations, but a {type(content).__name__}; {FORMAT}{advice}")
     return content
 
 

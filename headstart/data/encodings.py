@@ -26,6 +26,7 @@ _MARKS = (  # UTF-32 before UTF-16, whose mark is the beginning of its own
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_ZIP = b"PK\3\4"
 RARE = rb"[\x82\x83\x86-\x89\x98]"  # daggers, carets and the like; with them begin syllables in Shift-JIS
 MOST_RARE = 10  # one byte above 127 in so many may be such a sign, or valid UTF-8 by accident
 _RUN = re.compile(rb"[\x80-\xff]+")
@@ -46,6 +47,8 @@ def find_encoding(data: bytes) -> str:
     for mark, codec in _MARKS:
         if data.startswith(mark):
             return codec
+    if data.startswith(_ZIP):
+        raise ItemError("encoding", "it is a ZIP archive or a file of an office program; save its text")
     if data.count(b"\0") * MOST_ZEROS > len(data):
         raise ItemError("encoding", f"it looks like UTF-16, but has no byte order mark; {ADVICE}")
     try:

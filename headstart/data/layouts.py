@@ -98,7 +98,8 @@ def list_items(
         listing = replace(listing, items=_group(listing.items, group_by))
     if len(listing.classes) < 2:
         shown = ", ".join(map(readable, listing.classes)) or f"no {kind.noun} in a class folder"
-        because = "".join(f"; {note}" for note in (*listing.notes, *tables.others.values()))
+        outside = [f"{readable(name)} {detail}" for name, _, reason, detail in listing.refused if reason == "outside"]
+        because = "".join(f"; {note}" for note in (*listing.notes, *tables.others.values(), *outside[:1]))
         other = f"table with the columns {kind.column},label" if kind.inline else "manifest with the columns path,label"
         raise UserError(
             f"{source}: {kind.noun}s of at least two classes are needed, found {len(listing.classes)} ({shown}); "

@@ -63,8 +63,11 @@ class Kind(Protocol):
 
 
 def printable(name: str) -> str:
-    """Return `name` with bytes that are not UTF-8 spelled out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return `name` with bytes that are not UTF-8, and halves of pairs of surrogates, spelled out."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # JSON may hold such halves
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def similar_class_names(classes: Iterable[str]) -> list[list[str]]:

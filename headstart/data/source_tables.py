@@ -87,7 +87,7 @@ def list_tables(
         labels = [label.strip() for label in read_labels(table, frame[columns.label])]
         given = _row_splits(table, frame, splits, named.get(table))
         has_group = group_by is not None and group_by in frame
-        groups = as_text(table, frame[group_by]) if has_group else [""] * len(frame)
+        groups = list(map(printable, as_text(table, frame[group_by]))) if has_group else [""] * len(frame)
         grouped |= has_group
         for number, label, split, group in zip(frame.index, labels, given, groups, strict=True):
             path = row_name(table, number)

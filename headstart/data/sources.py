@@ -18,6 +18,7 @@ SUPPORTED = (
     "a folder, a .zip, a .tar (also .gz, .bz2, .xz), a .csv or .parquet manifest, a table of texts (.csv, .tsv, "
     ".parquet, .jsonl), or COCO annotations (.json)"
 )
+SHEETS = (".xlsx", ".xls", ".ods")
 
 
 def open_source(source: str, root: str | None = None) -> Source:
@@ -71,6 +72,8 @@ def check_source(source: str, root: str | None = None) -> None:
         problem = "is neither a regular file nor a folder"
     elif not is_table(source) and not is_archive(source) and not is_coco(source):
         problem = "is of an unsupported kind"
+        if _name(source).endswith(SHEETS):
+            problem += " (save the sheet as a .csv, in UTF-8)"
     else:
         return
     raise UserError(f"params.yaml: data.source {source!r} {problem}; give the path of {SUPPORTED}")

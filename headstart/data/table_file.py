@@ -85,7 +85,7 @@ def _name_labels(table: pd.DataFrame, data: bytes) -> pd.DataFrame:
 
 
 def read_columns(head: bytes, name: str) -> list[str]:
-    """Return the names of the columns of a table, by the beginning of a file (all of it if it is Parquet).
+    """Return the names of the columns of a table as they are written, by the beginning of a file (of Parquet: by all).
 
     Raises:
         UserError: if it is not such a table.
@@ -101,8 +101,11 @@ def read_columns(head: bytes, name: str) -> list[str]:
         if _suffix(name) in (".jsonl", ".ndjson"):  # a line may lack what others have
             rows = [_parse_line(line, number) for number, line in enumerate(known, 1)]
             return list(dict.fromkeys(column for row in rows for column in row))
-        header = known[0]
-        return list(pd.read_csv(io.StringIO(header), nrows=0, sep=_separator(header, name), index_col=False).columns)
+        options: dict[str, Any] = {"sep": _separator(known[0], name), "nrows": 1, "index_col": False}
+        columns = pd.read_csv(io.StringIO(known[0]), **options).columns
+        written = pd.read_csv(io.StringIO(known[0]), header=None, dtype=str, keep_default_na=False, **options).iloc[0]
+        # pandas numbers columns of the same name.
+        return list(columns.where(~written.duplicated(keep=False) | (written == ""), written))
     except (ItemError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{name}: not a readable table ({_explain(error)})") from error
 
@@ -129,10 +132,11 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def _separator(header: str, name: str) -> str:
-    """Return what separates the values of a header: a tab in a .tsv, else whatever is there most often."""
-    if _suffix(name) == ".tsv":
+    """Return what separates the values of a header: a tab in a .tsv if it has one, else what is there most often."""
+    counts = {separator: re.sub(r'"[^"]*"', "", header).count(separator) for separator in _SEPARATORS}
+    if _suffix(name) == ".tsv" and (counts["\t"] or not any(counts.values())):
         return "\t"
-    return max(_SEPARATORS, key=re.sub(r'"[^"]*"', "", header).count)
+    return max(counts, key=lambda separator: counts[separator])
 
 
 def _read_separated(content: bytes, name: str) -> pd.DataFrame:

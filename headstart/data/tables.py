@@ -41,10 +41,18 @@ class Columns(NamedTuple):
         """Return the names of both columns in a table that has the columns `names`.
 
         Raises:
-            UserError: if one is missing.
+            UserError: if one is missing, comes twice, or both are the same.
         """
         text = _find(names, self.text, TEXT_NAMES, "text", table, "set data.text_column to")
-        return Columns(text, _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to"))
+        label = _find(names, self.label, LABEL_NAMES, "label", table, "set data.label_column to")
+        if text == label:
+            raise UserError(
+                f"{table}: the column {text!r} cannot hold both the texts and their labels; set data.text_column and "
+                "data.label_column to two columns"
+            )
+        for column in (text, label):
+            _check_once(names, column, table)
+        return Columns(text, label)
 
 
 def read_texts(data: bytes, table: str, column: str | None) -> dict[int, str]:
@@ -61,7 +69,15 @@ def read_texts(data: bytes, table: str, column: str | None) -> dict[int, str]:
     if frame.empty:
         raise UserError(f"{table}: the table has no rows")
     column = frame.columns[0] if column is None and len(frame.columns) == 1 else column
-    return _numbered(table, frame, _find(list(frame.columns), column, TEXT_NAMES, "text", table, "give --column with"))
+    column = _find(list(frame.columns), column, TEXT_NAMES, "text", table, "give --column with")
+    if f"{column}.1" in frame:  # as pandas names another one
+        _check_once(read_columns(data, table), column, table)
+    return _numbered(table, frame, column)
+
+
+def _check_once(names: Sequence[str], column: str, table: str) -> None:
+    if list(names).count(column) > 1:
+        raise UserError(f"{table}: several columns are named {column!r}; rename or remove all but one of them")
 
 
 def _numbered(table: str, frame: pd.DataFrame, column: str) -> dict[int, str]:

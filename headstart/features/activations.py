@@ -23,6 +23,7 @@ from headstart.modalities.loading import prefetch
 MAX_BYTES = 20 * 10**9  # of activations that are cached if fine_tune.trunk_cache is auto
 STORAGE = "float16"  # half the space of float32, at a relative error of a thousandth
 SAMPLE = 200  # examples by which the length of all is estimated
+MEASURED = 256  # examples that are measured at once
 
 
 class Inputs(Protocol):
@@ -48,7 +49,11 @@ class RawExamples:
     def __init__(self, manifest: pd.DataFrame, loader: ViewLoader) -> None:
         self._files, self._loader = list(zip(manifest.path, manifest.file_hash, strict=True)), loader
         self.workers, self.mixes = cores(), loader.modality.mixes
-        self.lengths = loader.modality.lengths(manifest)
+        self.lengths = self._measure() if loader.modality.estimates else loader.modality.lengths(manifest)
+
+    def _measure(self) -> np.ndarray:
+        loaded = prefetch(lambda rows: self._load(rows, 0), len(self._files), MEASURED)
+        return np.array([len(array) for arrays in loaded for array in arrays])
 
     def _load(self, rows: Iterable[int], view: int) -> list[np.ndarray]:
         return [next(self._loader.load(*self._files[row], [view])) for row in rows]
@@ -67,9 +72,9 @@ class Activations:
 
     workers = 1
 
-    def __init__(self, extraction: Extraction, split: Split) -> None:
+    def __init__(self, extraction: Extraction, split: Split, lengths: np.ndarray | None) -> None:
         self._extraction, self._split = extraction, split
-        self.mixes, self.lengths = split.mask is None, extraction.index.lengths
+        self.mixes, self.lengths = split.mask is None, lengths
         self._lock = threading.Lock()  # Keras reads in threads of its own
 
     def read(self, rows: np.ndarray, view: int) -> Batch:

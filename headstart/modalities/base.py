@@ -61,6 +61,7 @@ class Modality:
         descriptor_dim: length of the descriptors of `describe`; 0: there is no search for near copies.
         descriptor_dtype: float16 vectors, or uint16 MinHash signatures.
         length: the measure by which examples are sorted into batches, if they are padded; empty: all are equally long.
+        estimates: whether that measure only estimates how long an example is for the network, see `load`.
         unit, place: numbers of such an example for 1 in `extract.size`, and for a place of the sequences in a network.
         exported: names of files that `export_files` may return.
         explains: what the results page calls the output of `explain`; empty: there is none.
@@ -80,6 +81,7 @@ class Modality:
     descriptor_dim: int = 0
     descriptor_dtype: str = "float16"
     length: str = ""
+    estimates: bool = False
     unit: int = 1
     place: int = 1
     exported: Sequence[str] = ("reading.json",)

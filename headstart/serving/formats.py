@@ -12,6 +12,7 @@ import numpy as np
 
 from headstart.outputs import DECIMALS, spreadsheet_safe
 
+LONGEST = 4096  # characters of a text that is its own name; no path is longer
 FLAG = "unlike the training data"
 # Characters that end a line, move the cursor, or reverse the direction of text.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -40,7 +41,9 @@ class Prediction(NamedTuple):
 
 
 def printable(name: str) -> str:
-    """Return `name` with its control characters escaped as Python writes them."""
+    """Return `name` with its control characters escaped as Python writes them; of a long text its beginning."""
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}..."
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], name)
 
 

@@ -115,7 +115,7 @@ def build_plan(
         if split and cached:
             engine, recipe = _lower_engine(params, meta, split, batch_size)
             extraction = open_extraction(engine, recipe, augmented, loader, views, "fine_tune")
-            inputs = Activations(stack.enter_context(extraction), split)
+            inputs = Activations(stack.enter_context(extraction), split, inputs.lengths)
             trained_part = splitting.upper_model(encoder, split)
         start = {
             tensor.name: keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.name)

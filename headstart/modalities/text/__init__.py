@@ -38,7 +38,7 @@ class TextModality(Modality):
     inline, mixes = True, False
     descriptor_dim, descriptor_dtype = copies.SIZE, "uint16"
     columns = {"characters": "int32", "words": "int32"}  # noqa: RUF012  never changed
-    length = "characters"
+    length, estimates = "characters", True
     exported = EXPORTED
     explains = "Which words matter"
 
