@@ -1,6 +1,9 @@
-"""An epoch of fine-tuning from cached activations, against the same layers by model.fit from files, in turns.
+"""An epoch of fine-tuning from cached activations, against the same layers by model.fit from examples, in turns.
 
-Command: python benchmarks/trunk_cache.py PHOTOS [--backbone mobilenetv2]
+Command: python benchmarks/trunk_cache.py SOURCE [--backbone mobilenetv2]
+
+SOURCE is a folder of photographs in class folders, which model.fit reads from files; or of recordings, or a .zip of
+them, which model.fit finds in memory as samples at 16 kHz.
 
 Both train the blocks of params.yaml without augmentation, and score val after each epoch. The first epoch of each turn,
 which compiles, does not count. Computing the activations, which happens once, is reported separately.
@@ -16,13 +19,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as pipeline.fine_tune has it, but for tiny
 
+import numpy as np
 from choices import run
 from dvc.utils.hydra import apply_overrides
 
@@ -30,16 +34,20 @@ from headstart import paths
 from headstart.backbones import get_backbone, splitting
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.config import Params, load_params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_split
 from headstart.features_meta import FeaturesMeta, read_meta
 from headstart.framework import device_name, keras, tf
+from headstart.modalities import load_modality
+from headstart.modalities.audio.steps import STEP
 from headstart.training import networks
+from headstart.training.defaults import resolve_fine_tune
 from headstart.training.head_report import read_head_report
 from headstart.training.planning import build_encoder, build_plan
 from pipeline import extract, prepare, train_head
 
 EPOCHS, TURNS = 4, 3
-PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", f"epochs={EPOCHS}", "trunk_cache=on", "refit=false"]
+PLAIN = ["crop=1", "flip=false", "jitter=0", "mixup=0", "views=0", f"epochs={EPOCHS}", "trunk_cache=on", "refit=false"]
 
 
 class Clock(keras.callbacks.Callback):
@@ -75,23 +83,40 @@ def ours(params: Params, meta: FeaturesMeta) -> tuple[list[float], float, float]
     return clock.seconds(), clock.ends[0] - start, result.history.kept["val_accuracy"]
 
 
+def files(split: str, size: int) -> tf.data.Dataset:
+    """Batches of the images of a split, which is a folder here."""
+    return keras.utils.image_dataset_from_directory(split, image_size=(size, size), batch_size=32, verbose=False)
+
+
+def waveforms(split: str, size: int, params: Params) -> tf.data.Dataset:
+    """Batches of the recordings of a split, decoded once, each as long as its longest recording."""
+    modality, examples = load_modality(), load_split(split)
+    with open_examples(params.data, modality) as source:
+        sounds = [modality.load(source.read(path), size) for path in examples.path]
+
+    def whole_steps() -> Iterator[tuple[np.ndarray, int]]:
+        for sound, target in zip(sounds, examples.target, strict=True):
+            yield np.pad(sound, (0, -len(sound) % STEP)), target
+
+    signature = tf.TensorSpec([None]), tf.TensorSpec([], tf.int32)
+    return tf.data.Dataset.from_generator(whole_steps, output_signature=signature).shuffle(len(sounds)).padded_batch(32)
+
+
 def plain_keras(params: Params, meta: FeaturesMeta) -> tuple[list[float], float, float]:
-    """What the guides of Keras show, from files."""
-    size, clock = meta.size, Clock()
+    """What the guides of Keras show."""
+    clock, settings = Clock(), resolve_fine_tune(params.fine_tune, get_backbone(meta.backbone))
     encoder, (head, _) = build_encoder(params, meta, "float32"), networks.load(paths.HEAD)
     blocks = get_backbone(meta.backbone).blocks(encoder)
-    trained = splitting.select_blocks(blocks, params.fine_tune.unfreeze)
+    trained = splitting.select_blocks(blocks, settings.unfreeze)
     splitting.set_trainable(encoder.get_layer(BACKBONE_LAYER), trained, 1)
     model = keras.Model(encoder.inputs, head(encoder.output))
-    model.compile(
-        keras.optimizers.Adam(params.fine_tune.learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
-    train_set, val_set = (
-        keras.utils.image_dataset_from_directory(split, image_size=(size, size), batch_size=32, verbose=False).prefetch(
-            tf.data.AUTOTUNE
-        )
+    optimizer = keras.optimizers.Adam(settings.learning_rate)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    batches = (
+        files(split, meta.size) if meta.kind == "image" else waveforms(split, meta.size, params)
         for split in ("train", "val")
     )
+    train_set, val_set = (dataset.prefetch(tf.data.AUTOTUNE) for dataset in batches)
     history = model.fit(train_set, validation_data=val_set, epochs=EPOCHS, callbacks=[clock], verbose=0).history
     return clock.seconds(), 0.0, history["val_accuracy"][-1]
 
@@ -101,24 +126,25 @@ Way = Callable[[Params, FeaturesMeta], tuple[list[float], float, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("source", type=Path)
     parser.add_argument("--backbone", default="mobilenetv2")
     arguments = parser.parse_args()
-    source = arguments.photos.resolve()
-    changes = [f"backbone={arguments.backbone}", f"data.source={json.dumps(str(source))}"]
+    source = arguments.source.resolve()
+    changes = [f"backbone={arguments.backbone}", f"data.source={json.dumps(str(source))}", "train_head.hidden=[]"]
     os.environ.pop("DVC_ROOT", None)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for stage in (prepare, extract, train_head):
             run(stage, changes)
-        for split in ("train", "val"):
+        params, meta = load_params(), read_meta()
+        for split in ("train", "val") if meta.kind == "image" else ():
             for image in load_split(split).itertuples():
                 target = Path(split) / image.label / Path(image.path).name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / image.path, target)
         apply_overrides("params.yaml", [f"fine_tune.{change}" for change in PLAIN])
-        params, meta = load_params(), read_meta()
-        images = len(load_split("train"))
+        params = load_params()
+        examples = len(load_split("train"))
         times: dict[Way, list[float]] = {ours: [], plain_keras: []}
         accuracy: dict[Way, float] = {}
         before: list[float] = []
@@ -130,8 +156,8 @@ def main() -> None:
         os.chdir(ROOT)
     rate = {way: statistics.median(took) for way, took in times.items()}
     print(
-        f"{arguments.backbone} on {device_name()}, {images} images an epoch: {rate[ours]:.1f} s from activations, "
-        f"{rate[plain_keras]:.1f} s through model.fit from files: {rate[plain_keras] / rate[ours]:.1f} times; val "
+        f"{arguments.backbone} on {device_name()}, {examples} examples an epoch: {rate[ours]:.1f} s from activations, "
+        f"{rate[plain_keras]:.1f} s through model.fit: {rate[plain_keras] / rate[ours]:.1f} times; val "
         f"accuracy {accuracy[ours]:.4f}, {accuracy[plain_keras]:.4f}; before the first epoch {before[0]:.0f} s, again "
         f"{statistics.median(before[1:]):.0f} s"
     )

@@ -107,7 +107,7 @@ class Extract(Section):
     of the shorter side that the backbone was trained with, or else 0.875; a number: that share, 1 being the whole
     shorter side; null: as the backbone was trained, stretch for those of keras.applications."""
     pooling: Literal["avg", "max", "flatten"]
-    """How a feature map of the backbone becomes a vector."""
+    """How a feature map of the backbone becomes a vector; avg of recordings: mean and standard deviation over time."""
     depth: Literal["last", "quarter", "half"] | None
     """From where features are taken: the output of the backbone alone, or also each block of its last quarter or half,
     from which train_head chooses; null: half, but last with pooling flatten or more than 50,000 examples and views."""

@@ -64,7 +64,7 @@ class FineTune(Section):
     weight_decay: UpTo1
     """Weight decay of AdamW."""
     label_smoothing: Below1
-    """Label smoothing."""
+    """Label smoothing; the loss in the curves is without it."""
     class_weight: Literal["balanced"] | None
     """balanced: each class counts the same, however many examples it has; null: each example counts the same."""
     clip_norm: Positive | None

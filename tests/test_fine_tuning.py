@@ -137,6 +137,11 @@ def test_training_lowers_the_loss_and_keeps_the_last_epoch(tmp_path):
     assert (logits.argmax(axis=1) == points.targets[TRAIN:]).mean() == pytest.approx(rows[-1]["val_accuracy"])
 
 
+def test_the_loss_in_the_curves_is_without_label_smoothing():
+    _, result = uninterrupted(dropout=0.0, label_smoothing=0.5)
+    assert result.history.kept["loss"] < 0.6  # of the smoothed labels of three classes: 0.87 at least
+
+
 # --- resuming
 
 

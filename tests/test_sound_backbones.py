@@ -17,6 +17,7 @@ from sound_models import LAYERS, write_speech_embedding
 from headstart.backbones import BACKBONES, get_backbone, hub_ways, listing
 from headstart.backbones.base import BACKBONE_LAYER
 from headstart.backbones.depths import widths
+from headstart.backbones.sequences import statistics_pool
 from headstart.backbones.sound_encoders import SpeechEmbedding
 from headstart.backbones.spectra import STEP
 from headstart.backbones.speech_embedding import CONTEXT, log_mel
@@ -24,6 +25,7 @@ from headstart.backbones.splitting import find_split, lower_model, select_blocks
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.features.engines import open_engine
+from headstart.framework import tf
 from headstart.modalities import get_modality
 
 NAMES = ["wavenet", "speech-embedding"]
@@ -144,6 +146,22 @@ def test_flatten_is_refused(tmp_path):
             get_backbone(name).check(load_params(tmp_path / "params.yaml"))
 
 
+def test_features_are_mean_and_deviation_of_what_is_heard():
+    rng = np.random.default_rng(0)
+    sequence, mask = rng.normal(3, 1, (4, 9, 5)).astype(np.float32), np.tri(4, 9, 4, dtype=np.int32)
+    sequence[0] = 2.0  # nothing changes
+    steps, heard = keras.Input((None, 5)), keras.Input((None,), dtype="int32")
+    pool = keras.Model([steps, heard], statistics_pool(steps, heard, "pool"))
+    found = np.asarray(pool([sequence, mask]))
+    for n in range(4):
+        places = sequence[n, : 5 + n]
+        np.testing.assert_allclose(found[n], np.concatenate([places.mean(axis=0), places.std(axis=0)]), atol=1e-3)
+    with tf.GradientTape() as tape:
+        tape.watch(still := tf.constant(sequence[:1]))
+        total = tf.reduce_sum(pool([still, tf.constant(mask[:1])]))
+    assert np.isfinite(tape.gradient(total, still).numpy()).all()
+
+
 # --- speech-embedding
 
 
@@ -168,7 +186,8 @@ def test_each_window_has_the_embedding_of_the_package(embedding, file, sounds, n
     heard = 1 + (int(mask.sum()) + 2 * CONTEXT - 39) // 4  # a window touches 39 steps, and there is one every 4 steps
     assert near(found[:heard], expected[:heard, 0, 0])
     assert not found[heard:].any()
-    assert near(features(encoder, [sounds[n]])[0], expected[:heard, 0, 0].mean(axis=0))
+    windows = expected[:heard, 0, 0]
+    assert near(features(encoder, [sounds[n]])[0], np.concatenate([windows.mean(axis=0), windows.std(axis=0)]))
 
 
 def test_windows_without_sound_are_not_heard(embedding):

