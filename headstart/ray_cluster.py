@@ -1,0 +1,110 @@
+"""Ray, connected as params.yaml says: on this machine, or a cluster that this machine belongs to.
+
+Ray is imported here alone and in `features.ray_executor`, and only if `cluster.address` asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from headstart.cluster_config import Cluster
+from headstart.errors import RAY_EXTRA, UserError, one_line
+from headstart.machine import cores
+
+LOOPBACK = "127.0.0.1"
+
+
+def _import_ray() -> Any:
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(f"params.yaml: cluster.address needs Ray, {RAY_EXTRA}; or set it to local")
+    # Ray reads these when it is imported: it would report to its makers, and print lines of its own.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    return ray
+
+
+@contextmanager
+def connect(settings: Cluster) -> Iterator[Any]:
+    """Connect to the Ray that `settings` name, and yield the module `ray`; a Ray `here` ends with the block.
+
+    Raises:
+        UserError: if Ray is not installed, or cannot be reached or started.
+    """
+    ray = _import_ray()
+    options: dict[str, Any] = {"address": settings.address}
+    if settings.address == "here":
+        # Bound to loopback, as it has no login; without the dashboard, which nobody looks at for minutes.
+        options = {"address": "local", "num_cpus": cores(), "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
+        raise UserError(
+            f"params.yaml: cluster.address {settings.address}: Ray cannot be "
+            f"{'started' if settings.address == 'here' else 'reached'} ({one_line(error)}); "
+            "see `ray status` on this machine, or set it to local"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def nodes(ray: Any) -> list[dict[str, Any]]:
+    """Return the machines that have CPUs, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def on_each_node(ray: Any, function: Callable[[Any], Any], argument: Any) -> list[Any]:
+    """Return what `function` returns for `argument` on each machine that has CPUs, all at once.
+
+    Raises:
+        UserError: if a machine cannot run it.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_calls=1)(function)
+    waiting = {
+        node["NodeManagerAddress"]: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(argument)
+        for node in nodes(ray)
+    }
+    results = []
+    for address, future in waiting.items():
+        try:
+            results.append(ray.get(future))
+        except ray.exceptions.RayError as error:
+            raise UserError(f"cluster: {address} cannot take part: {one_line(error)}") from error
+    return results
+
+
+def count_workers(ray: Any, settings: Cluster) -> int:
+    """Return how many workers the cluster has room for, `cluster.workers` at most.
+
+    Raises:
+        UserError: if not for a single one, or for fewer than `cluster.workers`.
+    """
+    room, asked = 0, f"{settings.cpus_per_worker} CPUs and {settings.gpus_per_worker:g} GPUs each"
+    for node in nodes(ray):
+        has = node["Resources"]
+        fits = [has["CPU"] // settings.cpus_per_worker]
+        if settings.gpus_per_worker:
+            fits.append(has.get("GPU", 0) // settings.gpus_per_worker)
+        room += int(min(fits))
+    wanted = settings.workers or 1
+    if room < wanted:
+        raise UserError(
+            f"params.yaml: cluster.workers {settings.workers or 'null'}: the cluster has room for {room} workers of "
+            f"{asked}; lower cluster.workers, cpus_per_worker or gpus_per_worker, or add machines"
+        )
+    return settings.workers or room
