@@ -15,6 +15,7 @@ from typing import Any
 from headstart.cluster_config import Cluster
 from headstart.errors import RAY_EXTRA, UserError, one_line
 from headstart.machine import cores
+from headstart.quiet import discard_stderr
 
 LOOPBACK = "127.0.0.1"
 
@@ -46,7 +47,8 @@ def connect(settings: Cluster) -> Iterator[Any]:
         # Bound to loopback, as it has no login; without the dashboard, which nobody looks at for minutes.
         options = {"address": "local", "num_cpus": cores(), "include_dashboard": False, "_node_ip_address": LOOPBACK}
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        with discard_stderr():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as error:
         raise UserError(
             f"params.yaml: cluster.address {settings.address}: Ray cannot be "
@@ -64,8 +66,8 @@ def nodes(ray: Any) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def on_each_node(ray: Any, function: Callable[[Any], Any], argument: Any) -> list[Any]:
-    """Return what `function` returns for `argument` on each machine that has CPUs, all at once.
+def on_each_node(ray: Any, function: Callable[[Any], Any], argument: Any) -> list[tuple[str, Any]]:
+    """Return the address of each machine that has CPUs, with what `function` returns there for `argument`.
 
     Raises:
         UserError: if a machine cannot run it.
@@ -73,16 +75,14 @@ def on_each_node(ray: Any, function: Callable[[Any], Any], argument: Any) -> lis
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_calls=1)(function)
-    waiting = {
-        node["NodeManagerAddress"]: task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(argument)
-        for node in nodes(ray)
-    }
+    waiting = []
+    for node in nodes(ray):
+        there = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        waiting.append((node["NodeManagerAddress"], there.remote(argument)))
     results = []
-    for address, future in waiting.items():
+    for address, future in waiting:
         try:
-            results.append(ray.get(future))
+            results.append((address, ray.get(future)))
         except ray.exceptions.RayError as error:
             raise UserError(f"cluster: {address} cannot take part: {one_line(error)}") from error
     return results

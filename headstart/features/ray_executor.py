@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def ask_machines(
         example=(first.path, first.file_hash),
         versions=versions(),
     )
-    return job, ray_cluster.on_each_node(ray, describe_machine, job)
+    answers = ray_cluster.on_each_node(ray, describe_machine, job)
+    return job, [replace(answer, name=f"{answer.name} at {address}") for address, answer in answers]
 
 
 def check_machines(machines: Sequence[Machine]) -> dict[str, Any]:
