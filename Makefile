@@ -26,10 +26,10 @@ sweep: setup ## try heads, two at a time, through DVC's queue; then show all exp
 	headstart leaderboard
 	headstart track
 
-test: setup .venv/installed-hub .venv/installed-audio ## the tests, without those marked slow
+test: setup .venv/installed-hub .venv/installed-audio .venv/installed-ray ## the tests, without those marked slow
 	python -m pytest
 
-test-all: setup .venv/installed-hub .venv/installed-audio ## all tests
+test-all: setup .venv/installed-hub .venv/installed-audio .venv/installed-ray ## all tests
 	python -m pytest -m ""
 
 lint: setup ## style, formatting, types

@@ -5,10 +5,15 @@ Ray is imported here alone and in `features.ray_executor`, and only if `cluster.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +23,7 @@ from headstart.machine import cores
 from headstart.quiet import discard_stderr
 
 LOOPBACK = "127.0.0.1"
+SECONDS_WITHOUT_HEAD, SECONDS_TO_END = 15, 10
 
 
 def _import_ray() -> Any:
@@ -58,7 +64,48 @@ def connect(settings: Cluster) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        ray.shutdown()
+        # In a thread of its own: without the head Ray would wait for it, and then end this process.
+        ending = threading.Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(SECONDS_TO_END)
+
+
+def while_alive(ray: Any, items: Iterable[Any]) -> Iterator[Any]:
+    """Yield what `items` yields, as long as the head of the cluster can be reached.
+
+    Ray itself waits for a head that is gone, and ends this process without a word after a minute.
+
+    Raises:
+        ConnectionError: if the head cannot be reached for SECONDS_WITHOUT_HEAD.
+    """
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=2)
+
+    def read() -> None:
+        try:
+            for item in items:
+                ready.put(("item", item))
+            ready.put(("end", None))
+        except Exception as error:
+            ready.put(("error", error))
+
+    threading.Thread(target=read, daemon=True).start()
+    seen = time.monotonic()
+    while True:
+        try:
+            kind, value = ready.get(timeout=1)
+        except queue.Empty:
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                seen = time.monotonic()
+            if time.monotonic() - seen > SECONDS_WITHOUT_HEAD:
+                raise ConnectionError(f"its head at {host}:{port} cannot be reached") from None
+            continue
+        seen = time.monotonic()
+        if kind == "end":
+            return
+        if kind == "error":
+            raise value
+        yield value
 
 
 def nodes(ray: Any) -> list[dict[str, Any]]:

@@ -82,16 +82,17 @@ class RayExecutor:
             num_cpus=cluster.cpus_per_worker,
             num_gpus=cluster.gpus_per_worker,
         )
+        batches = dataset.iter_batches(batch_size=None, batch_format="numpy")
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            for batch in ray_cluster.while_alive(self._ray, batches):
                 if batch["oom"].any():
                     raise OutOfMemoryError(int(batch["oom"].max()), str(batch["error"][0]))
                 if batch["error"][0]:
                     raise UserError(str(batch["error"][0]))
                 yield batch["view"].tolist(), batch["features"]
-        except self._ray.exceptions.RayError as error:
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise UserError(
-                f"extract: the cluster failed ({one_line(error)}); what has arrived is in the feature store: the same "
+                f"the cluster failed ({one_line(error)}); what has arrived is in the feature store: the same "
                 "command goes on from there"
             ) from error
 
