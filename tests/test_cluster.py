@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,8 +219,6 @@ def test_a_head_that_is_gone_is_noticed(monkeypatch):
 def clean(done, tmp_path, monkeypatch) -> Path:
     """A copy of the folder whose store is empty, and in which `here` is the cluster; its features are in `known`."""
     pytest.importorskip("ray", reason="needs the extra `ray`")
-    import shutil
-
     shutil.copytree(done, tmp_path / "copy", ignore=shutil.ignore_patterns("tmp"))
     monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -260,11 +260,12 @@ def test_a_worker_that_is_killed_is_replaced(clean):
     write_params(Path("params.yaml"), Path("params.yaml"), **{"cluster.address": "here", "cluster.workers": 2})
     process, killed = extract(), 0
     while process.poll() is None:
-        for worker in psutil.Process(process.pid).children(recursive=True):
-            if not killed and any("MapWorker" in word for word in worker.cmdline()):
-                time.sleep(2)
-                worker.send_signal(signal.SIGKILL)
-                killed += 1
+        with contextlib.suppress(psutil.Error):  # a process that has just ended
+            for worker in psutil.Process(process.pid).children(recursive=True):
+                if not killed and any("MapWorker" in word for word in worker.cmdline()):
+                    time.sleep(2)
+                    worker.send_signal(signal.SIGKILL)
+                    killed += 1
         time.sleep(0.2)
     assert (killed, process.returncode) == (1, 0), process.stdout.read()
     for file in known.glob("*.npy"):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from headstart import ray_cluster
+from headstart.cluster_config import Cluster
 from headstart.config import Params, load_params
 from headstart.data.files import read_unchanged
 from headstart.data.layouts import open_examples
@@ -53,12 +54,24 @@ class RayExecutor:
         ray: the module, connected.
         job: what they are told.
         inputs: what shapes features on them.
+        cluster: what each of them takes.
         workers: how many of them.
         sends: whether examples are sent along, since a machine cannot read the source.
+        worker: the class of the workers.
     """
 
-    def __init__(self, ray: Any, job: Job, inputs: dict[str, Any], workers: int, sends: bool) -> None:
-        self._ray, self._job, self._inputs, self._workers, self._sends = ray, job, inputs, workers, sends
+    def __init__(
+        self,
+        ray: Any,
+        job: Any,
+        inputs: dict[str, Any],
+        cluster: Cluster,
+        workers: int,
+        sends: bool = False,
+        worker: type = Worker,
+    ) -> None:
+        self._ray, self._job, self._inputs, self._cluster = ray, job, inputs, cluster
+        self._workers, self._sends, self._worker = workers, sends, worker
 
     def fingerprint(self, engine: Engine, recipe: dict[str, Any], loader: ViewLoader) -> dict[str, Any]:
         """Return what shapes features on the workers: the same on all."""
@@ -70,11 +83,11 @@ class RayExecutor:
         """Yield views with their features as they arrive; a worker that dies is replaced, its block computed again."""
         if not len(chosen):
             return
-        cluster, data = Params.model_validate(self._job.params).cluster, self._ray.data
+        cluster, data = self._cluster, self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         dataset = data.from_pandas(list(self._blocks(chosen, views, engine.batch_size))).map_batches(
-            Worker,
+            self._worker,
             fn_constructor_args=(self._job,),
             batch_size=None,
             batch_format="pandas",
@@ -130,7 +143,10 @@ def open_ray(
             check_sendable(params, manifest, unread)
         count = f"{len(machines)} machine{'' if len(machines) == 1 else 's'}"
         print(f"extract: {workers} workers on {count} of the cluster {params.cluster.address}", flush=True)
-        yield RayExecutor(ray, job, inputs, workers, bool(unread)), RemoteEngine(machines[0].facts, workers)
+        yield (
+            RayExecutor(ray, job, inputs, params.cluster, workers, bool(unread)),
+            RemoteEngine(machines[0].facts, workers),
+        )
 
 
 def ask_machines(
