@@ -278,5 +278,5 @@ def test_the_cluster_is_checked(clean):
         [sys.executable, "-m", "headstart", "cluster", "check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "the same versions as here, openvino on CPU, 1 cores, reads data.source" in done.stdout
+    assert "same versions as here, openvino on CPU, 1 cores, reads photos" in done.stdout
     assert "room for 2 workers, which give the same features" in done.stdout

@@ -30,7 +30,7 @@ from headstart.features.views import ViewLoader, Views
 from headstart.modalities import load_modality
 from headstart.paths import is_address
 
-BLOCKS_PER_WORKER, LARGEST_BLOCK = 8, 2048  # views
+BLOCKS_PER_WORKER, LARGEST_BLOCK = 16, 2048  # views
 MOST_BYTES = 2**31  # of examples that are sent through Ray where a machine cannot read the source
 
 
@@ -91,7 +91,12 @@ class RayExecutor:
             fn_constructor_args=(self._job,),
             batch_size=None,
             batch_format="pandas",
-            compute=data.ActorPoolStrategy(min_size=1, max_size=self._workers),
+            compute=data.ActorPoolStrategy(
+                min_size=1,  # if others use the cluster, it begins with those that there is room for
+                initial_size=self._workers,
+                max_size=self._workers,
+                max_tasks_in_flight_per_actor=2,  # no worker hoards blocks while others wait
+            ),
             num_cpus=cluster.cpus_per_worker,
             num_gpus=cluster.gpus_per_worker,
         )
