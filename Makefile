@@ -26,10 +26,10 @@ sweep: setup ## try heads, two at a time, through DVC's queue; then show all exp
 	headstart leaderboard
 	headstart track
 
-test: setup .venv/installed-hub .venv/installed-audio ## the tests, without those marked slow
+test: setup .venv/installed-hub .venv/installed-audio .venv/installed-ray ## the tests, without those marked slow
 	python -m pytest
 
-test-all: setup .venv/installed-hub .venv/installed-audio ## all tests
+test-all: setup .venv/installed-hub .venv/installed-audio .venv/installed-ray ## all tests
 	python -m pytest -m ""
 
 lint: setup ## style, formatting, types
@@ -67,4 +67,5 @@ lock: ## follow pyproject.toml; other versions stay (update all: make lock UPGRA
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements.lock
 	echo jax | uv pip compile - --constraint requirements.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-jax.lock
 	printf '%s\n' huggingface-hub kagglehub "keras-hub>=0.32; python_version>='3.11'" "keras-hub; python_version<'3.11'" safetensors tokenizers | uv pip compile - --constraint requirements.lock --override requirements-hub.override --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-hub.lock
+	echo 'ray[data]' | uv pip compile - --constraint requirements.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-ray.lock
 	printf '%s\n' safetensors soundfile soxr | uv pip compile - --constraint requirements.lock --constraint requirements-hub.lock --universal --python-version 3.10 --generate-hashes $(UPGRADE) --no-header --quiet --output-file requirements-audio.lock

@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace, network: str, precision: str, files: Se
     results: list[np.ndarray] = []
 
     def extract() -> None:
-        found = LocalExecutor().run(range(count), load, IMAGES.batch, engine)
+        found = LocalExecutor().run(range(count), SimpleNamespace(load=load, batch=IMAGES.batch), engine)
         results.append(np.concatenate([features for _, features in found]))
 
     def decode() -> None:

@@ -119,6 +119,20 @@ COMMANDS = (
         ],
     ),
     Command(
+        "cluster",
+        "look at the Ray cluster that params.yaml names",
+        "features.ray_executor:check_cluster",
+        ["cluster check"],
+        commands=[
+            Command(
+                "check",
+                "compare its machines: versions, engines, whether they can read the data",
+                "features.ray_executor:check_cluster",
+                ["cluster check"],
+            )
+        ],
+    ),
+    Command(
         "report",
         "make the pages reports/data.html and reports/report.html",
         "report.pages:make_pages",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
+from headstart.cluster_config import Cluster
 from headstart.data_config import Data, Text
 from headstart.errors import UserError, write_home
 from headstart.fine_tune_config import Decibels, FineTune, LeastArea, Positive, Precision, Seconds, Speed, Views
@@ -212,6 +213,7 @@ class Params(Section):
     fine_tune: FineTune
     evaluate: Evaluate
     gate: Gate
+    cluster: Cluster
 
     def leaves(self) -> dict[str, Any]:
         """Return every leaf under its dotted key, e.g. `train_head.dropout`, in the order of the file."""

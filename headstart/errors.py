@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 AUDIO_EXTRA = "the extra `audio`: make setup EXTRAS=audio"  # what recordings need, for messages
+RAY_EXTRA = "the extra `ray`: make setup EXTRAS=ray"  # what a cluster needs, for messages
 HUB_EXTRA = "the extra `hub`: make setup EXTRAS=hub"  # what texts need, for messages
 
 

@@ -18,19 +18,7 @@ from functools import cache
 
 from headstart import keras_backend, locks
 from headstart.machine import cpu_name
-
-
-@contextmanager
-def _discard_stderr() -> Iterator[None]:
-    """Discard what is written to file descriptor 2, which is below Python's own stderr."""
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(devnull)
+from headstart.quiet import discard_stderr
 
 
 class _HidesFromKeras(importlib.abc.MetaPathFinder):
@@ -64,7 +52,7 @@ JAX = keras_backend.name == "jax"
 os.environ["KERAS_BACKEND"] = keras_backend.name
 _QUIET = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # from here on; errors are still raised; JAX reads it too
-with _discard_stderr() if _QUIET else nullcontext(), _HidesFromKeras():
+with discard_stderr() if _QUIET else nullcontext(), _HidesFromKeras():
     import keras
 
     if JAX:

@@ -10,8 +10,13 @@ from pathlib import Path
 GPU_FILES = ("nvidia*", "nvhost*", "kfd", "dxg")
 
 
+CORES = "HEADSTART_CORES"  # an environment variable: how many cores a worker of a cluster may use
+
+
 def cores() -> int:
     """Return how many CPU cores this process may use."""
+    if CORES in os.environ:
+        return int(os.environ[CORES])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

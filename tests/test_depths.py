@@ -13,7 +13,7 @@ from conftest import ROOT, register_short
 from headstart.backbones import depths, get_backbone
 from headstart.backbones.base import POOL_LAYER, Block
 from headstart.config import load_params
-from headstart.features import encoding
+from headstart.features import encoders
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3)).astype(np.float32)
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "efficientnetb0", "nasnetmobile")]
@@ -107,7 +107,7 @@ def test_the_features_of_an_example_are_bounded(monkeypatch):
     ids=str,
 )
 def test_the_depth_follows_from_how_many_features_there_are(monkeypatch, changes, expected):
-    monkeypatch.setattr(encoding, "MAX_DEEP", 500)
+    monkeypatch.setattr(encoders, "MAX_DEEP", 500)
     manifest = pd.DataFrame({"split": ["train"] * 100 + ["val"] * 100 + ["test"] * 100})
     settings = load_params(ROOT / "params.yaml").extract.model_copy(update=changes)
-    assert encoding.choose_depth(settings, manifest) == expected
+    assert encoders.choose_depth(settings, manifest) == expected

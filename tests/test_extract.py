@@ -29,7 +29,7 @@ from headstart.backbones import get_backbone
 from headstart.backbones.keras_applications import KerasApplication
 from headstart.config import load_params
 from headstart.errors import UserError
-from headstart.features import encoding, extraction, store
+from headstart.features import encoders, extraction, store
 from headstart.features.engines import Engine, OutOfMemoryError, graphs
 from headstart.features.engines.openvino_engine import OpenVINOEngine
 from headstart.features.engines.tensorflow_engine import TensorFlowEngine
@@ -47,15 +47,15 @@ IMAGES = get_modality("image")
 @pytest.fixture(autouse=True, scope="module")
 def _engines_are_opened_once() -> Iterator[None]:
     """Building and converting a network takes seconds, and each test needs it several times."""
-    encoders: dict[tuple, keras.Model] = {}
+    built: dict[tuple, keras.Model] = {}
     opened: dict[tuple, tuple[keras.Model, Engine]] = {}
-    real_build, real_open = KerasApplication.build, encoding.open_engine
+    real_build, real_open = KerasApplication.build, encoders.open_engine
 
     def build(self: KerasApplication, *arguments: object) -> keras.Model:
         key = (keras.config.dtype_policy().name, self.name, *arguments)
-        if key not in encoders:
-            encoders[key] = real_build(self, *arguments)
-        return encoders[key]
+        if key not in built:
+            built[key] = real_build(self, *arguments)
+        return built[key]
 
     def open_engine(kind: str, make: Callable[[], keras.Model], spec: dict, *arguments: object) -> Engine:
         if kind == "tensorflow":  # builds the network in a policy of its own
@@ -68,7 +68,7 @@ def _engines_are_opened_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KerasApplication, "build", build)
-        patch.setattr(encoding, "open_engine", open_engine)
+        patch.setattr(encoders, "open_engine", open_engine)
         yield
 
 

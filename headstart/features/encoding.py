@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from headstart import keras_backend
 from headstart.backbones import choose_backbone
-from headstart.config import Extract, Params
+from headstart.config import Params
 from headstart.data.files import read_unchanged
 from headstart.data.layouts import open_examples
 from headstart.errors import UserError
-from headstart.features.engines import open_engine
+from headstart.features.encoders import Encoder, choose_depth
+from headstart.features.engines import Engine
+from headstart.features.executors import Executor, LocalExecutor
 from headstart.features.extraction import Extraction, open_extraction
-from headstart.features.views import ViewLoader
 from headstart.modalities import load_modality
 
-if TYPE_CHECKING:
-    from headstart.framework import keras
-
-MAX_DEEP = 50_000  # examples and views up to which `extract.depth` is half by default: a few GB of features
 BYTES_AT_ONCE = 2**24  # read from the store and written
 LOOKED_AT = 1000  # examples by which it is estimated how many are cut
 LIBRARIES = ("keras", "numpy", "openvino", "tensorflow")  # and those of the engine and the modality
@@ -99,71 +95,50 @@ class Features:
         }
 
 
-def choose_depth(settings: Extract, manifest: pd.DataFrame) -> str:
-    """Return down to where blocks give features: half of the network, if features are vectors and not too many.
-
-    The output of a network for `flatten` is long already, and grows towards the image.
-    """
-    if settings.depth is not None:
-        return settings.depth
-    views = len(manifest) + settings.views * int((manifest.split == "train").sum())
-    if settings.pooling == "flatten" or views <= MAX_DEEP:
-        return "last" if settings.pooling == "flatten" else "half"
-    print(
-        f"extract: features of the last layer alone, since there are {views:,} examples and views, more than "
-        f"{MAX_DEEP:,}; extract.depth=half takes those of more depths"
-    )
-    return "last"
-
-
 @contextmanager
 def encode(manifest: pd.DataFrame, params: Params, batch_size: int | None) -> Iterator[Features]:
     """Compute the features that the store lacks; raises as `open_extraction`, or if the backbone cannot be built."""
     settings, modality = params.extract, load_modality()
-    backbone = choose_backbone(params, modality)
-    modality = modality.for_backbone(backbone.reading(), settings)
-    size, augmentation = settings.size or backbone.default_size, modality.augmentation(settings)
-    depth = choose_depth(settings, manifest)
+    choose_backbone(params, modality)  # says what is wrong with it before anything else is said
+    encoder = Encoder(params, modality, choose_depth(settings, manifest))
+    with open_executor(encoder, manifest, batch_size) as (executor, engine):
+        for line in encoder.backbone.remarks(settings):
+            print(f"extract: {line}")
+        recipe, augmentation = encoder.recipe(engine), encoder.augmentation
+        drawn = {"count": settings.views, "augmentation": augmentation.key()} if augmentation else None
+        libraries = (*LIBRARIES, *engine.libraries, *encoder.modality.libraries, *encoder.backbone.libraries)
+        meta = {
+            **recipe,
+            "kind": modality.name,
+            "feature_dim": engine.feature_dim,
+            "views": drawn if settings.views else None,
+            "reading": encoder.modality.reading,
+            "weights": params.weights,
+            "keras_backend": keras_backend.name,
+            "versions": {name: importlib.metadata.version(name) for name in libraries},
+        }
+        with (
+            open_examples(params.data, encoder.modality) as source,
+            open_extraction(
+                engine, recipe, manifest, encoder.loader(source), settings.views, "extract", executor
+            ) as extraction,
+        ):
+            yield Features(manifest, extraction, settings.views, meta)
 
-    def build() -> keras.Model:
-        from headstart.framework import make_repeatable  # takes seconds, and may not be needed
 
-        make_repeatable(params.seed)
-        return backbone.build(params.weights, size, settings.pooling, params.seed, depth)
+@contextmanager
+def open_executor(
+    encoder: Encoder, manifest: pd.DataFrame, batch_size: int | None
+) -> Iterator[tuple[Executor, Engine]]:
+    """Open what runs the encoder where `cluster.address` says, and its engine.
 
-    known = backbone.identify(params.weights, size, params.seed)
-    network = json.dumps([known, size, settings.pooling, depth]) if known else None
-    spec, precision = modality.spec(size), settings.precision
-    engine = open_engine(settings.engine, build, spec, precision, batch_size, "extract", network)
-    for line in backbone.remarks(settings):
-        print(f"extract: {line}")
-    recipe = {
-        "backbone": backbone.name,
-        "weights_sha256": engine.weights_sha256,
-        "preprocessing": backbone.preprocessing,
-        "size": size,
-        "pooling": settings.pooling,
-        "depths": engine.depths,
-        "engine": engine.name,
-        "precision": settings.precision,
-        "storage": settings.storage,
-    }
-    views = {"count": settings.views, "augmentation": augmentation.key()} if settings.views and augmentation else None
-    libraries = (*LIBRARIES, *engine.libraries, *modality.libraries, *backbone.libraries)
-    meta = {
-        **recipe,
-        "kind": modality.name,
-        "feature_dim": engine.feature_dim,
-        "views": views,
-        "reading": modality.reading,
-        "weights": params.weights,
-        "keras_backend": keras_backend.name,
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
-    }
-    with (
-        open_examples(params.data, modality) as source,
-        open_extraction(
-            engine, recipe, manifest, ViewLoader(source, modality, size, augmentation), settings.views, "extract"
-        ) as extraction,
-    ):
-        yield Features(manifest, extraction, settings.views, meta)
+    Raises:
+        UserError: if the backbone cannot be built; if the cluster cannot be reached, or its machines do not fit.
+    """
+    if encoder.params.cluster.address == "local":
+        yield LocalExecutor(), encoder.open_engine(batch_size)
+        return
+    from headstart.features.ray_executor import open_ray  # needs the extra `ray`
+
+    with open_ray(encoder, manifest, batch_size) as opened:
+        yield opened

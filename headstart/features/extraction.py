@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from headstart.errors import UserError
 from headstart.features.engines import Engine, OutOfMemoryError
 from headstart.features.executors import Executor, LocalExecutor
 from headstart.features.store import DamagedStoreError, FeatureStore, open_store
-from headstart.features.views import ViewIndex, ViewLoader, fingerprint_inputs
+from headstart.features.views import ViewIndex, ViewLoader, Views
 
 SECONDS_BETWEEN_PUTS = 0.1  # of work that a kill can lose, besides the batches that are being computed
 
@@ -45,14 +44,9 @@ class Extraction:
         executor: Executor | None = None,
     ) -> None:
         self.index, self.engine, self.store = index, engine, store
-        self.loader, self._stage, self._executor = loader, stage, executor or LocalExecutor()
+        self.loader, self._views = loader, Views(index, loader)
+        self._stage, self._executor = stage, executor or LocalExecutor()
         self.computed, self.seconds, self._since = 0, 0.0, 0.0
-
-    def _load(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        """Load the arrays of views; an example is read once for views next to each other."""
-        index = self.index
-        for (row, _), group in itertools.groupby(chosen, lambda view: (index.rows[view], index.numbers[view] > 0)):
-            yield from self.loader.load(index.paths[row], index.hashes[row], [int(index.numbers[v]) for v in group])
 
     def complete(self) -> None:
         """Compute all that the store lacks. Of processes that need the same, one computes and the others wait."""
@@ -72,7 +66,7 @@ class Extraction:
         waiting: list[tuple[list[int], np.ndarray]] = []
         total, unit = known + len(chosen), f" {modality.noun}s"
         with (
-            closing(self._executor.run(chosen, self._load, modality.batch, self.engine)) as results,
+            closing(self._executor.run(chosen, self._views, self.engine)) as results,
             tqdm(total=total, initial=known, desc=self._stage, unit=unit, disable=None) as bar,
         ):
             for views, features in results:
@@ -119,20 +113,28 @@ class Extraction:
 
 @contextmanager
 def open_extraction(
-    engine: Engine, recipe: dict[str, Any], manifest: pd.DataFrame, loader: ViewLoader, views: int, stage: str
+    engine: Engine,
+    recipe: dict[str, Any],
+    manifest: pd.DataFrame,
+    loader: ViewLoader,
+    views: int,
+    stage: str,
+    executor: Executor | None = None,
 ) -> Iterator[Extraction]:
     """Compute the features that the store lacks: of all examples, and of `views` augmented views of those in train.
 
     Args:
         recipe: what distinguishes the network from others; `storage` is the dtype of the stored features.
+        executor: None: this machine.
 
     Raises:
         OutOfMemoryError: if a batch does not fit; what was computed until then is in the store.
         UserError: if an example has changed, or its features are not finite.
     """
-    index = ViewIndex(manifest, views, loader)
-    with open_store(fingerprint_inputs(engine, recipe, loader), engine.feature_dim, recipe["storage"]) as store:
-        extraction = Extraction(index, loader, engine, store, stage)
+    index, executor = ViewIndex(manifest, views, loader), executor or LocalExecutor()
+    inputs = executor.fingerprint(engine, recipe, loader)
+    with open_store(inputs, engine.feature_dim, recipe["storage"]) as store:
+        extraction = Extraction(index, loader, engine, store, stage, executor)
         extraction.complete()
         yield extraction
 

@@ -6,6 +6,7 @@ gives the same bits, and only then.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from blake3 import blake3
 from headstart.data.files import Source, read_unchanged
 from headstart.features.engines import Engine
 from headstart.features.store import KEY_BYTES
-from headstart.modalities import Augmentation, Modality
+from headstart.modalities import Augmentation, Batch, Modality
 from headstart.modalities.batch import batch_length
 
 PROBES_COMPUTED = 4  # probes that go through the network
@@ -80,6 +81,43 @@ class ViewIndex:
     def select(self, examples: pd.Series, augmented: bool) -> np.ndarray:
         """Return the indices of view 0, or of the augmented views, of some examples: a mask over the manifest."""
         return np.flatnonzero(examples.to_numpy()[self.rows] & ((self.numbers > 0) == augmented))
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of an index, with what loads them.
+
+    Attributes:
+        index: of all views.
+        loader: of their examples.
+    """
+
+    index: ViewIndex
+    loader: ViewLoader
+
+    def load(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
+        """Load the arrays of views, by their indices."""
+        return load_views(self.names(chosen), self.loader)
+
+    def names(self, chosen: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+        """Yield path and hash of the example and the number of each view."""
+        index = self.index
+        for view in chosen:
+            row = index.rows[view]
+            yield index.paths[row], index.hashes[row], int(index.numbers[view])
+
+    def batch(self, arrays: Sequence[np.ndarray]) -> Batch:
+        """Return loaded arrays as a batch."""
+        return self.loader.modality.batch(arrays)
+
+
+def load_views(names: Iterable[tuple[str, str, int]], loader: ViewLoader) -> Iterator[np.ndarray]:
+    """Load the arrays of views, by path and hash of the example and their number.
+
+    An example is read once for views next to each other.
+    """
+    for (path, file_hash, _), group in itertools.groupby(names, lambda view: (*view[:2], view[2] > 0)):
+        yield from loader.load(path, file_hash, [number for *_, number in group])
 
 
 def _key(recipe: str, file_hash: str, number: int) -> bytes:
