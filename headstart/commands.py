@@ -126,7 +126,7 @@ COMMANDS = (
         commands=[
             Command(
                 "check",
-                "compare its machines: versions, engines, whether they can read the data",
+                "compare its machines, and see whether they can read the data",
                 "features.ray_executor:check_cluster",
                 ["cluster check"],
             )

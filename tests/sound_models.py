@@ -84,11 +84,11 @@ def register_wavenet() -> None:
 
 
 def record(label: str, speaker: int, take: int) -> bytes:
-    """Tones that rise or fall, higher or lower by speaker; some are longer than the two seconds that are heard."""
+    """High tones that fall or low ones that rise, a bit higher by speaker; some are longer than what is heard."""
     random = np.random.default_rng([speaker, take])
     time = np.arange(int(RATE * (0.4 + 0.1 * take + (2 if take == 3 else 0)))) / RATE
     slope = 400 if label == "up" else -400
-    height = 800 + 100 * speaker + slope * (time % 0.4)
+    height = (800 if label == "up" else 2400) + 100 * speaker + slope * (time % 0.4)
     sound = 0.3 * np.sin(2 * np.pi * np.cumsum(height) / RATE) + 0.02 * random.standard_normal(len(time))
     return encode(sound, kind=("WAV", "FLAC")[take % 2])
 

@@ -88,7 +88,9 @@ def test_the_weights_are_looked_for_where_keras_looks(monkeypatch, tmp_path):
     assert mobilenet.weights_path(96) == folder / f"{prefix}_96_no_top.h5"
     assert mobilenet.weights_path(100) == folder / f"{prefix}_224_no_top.h5"
     assert get_backbone("vgg16").weights_path(64) == folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    assert cached_backbones() == ["tiny", "tinybert", "wavenet"]
+    found = cached_backbones()  # other tests make further ones known, which need no file
+    assert {"tiny", "tinybert", "wavenet"} <= set(found)
+    assert not {"mobilenetv2", "vgg16"} & set(found)
 
 
 def test_tiny_brings_its_weights():

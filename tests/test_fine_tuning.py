@@ -371,7 +371,7 @@ def test_the_learning_rate_is_warmed_up_and_decays_to_zero(tmp_path):
     assert rates[-1] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_trainer_that_was_used_trains_as_a_new_one_does(tmp_path, precision):
     """It keeps neither moments, average, steps nor float16's loss scale, and takes another length and rate."""
     options = {"ema": None, "precision": precision, "clip_norm": 0.0}
