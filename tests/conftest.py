@@ -177,7 +177,7 @@ def finished_photos(tmp_path_factory, extracted) -> Path:
 @pytest.fixture(scope="session")
 def finished_sounds(tmp_path_factory, extracted_sounds) -> Path:
     """As `finished_photos`, on recordings, with fine-tuning."""
-    return finish(tmp_path_factory.mktemp("finished") / "here", extracted_sounds, **{"train_head.epochs": 30})
+    return finish(tmp_path_factory.mktemp("finished") / "here", extracted_sounds, **{"train_head.hidden": []})
 
 
 @pytest.fixture(scope="session")
