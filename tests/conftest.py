@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from headstart import paths, tracking
+from headstart.head_config import OPEN
 from headstart.validation import SAFE_LOADER
 
 os.environ["HEADSTART_TRACKING"] = "off"  # tests of tracking turn it on, and so do projects
@@ -177,7 +178,8 @@ def finished_photos(tmp_path_factory, extracted) -> Path:
 @pytest.fixture(scope="session")
 def finished_sounds(tmp_path_factory, extracted_sounds) -> Path:
     """As `finished_photos`, on recordings, with fine-tuning."""
-    return finish(tmp_path_factory.mktemp("finished") / "here", extracted_sounds, **{"train_head.hidden": []})
+    chosen = {f"train_head.{key}": value for key, value in OPEN.items()}  # of several depths
+    return finish(tmp_path_factory.mktemp("finished") / "here", extracted_sounds, **chosen)
 
 
 @pytest.fixture(scope="session")
