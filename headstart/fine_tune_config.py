@@ -63,8 +63,9 @@ class FineTune(Section):
     """Share of the steps in which the learning rate rises from zero."""
     weight_decay: UpTo1
     """Weight decay of AdamW."""
-    label_smoothing: Below1
-    """Label smoothing; the loss in the curves is without it."""
+    label_smoothing: Below1 | None
+    """Label smoothing; null: what suits the backbone, 0.1 for images and recordings, 0 for texts. The loss in the
+    curves is without it."""
     class_weight: Literal["balanced"] | None
     """balanced: each class counts the same, however many examples it has; null: each example counts the same."""
     clip_norm: Positive | None
@@ -114,6 +115,7 @@ class FineTune(Section):
 
 
 class ResolvedFineTune(FineTune):
-    """Fine-tuning with a learning rate, see `training.defaults.resolve_fine_tune`."""
+    """Fine-tuning without null for what follows from the backbone, see `training.defaults.resolve_fine_tune`."""
 
     learning_rate: LearningRate
+    label_smoothing: Below1

@@ -63,7 +63,7 @@ def make_network(dropout: float = 0.2) -> keras.Model:
 
 def settings(**changes: object) -> FineTune:
     return load_params(ROOT / "params.yaml").fine_tune.model_copy(
-        update={"batch_size": 16, "learning_rate": 0.1, "ema": 0, **changes}
+        update={"batch_size": 16, "learning_rate": 0.1, "label_smoothing": 0.1, "ema": 0, **changes}
     )
 
 

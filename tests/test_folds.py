@@ -59,7 +59,14 @@ class Features:
 def make_plan(
     examples: FeatureSet, network: keras.Model, head: keras.Model, made: list[folds.Fold], folder: Path, **changes
 ) -> plan.Plan:
-    options = {"batch_size": 8, "learning_rate": 0.03, "mixup": 0.0, "ema": 0.5, "class_weight": None}
+    options = {
+        "batch_size": 8,
+        "learning_rate": 0.03,
+        "label_smoothing": 0.1,
+        "mixup": 0.0,
+        "ema": 0.5,
+        "class_weight": None,
+    }
     settings = PARAMS.fine_tune.model_copy(update=options)
     values = {
         "settings": settings,

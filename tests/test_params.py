@@ -192,7 +192,7 @@ def test_dvc_can_override_one_key_after_another(tmp_path: Path):
     before = load_params(file).leaves()
     words = dict.fromkeys(("data.root", "data.text_column", "data.label_column", "prepare.group_by"), "word")
     words |= {"fine_tune.flip": "true", "fine_tune.ema": "0.9", "fine_tune.word_dropout": "0.5"}
-    words |= {"fine_tune.learning_rate": "0.01"}
+    words |= {"fine_tune.learning_rate": "0.01", "fine_tune.label_smoothing": "0.5"}
     words |= {"fine_tune.refit": "true", "prepare.value_range": "[0,4095]", "data.splits": "none"}
     words |= {"fine_tune.crop": "0.5", "train_head.hidden": "[64,32]"}
     words |= {"train_head.dropout": "0.5", "train_head.weight_decay": "0.5"}

@@ -216,12 +216,19 @@ def test_activations_are_of_the_network_that_the_files_describe(here, monkeypatc
 # --- defaults
 
 
-@pytest.mark.slow
-def test_the_learning_rate_is_that_of_the_backbone_unless_params_have_one(here):
+@pytest.mark.parametrize(
+    ("name", "of_images", "of_texts"), [("learning_rate", 3e-4, 3e-5), ("label_smoothing", 0.1, 0)]
+)
+def test_what_suits_the_backbone_is_used_unless_params_say_otherwise(name, of_images, of_texts):
     settings = load_params(Path(__file__).parent.parent / "params.yaml").fine_tune
-    assert settings.learning_rate is None
-    assert resolve_fine_tune(settings, get_backbone("mobilenetv2")).learning_rate == 3e-4
-    assert resolve_fine_tune(settings, get_backbone("bert-base")).learning_rate == 3e-5
-    asked = settings.model_copy(update={"learning_rate": 0.01})
-    assert resolve_fine_tune(asked, get_backbone("bert-base")).learning_rate == 0.01
+    assert getattr(settings, name) is None
+    assert getattr(resolve_fine_tune(settings, get_backbone("mobilenetv2")), name) == of_images
+    assert getattr(resolve_fine_tune(settings, get_backbone("bert-base")), name) == of_texts
+    for asked in (0.01, 0.0) if name == "label_smoothing" else (0.01,):
+        found = resolve_fine_tune(settings.model_copy(update={name: asked}), get_backbone("bert-base"))
+        assert getattr(found, name) == asked
+
+
+@pytest.mark.slow
+def test_the_learning_rate_of_the_backbone_is_reported(here):
     assert fine_tune(learning_rate=None, epochs=1)["settings"]["learning_rate"] == 3e-5

@@ -47,7 +47,7 @@ class Backbone:
         feature_dim: length of the vectors with `extract.pooling: avg`.
         parameters: weights in millions, without a classifier on top.
         preprocessing: what happens to an example before the first layer, in words.
-        learning_rate: what `fine_tune.learning_rate: null` means for it.
+        learning_rate, label_smoothing: what null means for it in the section `fine_tune`.
         licence: of its weights; empty: see where they come from.
         libraries: packages besides those of every install whose versions shape its features.
     """
@@ -62,6 +62,7 @@ class Backbone:
     preprocessing: str
     min_size: int = 1
     learning_rate: float = 3e-4
+    label_smoothing: float = 0.1
     licence: str = ""
 
     def check(self, params: Params) -> None:

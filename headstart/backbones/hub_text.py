@@ -46,6 +46,7 @@ class TextEncoder(HubBackbone):
     pooled: str = MEAN
     prefix: str = ""
     learning_rate: float = 3e-5
+    label_smoothing: float = 0.0
 
     def check(self, params: Params) -> None:
         super().check(params)

@@ -60,9 +60,10 @@ def choose_ema_momentum(settings: FineTune, epochs: int, n_examples: int) -> flo
 
 
 def resolve_fine_tune(settings: FineTune, backbone: Backbone) -> ResolvedFineTune:
-    """Return `settings` with the learning rate at which the backbone is usually fine-tuned, unless they have one."""
-    rate = backbone.learning_rate if settings.learning_rate is None else settings.learning_rate
-    return ResolvedFineTune(**{**settings.model_dump(), "learning_rate": rate})
+    """Return `settings` with learning rate and label smoothing, where they are null those that suit the backbone."""
+    given = settings.model_dump()
+    chosen = {name: getattr(backbone, name) for name in ("learning_rate", "label_smoothing") if given[name] is None}
+    return ResolvedFineTune(**{**given, **chosen})
 
 
 def choose_folds(settings: FineTune, n_val: int, targets: np.ndarray, groups: np.ndarray) -> int:

@@ -125,6 +125,7 @@ def build_plan(
         chosen = {
             "epochs": epochs,
             "learning_rate": settings.learning_rate,
+            "label_smoothing": settings.label_smoothing,
             "ema": defaults.choose_ema_momentum(settings, epochs, n_train),
             "views": views,
             **(asdict(loader.augmentation) if loader.augmentation else {}),
