@@ -111,7 +111,8 @@ def speed(options: argparse.Namespace) -> None:
         for address in ("prepare", "local", "here"):
             params["cluster"]["address"] = address if address != "prepare" else "local"
             file.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-            shutil.rmtree(Path(folder, ".dvc/tmp/headstart/features"), ignore_errors=True)
+            for kept in ("features", "graphs"):
+                shutil.rmtree(Path(folder, ".dvc/tmp/headstart", kept), ignore_errors=True)
             start = time.perf_counter()
             stage = "prepare" if address == "prepare" else "extract"
             command = [sys.executable, "-m", "pipeline", stage]

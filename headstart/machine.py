@@ -15,8 +15,9 @@ CORES = "HEADSTART_CORES"  # an environment variable: how many cores a worker of
 
 def cores() -> int:
     """Return how many CPU cores this process may use."""
-    if CORES in os.environ:
-        return int(os.environ[CORES])
+    given = os.environ.get(CORES, "")
+    if given.isdecimal() and int(given):
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,12 +22,15 @@ import psutil
 import pytest
 from conftest import ROOT, make_extracted, paint, run_stages, write_params
 
-from headstart import paths, ray_cluster
+from headstart import keras_backend, paths, ray_cluster
 from headstart.config import load_params
+from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_manifest
 from headstart.errors import UserError
 from headstart.features import ray_executor, ray_worker
+from headstart.features.ray_executor import RayExecutor
 from headstart.features.ray_worker import Job, Machine, Worker
+from headstart.features.views import ViewIndex, Views
 from headstart.modalities import load_modality
 
 
@@ -41,6 +46,7 @@ def here(done, monkeypatch) -> Path:
     monkeypatch.chdir(done)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("HEADSTART_CORES", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     return done
 
 
@@ -88,7 +94,14 @@ def test_a_worker_computes_what_this_machine_does(here, versions):
     assert set(found["error"]) == {""}
 
 
-def test_examples_may_be_sent_along(here, versions, monkeypatch):
+def test_examples_may_be_sent_along_once(here, versions, monkeypatch):
+    """However many views of them there are."""
+    manifest, encoder = load_manifest(), make_job().encoder()
+    with open_examples(encoder.params.data, encoder.modality) as source:
+        views = Views(ViewIndex(manifest, 2, encoder.loader(source)), encoder.loader(source))
+        executor = RayExecutor(None, None, {}, encoder.params.cluster, 1, sends=True)
+        (whole,) = executor._blocks(range(len(views.index.keys)), views, 10_000)
+    assert sum(map(len, whole.data)) == sum(Path("photos", path).stat().st_size for path in manifest.path)
     block = make_block(3)
     block["data"] = [Path("photos", path).read_bytes() for path in block.path]
     worker = Worker(make_job())
@@ -104,6 +117,36 @@ def test_a_worker_says_which_example_it_cannot_use(here, versions):
     assert found["view"].tolist() == [-1]
     assert found["features"].shape[0] == 1
     assert f"{block.path[1]} has changed since prepare ran" in found["error"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"inputs": {"size": 7}}, "computes other features"), ({"versions": {"Python": "4"}}, "with other versions")],
+)
+def test_a_worker_on_a_machine_that_joined_later_refuses(here, versions, changes, problem):
+    found = Worker(make_job(**changes))(make_block(2))
+    assert found["view"].tolist() == [-1]
+    assert problem in found["error"][0]
+
+
+def test_a_worker_without_gpus_sees_none(here, versions, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    job = make_job()
+    job.encoder()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    job.params["cluster"]["gpus_per_worker"] = 1.0
+    job.encoder()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_worker_runs_on_jax_if_params_ask_for_it(here, versions, monkeypatch):
+    monkeypatch.setattr(keras_backend, "name", "tensorflow")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    job = make_job()
+    job.params["extract"]["engine"] = "jax"
+    job.encoder()
+    assert keras_backend.name == "jax"
 
 
 def test_machines_that_fit_give_one_fingerprint(here, versions):
@@ -168,6 +211,8 @@ def fake_ray(*resources: dict[str, float]) -> SimpleNamespace:
         ({"cpus_per_worker": 3}, 3),  # 2 on one machine, 1 on the other
         ({"gpus_per_worker": 1.0}, 1),
         ({"gpus_per_worker": 0.5}, 2),
+        ({"gpus_per_worker": 0.2}, 5),
+        ({"gpus_per_worker": 0.6}, 1),
         ({"workers": 5}, 5),
     ],
 )
@@ -190,11 +235,43 @@ def test_without_ray_one_message_says_so(here, monkeypatch):
         run_stages("extract")
 
 
-@pytest.mark.parametrize("address", ["ray", "ray://", "host", "host:port", "http://host:1", "", 7, None])
+@pytest.mark.parametrize("address", ["ray", "ray://h:1", "host", "host:port", "http://host:1", "", 7, None])
 def test_addresses_that_name_no_cluster_are_refused(address, tmp_path):
     write_params(tmp_path / "params.yaml", **{"cluster.address": address})
     with pytest.raises(UserError, match=r"cluster.address must be local, here, auto or HOST:PORT"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("share", [1.5, -1, 65])
+def test_a_worker_has_a_share_of_one_gpu_or_whole_ones(share, tmp_path):
+    write_params(tmp_path / "params.yaml", **{"cluster.gpus_per_worker": share})
+    with pytest.raises(UserError, match=r"cluster.gpus_per_worker must be"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_cluster_that_is_not_there_is_reported_at_once(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_import_ray", lambda: SimpleNamespace())
+    cluster = load_params(ROOT / "params.yaml").cluster.model_copy(update={"address": "127.0.0.1:9"})
+    with (
+        pytest.raises(UserError, match=r"cluster.address 127.0.0.1:9: Ray cannot be reached \(.*refused"),
+        ray_cluster.connect(cluster),
+    ):
+        pass
+
+
+def test_errors_of_ray_are_one_line_about_the_cause():
+    error = RuntimeError("\x1b[36mray::Worker()\x1b[39m (pid=7)\n  File x, line 1\nKeyError: 'seed'\n")
+    assert ray_cluster.explain(error) == "RuntimeError: KeyError: 'seed'"
+
+
+def test_what_reads_ahead_ends_with_its_reader():
+    """Else it would use Ray after its end."""
+    ray = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="127.0.0.1:9"))
+    before, found = threading.active_count(), ray_cluster.while_alive(ray, iter(range(100)))
+    assert next(found) == 0
+    assert threading.active_count() == before + 1
+    found.close()
+    assert threading.active_count() == before
 
 
 def test_a_head_that_is_gone_is_noticed(monkeypatch):
@@ -234,7 +311,7 @@ def extract() -> subprocess.Popen[str]:
 
 
 def same_as_known() -> bool:
-    return all(file.read_bytes() == Path("known", file.name).read_bytes() for file in Path("features").glob("*.npy"))
+    return all(Path("features", file.name).read_bytes() == file.read_bytes() for file in Path("known").glob("*.npy"))
 
 
 @pytest.mark.slow
@@ -270,6 +347,26 @@ def test_a_worker_that_is_killed_is_replaced(clean):
     assert (killed, process.returncode) == (1, 0), process.stdout.read()
     for file in known.glob("*.npy"):
         assert Path("features", file.name).read_bytes() == file.read_bytes()
+
+
+LISTENING = """
+import os, psutil
+from headstart import ray_cluster
+from headstart.config import load_params
+with ray_cluster.connect(load_params().cluster) as ray:
+    me = psutil.Process()
+    places = [place for process in (me, *me.children(recursive=True)) for place in process.net_connections()]
+    found = {place.laddr.ip for place in places if place.status == "LISTEN"}
+    print(sorted(found), os.environ["RAY_AUTH_MODE"])
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_its_own_listens_to_this_machine_alone(clean, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True)
+    assert set(re.findall(r"'(.*?)'", done.stdout)) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, done.stdout
+    assert done.stdout.endswith("token\n")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from headstart.backbones.splitting import find_split, lower_model, select_blocks
 from headstart.config import load_params
 from headstart.errors import UserError
 from headstart.features.engines import open_engine
-from headstart.framework import tf
+from headstart.framework import policy, tf
 from headstart.modalities import get_modality
 
 NAMES = ["wavenet", "speech-embedding"]
@@ -160,6 +160,16 @@ def test_features_are_mean_and_deviation_of_what_is_heard():
         tape.watch(still := tf.constant(sequence[:1]))
         total = tf.reduce_sum(pool([still, tf.constant(mask[:1])]))
     assert np.isfinite(tape.gradient(total, still).numpy()).all()
+
+
+def test_deviations_of_long_recordings_fit_into_float16():
+    """The sum of their squares does not."""
+    steps, heard = keras.Input((None, 1), dtype="float16"), keras.Input((None,), dtype="int32")
+    with policy("float16"):
+        pool = keras.Model([steps, heard], statistics_pool(steps, heard, "pool"))
+    loud = np.tile(np.float16([10, -10]), 1000).reshape(1, -1, 1)
+    found = np.asarray(pool([loud, np.ones((1, 2000), np.int32)]), np.float32)
+    np.testing.assert_allclose(found, [[0, 10]], atol=0.01)
 
 
 # --- speech-embedding

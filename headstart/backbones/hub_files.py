@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 from headstart.backbones.keras_applications import keras_folders
 from headstart.errors import HUB_EXTRA, UserError, one_line
@@ -97,7 +98,8 @@ class Origin:
         """Return the folders that the files may lie in: below Keras' own."""
         if self.is_folder:
             return [Path(self.place)]
-        name = self.place.partition(":")[2].replace("/", "--")
+        place, at, revision = self.place.partition(":")[2].partition("@")
+        name = f"{place.replace('/', '--')}{at}{quote(revision, safe='')}"
         return [folder / "models" / name for folder in keras_folders()]
 
     def folder(self) -> Path:

@@ -35,7 +35,10 @@ def statistics_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: 
     from headstart.framework import keras
 
     mean = mean_pool(sequence, mask, f"{name}_mean")
-    squares = keras.ops.square(sequence - keras.ops.expand_dims(mean, 1))
-    variance = mean_pool(squares, mask, f"{name}_variance")
-    deviation = keras.ops.sqrt(variance + SMALLEST_VARIANCE)  # its gradient would be infinite at zero
+    half = sequence.dtype == "float16"  # whose largest number a sum of squares soon exceeds
+    changes = sequence - keras.ops.expand_dims(mean, 1)
+    squares = keras.ops.square(keras.ops.cast(changes, "float32") if half else changes)
+    layer = keras.layers.GlobalAveragePooling1D(name=f"{name}_variance", dtype="float32" if half else None)
+    deviation = keras.ops.sqrt(layer(squares, mask=mask) + SMALLEST_VARIANCE)  # its gradient is infinite at zero
+    deviation = keras.ops.cast(deviation, "float16") if half else deviation
     return keras.layers.Concatenate(name=name)([mean, deviation])

@@ -159,8 +159,9 @@ def retry_on_oom(stage: str, work: Callable[[int | None], None], batch_size: int
             if error.batch_size <= 2:
                 advice = "lower extract.size" if stage == "extract" else "set fine_tune.trunk_cache to off"
                 raise UserError(f"out of memory with a batch of two ({error}); {advice}") from error
-            from headstart.framework import keras  # what ran out of memory has loaded it
-
             batch_size = error.batch_size // 2
-            keras.backend.clear_session()  # frees the network on the device
+            if "headstart.framework" in sys.modules:  # else it ran out of memory on another machine
+                from headstart.framework import keras
+
+                keras.backend.clear_session()  # frees the network on the device
             print(f"{stage}: out of memory with a batch of {error.batch_size}; trying {batch_size}")

@@ -21,7 +21,7 @@ from headstart.config import Params, load_params
 from headstart.data.files import read_unchanged
 from headstart.data.layouts import open_examples
 from headstart.data.prepared import load_manifest
-from headstart.errors import UserError, one_line
+from headstart.errors import UserError
 from headstart.features.encoders import Encoder, choose_depth
 from headstart.features.engines import Engine, OutOfMemoryError
 from headstart.features.engines.base import NetworkInfo
@@ -86,7 +86,8 @@ class RayExecutor:
         cluster, data = self._cluster, self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        dataset = data.from_pandas(list(self._blocks(chosen, views, engine.batch_size))).map_batches(
+        blocks = [self._ray.put(block) for block in self._blocks(chosen, views, engine.batch_size)]
+        dataset = data.from_pandas_refs(blocks).map_batches(
             self._worker,
             fn_constructor_args=(self._job,),
             batch_size=None,
@@ -108,10 +109,12 @@ class RayExecutor:
                 if batch["error"][0]:
                     raise UserError(str(batch["error"][0]))
                 yield batch["view"].tolist(), batch["features"]
+        except self._ray.exceptions.RayTaskError:
+            raise  # a mistake in our code, not of the cluster
         except (self._ray.exceptions.RayError, ConnectionError) as error:
             raise UserError(
-                f"the cluster failed ({one_line(error)}); what has arrived is in the feature store: the same "
-                "command goes on from there"
+                f"the cluster failed ({ray_cluster.explain(error)}); what has arrived is in the feature store: the "
+                "same command goes on from there"
             ) from error
 
     def _blocks(self, chosen: Sequence[int], views: Views, batch_size: int) -> Iterator[pd.DataFrame]:
@@ -121,10 +124,10 @@ class RayExecutor:
             block = pd.DataFrame(views.names(part), columns=["path", "file_hash", "number"])
             block["view"] = np.asarray(part)
             if self._sends:
+                again = block.path.eq(block.path.shift())  # views of an example are next to each other
+                names = zip(block.path, block.file_hash, again, strict=True)
                 source = views.loader.source
-                block["data"] = [
-                    read_unchanged(source, *name) for name in zip(block.path, block.file_hash, strict=True)
-                ]
+                block["data"] = [b"" if known else read_unchanged(source, *name) for *name, known in names]
             yield block
 
 
@@ -148,10 +151,8 @@ def open_ray(
             check_sendable(params, manifest, unread)
         count = f"{len(machines)} machine{'' if len(machines) == 1 else 's'}"
         print(f"extract: {workers} workers on {count} of the cluster {params.cluster.address}", flush=True)
-        yield (
-            RayExecutor(ray, job, inputs, params.cluster, workers, bool(unread)),
-            RemoteEngine(machines[0].facts, workers),
-        )
+        executor = RayExecutor(ray, replace(job, inputs=inputs), inputs, params.cluster, workers, bool(unread))
+        yield executor, RemoteEngine(machines[0].facts, workers)
 
 
 def ask_machines(
@@ -169,7 +170,7 @@ def ask_machines(
         example=(first.path, first.file_hash),
         versions=versions(),
     )
-    answers = ray_cluster.on_each_node(ray, describe_machine, job)
+    answers = ray_cluster.on_each_node(ray, describe_machine, job, encoder.params.cluster.gpus_per_worker)
     return job, [replace(answer, name=f"{answer.name} at {address}") for address, answer in answers]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from blake3 import blake3
 
-from headstart import machine
+from headstart import keras_backend, machine
 from headstart.config import Params
 from headstart.data.files import Source, read_unchanged
 from headstart.data.layouts import open_examples
@@ -30,7 +30,6 @@ from headstart.modalities import Batch, get_modality
 
 PACKAGE = Path(__file__).parents[1]
 COMPARED = ("keras", "numpy", "openvino", "ray", "tensorflow")  # with these, other versions can round in other ways
-CODE = ("backbones", "data", "features", "modalities", "framework.py")  # what shapes a feature
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Job:
         root: the folder of the project, which may not exist on another machine.
         example: path and hash of an example, to see whether the data can be read.
         versions: of Python, libraries and our code, which must be the same everywhere.
+        inputs: what shapes the features on the machines that were asked; None: they have not answered yet.
     """
 
     params: dict[str, Any]
@@ -53,6 +53,7 @@ class Job:
     root: str
     example: tuple[str, str]
     versions: dict[str, str]
+    inputs: dict[str, Any] | None = None
 
     def encoder(self) -> Encoder:
         """Return the encoder, in the folder of the project if that is here."""
@@ -60,6 +61,10 @@ class Job:
             os.chdir(self.root)
         params = Params.model_validate(self.params)
         os.environ[machine.CORES] = str(params.cluster.cpus_per_worker)
+        if not params.cluster.gpus_per_worker:
+            os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Ray hides no GPUs from workers that ask for none
+        if params.extract.engine == "jax":
+            keras_backend.name = "jax"
         return Encoder(params, get_modality(self.kind, self.reading), self.depth)
 
 
@@ -96,7 +101,7 @@ class Sent(Source):
 
 def versions() -> dict[str, str]:
     """Return what must be the same on all machines, by name; of our own code a hash."""
-    code = "".join(str(md5_of(Workspace(PACKAGE), place)) for place in CODE)
+    code = str(md5_of(Workspace(PACKAGE.parent), PACKAGE.name))
     found = {name: importlib.metadata.version(name) for name in COMPARED}
     python = ".".join(platform.python_version_tuple()[:2])
     return {"Python": python, **found, "code of headstart": blake3(code.encode()).hexdigest(length=4)}
@@ -151,18 +156,31 @@ class Worker:
         encoder = job.encoder()
         self._encoder, self._engine = encoder, encoder.open_engine(job.batch_size)
         self._source = open_examples(encoder.params.data, encoder.modality)
+        self._refusal = ""
+        # Its machine may have joined the cluster after the others were asked.
+        if job.inputs is not None and job.inputs != self._inputs():
+            self._refusal = f"{socket.gethostname()} has joined the cluster, and computes other features; remove it"
+        elif job.versions != versions():
+            self._refusal = f"{socket.gethostname()} has joined the cluster with other versions; remove it"
+
+    def _inputs(self) -> dict[str, Any]:
+        encoder, engine = self._encoder, self._engine
+        return fingerprint_inputs(engine, encoder.recipe(engine), encoder.loader(Sent({})))
 
     def __call__(self, block: pd.DataFrame) -> dict[str, np.ndarray]:
         """Return the numbers of the views, with their features; or -1 with an error, where one cannot be computed."""
         sent = "data" in block
-        source = Sent(dict(zip(block.path, block.data, strict=True))) if sent else self._source
+        files = {path: data for path, data in zip(block.path, block.data, strict=True) if data} if sent else {}
+        source = Sent(files) if sent else self._source
         names = list(zip(block.path, block.file_hash, block.number.tolist(), strict=True))
         work = Block(names, self._encoder.loader(source))
         views, dim = block["view"].to_numpy(), self._engine.feature_dim
         places: list[int] = []
         found = [np.zeros((0, dim), np.float32)]
-        error, oom = "", 0
+        error, oom = self._refusal, 0
         try:
+            if error:
+                raise UserError(error)
             with closing(LocalExecutor().run(range(len(block)), work, self._engine)) as results:
                 for some, features in results:
                     places += some
