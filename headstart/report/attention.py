@@ -64,7 +64,7 @@ def maps(classifier: Classifier, batch: Batch, classes: np.ndarray) -> tuple[np.
             found = rollout(encoder, chain, networks.without_softmax(head), batch, classes)
             found -= found.min(axis=(2, 3), keepdims=True)
             return _with_maximum_of_1(found), "where the backbone looks for a class, by attention rollout"
-    except (AttributeError, TypeError, ValueError) as error:  # as KerasHub's layers may change
+    except (AttributeError, TypeError, ValueError, tf.errors.ResourceExhaustedError) as error:  # layers may change
         reason = f"attention rollout failed: {one_line(error)}"
         print(f"results page: {reason}; it shows gradient times token")
         words = f"evidence for a class, by place, in the tokens that its last layer reads ({reason})"
