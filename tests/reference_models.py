@@ -26,6 +26,16 @@ def images(size: int) -> np.ndarray:
     return ((noise + ramp[:, None, None]) * brightness).astype(np.uint8)
 
 
+def sounds() -> list[np.ndarray]:
+    """Return three sounds at 16 kHz, (n,) float32 each: noise and a rising tone, of 0.3, 0.97 and 2 seconds."""
+    found = []
+    for number, length in enumerate((4800, 15_500, 32_000)):
+        time = np.arange(length) / 16_000
+        noise = np.random.RandomState(number).uniform(-0.05, 0.05, length)
+        found.append((0.4 * np.sin(2 * np.pi * (300 + 700 * number * time) * time) + noise).astype(np.float32))
+    return found
+
+
 def draw(name: str, shape: list[int]) -> np.ndarray:
     """Return one tensor of weights, float32: nothing in it is zero or one, so that a mistake with it would show.
 
@@ -65,6 +75,11 @@ def expected(family: str) -> dict[str, np.ndarray]:
     what the model was trained to be pooled to, (3, dim) each, for images of that size. `hidden/NUMBER`: what block
     NUMBER, from 1, gave for the first image of the size that the model was trained at, (tokens, dim). `attention/2`:
     how the first and the last token attend to all in block 2 then, (heads, 2, tokens).
+
+    Of encoders of sounds: `SECONDS/features`, mean and deviation over the steps in which there is sound, of `sounds`,
+    (3, 2 dim), if so many seconds are heard; at the length that the model was trained at `hidden/NUMBER`, what block
+    NUMBER gave for every tenth step of the second sound, and `spectrum`, the first and the last 20 frames of the last
+    sound, (mels, 40).
     """
     from safetensors.numpy import load_file
 
@@ -72,7 +87,7 @@ def expected(family: str) -> dict[str, np.ndarray]:
 
 
 def write_preset(family: str, folder: Path) -> Path:
-    """Write CLIP, SigLIP or RetinaNet as KerasHub keeps its presets, with the rest of the network random."""
+    """Write CLIP, SigLIP, RetinaNet or Whisper as KerasHub keeps its presets, with the rest of the network random."""
     import keras_hub
 
     from headstart.backbones.hub_conversions import vision_tower
@@ -81,6 +96,8 @@ def write_preset(family: str, folder: Path) -> Path:
     text = {"vocabulary_size": 16, "embedding_dim": 8, "hidden_dim": 8, "num_layers": 1, "num_heads": 1}
     text |= {"intermediate_dim": 8, "max_sequence_length": 4}
     source = write_model(family, folder / "source")
+    if family == "whisper":
+        return _write_whisper(source, folder)
     if family == "resnet":
         trunk = models.Backbone.from_preset(str(source))
         network = models.RetinaNetBackbone(trunk, min_level=3, max_level=7, use_p5=False)
@@ -102,4 +119,42 @@ def write_preset(family: str, folder: Path) -> Path:
     scale = [1 / 255 / one for one in about[std]]
     offset = [-one / other for one, other in zip(about[mean], about[std], strict=True)]
     converter(image_size=(80, 80), scale=scale, offset=offset, **more).save_to_preset(str(folder))
+    return folder
+
+
+def _write_whisper(source: Path, folder: Path) -> Path:
+    """Write a Whisper as KerasHub keeps its presets: what is its encoder's is taken from the files in `source`."""
+    import keras_hub
+    from safetensors.numpy import load_file
+
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    names = {"hidden_dim": "d_model", "num_layers": "encoder_layers", "num_heads": "encoder_attention_heads"}
+    names |= {"intermediate_dim": "encoder_ffn_dim", "num_mels": "num_mel_bins"}
+    sizes = {name: config[other] for name, other in names.items()}
+    sizes |= {"max_encoder_sequence_length": 2 * config["max_source_positions"], "vocabulary_size": 16}
+    network = keras_hub.models.WhisperBackbone(**sizes, max_decoder_sequence_length=4)
+    arrays = load_file(source / "model.safetensors")
+    start = "model.encoder."
+
+    def assign(variables: list, name: str) -> None:
+        values = [arrays[f"{start}{name}.{kind}"].T for kind in ("weight", "bias") if f"{start}{name}.{kind}" in arrays]
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value.reshape(variable.shape))
+
+    assign(network.encoder_conv_layer_1.weights, "conv1")
+    assign(network.encoder_conv_layer_2.weights, "conv2")
+    network.encoder_position_embedding.weights[0].assign(arrays[f"{start}embed_positions.weight"])
+    assign(network.encoder_layer_norm.weights, "layer_norm")
+    for number, layer in enumerate(network.encoder_transformer_layers):
+        attention = layer._self_attention_layer
+        parts = {
+            "self_attn.q_proj": attention.query_dense, "self_attn.k_proj": attention.key_dense,
+            "self_attn.v_proj": attention.value_dense, "self_attn.out_proj": attention.output_dense,
+            "self_attn_layer_norm": layer._self_attention_layer_norm, "final_layer_norm": layer._feedforward_layer_norm,
+            "fc1": layer._feedforward_intermediate_dense, "fc2": layer._feedforward_output_dense,
+        }  # fmt: skip
+        for name, part in parts.items():
+            assign(part.weights, f"layers.{number}.{name}")
+    shutil.rmtree(source)
+    network.save_to_preset(str(folder))
     return folder
