@@ -29,7 +29,8 @@ from headstart.features.engines import open_engine
 from headstart.framework import policy, tf
 from headstart.modalities import get_modality
 
-NAMES = ["wavenet", "speech-embedding", "whisper"]
+HUB = ["whisper", "moonshine"]
+NAMES = ["wavenet", "speech-embedding", *HUB]
 SECONDS = 2
 LENGTHS = (100, 5_000, 16_000, 30_001)  # samples
 MODALITY = get_modality("audio")
@@ -46,12 +47,14 @@ def file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=NAMES)
 def built(request, tmp_path_factory):
-    row, weights = None, {"wavenet": "none", "whisper": "pretrained"}.get(request.param)
-    if request.param == "whisper":
+    name, weights = request.param, "none" if request.param == "wavenet" else "pretrained"
+    if name in HUB:
         pytest.importorskip("keras_hub", exc_type=ImportError)
-        row = get_backbone(str(write_model("whisper", tmp_path_factory.mktemp("whisper"))))
-    row = row or get_backbone(request.param)
-    yield row, row.build(weights or str(request.getfixturevalue("file")), SECONDS, "avg", 0)
+        name = str(write_model(name, tmp_path_factory.mktemp(name)))
+    elif name == "speech-embedding":
+        weights = str(request.getfixturevalue("file"))
+    row = get_backbone(name)
+    yield row, row.build(weights, SECONDS, "avg", 0)
     keras.backend.clear_session()
 
 

@@ -31,6 +31,11 @@ TRAINED_AT = 2  # seconds
 
 
 @pytest.fixture(scope="module")
+def moonshine(tmp_path_factory) -> Path:
+    return write_model("moonshine", tmp_path_factory.mktemp("moonshine"))
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_model("whisper", tmp_path_factory.mktemp("whisper"))
 
@@ -117,6 +122,64 @@ def test_blocks_and_depths(folder, encoder):
     assert_close(found[2, 64:], np.concatenate([state[2].mean(axis=0), state[2].std(axis=0)]))
 
 
+# --- Moonshine
+
+
+def test_moonshine_has_blocks_and_features_of_the_reference(moonshine):
+    """Also if sounds of other lengths are in the batch."""
+    row, wanted = get_backbone(str(moonshine)), expected("moonshine")
+    assert (row.modality, row.default_size) == ("audio", 5)
+    found = row.build("pretrained", 5, "avg", 0)
+    assert_close(features(found, sounds()), wanted["features"])
+    assert [block.name for block in row.blocks(found)] == ["stem", "block1", "block2", "block3"]
+    for number, state in enumerate(outputs_of(found, ["block1_out", "block2_out", "block3_top"]), 1):
+        state = state[1, ::10][: len(wanted[f"hidden/{number}"])]
+        assert_close(state, wanted[f"hidden/{number}"])
+    base = found.get_layer(BACKBONE_LAYER)
+    set_trainable(base, select_blocks(row.blocks(found), "all"), 1.0)
+    assert len(base.trainable_variables) == len(weights_of("moonshine"))
+    base.trainable = False
+
+
+def test_presets_of_moonshine(tmp_path):
+    row = get_backbone(str(write_preset("moonshine", tmp_path)))
+    found = row.build("pretrained", 5, "avg", 0)
+    assert_close(features(found, sounds()), expected("moonshine")["features"])
+    whole = hub_networks.from_preset(tmp_path, True)
+    inputs = [whole.input["encoder_input_values"], whole.input["encoder_padding_mask"]]
+    theirs = keras.Model(inputs, whole.output["encoder_sequence_output"])
+    sound = sounds()[-1][None, :, None]  # of whole steps
+    (last, _) = outputs_of(found, ["block3_top_inside", "block3_top"])
+    own = np.asarray(theirs([sound, np.ones(sound.shape[:2], bool)]))
+    assert_close(own, last[-1:, : own.shape[1]])
+
+
+def test_moonshine_at_several_depths(moonshine):
+    deep = get_backbone(str(moonshine)).build("pretrained", 5, "avg", 0, "half")
+    assert widths(deep) == {"last": [96], "half": [96]}
+    together = features(deep, sounds())
+    assert_close(together[:, :96], expected("moonshine")["features"])
+    for number, sound in enumerate(sounds()):
+        assert_close(features(deep, [sound])[0], together[number])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": None}, r"config\.json: Moonshine's encoder cannot be built without hidden_size, "),
+        ({"encoder_hidden_act": "relu"}, r"config\.json: encoder_hidden_act must be 'gelu' for Moonshine, got 'relu'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.8}}, r"config\.json: Moonshine's encoder must rotate an even"),
+        ({"encoder_num_hidden_layers": 2}, r"an encoder of recordings of it \(.*it also has layers\.2\."),
+    ],
+)
+def test_files_that_are_no_moonshine(change, message, moonshine, tmp_path):
+    write_model("moonshine", tmp_path)
+    config = json.loads((moonshine / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        get_backbone(str(tmp_path)).build("pretrained", 5, "avg", 0)
+
+
 # --- what is refused
 
 
@@ -164,12 +227,17 @@ def test_files_that_are_no_such_network(change, message, folder, tmp_path):
 
 def test_the_table_has_it(capsys):
     listing.run([])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("whisper-tiny-en "))
-    assert line.split()[1:6] == ["audio", "768", "8.2", "M", "30"]
+    lines = {line.split()[0]: line.split()[1:6] for line in capsys.readouterr().out.splitlines() if "-tiny-en " in line}
+    assert lines == {
+        "whisper-tiny-en": ["audio", "768", "8.2", "M", "30"],
+        "moonshine-tiny-en": ["audio", "576", "7.7", "M", "5"],
+    }
 
 
 @pytest.mark.slow
-def test_a_whisper_goes_through_all_stages(tmp_path, monkeypatch, folder):
+@pytest.mark.parametrize(("family", "dim"), [("whisper", 128), ("moonshine", 192)])
+def test_encoders_of_speech_go_through_all_stages(family, dim, tmp_path, monkeypatch):
+    folder = write_model(family, tmp_path / family)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     write_recordings()
@@ -177,7 +245,7 @@ def test_a_whisper_goes_through_all_stages(tmp_path, monkeypatch, folder):
     write_params(Path("params.yaml"), **{**SOUNDS, **changes})
     run_stages("prepare", "extract", "train_head", "fine_tune", "evaluate")
     meta = json.loads(paths.FEATURES_META.read_text())
-    assert (meta["kind"], meta["size"], meta["feature_dim"]) == ("audio", TRAINED_AT, 128)
+    assert (meta["kind"], meta["size"], meta["feature_dim"]) == ("audio", TRAINED_AT, dim)
     assert json.loads(paths.report("fine_tune").read_text())["settings"]["trunk_cache"]
     assert json.loads(paths.report("evaluate").read_text())["whole_images"]["mean_difference"] < 0.01
     model = keras.models.load_model(paths.MODEL)

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from headstart.backbones import hub_downloads, hub_files, whisper
+from headstart.backbones import hub_conversions, hub_downloads, hub_files, moonshine, whisper
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import CONFIG, Origin
 from headstart.backbones.hub_networks import HubBackbone, from_preset, read_config
-from headstart.backbones.sequences import max_pool, statistics_pool
-from headstart.backbones.sound_encoders import INPUT, find_blocks, heard_steps
+from headstart.backbones.sequences import max_pool, not_zero, statistics_pool
+from headstart.backbones.sound_encoders import INPUT, SoundEncoder, find_blocks, heard_steps
 from headstart.backbones.spectra import STEP
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import UserError
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechEncoder(HubBackbone):
+class Whisper(HubBackbone):
     """Whisper's encoder: a row of the table below, or what `hub:PRESET`, `hf:OWNER/NAME` or a folder stands for.
 
     It hears `extract.size` seconds, at most the `default_size` that it was trained with: silence behind a sound is
@@ -77,14 +79,48 @@ class SpeechEncoder(HubBackbone):
         sizes = whisper.read_sizes(folder / CONFIG, config)
         base = whisper.build_whisper(sizes, self.default_size)
         if pretrained:
-            file = hub_files.weights_file(folder)
-            of_keras = file.name == hub_files.KERAS_WEIGHTS
-            weights = (
-                whisper.read_network(from_preset(folder, True)) if of_keras else whisper.read_safetensors(file, sizes)
-            )
+            weights = _read_weights(folder, sizes, whisper)
             weights[whisper.POSITIONS] = [weights[whisper.POSITIONS][0][: base.output.shape[1]]]
-            whisper.set_weights(base, weights)
+            _set_weights(base, weights)
         return base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moonshine(HubBackbone, SoundEncoder):
+    """Moonshine's encoder, which hears sounds of any length: what a preset, a repository or a folder stands for."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("keras-hub",)
+    learning_rate: float = 1e-4
+
+    def _network(self, weights: str) -> keras.Model:
+        return self._load(hub_downloads.fetch(self.origin), weights)
+
+    def _convert(self, folder: Path, config: dict[str, Any], pretrained: bool) -> keras.Model:
+        sizes = moonshine.read_sizes(folder / CONFIG, config)
+        base = moonshine.build_moonshine(sizes)
+        if pretrained:
+            _set_weights(base, _read_weights(folder, sizes, moonshine))
+        return base
+
+    def _filled(self, sequence: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
+        return not_zero(sequence)
+
+
+def _read_weights(folder: Path, sizes: Any, network: ModuleType) -> dict[str, list[np.ndarray]]:
+    """Return the weights in a folder by the layers of a network, `whisper` or `moonshine`; raises many kinds."""
+    file = hub_files.weights_file(folder)
+    if file.name == hub_files.KERAS_WEIGHTS:
+        return dict(network.read_network(from_preset(folder, True)))
+    arrays = hub_conversions.read_encoder(file)
+    weights = dict(network.by_layer(arrays, sizes))
+    if arrays:
+        raise ValueError(f"it also has {min(arrays)}")
+    return weights
+
+
+def _set_weights(base: keras.Model, weights: dict[str, list[np.ndarray]]) -> None:
+    for name, arrays in weights.items():
+        base.get_layer(name).set_weights(arrays)
 
 
 def _pool(network: keras.Model, pooling: str, depth: str) -> tuple[keras.Model, list[str]]:
@@ -103,23 +139,41 @@ def _pool(network: keras.Model, pooling: str, depth: str) -> tuple[keras.Model, 
     return keras.Model(network.inputs, vectors if taps else vectors[0]), names
 
 
-def make_row(name: str, place: str, feature_dim: int, parameters: float, size: int = 30, **more: Any) -> SpeechEncoder:
-    """Make a row of the table."""
-    return SpeechEncoder(
+def make_row(name: str, place: str, feature_dim: int, parameters: float, size: int = 30, **more: Any) -> Whisper:
+    """Make a row of the table for a Whisper."""
+    return Whisper(
         name, "audio", size, feature_dim, parameters, "mono at 16 kHz; logarithm of Whisper's mel bands",
+        origin=Origin(place, of_sounds=True), **more,
+    )  # fmt: skip
+
+
+def make_moonshine(name: str, place: str, feature_dim: int, parameters: float, **more: Any) -> Moonshine:
+    """Make a row of the table for a Moonshine."""
+    return Moonshine(
+        name, "audio", 5, feature_dim, parameters, "mono at 16 kHz, in [-1, 1]",
         origin=Origin(place, of_sounds=True), **more,
     )  # fmt: skip
 
 
 def is_sound_encoder(config: dict[str, Any]) -> bool:
     """Whether a config.json is one of an encoder that is built here."""
-    return config.get("model_type") == whisper.MODEL_TYPE or config.get("class_name") == whisper.KERAS_CLASS
+    return any(_is_of(network, config) for network in (whisper, moonshine))
 
 
-def find_row(name: str, folder: Path, config: dict[str, Any]) -> SpeechEncoder:
+def _is_of(network: ModuleType, config: dict[str, Any]) -> bool:
+    return config.get("model_type") == network.MODEL_TYPE or config.get("class_name") == network.KERAS_CLASS
+
+
+def find_row(name: str, folder: Path, config: dict[str, Any]) -> HubBackbone:
     """Return the backbone of a config.json in a folder; raises UserError if it lacks something."""
+    if _is_of(moonshine, config):
+        moonshine.read_sizes(folder / CONFIG, config)
+        return make_moonshine(name, name, 0, 0.0)
     places = whisper.read_sizes(folder / CONFIG, config).places
     return make_row(name, name, 0, 0.0, max(1, places // whisper.PER_SECOND))
 
 
-ROWS = [make_row("whisper-tiny-en", "hub:whisper_tiny_en", 768, 8.2, licence="MIT")]
+ROWS = [
+    make_row("whisper-tiny-en", "hub:whisper_tiny_en", 768, 8.2, licence="MIT"),
+    make_moonshine("moonshine-tiny-en", "hub:moonshine_tiny_en", 576, 7.7, licence="MIT"),
+]

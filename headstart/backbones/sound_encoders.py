@@ -15,7 +15,7 @@ from headstart.backbones import hub_downloads, speech_embedding
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
-from headstart.backbones.sequences import max_pool, statistics_pool
+from headstart.backbones.sequences import max_pool, not_zero, statistics_pool
 from headstart.backbones.spectra import STEP
 from headstart.backbones.wavenet import FEATURES, build_wavenet
 from headstart.config import PARAMS_FILE, Params
@@ -169,10 +169,7 @@ class SpeechEmbedding(SoundEncoder):
         return base
 
     def _filled(self, sequence: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
-        """Return which windows are heard: the others are zeros."""
-        from headstart.framework import keras
-
-        return keras.ops.cast(keras.ops.any(keras.ops.not_equal(sequence, 0.0), axis=-1), "int32")
+        return not_zero(sequence)
 
 
 def heard_steps(samples: keras.KerasTensor) -> keras.KerasTensor:

@@ -169,37 +169,16 @@ def with_length(whole: keras.Model, sizes: Sizes, seconds: int) -> keras.Model:
     return cut
 
 
-def set_weights(base: keras.Model, weights: dict[str, list[np.ndarray]]) -> None:
-    """Set the weights of layers by their names; raises ValueError if they do not fit."""
-    for name, arrays in weights.items():
-        base.get_layer(name).set_weights(arrays)
-
-
-def read_safetensors(file: Path, sizes: Sizes) -> dict[str, list[np.ndarray]]:
-    """Return the weights by layer of a model.safetensors by Hugging Face, with or without decoder or classifier.
+def by_layer(arrays: dict[str, np.ndarray], sizes: Sizes) -> dict[str, list[np.ndarray]]:
+    """Return the weights by layer, and remove them from `arrays`, those of Hugging Face's encoder by their names.
 
     Raises:
-        KeyError, ValueError: if it has another encoder.
+        KeyError, ValueError: if they are those of another encoder.
     """
-    from safetensors import safe_open
-
-    with safe_open(file, "numpy") as opened:
-        names = list(opened.keys())
-        start = next((name for name in names if name.endswith("encoder.conv1.weight")), "").removesuffix("conv1.weight")
-        own = [name for name in names if name.startswith(start)]
-        arrays = {name.removeprefix(start): opened.get_tensor(name).astype(np.float32) for name in own}
-    found = _by_layer(arrays, sizes)
-    if arrays:
-        raise ValueError(f"it also has {min(arrays)}")
-    return found
-
-
-def _by_layer(arrays: dict[str, np.ndarray], sizes: Sizes) -> dict[str, list[np.ndarray]]:
-    """Return the weights by layer, and remove them from `arrays`; PyTorch has kernels transposed."""
     heads = (sizes.heads, sizes.dim // sizes.heads)
 
     def pair(name: str) -> list[np.ndarray]:
-        return [arrays.pop(f"{name}.weight").T, arrays.pop(f"{name}.bias")]
+        return [arrays.pop(f"{name}.weight").T, arrays.pop(f"{name}.bias")]  # PyTorch has kernels transposed
 
     found = {"stem_conv1": pair("conv1"), "stem_conv2": pair("conv2"), _top(sizes.layers): pair("layer_norm")}
     found[POSITIONS] = [arrays.pop("embed_positions.weight")]

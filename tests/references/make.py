@@ -57,6 +57,7 @@ def main() -> None:
     transformer("siglip2", siglip2, siglip2.vision_model, hf.SiglipImageProcessor(**SQUARE), first_patch=0)
     resnet("resnet", "resnet26", 64)
     whisper("whisper", seconds=2)
+    moonshine("moonshine")
 
 
 def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: int = 1) -> None:
@@ -134,6 +135,29 @@ def whisper(name: str, seconds: int) -> None:
         if heard == seconds:
             result["spectrum"] = torch.cat([bands[-1, :, :20], bands[-1, :, -20:]], dim=1)
             result |= {f"hidden/{number}": state[1, ::10] for number, state in enumerate(out.hidden_states) if number}
+    write(name, configs, weights, result)
+
+
+def moonshine(name: str) -> None:
+    """Write the folder of a Moonshine; each sound is heard alone, in whole steps of 20 ms."""
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "encoder_num_hidden_layers": 3}
+    sizes |= {"encoder_num_attention_heads": 4, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4}
+    config = hf.MoonshineConfig(**sizes, vocab_size=16, pad_head_dim_to_multiple_of=8)
+    model = hf.MoonshineForConditionalGeneration(config).eval()
+    weights = {key: draw(key, list(value.shape)) for key, value in model.state_dict().items() if "encoder." in key}
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()}, strict=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(temporary)
+        configs = {file.name: file.read_text() for file in Path(temporary).glob("*config.json")}
+    outputs = []
+    for sound in sounds():
+        values = torch.from_numpy(np.pad(sound, (0, -len(sound) % 320)))[None]
+        outputs.append(model.model.encoder(values, output_hidden_states=True))
+    both = [torch.cat([one.mean(dim=0), one.std(dim=0, correction=0)]) for one in (out[0][0] for out in outputs)]
+    result = {"features": torch.stack(both)}
+    states = enumerate(outputs[1].hidden_states)
+    result |= {f"hidden/{number}": state[0, ::10] for number, state in states if number}
     write(name, configs, weights, result)
 
 
