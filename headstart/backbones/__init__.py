@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headstart.backbones import hub_image_table, hub_names, hub_text, sound_encoders
+from headstart.backbones import hub_image_table, hub_names, hub_sounds, hub_text, sound_encoders
 from headstart.backbones.base import Backbone
 from headstart.backbones.keras_table import ROWS
 from headstart.config import PARAMS_FILE, Params
@@ -10,7 +10,7 @@ from headstart.errors import UserError, did_you_mean
 from headstart.modalities import Modality, get_modality
 
 BACKBONES: dict[str, Backbone] = {
-    row.name: row for row in (*ROWS, *hub_image_table.ROWS, *hub_text.ROWS, *sound_encoders.ROWS)
+    row.name: row for row in (*ROWS, *hub_image_table.ROWS, *hub_text.ROWS, *sound_encoders.ROWS, *hub_sounds.ROWS)
 }
 
 

@@ -176,3 +176,18 @@ def _fill(network: keras.Model, weights: _Weights, clip: bool) -> None:
     weights.norm(head.layer_norm, "head.layernorm")
     weights.dense(head.mlp.fc1, "head.mlp.fc1")
     weights.dense(head.mlp.fc2, "head.mlp.fc2")
+
+
+def read_encoder(file: Path) -> dict[str, np.ndarray]:
+    """Return the weights of an encoder of sounds by their names, (...) float32, without what else a file has.
+
+    Raises:
+        KeyError: if there is no encoder in it.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "numpy") as opened:
+        names, first = list(opened.keys()), "conv1.weight"
+        start = next((name for name in names if name.endswith(f"encoder.{first}")), first).removesuffix(first)
+        own = [name for name in names if name.startswith(start)]
+        return {name.removeprefix(start): opened.get_tensor(name).astype(np.float32) for name in own}

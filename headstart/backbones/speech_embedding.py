@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from headstart.backbones.spectra import RATE, STEP, fix, triangles, windowed_waves
+from headstart.backbones.spectra import STEP, fix, mel_bands, windowed_waves
 
 if TYPE_CHECKING:
     import keras
@@ -119,26 +119,10 @@ def log_mel(samples: keras.KerasTensor) -> keras.KerasTensor:
 @cache
 def _transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return windowed cosines and sines, (WINDOW, bins) float32 each, and bands, (bins, MELS), of bins in any band."""
-    bands = _mel_bands()
+    bands = mel_bands(MELS, LOWEST, HIGHEST, TRANSFORM)
     bins = np.flatnonzero(bands.any(axis=1))
     cosine, sine = ((LOUDEST * wave).astype(np.float32) for wave in windowed_waves(WINDOW, TRANSFORM, bins))
     return cosine, sine, bands[bins]
-
-
-def _mel_bands() -> np.ndarray:
-    """Return triangles of equal area, and of equal width in mel, (TRANSFORM // 2 + 1, MELS) float32, as in librosa.
-
-    These mel are linear up to 1 kHz; above it 27 of them are a factor of 6.4, as in Slaney's Auditory Toolbox.
-    """
-    linear, knee, ratio = 200 / 3, 15.0, 27 / math.log(6.4)  # Hz of a mel; in mel; mel of a factor of e
-
-    def mel(hertz: float) -> float:
-        return hertz / linear if hertz < 1000 else knee + ratio * math.log(hertz / 1000)
-
-    steps = np.linspace(mel(LOWEST), mel(HIGHEST), MELS + 2)
-    edges = np.where(steps < knee, linear * steps, 1000 * np.exp((steps - knee) / ratio))
-    bands = triangles(np.arange(TRANSFORM // 2 + 1) * RATE / TRANSFORM, edges)
-    return (bands * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
 
 
 def _heard_frames(mask: keras.KerasTensor) -> keras.KerasTensor:

@@ -154,7 +154,11 @@ def find_split(base: keras.Model, trained: list[Block], longest: int) -> Split |
         longest: how many places sequences have at most where they enter the network.
     """
     parents = parents_of(base)
-    orders = range(len(parents)), earliest_first(parents), depth_first(parents)
+    # Inputs are there from the beginning, however late they are read.
+    orders = [
+        sorted(order, key=lambda place: bool(parents[place]))
+        for order in (range(len(parents)), earliest_first(parents), depth_first(parents))
+    ]
     found = [split for order in orders for split in _splits(base, trained, longest, parents, order)]
     work = [work_below(base, split) for split in found]
     enough = MOST_OF_IT * max(work, default=0)

@@ -1,4 +1,4 @@
-"""Record what the reference implementations of networks make of a few images: python tests/references/make.py
+"""Record what the reference implementations of networks make of images and sounds: python tests/references/make.py
 
 Written with torch 2.14.1, torchvision 0.29.1, transformers 5.24.0 and timm 1.0.31, on a CPU, in float32. These are the
 extra `reference`; tests need none of them: they read what this has written (see `tests/reference_models.py`).
@@ -19,7 +19,7 @@ import transformers as hf
 from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reference_models import EXPECTED, REFERENCES, SHAPES, draw, images
+from reference_models import EXPECTED, REFERENCES, SHAPES, draw, images, sounds
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
@@ -56,6 +56,8 @@ def main() -> None:
     siglip2 = hf.SiglipModel(hf.SiglipConfig(vision_config=SMALL | P16 | {"patch_size": 14}, text_config=TEXT))
     transformer("siglip2", siglip2, siglip2.vision_model, hf.SiglipImageProcessor(**SQUARE), first_patch=0)
     resnet("resnet", "resnet26", 64)
+    whisper("whisper", seconds=2)
+    moonshine("moonshine")
 
 
 def transformer(name: str, model: Any, tower: Any, processor: Any, first_patch: int = 1) -> None:
@@ -102,6 +104,61 @@ def resnet(name: str, architecture: str, trained_at: int) -> None:
         pixels = ((torch.from_numpy(images(size)) / 255 - mean) / std).permute(0, 3, 1, 2)
         result[f"{size}/pooled"] = model.forward_features(pixels).mean(dim=(2, 3))
     write(name, {"config.json": json.dumps(config, indent=1)}, weights, result)
+
+
+def whisper(name: str, seconds: int) -> None:
+    """Write the folder of a Whisper that was trained on sounds of so many seconds."""
+    sizes = {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 1, "decoder_ffn_dim": 8, "max_target_positions": 4}
+    tokens = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    tokens |= {"suppress_tokens": None, "begin_suppress_tokens": None}
+    result = {}
+    for heard in (seconds, seconds - 1):  # of its positions the first ones alone
+        config = hf.WhisperConfig(**sizes, **decoder, **tokens, max_source_positions=50 * heard)
+        model = hf.WhisperForConditionalGeneration(config).eval()
+        processor = hf.WhisperFeatureExtractor(chunk_length=heard)
+        names = {key: list(value.shape) for key, value in model.state_dict().items() if "encoder" in key}
+        if heard == seconds:
+            weights = {key: draw(key, shape) for key, shape in names.items()}
+            with tempfile.TemporaryDirectory() as temporary:
+                config.architectures = [type(model).__name__]
+                config.save_pretrained(temporary)
+                processor.save_pretrained(temporary)
+                configs = {file.name: file.read_text() for file in Path(temporary).glob("*config.json")}
+        own = {key: torch.from_numpy(array[: names[key][0]]) for key, array in weights.items()}
+        model.load_state_dict(own, strict=False)
+        bands = processor(sounds(), sampling_rate=16_000, return_tensors="pt").input_features
+        out = model.model.encoder(bands, output_hidden_states=True)
+        steps = [tokens[: -(-len(sound) // 320)] for tokens, sound in zip(out.last_hidden_state, sounds(), strict=True)]
+        both = [torch.cat([one.mean(dim=0), one.std(dim=0, correction=0)]) for one in steps]
+        result[f"{heard}/features"] = torch.stack(both)
+        if heard == seconds:
+            result["spectrum"] = torch.cat([bands[-1, :, :20], bands[-1, :, -20:]], dim=1)
+            result |= {f"hidden/{number}": state[1, ::10] for number, state in enumerate(out.hidden_states) if number}
+    write(name, configs, weights, result)
+
+
+def moonshine(name: str) -> None:
+    """Write the folder of a Moonshine; each sound is heard alone, in whole steps of 20 ms."""
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "encoder_num_hidden_layers": 3}
+    sizes |= {"encoder_num_attention_heads": 4, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 4}
+    config = hf.MoonshineConfig(**sizes, vocab_size=16, pad_head_dim_to_multiple_of=8)
+    model = hf.MoonshineForConditionalGeneration(config).eval()
+    weights = {key: draw(key, list(value.shape)) for key, value in model.state_dict().items() if "encoder." in key}
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()}, strict=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(temporary)
+        configs = {file.name: file.read_text() for file in Path(temporary).glob("*config.json")}
+    outputs = []
+    for sound in sounds():
+        values = torch.from_numpy(np.pad(sound, (0, -len(sound) % 320)))[None]
+        outputs.append(model.model.encoder(values, output_hidden_states=True))
+    both = [torch.cat([one.mean(dim=0), one.std(dim=0, correction=0)]) for one in (out[0][0] for out in outputs)]
+    result = {"features": torch.stack(both)}
+    states = enumerate(outputs[1].hidden_states)
+    result |= {f"hidden/{number}": state[0, ::10] for number, state in states if number}
+    write(name, configs, weights, result)
 
 
 def write(name: str, configs: dict[str, str], weights: dict[str, np.ndarray], result: dict[str, torch.Tensor]) -> None:
