@@ -114,6 +114,18 @@ def test_only_what_depends_on_a_change_runs_and_the_way_back_is_free(done):
 
 
 @pytest.mark.slow
+def test_another_size_is_another_run(done):
+    """DVC's run cache does not look at keys named size."""
+    before = lock(done)
+    done.set(**{**HEAD_ONLY, "extract.size": 48})
+    assert "Running stage 'extract'" in done.run("dvc repro extract")
+    assert json.loads((done.root / "features/meta.json").read_text())["size"] == 48
+    done.run("git checkout -q .")
+    done.run("dvc checkout")
+    assert lock(done) == before
+
+
+@pytest.mark.slow
 def test_results_of_other_params_are_compared_with_a_warning(done):
     warning = "Warning: workspace has no results of its own: train_head, fine_tune and evaluate did not run with its p"
     assert warning not in done.run("python -m headstart compare HEAD")
