@@ -129,7 +129,7 @@ def test_another_size_is_another_run(done):
 def test_results_of_other_params_are_compared_with_a_warning(done):
     warning = "Warning: workspace has no results of its own: train_head, fine_tune and evaluate did not run with its p"
     assert warning not in done.run("python -m headstart compare HEAD")
-    done.set(**HEAD_ONLY, **{"train_head.epochs": 77})
+    done.set(**{**HEAD_ONLY, "train_head.epochs": 77})
     assert warning in done.run("python -m headstart compare HEAD")
     done.set(**HEAD_ONLY)
 
