@@ -70,7 +70,7 @@ def connect(settings: Cluster) -> Iterator[Any]:
         raise UserError(
             f"params.yaml: cluster.address {settings.address}: Ray cannot be "
             f"{'started' if settings.address == 'here' else 'reached'} ({one_line(error)}); "
-            "see `ray status` on this machine, or set it to local"
+            "see `ray status`, and whether RAY_AUTH_TOKEN_PATH names the token of the head; or set it to local"
         ) from error
     try:
         yield ray

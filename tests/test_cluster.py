@@ -259,6 +259,16 @@ def test_a_cluster_that_is_not_there_is_reported_at_once(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "problem"), [("local", "is local: no cluster to check"), ("auto", "reading.json does not exist; run")]
+)
+def test_a_check_says_what_it_needs(tmp_path, monkeypatch, address, problem):
+    monkeypatch.chdir(tmp_path)
+    write_params(Path("params.yaml"), **{"cluster.address": address})
+    with pytest.raises(UserError, match=problem):
+        ray_executor.check_cluster()
+
+
 def test_errors_of_ray_are_one_line_about_the_cause():
     error = RuntimeError("\x1b[36mray::Worker()\x1b[39m (pid=7)\n  File x, line 1\nKeyError: 'seed'\n")
     assert ray_cluster.explain(error) == "RuntimeError: KeyError: 'seed'"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from headstart import ray_cluster
+from headstart import paths, ray_cluster
 from headstart.cluster_config import Cluster
 from headstart.config import Params, load_params
 from headstart.data.files import read_unchanged
@@ -221,11 +221,13 @@ def check_cluster() -> int:
     Raises:
         UserError: if there is no cluster, or prepare has not run.
     """
-    params, modality = load_params(), load_modality()
+    params = load_params()
     settings = params.cluster
     if settings.address == "local":
         raise UserError("params.yaml: cluster.address is local: no cluster to check; see docs/cluster.md")
-    manifest = load_manifest()
+    if not paths.READING.is_file():
+        raise UserError(f"{paths.READING} does not exist; run `dvc repro prepare`, then check again")
+    manifest, modality = load_manifest(), load_modality()
     encoder = Encoder(params, modality, choose_depth(params.extract, manifest))
     with ray_cluster.connect(settings) as ray:
         for node in ray_cluster.nodes(ray):
