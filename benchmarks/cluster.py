@@ -62,7 +62,7 @@ class Names:
 
 def run(ray: Any, count: int, workers: int, seconds: float) -> float:
     """Return how long `count` views took, from the start of the workers on."""
-    executor = RayExecutor(ray, seconds, {}, settings(), workers, worker=SleepingWorker)
+    executor = RayExecutor(ray, seconds, settings(), workers, worker=SleepingWorker)
     start, seen = time.perf_counter(), 0
     engine, names = SimpleNamespace(batch_size=8), Names()
     with closing(executor.run(range(count), names, engine)) as results:  # type: ignore[arg-type]

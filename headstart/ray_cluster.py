@@ -1,6 +1,6 @@
 """Ray, connected as params.yaml says: on this machine, or a cluster that this machine belongs to.
 
-Ray is imported here alone and in `features.ray_executor`, and only if `cluster.address` asks for it.
+Ray is imported here alone, and only if `cluster.address` asks for it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def connect(settings: Cluster) -> Iterator[Any]:
     """
     options: dict[str, Any] = {"address": settings.address}
     if settings.address == "here":
-        # Ray listens on all addresses of a machine unless it is told so, by a name that means other systems.
+        # By default Ray listens on all interfaces. With this, on Linux too, it binds to loopback.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         options = {"address": "local", "num_cpus": cores(), "include_dashboard": False}

@@ -52,8 +52,7 @@ class RayExecutor:
 
     Args:
         ray: the module, connected.
-        job: what they are told.
-        inputs: what shapes features on them.
+        job: what they need to know, of class Job for class Worker.
         cluster: what each of them takes.
         workers: how many of them.
         sends: whether examples are sent along, since a machine cannot read the source.
@@ -64,18 +63,18 @@ class RayExecutor:
         self,
         ray: Any,
         job: Any,
-        inputs: dict[str, Any],
         cluster: Cluster,
         workers: int,
         sends: bool = False,
         worker: type = Worker,
     ) -> None:
-        self._ray, self._job, self._inputs, self._cluster = ray, job, inputs, cluster
+        self._ray, self._job, self._cluster = ray, job, cluster
         self._workers, self._sends, self._worker = workers, sends, worker
 
     def fingerprint(self, engine: Engine, recipe: dict[str, Any], loader: ViewLoader) -> dict[str, Any]:
         """Return what shapes features on the workers: the same on all."""
-        return self._inputs
+        inputs: dict[str, Any] = self._job.inputs
+        return inputs
 
     def run(
         self, chosen: Sequence[int], views: Views, engine: Engine
@@ -151,14 +150,14 @@ def open_ray(
             check_sendable(params, manifest, unread)
         count = f"{len(machines)} machine{'' if len(machines) == 1 else 's'}"
         print(f"extract: {workers} workers on {count} of the cluster {params.cluster.address}", flush=True)
-        executor = RayExecutor(ray, replace(job, inputs=inputs), inputs, params.cluster, workers, bool(unread))
+        executor = RayExecutor(ray, replace(job, inputs=inputs), params.cluster, workers, bool(unread))
         yield executor, RemoteEngine(machines[0].facts, workers)
 
 
 def ask_machines(
     ray: Any, encoder: Encoder, manifest: pd.DataFrame, batch_size: int | None
 ) -> tuple[Job, list[Machine]]:
-    """Return what the workers are to be told, and what each machine of the cluster says to that."""
+    """Return what the workers need to know, and what each machine of the cluster answers to that."""
     first = manifest.iloc[0]
     job = Job(
         params=localize(encoder.params).model_dump(),

@@ -22,7 +22,7 @@ from headstart.data.files import Source, read_unchanged
 from headstart.data.layouts import open_examples
 from headstart.errors import UserError, one_line
 from headstart.features.encoders import Encoder
-from headstart.features.engines import OutOfMemoryError
+from headstart.features.engines import Engine, OutOfMemoryError
 from headstart.features.executors import LocalExecutor
 from headstart.features.views import ViewLoader, fingerprint_inputs, load_views
 from headstart.lockfile import Workspace, md5_of
@@ -34,7 +34,7 @@ COMPARED = ("keras", "numpy", "openvino", "ray", "tensorflow")  # with these, ot
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """What a worker needs to know.
 
     Attributes:
         params: the content of params.yaml.
@@ -122,7 +122,7 @@ def describe_machine(job: Job) -> Machine:
         except (UserError, OSError) as error:
             unread = one_line(error)
         engine = encoder.open_engine(job.batch_size)
-        inputs = fingerprint_inputs(engine, encoder.recipe(engine), encoder.loader(Sent({})))
+        inputs = shapes_features(encoder, engine)
     except UserError as error:
         return Machine(name, str(error))
     facts = {
@@ -131,6 +131,11 @@ def describe_machine(job: Job) -> Machine:
         "inputs": inputs,
     }
     return Machine(name, None, unread, facts)
+
+
+def shapes_features(encoder: Encoder, engine: Engine) -> dict[str, Any]:
+    """Return what shapes features on this machine, see `fingerprint_inputs`; no example is read for that."""
+    return fingerprint_inputs(engine, encoder.recipe(engine), encoder.loader(Sent({})))
 
 
 @dataclass(frozen=True)
@@ -158,14 +163,10 @@ class Worker:
         self._source = open_examples(encoder.params.data, encoder.modality)
         self._refusal = ""
         # Its machine may have joined the cluster after the others were asked.
-        if job.inputs is not None and job.inputs != self._inputs():
-            self._refusal = f"{socket.gethostname()} has joined the cluster, and computes other features; remove it"
-        elif job.versions != versions():
+        if job.versions != versions():
             self._refusal = f"{socket.gethostname()} has joined the cluster with other versions; remove it"
-
-    def _inputs(self) -> dict[str, Any]:
-        encoder, engine = self._encoder, self._engine
-        return fingerprint_inputs(engine, encoder.recipe(engine), encoder.loader(Sent({})))
+        elif job.inputs is not None and job.inputs != shapes_features(encoder, self._engine):
+            self._refusal = f"{socket.gethostname()} has joined the cluster, and computes other features; remove it"
 
     def __call__(self, block: pd.DataFrame) -> dict[str, np.ndarray]:
         """Return the numbers of the views, with their features; or -1 with an error, where one cannot be computed."""
